@@ -1,0 +1,48 @@
+# Needs Python 3.11 or 3.12 and make, nothing else.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN = runs/quickstart
+PROMPT ?= def read_lines(path):
+WORKERS ?= 2
+
+.PHONY: quickstart test test-slow lint venv clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
+	@echo && $(BIN)/python -m launch.evaluate --workdir=$(RUN)
+	@echo && echo "A sample:" && $(BIN)/python -m launch.generate --workdir=$(RUN) --prompt='$(PROMPT)' --max_tokens=96
+	@echo
+	@echo "Everything lies in $(RUN): metrics.jsonl, eval.json, samples.md, config.json, checkpoints/"
+	@echo "  go on:    $(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN) --config.train.num_steps=2400"
+	@echo "  score:    $(BIN)/python -m launch.evaluate --workdir=$(RUN)"
+	@echo "  write:    $(BIN)/python -m launch.generate --workdir=$(RUN) --prompt='class Node:'"
+
+test: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+venv: $(VENV)/installed-dev
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

@@ -1,0 +1,90 @@
+"""The names of one layer, `layers/7/moe/experts/down`, whatever a run does in memory.
+
+In memory the blocks of a stack are grouped for `scan`: segment s holds a pattern of blocks that
+repeats, and leaf `stack/s/j/...` stacks the j-th block of the pattern over its repeats, in dim 0.
+Files, tools, digests and surgery see canonical names, one for each layer. This file is the only
+one that knows both. The same holds for any tree that contains parameter trees, such as optimizer
+state: the pieces `stack/s/j` may stand anywhere in a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.core.errors import InputError
+
+Splits = tuple[tuple[int, int], ...]
+"""For each segment of a stack: (blocks in its pattern, repeats of the pattern)."""
+
+STACK, LAYERS = "stack", "layers"
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns {path: leaf} of nested dicts, tuples and records, pieces joined by '/'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {"/".join(_piece(entry) for entry in path): leaf for path, leaf in leaves}
+
+
+def unflatten(like: Any, flat: Mapping[str, Any]) -> Any:
+  """Returns a tree of the structure of `like` with the leaves of `flat`, by path."""
+  treedef = jax.tree.structure(like)
+  return jax.tree.unflatten(treedef, [flat[path] for path in flatten(like)])
+
+
+def layer_names(path: str, splits: Splits) -> list[str] | None:
+  """Returns the canonical names behind a stacked leaf, in order of dim 0; None if not stacked."""
+  pieces = path.split("/")
+  if STACK not in pieces:
+    return None
+  at = pieces.index(STACK)
+  segment, position = int(pieces[at + 1]), int(pieces[at + 2])
+  first = sum(blocks * repeats for blocks, repeats in splits[:segment])
+  blocks, repeats = splits[segment]
+  before, after = pieces[:at], pieces[at + 3 :]
+  layers = [first + repeat * blocks + position for repeat in range(repeats)]
+  return ["/".join([*before, LAYERS, str(layer), *after]) for layer in layers]
+
+
+def canonical_name(path: str, splits: Splits) -> str:
+  """Returns the canonical name of a leaf; of a stacked one, the name of its first layer."""
+  names = layer_names(path, splits)
+  return path if names is None else names[0]
+
+
+def unstack(flat: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
+  """Returns the leaves by canonical name: every stacked leaf is cut along dim 0."""
+  cut: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    names = layer_names(path, splits)
+    if names is None:
+      cut[path] = leaf
+    else:
+      cut.update((name, leaf[row]) for row, name in enumerate(names))
+  return cut
+
+
+def stack(named: Mapping[str, Any], paths: list[str], splits: Splits) -> dict[str, Any]:
+  """Returns the leaves at `paths`, the inverse of `unstack`.
+
+  Raises:
+    InputError: a name that a path needs is missing.
+  """
+  flat = {}
+  for path in paths:
+    names = layer_names(path, splits)
+    missing = [name for name in names or [path] if name not in named]
+    if missing:
+      raise InputError(f"{missing[0]!r} is missing ({len(missing)} in all): another model's tree")
+    flat[path] = named[path] if names is None else jnp.stack([named[name] for name in names])
+  return flat
+
+
+def _piece(entry: Any) -> str:
+  for attribute in ("key", "name", "idx"):
+    if hasattr(entry, attribute):
+      return str(getattr(entry, attribute))
+  raise TypeError(f"no name for the tree entry {entry!r}")

@@ -1,0 +1,44 @@
+"""How a module declares its weights: name, shape, logical dims, fan-in; once, in one line each.
+
+The master copy is float32 unless the model says otherwise; products cast it to the dtype of the
+activation (`core/weights.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmoe.core.layout import Dims
+from jaxmoe.core.rng import Keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """Makes the parameters of one module; `init / 'attention'` is the namespace of a child."""
+
+  keys: Keys
+  dtype: Any = jnp.float32
+
+  def __truediv__(self, name: str) -> Init:
+    return dataclasses.replace(self, keys=self.keys / name)
+
+  def at(self, layer: jax.Array | int) -> Init:
+    """Returns the namespace of one layer of a stack; `layer` may be traced."""
+    return dataclasses.replace(self, keys=self.keys.at(layer))
+
+  def weight(self, name: str, shape: tuple[int, ...], dims: Dims, fan_in: int) -> nnx.Param:
+    """Returns a weight drawn from a normal cut at two deviations, variance 1 / fan_in."""
+    # 0.8796 is the standard deviation of a unit normal cut at two deviations.
+    scale = 1 / (math.sqrt(fan_in) * 0.87962566103423978)
+    drawn = jax.random.truncated_normal(self.keys(name), -2, 2, shape, jnp.float32) * scale
+    return nnx.Param(drawn.astype(self.dtype), dims=dims)
+
+  def ones(self, shape: tuple[int, ...], dims: Dims) -> nnx.Param:
+    """Returns a weight of ones, such as the scale of a norm."""
+    return nnx.Param(jnp.ones(shape, self.dtype), dims=dims)

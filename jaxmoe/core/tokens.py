@@ -1,0 +1,51 @@
+"""What a model knows of each token besides its hidden vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["id", "position", "segment", "slot"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """Per-token records, int32, all of shape (B, L).
+
+  Attributes:
+    id: The token's id in the vocabulary.
+    position: Its place in its document, from 0; what rotary embeddings turn by.
+    segment: Which document of the row it belongs to, from 1; 0 is padding.
+    slot: Its place in the row (and in a cache), which orders it in time.
+  """
+
+  id: jax.Array
+  position: jax.Array
+  segment: jax.Array
+  slot: jax.Array
+
+  @property
+  def valid(self) -> jax.Array:
+    """(B, L) bool: a token that is not valid is routed and counted nowhere, writes nowhere."""
+    return self.segment > 0
+
+  @classmethod
+  def of_batch(cls, batch: Mapping[str, Any]) -> Tokens:
+    """Returns the tokens of a packed batch (`ids`, `position`, `segment`, each (B, L))."""
+    ids = jnp.asarray(batch["ids"], jnp.int32)
+    slot = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape)
+    return cls(ids, jnp.asarray(batch["position"]), jnp.asarray(batch["segment"]), slot)
+
+  @classmethod
+  def of_ids(cls, ids_BL: jax.Array) -> Tokens:
+    """Returns the tokens of rows that are each one whole document."""
+    slot = jnp.broadcast_to(jnp.arange(ids_BL.shape[1], dtype=jnp.int32)[None], ids_BL.shape)
+    return cls(ids_BL, slot, jnp.ones_like(slot), slot)

@@ -1,0 +1,68 @@
+"""The one seam for weights: `dot` and `grouped_dot`, whatever the format of the weight.
+
+Model code never multiplies by a weight itself. A plain array is handled here. Any other format
+(a low-rank update over another weight, quantized, shared shards) is a registered pytree class from
+a higher level with two methods, `dot` and `grouped_dot`; it takes the place of the array inside the
+parameter tree and nothing else changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+
+class Groups(Protocol):
+  """Rows in order of their slot, and how to multiply each by its slot's matrix."""
+
+  @property
+  def sizes_S(self) -> jax.Array:
+    """(S,) int32, the number of rows of each slot."""
+
+  def matmul(self, rows_RD: jax.Array, weight_SDF: jax.Array) -> jax.Array:
+    """Returns (R, F): each row times the matrix of its slot, accumulated in float32."""
+
+
+@runtime_checkable
+class Weight(Protocol):
+  """What a weight format brings; it must also be a registered pytree."""
+
+  def dot(self, x: jax.Array, spec: str) -> jax.Array:
+    """Returns the einsum `spec` of (x, weight) in x.dtype."""
+
+  def grouped_dot(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
+    """Returns (R, *out): each row times the matrix of its slot, in rows.dtype."""
+
+
+def dot(weight: Any, x: jax.Array, spec: str) -> jax.Array:
+  """Returns the einsum of `x` and `weight`, e.g. `dot(w, x_BLD, '...d,dnh->...nh')`.
+
+  Args:
+    weight: An array, cast to x.dtype, or a `Weight`.
+    x: The activation, the first operand of `spec`.
+    spec: An einsum of two operands.
+
+  Returns:
+    The product in x.dtype, accumulated in float32 or wider.
+  """
+  if not isinstance(weight, jax.Array):
+    return weight.dot(x, spec)
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  product = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=wide)
+  return product.astype(x.dtype)
+
+
+def grouped_dot(weight: Any, rows_RD: jax.Array, groups: Groups) -> jax.Array:
+  """Returns (R, *out): row r times the matrix of its slot; `weight` is (S, D, *out)."""
+  if not isinstance(weight, jax.Array):
+    return weight.grouped_dot(rows_RD, groups)
+  slots, dim, *out = weight.shape
+  flat_SDF = weight.astype(rows_RD.dtype).reshape(slots, dim, -1)
+  return groups.matmul(rows_RD, flat_SDF).reshape(rows_RD.shape[0], *out)
+
+
+def is_plain(*weights: Any) -> bool:
+  """True where every weight is a plain array, which a fused back end may read directly."""
+  return all(isinstance(weight, jax.Array) for weight in weights)

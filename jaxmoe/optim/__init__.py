@@ -1,0 +1,28 @@
+"""Optimizers, schedules and the transform a step applies, all built from optax.
+
+An optimizer gives a direction per parameter; clipping before it, weight decay and learning rate
+after it are the same for all. What an optimizer does to a layer is the same however the layers lie
+in memory: names and dims say what is one matrix, shapes never do.
+"""
+
+from jaxmoe.optim.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
+from jaxmoe.optim.schedules import SCHEDULES, Constant, Cosine, Wsd
+from jaxmoe.optim.state import state_dims
+from jaxmoe.optim.transform import Optim, decay_mask, make_optimizer, make_schedule
+
+__all__ = [
+  "OPTIMIZERS",
+  "SCHEDULES",
+  "Adafactor",
+  "AdamW",
+  "Constant",
+  "Cosine",
+  "Lion",
+  "Muon",
+  "Optim",
+  "Wsd",
+  "decay_mask",
+  "make_optimizer",
+  "make_schedule",
+  "state_dims",
+]

@@ -1,0 +1,1 @@
+"""How a run starts, at any scale. Only this package reads flags and the environment."""

@@ -1,0 +1,21 @@
+"""Process-wide JAX settings of the tests, made before the backend starts."""
+
+import os
+import pathlib
+import tempfile
+
+import jax
+import pytest
+
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"jaxmoe-test-cache-{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _home_is_temporary(tmp_path, monkeypatch):
+  """No test reads or writes the caches of the person who runs it."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

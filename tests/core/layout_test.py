@@ -1,0 +1,47 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import Layout, one_device
+
+RULES = {"params": {"mlp": ("data",), "vocab": ("data",)}}
+
+
+def wide_layout(degree: int) -> Layout:
+  """A Layout over an abstract mesh: specs need no devices."""
+  mesh = jax.sharding.AbstractMesh((degree,), ("data",), axis_types=(AxisType.Auto,))
+  return Layout(mesh, RULES)  # type: ignore[arg-type]
+
+
+def test_rules_map_logical_dims_to_mesh_axes_by_role():
+  layout = wide_layout(4)
+  assert layout.spec("params", ("embed", "mlp")) == PartitionSpec(None, "data")
+  assert layout.spec("optimizer", ("embed", "mlp")) == PartitionSpec(None, None)
+
+
+def test_a_mesh_axis_shards_one_dim_of_an_array_at_most():
+  assert wide_layout(4).spec("params", ("mlp", "vocab")) == PartitionSpec("data", None)
+
+
+def test_a_dim_that_does_not_divide_is_refused_by_name():
+  with pytest.raises(InputError, match="'mlp' of size 6 does not divide by 4"):
+    wide_layout(4).sharding("params", ("embed", "mlp"), (8, 6))
+
+
+def test_a_rule_with_an_unknown_mesh_axis_is_refused():
+  mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+  with pytest.raises(InputError, match="tensor"):
+    Layout(mesh, {"params": {"mlp": ("tensor",)}})
+
+
+def test_one_device_puts_every_array_whole_on_it():
+  sharding = one_device().sharding("params", ("embed", "mlp"), (3, 5))
+  assert sharding.is_fully_replicated
+  assert len(sharding.device_set) == 1
+
+
+def test_dims_and_shape_must_have_the_same_length():
+  with pytest.raises(InputError, match="cannot have the dims"):
+    one_device().sharding("params", ("embed",), (3, 5))

@@ -1,0 +1,167 @@
+import dataclasses
+import itertools
+from typing import Literal
+
+import pytest
+
+from jaxmoe.core import recipe
+from jaxmoe.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Red:
+  depth: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Blue:
+  shade: float = 0.5
+  tags: tuple[str, ...] = ("a",)
+
+
+COLOURS = {"red": (Red, Red()), "blue": (Blue, Blue(shade=0.1))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  total: int = 8
+  active: int = 2
+  mode: Literal["fast", "slow"] = "fast"
+  colour: Red | Blue = recipe.choice(COLOURS, Red())
+
+  def __post_init__(self) -> None:
+    if self.active > self.total:
+      raise InputError(f"active must be at most total: {self.active=} {self.total=}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  inner: Inner = Inner()
+  rate: float = 1e-4
+  limit: int | None = None
+  flag: bool = True
+  palette: tuple[Red | Blue, ...] = recipe.choice(COLOURS, (Red(2), Blue()))
+  parts: tuple[tuple[Inner, ...], ...] = ((Inner(),),)
+  pair: tuple[int, float] = (1, 2.0)
+
+
+@pytest.mark.parametrize(
+  "record",
+  [
+    Outer(),
+    Outer(rate=0.1 + 0.2, limit=3, flag=False, palette=()),
+    Outer(inner=Inner(colour=Blue(1e-300, ())), parts=((), (Inner(9), Inner(7)))),
+  ],
+)
+def test_from_json_is_the_exact_inverse_of_to_json(record):
+  again = recipe.from_json(Outer, recipe.to_json(record))
+  assert again == record
+  assert recipe.to_json(again) == recipe.to_json(record)
+  assert type(again.rate) is float
+
+
+def test_overrides_agree_in_every_order_and_checks_see_final_values():
+  changes = [("inner.total", "200"), ("inner.active", "99"), ("rate", "3e-2"), ("limit", "7")]
+  results = {recipe.override(Outer(), order) for order in itertools.permutations(changes)}
+  (result,) = results
+  assert (result.inner.total, result.inner.active, result.rate, result.limit) == (200, 99, 0.03, 7)
+
+
+def test_overrides_reach_tuples_components_and_optionals():
+  result = recipe.override(
+    Outer(limit=4),
+    [
+      ("palette.1.shade", "0.25"),
+      ("palette.1.tags", "x,y"),
+      ("parts.0.0.mode", "slow"),
+      ("limit", "none"),
+      ("flag", "false"),
+      ("pair", "3,4"),
+    ],
+  )
+  assert result.palette[1] == Blue(0.25, ("x", "y"))
+  assert result.parts[0][0].mode == "slow"
+  assert result.limit is None
+  assert result.flag is False
+  assert result.pair == (3, 4.0)
+
+
+@pytest.mark.parametrize(
+  ("path", "text", "expected"),
+  [
+    ("inner.activ", "3", "did you mean 'active'"),
+    ("nothing", "3", "unknown field of Outer"),
+    ("inner.active", "many", "config.inner.active: expected int, got 'many'"),
+    ("inner.active", "99", "active must be at most total"),
+    ("inner.active", "1.5", "expected int"),
+    ("inner.mode", "medium", "unknown value 'medium'"),
+    ("inner.colour", "blue", "is a component"),
+    ("inner", "3", "is a component"),
+    ("flag", "1", "expected bool"),
+    ("rate", "nan", "finite"),
+    ("palette.2.depth", "1", "has 2 entries"),
+    ("palette.x", "1", "has 2 entries"),
+    ("rate.x", "1", "has no field"),
+    ("limit", "1.5", "expected int"),
+    ("pair", "1", "expected 2 values"),
+  ],
+)
+def test_a_bad_override_is_one_line_that_names_the_field(path, text, expected):
+  with pytest.raises(InputError, match="config") as caught:
+    recipe.override(Outer(), [(path, text)])
+  assert expected in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_one_field_set_twice_is_refused():
+  with pytest.raises(InputError, match="set twice"):
+    recipe.override(Outer(), [("rate", "1"), ("rate", "2")])
+  with pytest.raises(InputError, match="set twice"):
+    recipe.override(Outer(), [("pair", "1,2"), ("pair.0", "2")])
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("{", "not JSON"),
+    ("[]", "expected the fields of Outer"),
+    ('{"x": 1}', "unknown field of Outer 'x'"),
+    ('{"flag": 1}', "expected bool, got 1"),
+    ('{"limit": true}', "expected int, got True"),
+    ('{"inner": {"colour": {"kind": "green"}}}', "unknown component 'green'"),
+    ('{"inner": {"colour": {"depth": 3}}}', "expected an object with 'kind'"),
+    ('{"palette": 3}', "expected a list"),
+    ('{"inner": {"active": 9}}', "config.inner: active must be at most total"),
+  ],
+)
+def test_bad_json_is_one_line_that_names_the_field(text, expected):
+  with pytest.raises(InputError) as caught:
+    recipe.from_json(Outer, text)
+  assert expected in str(caught.value)
+
+
+def test_diff_names_changed_fields_also_between_components():
+  old, new = Outer(), Outer(rate=1.0, inner=Inner(colour=Blue()))
+  changes = recipe.diff(old, new)
+  assert changes["rate"] == (1e-4, 1.0)
+  assert changes["inner.colour.kind"] == ("red", "blue")
+  assert changes["inner.colour.depth"] == (1, "(absent)")
+  assert recipe.diff(old, old) == {}
+
+
+def test_a_component_outside_its_family_cannot_be_written():
+  @dataclasses.dataclass(frozen=True)
+  class Green:
+    pass
+
+  with pytest.raises(InputError, match="visible dict"):
+    recipe.to_json(Outer(inner=Inner(colour=Green())))
+
+
+def test_a_missing_required_field_is_named():
+  @dataclasses.dataclass(frozen=True)
+  class Needy:
+    size: int
+
+  with pytest.raises(InputError, match="needs the field 'size'"):
+    recipe.from_plain(Needy, {})
