@@ -1,0 +1,187 @@
+"""The corpus: every source read once, checked, split and digested; its tokenizer made.
+
+The digest covers the name, content and side of every document, so two machines with the same digest
+and recipe see the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import to_plain
+from jaxmoe.data.document import Document, Reader
+from jaxmoe.data.mixture import Data
+from jaxmoe.data.scan import Good, Skipped, scan
+from jaxmoe.data.split import held_out_units
+from jaxmoe.data.stream import Lane, Stream
+from jaxmoe.data.tokenizers.tokenizer import Tokenizer
+
+Documents = Mapping[str, Sequence[Document]]
+"""{domain: documents in name order}."""
+
+
+def open_corpus(
+  data: Data,
+  cache_dir: str | os.PathLike[str] | None = None,
+  progress: Callable[[str], None] | None = None,
+) -> Corpus:
+  """Returns the corpus of `data`; reads every source once.
+
+  Args:
+    data: The recipe.
+    cache_dir: Where trained tokenizers are kept; None keeps none.
+    progress: Called with a line of text before anything that takes long.
+
+  Raises:
+    InputError: no such path, no good document, too many bad ones, a domain that cannot be split,
+      or a tokenizer that does not fit.
+  """
+  say = progress or (lambda line: None)
+  ready = None if data.tokenizer.trains else data.tokenizer.build((), "", cache_dir, say)
+  skipped, goods = Skipped(), {}
+  for part in data.parts:
+    say(f"reading {part.source.domain}")
+    goods[part.source.domain] = scan(part.source, data, ready, skipped, say)
+  keys = {domain: [(g.entry.split_key, g.entry.unit) for g in of] for domain, of in goods.items()}
+  held = held_out_units(keys, data.held_out)
+  train = [good for of in goods.values() for good in of if good.entry.unit not in held]
+  tokenizer = ready or data.tokenizer.build(_texts(train), _train_digest(train), cache_dir, say)
+  reader = Reader(tokenizer, data.cache_bytes)
+  sides: dict[bool, dict[str, list[Document]]] = {
+    side: {
+      domain: [_document(good, reader) for good in of if (good.entry.unit in held) == side]
+      for domain, of in goods.items()
+    }
+    for side in (False, True)
+  }
+  return Corpus(data, tokenizer, sides[False], sides[True], skipped.plain())
+
+
+class Corpus:
+  """Documents by domain and side of the split; made by `open_corpus`.
+
+  Attributes:
+    data: The recipe.
+    tokenizer: Made from the training side only, or not trained at all.
+    domains: Names, in the order of the parts.
+    digest: Hexadecimal digest of the names, contents and sides of all documents.
+    skipped: The bad records: `counts` {domain: {reason: number}} and `places`, a list of
+      `place: reason` lines that ends after 1000.
+    statistics: {domain: {train, held_out: {documents, bytes}}}.
+  """
+
+  def __init__(
+    self,
+    data: Data,
+    tokenizer: Tokenizer,
+    train: Documents,
+    held_out: Documents,
+    skipped: dict[str, Any],
+  ):
+    self.data, self.tokenizer, self.skipped = data, tokenizer, skipped
+    self._train, self._held_out = train, held_out
+    self.domains = tuple(train)
+    sides = {"train": train, "held_out": held_out}
+    self.digest = _digest(
+      f"{side}/{domain}/{document.name}:{document.digest.hex()}"
+      for side, documents in sides.items()
+      for domain in sorted(documents)
+      for document in documents[domain]
+    )
+    self.statistics = {
+      domain: {side: _count(documents[domain]) for side, documents in sides.items()}
+      for domain in self.domains
+    }
+
+  def train(self, domain: str) -> Sequence[Document]:
+    """Returns the documents of `domain` that are trained on, in name order."""
+    return self._of(self._train, domain)
+
+  def held_out(self, domain: str) -> Sequence[Document]:
+    """Returns the documents of `domain` that are never trained on, in name order."""
+    return self._of(self._held_out, domain)
+
+  def held_out_bytes(self, domain: str) -> bytes:
+    """Returns the held-out documents of `domain` as one stream, as a compressor would see them."""
+    return b"".join(document.raw for document in self.held_out(domain))
+
+  def fingerprint(self, batch_size: int, seed: int) -> str:
+    """Returns a digest of all that batches depend on; the number of processes is not among it."""
+    parts = [to_plain(self.data), self.digest, self.tokenizer.digest, batch_size, seed]
+    return _digest([json.dumps(parts, sort_keys=True)])
+
+  def stream(
+    self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+  ) -> Stream:
+    """Returns the endless training batches of one process.
+
+    Args:
+      batch_size: Rows of the global batch.
+      seed: Another seed, another order of documents and rows.
+      process_index: Which slice of the rows this process keeps.
+      process_count: How many slices there are; must divide `batch_size`.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+      raise InputError(
+        f"the batch must divide evenly over the processes, got {batch_size=} {process_count=}"
+      )
+    if not 0 <= process_index < process_count:
+      raise InputError(f"process_index must be below process_count, got {process_index=}")
+    rows = batch_size // process_count
+    total = sum(part.weight for part in self.data.parts)
+    shares = {part.source.domain: part.weight / total for part in self.data.parts}
+    return Stream(
+      lanes=[Lane(domain, self._train[domain], share) for domain, share in shares.items()],
+      shape=(batch_size, self.data.seq_len),
+      keep=slice(process_index * rows, (process_index + 1) * rows),
+      shuffle_tokens=self.data.shuffle_tokens,
+      eod_id=self.tokenizer.eod_id,
+      seed=seed,
+      fingerprint=self.fingerprint(batch_size, seed),
+    )
+
+  def _of(self, documents: Documents, domain: str) -> Sequence[Document]:
+    if domain not in documents:
+      raise InputError(f"no domain {domain!r}; there are {', '.join(self.domains)}")
+    return documents[domain]
+
+
+def _document(good: Good, reader: Reader) -> Document:
+  entry = good.entry
+  return Document(
+    name=entry.name,
+    num_bytes=good.num_bytes,
+    digest=good.digest,
+    answer=entry.answer,
+    source=good.source,
+    locator=entry.locator,
+    reader=reader,
+  )
+
+
+def _texts(goods: Iterable[Good]) -> Iterator[str]:
+  for good in goods:
+    content = good.source.read(good.entry.locator)
+    assert isinstance(content, str), "ids are refused while the tokenizer is not known"
+    yield content
+
+
+def _train_digest(goods: Iterable[Good]) -> str:
+  return _digest(f"{good.source.domain}/{good.entry.name}:{good.digest.hex()}" for good in goods)
+
+
+def _digest(lines: Iterable[str]) -> str:
+  digest = hashlib.sha256()
+  for line in lines:
+    # A file name need not be UTF-8.
+    digest.update(line.encode("utf-8", errors="surrogateescape") + b"\n")
+  return digest.hexdigest()
+
+
+def _count(documents: Sequence[Document]) -> dict[str, int]:
+  return {"documents": len(documents), "bytes": sum(item.num_bytes for item in documents)}

@@ -1,0 +1,70 @@
+"""What a source finds: one entry per record, good or flawed, and how to read it again.
+
+A source is a frozen record with three members: `domain`, the name its documents are trained and
+scored under; `scan`, which visits every record once, in an order that is a function of the corpus
+alone; and `read`, which returns the content of one record again from its locator, so that the
+corpus need not hold all text in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+Content = str | np.ndarray
+"""Text, or the ids of a document that was tokenized elsewhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One record of a source.
+
+  Attributes:
+    place: Where it lies, for reports: a path, or `path:line`.
+    name: What it is called inside its source: unique, independent of the machine.
+    split_key: Its hash decides whether it is held out.
+    unit: Entries of one unit (one file) are on one side of the split in every domain.
+    content: The text or ids; None when flawed.
+    flaw: Why the record cannot be used; empty when it can.
+    locator: What `read` needs to return `content` again.
+    answer: Start and end, in UTF-8 bytes, of the part that can be scored by exact match.
+  """
+
+  place: str
+  name: str
+  split_key: str
+  unit: str
+  content: Content | None = None
+  flaw: str = ""
+  locator: Any = None
+  answer: tuple[int, int] | None = None
+
+
+class Source(Protocol):
+  """One domain of documents."""
+
+  @property
+  def domain(self) -> str:
+    """The name of the domain."""
+
+  def scan(self, max_bytes: int) -> Iterator[Entry]:
+    """Yields every record once; one larger than `max_bytes` is flawed and not read whole."""
+
+  def read(self, locator: Any) -> Content:
+    """Returns the content of the entry with this locator."""
+
+
+INVALID_UTF8 = "invalid UTF-8"
+
+
+def too_large(max_bytes: int) -> str:
+  """Returns the flaw of a record over the size limit."""
+  return f"larger than {max_bytes} bytes"
+
+
+def unreadable(error: Exception) -> str:
+  """Returns the flaw of a file that the system or gzip refuses to read."""
+  return f"cannot be read ({getattr(error, 'strerror', None) or error})"

@@ -1,0 +1,13 @@
+"""Where documents come from; one file and one line per source."""
+
+from jaxmoe.data.sources.jsonl import Jsonl
+from jaxmoe.data.sources.stdlib import Stdlib
+from jaxmoe.data.sources.synthetic import Synthetic
+from jaxmoe.data.sources.text import Text
+
+SOURCES = {
+  "stdlib": (Stdlib, Stdlib(domain="prose", max_documents=8)),
+  "text": (Text, Text(path=".")),
+  "jsonl": (Jsonl, Jsonl(path=".")),
+  "synthetic": (Synthetic, Synthetic(num_documents=8)),
+}

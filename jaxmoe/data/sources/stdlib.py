@@ -1,0 +1,112 @@
+"""The standard library of the running Python: text that is on every machine.
+
+Three disjoint domains: `code`, its .py files outside test folders; `prose`, the help topics of
+pydoc (their file is left out of `code`); `names`, the names of Unicode characters. All three differ
+by Python version; the digest of the corpus tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sysconfig
+import unicodedata
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.entry import Entry
+from jaxmoe.data.sources.text import file_entry, read_text
+
+_NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_TOPICS = "pydoc_data/topics.py"
+_BLOCK = 256  # code points a document of names covers
+_CURE = (
+  "train on a folder of .txt files instead: name the source 'text' in the config argument and set "
+  "--config.data.parts.0.source.path=FOLDER"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stdlib:
+  """One domain of the standard library.
+
+  Attributes:
+    domain: Which part of it.
+    root: The folder of the sources of `code`; None for the running Python's.
+    max_documents: Stop after this many documents in name order; None for all.
+  """
+
+  domain: Literal["code", "prose", "names"] = "code"
+  root: str | None = None
+  max_documents: int | None = None
+
+  def __post_init__(self) -> None:
+    if self.max_documents is not None and self.max_documents < 1:
+      raise InputError(f"max_documents must be at least 1 or none, got {self.max_documents}")
+    if self.root is not None and self.domain != "code":
+      raise InputError(f"root is for the domain 'code', not {self.domain!r}; set it to none")
+
+  def scan(self, max_bytes: int) -> Iterator[Entry]:
+    """Yields the documents of the domain in name order; empty modules are not documents."""
+    if self.domain == "code":
+      return islice(self._code(max_bytes), self.max_documents)
+    texts = _topics() if self.domain == "prose" else _names()
+    return islice(self._texts(texts), self.max_documents)
+
+  def read(self, locator: str) -> str:
+    """Returns the text of the file at path `locator`, or the locator itself, which is the text."""
+    return read_text(locator) if self.domain == "code" else locator
+
+  def _code(self, max_bytes: int) -> Iterator[Entry]:
+    root = self.root or sysconfig.get_paths()["stdlib"]
+    found = False
+    for name, path in _python_files(root):
+      entry = file_entry(path, name, max_bytes)
+      if entry.content is None or str(entry.content).strip():
+        found = True
+        yield entry
+    if not found:
+      raise InputError(f"no .py sources under {root!r} (a zipped or stripped Python?); {_CURE}")
+
+  def _texts(self, texts: Iterator[tuple[str, str]]) -> Iterator[Entry]:
+    for name, text in texts:
+      place = f"stdlib/{self.domain}/{name}"
+      yield Entry(place, name, place, place, text, locator=text)
+
+
+def _python_files(root: str) -> Iterator[tuple[str, str]]:
+  """Yields (path relative to root, path), sorted, of the files outside test folders."""
+  names = []
+  for folder, folders, files in os.walk(root):
+    folders[:] = [item for item in folders if item not in _NOT_CODE]
+    relative = os.path.relpath(folder, root).replace(os.sep, "/")
+    prefix = "" if relative == "." else f"{relative}/"
+    names += [prefix + item for item in files if item.endswith(".py")]
+  for name in sorted(names):
+    if name != _TOPICS:
+      yield name, os.path.join(root, name)
+
+
+def _topics() -> Iterator[tuple[str, str]]:
+  try:
+    from pydoc_data.topics import topics
+  except ImportError:
+    raise InputError(f"this Python has no help topics (pydoc_data.topics); {_CURE}") from None
+  yield from sorted(topics.items())
+
+
+def _names() -> Iterator[tuple[str, str]]:
+  """Yields (first code point, names a line each); names spelled by a rule are left out."""
+  for start in range(0, 0x110000, _BLOCK):
+    names = [unicodedata.name(chr(point), "") for point in range(start, start + _BLOCK)]
+    pairs = zip(range(start, start + _BLOCK), names)
+    chosen = [name for point, name in pairs if name and not _by_rule(point, name)]
+    if chosen:
+      yield f"{start:06X}", "\n".join(chosen) + "\n"
+
+
+def _by_rule(point: int, name: str) -> bool:
+  """Whether a name only repeats its code point, or spells a Hangul syllable."""
+  return name.endswith(f"-{point:X}") or name.startswith("HANGUL SYLLABLE ")

@@ -1,0 +1,96 @@
+"""A tokenizer of the `tokenizers` library behind our interface."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.tokenizers.tokenizer import utf8
+
+
+class SubwordTokenizer:
+  """Subwords: trained here, or read from a tokenizer.json.
+
+  Args:
+    text: The content of a tokenizer.json.
+    vocab_size: Every id is below it; ids the file does not use are allowed at the end.
+    eod_id: The id that ends a document.
+  """
+
+  def __init__(self, text: str, vocab_size: int, eod_id: int):
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+      raise InputError(f"not a tokenizer.json of the tokenizers library: {error}") from None
+    # Without this, text that spells a special token would become that token's id.
+    self._tokenizer.encode_special_tokens = True
+    self._tokenizer.no_padding()
+    self._tokenizer.no_truncation()
+    ids = self._tokenizer.get_vocab(with_added_tokens=True)
+    top = max(ids.values(), default=-1)
+    if top >= vocab_size or not 0 <= eod_id < vocab_size:
+      raise InputError(
+        f"vocab_size {vocab_size} must be above every id: the tokenizer has {top}, the end of a "
+        f"document {eod_id}; set it to {max(top, eod_id) + 1} or more"
+      )
+    self.vocab_size, self.eod_id = vocab_size, eod_id
+    self._plain = {"kind": "subword", "vocab_size": vocab_size, "eod_id": eod_id, "tokenizer": text}
+    self.digest = hashlib.sha256(json.dumps(self._plain, sort_keys=True).encode()).hexdigest()
+    self._bytes_by_id = _bytes_by_id(text, ids)
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of `text`; a special token spelled in it is ordinary text."""
+    utf8(text)
+    # The batch form without offsets is 1.5 times as fast as `encode`.
+    encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return np.array(encodings[0].ids, np.int32)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+  def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    """Returns the bytes of `ids`; the end of a document and unused ids have none.
+
+    A tokenizer.json that is not byte-level gives the UTF-8 of its own decoder's text.
+    """
+    listed = [int(i) for i in ids if i != self.eod_id]
+    if self._bytes_by_id is not None:
+      return b"".join(self._bytes_by_id.get(i, b"") for i in listed)
+    return self._tokenizer.decode(listed, skip_special_tokens=True).encode("utf-8")
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes a JSON file for `load_tokenizer`; its field `tokenizer` is a tokenizer.json."""
+    with open(path, "w", encoding="utf-8") as file:
+      json.dump(self._plain, file)
+
+
+def _bytes_by_id(text: str, ids: dict[str, int]) -> dict[int, bytes] | None:
+  """Returns the bytes of every id of a byte-level tokenizer, else None."""
+  plain = json.loads(text)
+  if (plain.get("decoder") or {}).get("type") != "ByteLevel":
+    return None
+  added = {token["id"]: token["content"].encode("utf-8") for token in plain["added_tokens"]}
+  byte_of = _byte_alphabet()
+  levels = {i: token for token, i in ids.items() if i not in added}
+  table = {i: bytes(byte_of[letter] for letter in token) for i, token in levels.items()}
+  return {**table, **added}
+
+
+def _byte_alphabet() -> dict[str, int]:
+  """Returns {letter: byte} of the byte-level alphabet.
+
+  Printable Latin-1 letters stand for themselves; the other bytes, in order, for the letters from
+  U+0100 on.
+  """
+  kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  moved = [byte for byte in range(256) if byte not in kept]
+  letters: dict[str, Any] = {chr(byte): byte for byte in kept}
+  return {**letters, **{chr(256 + i): byte for i, byte in enumerate(moved)}}

@@ -1,0 +1,167 @@
+"""What every tokenizer keeps to, for each member of TOKENIZERS."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.tokenizers import TOKENIZERS, load_tokenizer
+from jaxmoe.data.tokenizers.bpe import Bpe
+from jaxmoe.data.tokenizers.file import File
+
+TEXTS = [f"the cat {i} sat on the mat, don't you think? <|endoftext|> caf\u00e9" for i in range(50)]
+
+
+def _quiet(line):
+  pass
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+  """Returns {kind: tokenizer}; the file is the one that training wrote."""
+  bpe = Bpe(vocab_size=300).build(TEXTS, "", None, _quiet)
+  saved = tmp_path_factory.mktemp("tokenizers") / "saved.json"
+  bpe.save(saved)
+  path = saved.with_name("tokenizer.json")
+  path.write_text(json.loads(saved.read_text())["tokenizer"])
+  file = File(path=str(path), vocab_size=512).build((), "", None, _quiet)
+  return {"bytes": TOKENIZERS["bytes"][1].build((), "", None, _quiet), "bpe": bpe, "file": file}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_every_text_comes_back(tokenizers, kind):
+  tokenizer = tokenizers[kind]
+
+  @given(st.text())
+  @example("<|endoftext|>")
+  @example("a<|endoftext|>b \u0120 \u010a\r\n\x00 \N{SNOWMAN}")
+  @example(TEXTS[0])
+  def check(text):
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert tokenizer.eod_id not in ids
+    assert not len(ids) or (ids.min() >= 0 and ids.max() < tokenizer.vocab_size)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode_bytes(ids) == text.encode()
+    assert tokenizer.decode([*ids, tokenizer.eod_id]) == text
+
+  check()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_any_ids_decode(tokenizers, kind):
+  tokenizer = tokenizers[kind]
+  everything = range(tokenizer.vocab_size)
+  joined = b"".join(tokenizer.decode_bytes([i]) for i in everything)
+  assert tokenizer.decode_bytes(everything) == joined
+  assert tokenizer.decode(everything) == joined.decode(errors="replace")
+  assert set(joined) == set(range(256))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_saved_tokenizer_is_read_back(tokenizers, kind, tmp_path):
+  tokenizer = tokenizers[kind]
+  tokenizer.save(tmp_path / "t.json")
+  again = load_tokenizer(tmp_path / "t.json")
+  for name in ("vocab_size", "eod_id", "digest"):
+    assert getattr(again, name) == getattr(tokenizer, name)
+  for text in (TEXTS[0], "<|endoftext|>"):
+    assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_half_a_surrogate_pair_is_refused(tokenizers, kind):
+  with pytest.raises(InputError, match="UTF-8"):
+    tokenizers[kind].encode("ab\ud800")
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_record_knows_the_vocabulary_size(tokenizers, kind):
+  sizes = {"bytes": 257, "bpe": 300, "file": 512}
+  cls, tiny = TOKENIZERS[kind]
+  assert type(tiny) is cls and tiny.vocab_size > 0
+  assert tokenizers[kind].vocab_size == sizes[kind]
+
+
+def test_another_process_trains_the_same_tokenizer(tokenizers):
+  code = (
+    "import sys, json; from jaxmoe.data.tokenizers.bpe import Bpe\n"
+    "print(Bpe(300).build(json.load(sys.stdin), '', None, lambda line: None).digest)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    input=json.dumps(TEXTS),
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=120,
+    env={**os.environ, "PYTHONHASHSEED": "1"},
+  )
+  assert done.stdout.strip() == tokenizers["bpe"].digest
+
+
+def test_training_stops_at_the_stated_number_of_bytes():
+  read = []
+
+  def texts():
+    for text in TEXTS:
+      read.append(text)
+      yield text
+
+  Bpe(258, max_train_bytes=100).build(texts(), "", None, _quiet)
+  assert sum(len(text.encode()) for text in read[:-1]) < 100 <= sum(map(len, read)) + 100
+  assert len(read) < len(TEXTS)
+
+
+def test_too_little_text_comes_with_the_size_that_works():
+  with pytest.raises(InputError, match="vocab_size=") as caught:
+    Bpe(5000).build(["abab abab"], "", None, _quiet)
+  size = int(str(caught.value).split("vocab_size=")[1].split()[0])
+  assert Bpe(size).build(["abab abab"], "", None, _quiet).vocab_size == size
+  with pytest.raises(InputError, match="at least 257"):
+    Bpe(256)
+
+
+def test_a_damaged_kept_tokenizer_is_trained_again(tmp_path):
+  lines = []
+  first = Bpe(270).build(TEXTS, "digest", tmp_path, lines.append)
+  (path,) = tmp_path.iterdir()
+  kept = path.read_text()
+  for damaged in (kept[:-50], kept.replace("ByteLevel", "ByteLeve1"), "[]", ""):
+    path.write_text(damaged)
+    again = Bpe(270).build(TEXTS, "digest", tmp_path, lines.append)
+    assert again.digest == first.digest and path.read_text() == kept
+  assert sum("damaged" in line for line in lines) == 4
+  assert Bpe(270).build(iter(()), "digest", tmp_path, lines.append).digest == first.digest
+
+
+def test_a_file_that_does_not_fit_is_refused(tokenizers, tmp_path):
+  path = tmp_path / "tokenizer.json"
+  for text in ("", "{}", "[1]"):
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"not a tokenizer\.json"):
+      File(str(path), 300).build((), "", None, _quiet)
+  tokenizers["bpe"].save(tmp_path / "saved.json")
+  path.write_text(json.loads((tmp_path / "saved.json").read_text())["tokenizer"])
+  with pytest.raises(InputError, match="set it to 300 or more"):
+    File(str(path), 299).build((), "", None, _quiet)
+  with pytest.raises(InputError, match="has no token '</s>'"):
+    File(str(path), 300, "</s>").build((), "", None, _quiet)
+  with pytest.raises(InputError, match="cannot read"):
+    File(str(tmp_path / "absent.json"), 300).build((), "", None, _quiet)
+
+
+def test_a_file_that_is_no_saved_tokenizer_is_refused(tmp_path):
+  path = tmp_path / "t.json"
+  for text in ("", "[]", "{}", '{"kind": "subword"}', '{"kind": "words"}'):
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"not a saved tokenizer|unknown tokenizer kind"):
+      load_tokenizer(path)
+  with pytest.raises(InputError, match="cannot read"):
+    load_tokenizer(tmp_path / "absent.json")
