@@ -23,8 +23,7 @@ _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__
 _TOPICS = "pydoc_data/topics.py"
 _BLOCK = 256  # code points a document of names covers
 _CURE = (
-  "train on a folder of .txt files instead: name the source 'text' in the config argument and set "
-  "--config.data.parts.0.source.path=FOLDER"
+  "train on a folder of .txt files instead (--config=configs/quickstart.py:text=FOLDER)"
 )
 
 

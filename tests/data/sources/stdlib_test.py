@@ -24,7 +24,7 @@ def test_code_leaves_out_tests_topics_packages_and_empty_modules(write_texts):
 
 def test_a_library_without_sources_names_the_other_way(write_texts):
   root = write_texts({"a.pyc": "x"})
-  with pytest.raises(InputError, match=r"no \.py sources.*folder of \.txt files.*source\.path="):
+  with pytest.raises(InputError, match=r"no \.py sources.*folder of \.txt files.*text=FOLDER"):
     list(Stdlib(root=root).scan(99))
 
 

@@ -1,0 +1,73 @@
+"""Keeps steps in the memory of this process: for tests, and for trying out a loop."""
+
+import json
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from jaxmoe.checkpoint.digest import launch_digest
+from jaxmoe.checkpoint.label import check_asked, check_digests, make_label, open_label
+from jaxmoe.checkpoint.store import Arrays, Record
+from jaxmoe.core.errors import CheckpointError, InputError
+
+
+class MemoryStore:
+  """A store whose steps are copies on the host; they are gone when the process ends.
+
+  One process only: it holds whole arrays.
+  """
+
+  def __init__(self, keep: int = 3):
+    if keep < 1:
+      raise InputError(f"a store must keep at least one step, got {keep=}")
+    self._keep = keep
+    self._held: dict[int, tuple[str, dict[str, np.ndarray]]] = {}
+    self._aside: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
+
+  def __str__(self) -> str:
+    return "memory"
+
+  def write(self, step: int, arrays: Mapping[str, jax.Array], record: Record) -> None:
+    """Copies a step; blocks while it does."""
+    if self._held and step <= max(self._held):
+      raise InputError(f"steps are written in order: {step} after {max(self._held)}")
+    label = make_label(record, arrays, launch_digest(arrays))
+    # np.array copies: a view would keep the array from being donated, for as long as it is held.
+    self._held[step] = json.dumps(label.seal()), {k: np.array(x) for k, x in arrays.items()}
+    for old in self.steps()[: -self._keep]:
+      del self._held[old]
+
+  def read(
+    self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""
+  ) -> tuple[Arrays, Record]:
+    """Returns the arrays and the record of a step, every bit as it was written."""
+    if step not in self._held:
+      raise CheckpointError(f"there is no step {step} in {self}, only {self.steps()}")
+    where = f"step {step} in {self}"
+    sealed, held = self._held[step]
+    label = open_label(json.loads(sealed), where)
+    check_asked(label, like, under, where)
+    arrays = {name: jax.device_put(held[name], x.sharding) for name, x in like.items()}
+    check_digests(label, arrays, where)
+    return arrays, label.record
+
+  def steps(self) -> list[int]:
+    """Returns the steps held and not set aside, oldest first."""
+    return sorted(self._held)
+
+  def wait(self) -> None:
+    """Returns at once: writes are not asynchronous here."""
+
+  def set_aside(self, step: int, why: str) -> None:
+    """Moves a step to where it never counts again."""
+    self._aside[f"{step}.damaged.{len(self._aside)}"] = self._held.pop(step)
+
+  def aside(self) -> list[str]:
+    """Returns the names of what was set aside."""
+    return list(self._aside)
+
+  def close(self) -> None:
+    """Forgets everything."""
+    self._held.clear()
+    self._aside.clear()

@@ -1,0 +1,279 @@
+"""Keeps steps in a directory through Orbax: asynchronous, atomic, any layout reads any layout.
+
+A step is the directory `PATH/STEP`, written under another name and renamed when whole:
+`arrays/` is Orbax's (OCDBT), `label/metadata` the JSON label with the caller's record, every
+array's digest and a hash of itself. Orbax notices neither a flipped bit nor some kinds of missing
+files, so what counts as intact is decided by the label alone, after every read.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import type_handlers
+
+from jaxmoe.checkpoint.digest import launch_digest
+from jaxmoe.checkpoint.label import (
+  DamagedStepError,
+  Label,
+  check_asked,
+  check_digests,
+  make_label,
+  open_label,
+)
+from jaxmoe.checkpoint.store import Arrays, Record
+from jaxmoe.core.errors import CheckpointError, InputError
+
+_ASIDE = "damaged"
+_UNWRITABLE = ("uint2", "uint4")
+# What says nothing about the files themselves, and must not set a good step aside.
+_PASSING_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}
+_PASSING_STATUS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+class OrbaxStore:
+  """A store in a local or shared directory, made at the first write.
+
+  On CPU a save keeps NumPy views of the arrays until it is done; JAX then copies instead of
+  donating them, so for that long the state takes twice its memory. Reading needs no write access.
+  """
+
+  def __init__(self, path: str | os.PathLike, keep: int = 3):
+    if keep < 1:
+      raise InputError(f"a store must keep at least one step, got {keep=}")
+    self._path = pathlib.Path(path).absolute()
+    self._keep = keep
+    self._manager: ocp.CheckpointManager | None = None
+    self._writing: int | None = None
+
+  def __str__(self) -> str:
+    return str(self._path)
+
+  def write(self, step: int, arrays: Mapping[str, jax.Array], record: Record) -> None:
+    """Starts to write a step; returns once the arrays are copied or held on the host.
+
+    Waits for the write before, if that is not done yet, and raises its error.
+    """
+    for name, x in arrays.items():
+      if x.dtype.name in _UNWRITABLE:
+        raise InputError(f"{name}: this store cannot hold {x.dtype.name}; use int4 or uint8")
+    words = launch_digest(arrays)
+    self.wait()
+    written = self.steps()
+    if written and step <= written[-1]:
+      raise InputError(f"{self}: steps are written in order, got {step} after {written[-1]}")
+    label = make_label(record, arrays, words)
+    # Orbax refuses arrays without elements; the label says all there is to say of them.
+    stored = {name: x for name, x in arrays.items() if x.size}
+    items = {"label": ocp.args.JsonSave(label.seal())}
+    if stored:
+      items["arrays"] = ocp.args.StandardSave(stored)
+    self._writing = step
+    with self._write_errors():
+      if not self._open().save(step, args=ocp.args.Composite(**items)):
+        raise RuntimeError("Orbax declined to save")
+
+  def read(
+    self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""
+  ) -> tuple[Arrays, Record]:
+    """Returns the arrays and the record of a step, every bit as it was written."""
+    path = self._path / str(step)
+    if not path.is_dir():
+      raise CheckpointError(f"{self}: there is no step {step}, only {self.steps()}")
+    label = self._read_label(path)
+    check_asked(label, like, under, str(path))
+    stored = {name: x for name, x in like.items() if np.prod(x.shape)}
+    arrays = _restore(path / "arrays", stored) if stored else {}
+    arrays |= {name: _empty(x) for name, x in like.items() if name not in stored}
+    check_digests(label, arrays, str(path))
+    return arrays, label.record
+
+  def steps(self) -> list[int]:
+    """Returns the steps wholly written and not set aside, oldest first."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      names = [entry.name for entry in os.scandir(self._path) if entry.is_dir()]
+      return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    return []
+
+  def wait(self) -> None:
+    """Returns once everything is written. Raises CheckpointError if it could not be."""
+    if self._manager is not None and self._writing is not None:
+      with self._write_errors():
+        self._manager.wait_until_finished()
+      # Process 0 renames and deletes: without this another one might list what was.
+      _meet(f"step {self._writing} is written")
+    self._writing = None
+
+  def set_aside(self, step: int, why: str) -> None:
+    """Renames `STEP` to `STEP.damaged` and writes the reason into `WHY.txt` there."""
+    if jax.process_index() == 0:
+      source = self._path / str(step)
+      target = self._path / f"{step}.{_ASIDE}"
+      count = 1
+      while target.exists():
+        count += 1
+        target = self._path / f"{step}.{_ASIDE}.{count}"
+      source.rename(target)
+      (target / "WHY.txt").write_text(why + "\n")
+    _meet(f"step {step} is set aside")
+    if self._manager is not None:
+      self._manager.reload()
+
+  def aside(self) -> list[str]:
+    """Returns the names of the directories of what was set aside."""
+    return sorted(path.name for path in self._path.glob(f"*.{_ASIDE}*"))
+
+  def close(self) -> None:
+    """Waits, then ends Orbax's threads."""
+    try:
+      self.wait()
+    finally:
+      self._drop_manager()
+
+  def _open(self) -> ocp.CheckpointManager:
+    """The Orbax manager that writes; made late, so that a store only read makes nothing."""
+    if self._manager is None:
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep,
+        cleanup_tmp_directories=True,  # left by a killed or failed save
+        save_root_metadata=False,
+      )
+      self._manager = ocp.CheckpointManager(self._path, options=options)
+    return self._manager
+
+  def _drop_manager(self) -> None:
+    """Ends the manager; it may not be usable, or raise once more what it raised before."""
+    manager, self._manager, self._writing = self._manager, None, None
+    if manager is not None:
+      with contextlib.suppress(Exception):
+        manager.close()
+
+  @contextlib.contextmanager
+  def _write_errors(self) -> Iterator[None]:
+    """Turns whatever Orbax raises into CheckpointError, and starts afresh after it."""
+    try:
+      yield
+    except Exception as error:
+      step = self._writing
+      self._drop_manager()
+      raise CheckpointError(f"{self}: saving step {step} failed: {_one_line(error)}") from error
+
+  def _read_label(self, path: pathlib.Path) -> Label:
+    file = path / "label" / "metadata"
+    try:
+      sealed = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+      raise _read_error(file, error) from error
+    return open_label(sealed, file)
+
+
+def _meet(what: str) -> None:
+  """Waits until every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def quiet_orbax() -> None:
+  """Keeps off the terminal what Orbax logs, pages of errors we report ourselves above all.
+
+  Changes logging for the whole process, so it is for `launch` and the set-up of tests. A failed
+  save also leaves Orbax's writing threads without their event loop, which Python reports through
+  asyncio's logger and `sys.unraisablehook`.
+  """
+  for name in ("absl", "asyncio"):
+    logger = logging.getLogger(name)
+    if not any(isinstance(each, _NotFromOrbax) for each in logger.filters):
+      logger.addFilter(_NotFromOrbax())
+  before = sys.unraisablehook
+
+  def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      before(unraisable)
+
+  sys.unraisablehook = hook
+
+
+class _NotFromOrbax(logging.Filter):
+  """Drops what was logged by a file of Orbax, or about an exception raised in one."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    orbax = f"{os.sep}orbax{os.sep}checkpoint"
+    if orbax in record.pathname:
+      return False
+    trace = record.exc_info[2] if record.exc_info else None
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    return not any(orbax in file for file in files)
+
+
+def _restore(path: pathlib.Path, like: dict[str, jax.ShapeDtypeStruct]) -> Arrays:
+  """The named arrays, in the layout of `like`; whatever else lies there is not read."""
+  registry = type_handlers.create_type_handler_registry((jax.Array, _PatientArrayHandler()))
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+  restore_args = {
+    name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+    for name, x in like.items()
+  }
+  args = ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True)
+  try:
+    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+      arrays = checkpointer.restore(path, args=args)
+  except Exception as error:
+    raise _read_error(path, error) from error
+  for name in like:
+    if not isinstance(arrays.get(name), jax.Array):
+      raise DamagedStepError(f"{path}: {name} is missing")
+  return arrays
+
+
+class _PatientArrayHandler(type_handlers.ArrayHandler):
+  """Reads arrays; when one cannot be read, waits for the others before it says so.
+
+  Orbax itself closes its event loop under them, and Python then prints, at some later time and
+  from other threads, a page for each.
+  """
+
+  async def deserialize(
+    self,
+    infos: Sequence[type_handlers.ParamInfo],
+    args: Sequence[ocp.RestoreArgs] | None = None,
+  ) -> Sequence[jax.Array]:
+    before = asyncio.all_tasks()
+    try:
+      return await super().deserialize(infos, args)
+    except Exception:
+      while rest := [task for task in asyncio.all_tasks() - before if not task.done()]:
+        await asyncio.gather(*rest, return_exceptions=True)
+      raise
+
+
+def _empty(like: jax.ShapeDtypeStruct) -> jax.Array:
+  """An array without elements."""
+  part = np.zeros(like.shape, like.dtype)
+  return jax.make_array_from_callback(like.shape, like.sharding, lambda index: part[index])
+
+
+def _read_error(path: pathlib.Path, error: Exception) -> CheckpointError:
+  """The error that says a file is damaged, unless reading failed for a reason that may pass."""
+  passing = isinstance(error, MemoryError) or (
+    isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
+  )
+  passing = passing or any(status in str(error) for status in _PASSING_STATUS)
+  kind = CheckpointError if passing else DamagedStepError
+  return kind(f"{path}: cannot be read: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+  """What an exception says, on one line that is not too long."""
+  text = " ".join(f"{type(error).__name__}: {error}".split())
+  return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,94 @@
+"""The store protocol, and how a run finds the newest intact step in one.
+
+A step is one unit: named arrays (parameters, optimizer state, buffers) and a JSON record (step,
+keys, data state, config). Names are canonical, one array a layer, whatever the run stacks. `like`
+carries the target shardings, so any layout reads what any other wrote.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+
+from jaxmoe.checkpoint.label import DamagedStepError
+from jaxmoe.core.errors import CheckpointError
+
+Arrays = dict[str, jax.Array]
+Record = dict[str, Any]
+
+
+class Store(Protocol):
+  """Keeps the newest steps of one run. Used by all processes alike, from one thread of each."""
+
+  def write(self, step: int, arrays: Mapping[str, jax.Array], record: Record) -> None:
+    """Starts to write a step newer than all others, and soon returns.
+
+    The arrays may be donated as soon as it has returned. The step counts, and older ones beyond
+    those kept are deleted, once it is wholly written. Raises CheckpointError if this or the
+    write before failed; the store can then be written to again.
+    """
+
+  def read(
+    self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""
+  ) -> tuple[Arrays, Record]:
+    """Returns the arrays and the record of a step, every bit as it was written.
+
+    `like` must name all arrays whose names start with `under` and no others, with their shapes,
+    dtypes and the shardings to read them in; else InputError. Raises DamagedStepError if the
+    step is not intact, CheckpointError if it is not there or cannot be read at present.
+    """
+
+  def steps(self) -> list[int]:
+    """Returns the steps wholly written and not set aside, oldest first.
+
+    The same on every process after `wait`, not while a step is being written.
+    """
+
+  def wait(self) -> None:
+    """Returns once everything is written. Raises CheckpointError if it could not be."""
+
+  def set_aside(self, step: int, why: str) -> None:
+    """Renames a step so that it never counts again; deletes nothing."""
+
+  def aside(self) -> list[str]:
+    """Returns the names of what was set aside."""
+
+  def close(self) -> None:
+    """Waits, then releases threads and files. The store is not used afterwards."""
+
+
+def read_latest(
+  store: Store,
+  like: Mapping[str, jax.ShapeDtypeStruct],
+  on_damage: Callable[[int, str], None],
+  *,
+  under: str = "",
+  set_aside: bool = True,
+) -> tuple[int, Arrays, Record] | None:
+  """Returns step, arrays and record of the newest intact step, or None if there never was one.
+
+  A damaged step is reported to `on_damage(step, why)` and set aside, and the one before is tried.
+  With `set_aside=False` it stays: for commands that read what a live run may still write.
+
+  Raises CheckpointError if there are or were steps and none is intact. InputError (the arrays
+  are those of another model) passes through and sets nothing aside.
+  """
+  told = []
+  for step in reversed(store.steps()):
+    try:
+      arrays, record = store.read(step, like, under)
+    except DamagedStepError as error:
+      on_damage(step, str(error))
+      told.append(str(error))
+      if set_aside:
+        store.set_aside(step, str(error))
+    else:
+      return step, arrays, record
+  if told:
+    raise CheckpointError(f"no intact checkpoint in {store}: {'; '.join(told)}")
+  if store.aside():
+    raise CheckpointError(
+      f"no intact checkpoint in {store}: all were set aside ({', '.join(store.aside())});"
+      " to start anew, remove them"
+    )
+  return None
