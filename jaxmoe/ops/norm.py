@@ -1,0 +1,16 @@
+"""Root-mean-square normalization (Zhang and Sennrich 2019, eq. 4).
+
+The statistics and the product with the scale are taken in float32 whatever the input's type, and
+only the result is rounded: in bfloat16 the square alone would lose half of the digits.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+  """Returns x / sqrt(mean(x^2) + eps) * scale over the last dim, in x.dtype."""
+  x_f32 = x.astype(jnp.float32)
+  inverse = jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
+  scale = scale_D.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + scale_D.shape)
+  return (x_f32 * inverse * scale).astype(x.dtype)

@@ -1,0 +1,205 @@
+"""Times back ends against a dense layer of equal FLOPs, values checked first.
+
+python -m launch.bench experts [--tokens=1024 --dim=512 --hidden=512 --num_experts=8
+  --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]
+
+Without sizes it runs 8 experts top-2, 64 top-8 and 128 top-8. All contestants of a race run in
+turn, round by round, so that a busy machine slows all of them alike; a ratio is the median over
+the rounds of a contestant's time over the dense one's. What does not equal the oracle, in values
+and gradients, is not timed, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from jaxmoe.core.errors import InputError
+from launch.bench_experts import SHAPES, Race, Shape, layer_race, matmul_race
+
+FLAGS = flags.FlagValues()
+SIZES = ("tokens", "dim", "hidden", "num_experts", "num_active")
+for _size in SIZES:
+  flags.DEFINE_integer(_size, None, "One size instead of the three shapes.", flag_values=FLAGS)
+flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 7, "Rounds of each race.", flag_values=FLAGS)
+flags.DEFINE_float("skew", 0.0, "Expert i is chosen with weight i^-skew.", flag_values=FLAGS)
+flags.DEFINE_string("json", None, "A file for the results.", flag_values=FLAGS)
+
+# Largest error of a row over the rows' root mean square. Float32 leaves room for GPUs' TF32.
+TOLERANCES = {"float32": 5e-3, "bfloat16": 8e-2}
+PASSES = ("forward", "forward_backward")
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  if arguments != ["experts"]:
+    raise InputError(f"expected one suite, experts, got {' '.join(arguments) or 'none'}")
+  if FLAGS.dtype not in TOLERANCES:
+    raise InputError(f"--dtype={FLAGS.dtype} is not one of {', '.join(TOLERANCES)}")
+  if FLAGS.repeats < 1:
+    raise InputError(f"--repeats={FLAGS.repeats} must be at least 1")
+  if FLAGS.json and not pathlib.Path(FLAGS.json).absolute().parent.is_dir():
+    raise InputError(f"--json={FLAGS.json}: no such folder")
+  shapes = asked_shapes()
+  device = jax.devices()[0]
+  console = Console()
+  versions = f"{device.device_kind}, jax {jax.__version__}"
+  console.print(f"{versions}, {FLAGS.dtype}, {FLAGS.repeats} rounds")
+  results: list[dict[str, Any]] = []
+  for shape in shapes:
+    for make in (matmul_race, layer_race):
+      race = make(shape, FLAGS.dtype)
+      rows = run_race(race, FLAGS.dtype, FLAGS.repeats, console)
+      console.print(as_table(f"{race.title}, T={shape.tokens}, D={shape.dim}", rows))
+      results.append({"race": race.title, "shape": vars(shape), "rows": rows})
+  if FLAGS.json:
+    record = {"device": device.device_kind, "jax": jax.__version__, "dtype": FLAGS.dtype}
+    record |= {"repeats": FLAGS.repeats, "races": results}
+    pathlib.Path(FLAGS.json).write_text(json.dumps(record, indent=1) + "\n")
+  wrong = [row["name"] for result in results for row in result["rows"] if row["wrong"]]
+  return 1 if wrong else 0
+
+
+def asked_shapes() -> list[Shape]:
+  """Returns the shape of the flags, or the three shapes where no size is given."""
+  asked = {name: FLAGS[name].value for name in SIZES if FLAGS[name].value is not None}
+  shapes = (Shape(),) if asked else SHAPES
+  return [Shape(**{**vars(shape), **asked, "skew": FLAGS.skew}) for shape in shapes]
+
+
+def run_race(race: Race, dtype: str, repeats: int, console: Console) -> list[dict[str, Any]]:
+  """Returns a row for the dense function and each contestant: errors, seconds and ratios."""
+  expected = _values(race.oracle, [x.astype(jnp.float32) for x in race.args])
+  rows: list[dict[str, Any]] = [{"name": "dense", "error": 0.0, "wrong": False}]
+  runs = {"dense": _passes(race.dense, race.dense_args)}
+  for name, function in race.contestants.items():
+    console.print(f"[dim]checking {name} ...[/]")
+    try:
+      error = largest_error(_values(function, race.args), expected)
+    except jax.errors.JaxRuntimeError as failure:  # No memory, or no code for the type.
+      console.print(f"{name} fails: {str(failure).splitlines()[0]}", markup=False)
+      error = math.inf
+    wrong = not error <= TOLERANCES[dtype]
+    rows.append({"name": name, "error": error, "wrong": wrong})
+    if not wrong:
+      runs[name] = _passes(function, race.args)
+  console.print(f"[dim]timing {', '.join(runs)} ...[/]")
+  seconds = {name: np.empty((len(PASSES), repeats)) for name in runs}
+  for round_index in range(-1, repeats):  # Round -1 warms up.
+    for name, passes in runs.items():
+      for index, run in enumerate(passes):
+        seconds[name][index, max(round_index, 0)] = _time(run)
+  for row in rows:
+    if not row["wrong"]:
+      row |= summary(seconds[row["name"]], seconds["dense"])
+  return rows
+
+
+def summary(seconds: np.ndarray, dense: np.ndarray) -> dict[str, Any]:
+  """Returns by pass the median, the quartiles and the median ratio to dense, of (pass, round)."""
+  out = {}
+  for index, name in enumerate(PASSES):
+    low, median, high = np.quantile(seconds[index], (0.25, 0.5, 0.75))
+    ratio = np.median(seconds[index] / dense[index])
+    numbers = {"median_s": median, "q1_s": low, "q3_s": high, "ratio_to_dense": ratio}
+    out[name] = {key: float(value) for key, value in numbers.items()}
+  return out
+
+
+def largest_error(got: Any, expected: Any) -> float:
+  """Returns the largest error of any row of any array over its array's root mean square row."""
+  worst = 0.0
+  for one, right in zip(got, expected, strict=True):
+    one, right = (np.asarray(x, np.float32).reshape(-1, x.shape[-1]) for x in (one, right))
+    size = math.sqrt(np.mean(np.sum(right**2, -1)))
+    worst = max(worst, float(np.sqrt(np.max(np.sum((one - right) ** 2, -1)))) / size)
+    if not np.isfinite(one).all():
+      return math.inf
+  return worst
+
+
+def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
+  """Returns the table of a race: milliseconds, median and quartiles, and ratios to dense."""
+  table = Table(title=title, title_justify="left", min_width=78)
+  table.add_column("", no_wrap=True)
+  for heading in ("forward ms", "x", "forward+backward ms", "x"):
+    table.add_column(heading, justify="right")
+  for row in rows:
+    if row["wrong"]:
+      table.add_row(row["name"], f"wrong: error {row['error']:.2g}", "", "not timed", "")
+      continue
+    cells = []
+    for name in PASSES:
+      median, low, high = (row[name][key] * 1e3 for key in ("median_s", "q1_s", "q3_s"))
+      spread = f"({_short(low)}-{_short(high)})"
+      cells += [f"{_short(median)} {spread}", f"{row[name]['ratio_to_dense']:.2f}"]
+    table.add_row(row["name"], *cells)
+  return table
+
+
+def _values(function: Callable[..., jax.Array], args: Any) -> list[jax.Array]:
+  """Returns the output and the gradients of its products with fixed numbers."""
+
+  def loss(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out = function(*args)
+    numbers = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+    return jnp.sum(out.astype(jnp.float32) * numbers), out
+
+  indices = tuple(range(len(args)))
+  grads, out = jax.jit(jax.grad(loss, indices, has_aux=True))(*args)
+  return [out, *grads]
+
+
+def _passes(function: Callable[..., jax.Array], args: Any) -> list[Callable[[], Any]]:
+  """Returns what runs the forward pass, and the forward and backward pass."""
+  forward = jax.jit(function)
+
+  def both(grad_out: jax.Array, *args: jax.Array) -> Any:
+    out, vjp = jax.vjp(function, *args)
+    return out, vjp(grad_out)
+
+  grad_out = jnp.ones_like(forward(*args))
+  forward_backward = jax.jit(both)
+  return [lambda: forward(*args), lambda: forward_backward(grad_out, *args)]
+
+
+def _short(number: float) -> str:
+  return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
+
+
+def _time(run: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(run())
+  return time.perf_counter() - start
+
+
+def _command_line(argv: list[str]) -> int:
+  """Parses the flags and runs; a mistake is one line and exit code 2.
+
+  Not launch.cli, which imports what a machine that only runs benchmarks need not have.
+  """
+  if "--help" in argv or "-h" in argv:
+    print(f"{(__doc__ or '').strip()}\n\nFlags:\n{FLAGS.get_help()}")
+    return 0
+  try:
+    return main(FLAGS(argv)[1:])
+  except (InputError, flags.Error) as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+  sys.exit(_command_line(sys.argv))

@@ -1,0 +1,101 @@
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from launch import bench
+from launch.bench_experts import Shape, layer_race, matmul_race
+
+TINY = Shape(tokens=12, dim=4, hidden=3, num_experts=3, num_active=2, skew=0.5)
+
+
+def run(race, repeats=1):
+  out = io.StringIO()
+  rows = bench.run_race(race, "float32", repeats, Console(file=out, width=80))
+  return {row["name"]: row for row in rows}
+
+
+@pytest.mark.parametrize("make", [matmul_race, layer_race])
+def test_every_contestant_equals_the_oracle_and_is_timed(make):
+  rows = run(make(TINY, "float32"))
+  assert len(rows) >= 3
+  for row in rows.values():
+    assert not row["wrong"] and row["error"] < 1e-5
+    assert row["forward_backward"]["median_s"] > 0
+  assert rows["dense"]["forward"]["ratio_to_dense"] == 1.0
+  json.dumps(rows)
+
+
+def test_a_wrong_contestant_is_not_timed():
+  race = matmul_race(TINY, "float32")
+  right = race.contestants["blocks"]
+  wrong = {
+    "one row is off": lambda rows, weight: right(rows, weight).at[3].multiply(1.1),
+    "not a number": lambda rows, weight: right(rows, weight) * jnp.nan,
+  }
+  rows = run(dataclasses.replace(race, contestants=wrong))
+  for name in wrong:
+    assert rows[name]["wrong"] and "forward" not in rows[name]
+  table = bench.as_table("title", list(rows.values()))
+  out = io.StringIO()
+  Console(file=out, width=80).print(table)
+  assert "not timed" in out.getvalue()
+
+
+def test_a_wrong_gradient_is_wrong():
+  ones = np.ones((2, 3))
+  assert bench.largest_error([ones, ones], [ones, ones]) == 0
+  assert bench.largest_error([ones, 2 * ones], [ones, ones]) == pytest.approx(1)
+
+
+def test_ratios_are_medians_over_rounds():
+  dense = np.array([[1.0, 2, 4, 8, 16]] * 2)
+  seconds = bench.summary(3 * dense, dense)
+  assert seconds["forward"]["ratio_to_dense"] == 3
+  assert seconds["forward"]["median_s"] == 12 and seconds["forward"]["q1_s"] == 6
+
+
+def test_the_widest_table_fits_80_columns():
+  numbers = {"median_s": 12.3456, "q1_s": 12.3456, "q3_s": 12.3456, "ratio_to_dense": 123.45}
+  row = {"name": "one-hot einsum", "wrong": False, "forward": numbers, "forward_backward": numbers}
+  out = io.StringIO()
+  Console(file=out, width=80).print(bench.as_table("title", [row]))
+  assert "12346 (12346-12346)" in out.getvalue() and "123.45" in out.getvalue()
+  assert max(map(len, out.getvalue().splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([], "expected one suite"),
+    (["dinner"], "expected one suite"),
+    (["experts", "--tokens=0"], "at least 1"),
+    (["experts", "--tokens=many"], "tokens"),
+    (["experts", "--num_active=9", "--num_experts=8"], "above"),
+    (["experts", "--dtype=int8"], "float32"),
+    (["experts", "--repeats=0"], "at least 1"),
+    (["experts", "--skew=-1"], "skew"),
+    (["experts", "--skew=nan"], "skew"),
+    (["experts", "--json=/no/such/folder/x.json"], "folder"),
+    (["experts", "--colour=red"], "colour"),
+  ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
+  bench.FLAGS.unparse_flags()
+  for name in bench.FLAGS:
+    bench.FLAGS[name].unparse()
+  assert bench._command_line(["bench", *arguments]) == 2
+  captured = capsys.readouterr()
+  assert captured.err.count("\n") == 1 and message in captured.err and not captured.out
+
+
+def test_the_command_needs_no_grain_and_no_orbax():
+  code = "import sys; import launch.bench; print({'grain', 'orbax', 'flax'} & set(sys.modules))"
+  shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert shown.stdout.strip() == "set()"
