@@ -20,10 +20,17 @@ from jaxmoe.core.rng import Keys
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-  """Makes the parameters of one module; `init / 'attention'` is the namespace of a child."""
+  """Makes the parameters of one module; `init / 'attention'` is the namespace of a child.
+
+  Attributes:
+    keys: Where the draws come from.
+    dtype: Of the master copy.
+    num_layers: How many blocks add to the residual stream.
+  """
 
   keys: Keys
   dtype: Any = jnp.float32
+  num_layers: int = 1
 
   def __truediv__(self, name: str) -> Init:
     return dataclasses.replace(self, keys=self.keys / name)
@@ -38,6 +45,14 @@ class Init:
     scale = 1 / (math.sqrt(fan_in) * 0.87962566103423978)
     drawn = jax.random.truncated_normal(self.keys(name), -2, 2, shape, jnp.float32) * scale
     return nnx.Param(drawn.astype(self.dtype), dims=dims)
+
+  def residual(self, name: str, shape: tuple[int, ...], dims: Dims, fan_in: int) -> nnx.Param:
+    """Returns a weight whose product is added to the residual stream.
+
+    Each block adds two such products; dividing by the root of their number keeps the variance of
+    the stream's end independent of depth (GPT-2, Radford et al. 2019, section 2.3).
+    """
+    return self.weight(name, shape, dims, fan_in * 2 * self.num_layers)
 
   def ones(self, shape: tuple[int, ...], dims: Dims) -> nnx.Param:
     """Returns a weight of ones, such as the scale of a norm."""

@@ -1,0 +1,1 @@
+"""What hardware can do: the figures that speeds are held against."""

@@ -1,0 +1,81 @@
+"""One block: x + attention(norm(x)), then x + ffn(norm(x)); the ffn is dense or a MoE."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.recipe import choice
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.attention import Attention
+from jaxmoe.models.cache import Cache
+from jaxmoe.models.norm import RMSNorm
+from jaxmoe.moe.experts.swiglu import SwiGLUMLP
+from jaxmoe.moe.layer import MoE, MoESums
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+  """A dense SwiGLU feed-forward layer of width `hidden`."""
+
+  hidden: int = 512
+
+  def __post_init__(self) -> None:
+    if self.hidden < 1:
+      raise InputError(f"hidden must be at least 1: {self.hidden=}")
+
+  def active_params(self, dim: int) -> int:
+    """Returns how many parameters act on one token."""
+    return 3 * dim * self.hidden
+
+
+FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(hidden=32))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Attention, then a feed-forward part, each behind a norm and beside a residual."""
+
+  attention: Attention = Attention()
+  ffn: Any = choice(FFNS, MoE())
+
+  def build(self, init: Init, dim: int, eps: float) -> BlockLayer:
+    """Returns the module with its weights."""
+    return BlockLayer(self, init, dim, eps)
+
+  def active_params(self, dim: int) -> int:
+    """Returns how many parameters of the block's matrices act on one token."""
+    return self.attention.num_params(dim) + self.ffn.active_params(dim)
+
+
+class BlockLayer(nnx.Module):
+  """The pieces of a block; the feed-forward part is called `moe` or `mlp` after what it is."""
+
+  def __init__(self, config: Block, init: Init, dim: int, eps: float):
+    self.attention_norm = RMSNorm(init / "attention_norm", dim, eps)
+    self.attention = config.attention.build(init / "attention", dim, eps)
+    self.ffn_norm = RMSNorm(init / "ffn_norm", dim, eps)
+    is_moe = isinstance(config.ffn, MoE)
+    self.moe = config.ffn.build(init / "moe", dim) if is_moe else None
+    self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.hidden)
+
+  def __call__(
+    self, x_BLD: jax.Array, carry: Any, tokens: Tokens, cache: Cache, keys: Keys | None
+  ) -> tuple[jax.Array, Any, Cache, MoESums | None]:
+    """Returns the stream, the carry for the next block, the cache and the MoE's sums if any."""
+    with jax.named_scope("attention"):
+      attended_BLD, cache = self.attention(self.attention_norm(x_BLD), tokens, cache)
+      x_BLD = x_BLD + attended_BLD
+    if self.mlp is not None:
+      with jax.named_scope("mlp"):
+        return x_BLD + self.mlp(self.ffn_norm(x_BLD)), carry, cache, None
+    assert self.moe is not None
+    with jax.named_scope("moe"):
+      y_BLD, carry, sums = self.moe(self.ffn_norm(x_BLD), tokens, carry, keys)
+    return x_BLD + y_BLD, carry, cache, sums

@@ -1,0 +1,88 @@
+"""Keys and values of attention behind two methods, `append` and `attend`.
+
+Training attends to the keys just made (`Fresh`); generation keeps them (`Contiguous`). Attention
+cannot tell them apart, and neither will it a paged cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.ops.attention import BACKENDS
+
+
+class Cache(Protocol):
+  """What attention needs of a cache; a cache is a pytree."""
+
+  def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Cache:
+    """Returns the cache with these tokens in it; tokens that are not valid write nothing."""
+
+  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any) -> jax.Array:
+    """Returns (B, L, N, H), what each query finds among the keys its mask lets it see."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+  """No memory: queries see the keys of the same call."""
+
+  keys: Any = None
+
+  def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Fresh:
+    """Returns a cache of just these tokens."""
+    return Fresh((k_BLKH, v_BLKH, tokens))
+
+  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any) -> jax.Array:
+    """Returns (B, L, N, H)."""
+    k_BSKH, v_BSKH, seen = self.keys
+    return _attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["k_BSKH", "v_BSKH", "tokens"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Contiguous:
+  """S slots a row; token of slot s lies at index s; an empty slot is padding."""
+
+  k_BSKH: jax.Array
+  v_BSKH: jax.Array
+  tokens: Tokens
+
+  @classmethod
+  def empty(cls, batch: int, slots: int, heads: tuple[int, int], dtype: Any) -> Contiguous:
+    """Returns an empty cache; `heads` is (number of kv heads, head size)."""
+    zeros = jnp.zeros((batch, slots, *heads), dtype)
+    none = jnp.zeros((batch, slots), jnp.int32)
+    return cls(zeros, zeros, Tokens(none, none, none, none))
+
+  def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Contiguous:
+    """Returns the cache with each valid token written at its slot."""
+    rows_B1 = jnp.arange(k_BLKH.shape[0])[:, None]
+    # An index past the end is dropped by the scatter.
+    slot_BL = jnp.where(tokens.valid, tokens.slot, self.k_BSKH.shape[1])
+
+    def write(memory: jax.Array, values: jax.Array) -> jax.Array:
+      return memory.at[rows_B1, slot_BL].set(values.astype(memory.dtype), mode="drop")
+
+    return Contiguous(
+      write(self.k_BSKH, k_BLKH),
+      write(self.v_BSKH, v_BLKH),
+      jax.tree.map(write, self.tokens, tokens),
+    )
+
+  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any) -> jax.Array:
+    """Returns (B, L, N, H)."""
+    return _attend(q_BLNH, self.k_BSKH, self.v_BSKH, mask(tokens, self.tokens))
+
+
+def _attend(
+  q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BLS: jax.Array
+) -> jax.Array:
+  scale = q_BLNH.shape[-1] ** -0.5
+  return BACKENDS["reference"](q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale)

@@ -1,0 +1,257 @@
+"""The decoder: pieces over one tree of parameters, each callable alone.
+
+A `Transformer` is the record; `Decoder(record, vocab_size)` holds graph definitions and metadata
+but no arrays. Parameters are nested dicts of arrays (or of other weight formats) that go in and
+out as arguments: `embed`, `block` (through `run_stack`), `final_norm` and `head` each read theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmoe.core import names
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.weights import dot, is_plain
+from jaxmoe.models.block import MoE
+from jaxmoe.models.cache import Contiguous
+from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
+from jaxmoe.ops.cross_entropy import cross_entropy
+
+Params = dict[str, Any]
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+  """A decoder-only transformer.
+
+  Attributes:
+    dim: D, width of the stream.
+    stack: Segments of blocks, in order of depth.
+    tied: Whether the head is the embedding table.
+    norm_eps: Added to the mean square in every RMSNorm.
+    dtype: Of activations and products; router, softmax, norms and loss are float32 always.
+    param_dtype: Of the master copy of the parameters.
+    scan: Whether repeats run by `lax.scan` (one compiled body) or unrolled; same leaves.
+    remat: What the backward pass recomputes: nothing, all of a pattern, or all but products.
+    loss_chunk: Tokens whose logits exist at a time.
+  """
+
+  dim: int = 128
+  stack: tuple[Segment, ...] = (Segment(),)
+  tied: bool = False
+  norm_eps: float = 1e-6
+  dtype: DType = "float32"
+  param_dtype: DType = "float32"
+  scan: bool = True
+  remat: Remat = "none"
+  loss_chunk: int = 2048
+
+  def __post_init__(self) -> None:
+    if self.dim < 1 or self.loss_chunk < 1 or self.norm_eps <= 0:
+      raise InputError(
+        "dim and loss_chunk must be at least 1 and norm_eps above 0: "
+        f"{self.dim=}, {self.loss_chunk=}, {self.norm_eps=}"
+      )
+    if not self.stack:
+      raise InputError("a stack needs at least one segment")
+
+  @property
+  def num_layers(self) -> int:
+    """How many blocks a token passes."""
+    return sum(len(segment.pattern) * segment.repeats for segment in self.stack)
+
+  def active_params(self) -> int:
+    """Returns the parameters of all blocks' matrices that act on one token (no embedding)."""
+    return sum(
+      segment.repeats * sum(block.active_params(self.dim) for block in segment.pattern)
+      for segment in self.stack
+    )
+
+  def train_flops_per_token(self, vocab_size: int, seq_len: int) -> float:
+    """Returns model FLOPs of forward and backward per token, as MFU counts them.
+
+    6 per active parameter and head weight, 12 * heads * head size * mean visible keys for the
+    two products of attention (PaLM, appendix B, halved for causality); recomputation is not work.
+    """
+    heads = sum(
+      segment.repeats * block.attention.num_heads * block.attention.head_dim
+      for segment in self.stack
+      for block in segment.pattern
+    )
+    matrices = self.active_params() + self.dim * vocab_size
+    return 6.0 * matrices + 12.0 * heads * (seq_len + 1) / 2
+
+
+class Embed(nnx.Module):
+  """The embedding table; a row a token id."""
+
+  def __init__(self, init: Init, vocab_size: int, dim: int, tied: bool):
+    # Unit variance, like what norms make of the stream; a tied table is also the head, whose
+    # logits start near uniform only if its rows have about unit length.
+    fan_in = dim if tied else 1
+    self.table = init.weight("table", (vocab_size, dim), ("vocab", "embed"), fan_in)
+
+  def __call__(self, ids_BL: jax.Array, dtype: Any) -> jax.Array:
+    """Returns (B, L, D); an id outside the vocabulary gives NaN, never another token's row."""
+    table = self.table.get_value()
+    if not is_plain(table):
+      return table.rows(ids_BL, dtype)
+    return table.at[ids_BL].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+
+
+class Head(nnx.Module):
+  """The projection to logits of an untied model."""
+
+  def __init__(self, init: Init, vocab_size: int, dim: int):
+    self.weight = init.weight("weight", (dim, vocab_size), ("embed", "vocab"), fan_in=dim)
+
+
+class Decoder:
+  """The functions of a transformer over its tree of parameters."""
+
+  def __init__(self, config: Transformer, vocab_size: int):
+    self.config, self.vocab_size = config, vocab_size
+    self.dtype = jnp.dtype(config.dtype)
+    self.flow = Flow(config.scan, config.remat)
+    self._stack = Stack(config.stack, config.dim, config.norm_eps)
+    state = jax.eval_shape(self._build, jax.random.key(0))
+    shape_init = Init(Keys(jax.random.key(0)))
+    self._graphs: dict[str, Any] = {
+      "embed": nnx.graphdef(nnx.eval_shape(lambda: self._embed(shape_init))),
+      "final_norm": nnx.graphdef(nnx.eval_shape(lambda: self._final_norm(shape_init))),
+      "stack": self._stack.graphs(shape_init),
+    }
+    self.shapes: Params = _values(state)
+    self.dims: Params = _dims(state)
+    self.splits = self._stack.splits
+
+  def init(self, keys: Keys) -> Params:
+    """Returns fresh parameters; each depends on the seed, its name and its layer's depth."""
+    return _values(jax.jit(self._build)(keys.root))
+
+  @property
+  def parameter_names(self) -> Params:
+    """A tree like the parameters of their canonical names (a stacked leaf: its first layer's)."""
+    flat = names.flatten(self.shapes)
+    return names.unflatten(
+      self.shapes, {path: names.canonical_name(path, self.splits) for path in flat}
+    )
+
+  @property
+  def num_params(self) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
+
+  def moe_layers(self) -> dict[str, dict[str, MoE]]:
+    """Returns the record of each MoE block, by segment and position of its pattern."""
+    return {
+      str(s): {
+        str(j): block.ffn for j, block in enumerate(segment.pattern) if isinstance(block.ffn, MoE)
+      }
+      for s, segment in enumerate(self.config.stack)
+    }
+
+  def embed(self, params: Params, ids_BL: jax.Array) -> jax.Array:
+    """Returns (B, L, D) in the model's dtype."""
+    return nnx.merge(self._graphs["embed"], params["embed"])(ids_BL, self.dtype)
+
+  def blocks(
+    self, params: Params, x_BLD: jax.Array, tokens: Tokens, caches: Any = None,
+    keys: Keys | None = None,
+  ) -> tuple[jax.Array, Any, Any]:
+    """Runs every block; see `run_stack`."""
+    return run_stack(
+      self._graphs["stack"], params["stack"], x_BLD, tokens, self.flow, caches, keys
+    )
+
+  def final_norm(self, params: Params, x_BLD: jax.Array) -> jax.Array:
+    """Returns (B, L, D) in x.dtype."""
+    return nnx.merge(self._graphs["final_norm"], params["final_norm"])(x_BLD)
+
+  def head(self, params: Params) -> tuple[Any, str]:
+    """Returns the head's weight and the einsum that makes logits of rows with it."""
+    if self.config.tied:
+      return params["embed"]["table"], "td,vd->tv"
+    return params["head"]["weight"], "td,dv->tv"
+
+  def hidden(
+    self, params: Params, tokens: Tokens, caches: Any = None, keys: Keys | None = None
+  ) -> tuple[jax.Array, Any, Any]:
+    """Returns the normalised stream (B, L, D), the caches and the MoE sums."""
+    x_BLD = self.embed(params, tokens.id)
+    x_BLD, caches, sums = self.blocks(params, x_BLD, tokens, caches, keys)
+    return self.final_norm(params, x_BLD), caches, sums
+
+  def logits(self, params: Params, hidden_BLD: jax.Array) -> jax.Array:
+    """Returns (B, L, V) float32."""
+    weight, spec = self.head(params)
+    hidden_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+    logits_TV = dot(weight, hidden_TD.astype(jnp.float32), spec)
+    return logits_TV.reshape(*hidden_BLD.shape[:2], -1)
+
+  def nll(self, params: Params, hidden_BLD: jax.Array, labels_BL: jax.Array) -> jax.Array:
+    """Returns (B, L) float32 nats, 0 where the label is negative; never holds (B, L, V)."""
+    weight, spec = self.head(params)
+    hidden_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+    nll_T = cross_entropy(
+      hidden_TD, weight, spec, labels_BL.reshape(-1), self.config.loss_chunk
+    )
+    return nll_T.reshape(labels_BL.shape)
+
+  def empty_caches(self, batch: int, slots: int) -> Any:
+    """Returns empty caches for every block, stacked over repeats."""
+
+    def stacked(segment: Segment, heads: tuple[int, int]) -> Contiguous:
+      one = Contiguous.empty(batch, slots, heads, self.dtype)
+      return jax.tree.map(lambda leaf: jnp.stack([leaf] * segment.repeats), one)
+
+    return {
+      str(s): {
+        str(j): stacked(segment, (block.attention.num_kv_heads, block.attention.head_dim))
+        for j, block in enumerate(segment.pattern)
+      }
+      for s, segment in enumerate(self.config.stack)
+    }
+
+  def _embed(self, init: Init) -> Embed:
+    return Embed(init / "embed", self.vocab_size, self.config.dim, self.config.tied)
+
+  def _final_norm(self, init: Init) -> RMSNorm:
+    return RMSNorm(init / "final_norm", self.config.dim, self.config.norm_eps)
+
+  def _build(self, key: jax.Array) -> Any:
+    config = self.config
+    init = Init(Keys(key), jnp.dtype(config.param_dtype), config.num_layers)
+    tree: dict[str, Any] = {
+      "embed": nnx.state(self._embed(init)),
+      "stack": self._stack.modules(init),
+      "final_norm": nnx.state(self._final_norm(init)),
+    }
+    if not config.tied:
+      tree["head"] = nnx.state(Head(init / "head", self.vocab_size, config.dim))
+    return tree
+
+
+def _values(state: Any) -> Params:
+  """Returns nested dicts of arrays for nested dicts of `nnx.State`."""
+  if isinstance(state, nnx.State):
+    return nnx.to_pure_dict(state)
+  return {name: _values(child) for name, child in state.items()}
+
+
+def _dims(state: Any, stacked: bool = False) -> Params:
+  """Returns nested dicts of logical dims; a leaf of a stack starts with 'layer'."""
+  if isinstance(state, nnx.Variable):
+    dims = tuple(state.get_metadata()["dims"])
+    return ("layer", *dims) if stacked else dims  # type: ignore[return-value]
+  return {name: _dims(child, stacked or name == names.STACK) for name, child in state.items()}

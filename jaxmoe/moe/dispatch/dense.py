@@ -1,0 +1,39 @@
+"""Every expert computes every token: no rows move, nothing is dropped; the reference.
+
+Costs E / A times the work of the others, so it is for oracles and for a handful of experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.moe.dispatch.plan import Experts, Plan, Uniform, through_rows
+from jaxmoe.moe.routing import Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """All experts on all tokens; R = E * T."""
+
+  def plan(self, routing: Routing) -> Plan:
+    """Returns the plan whose row e * T + t is token t at expert e."""
+    tokens, num_experts = routing.scores_TE.shape
+    token_T = jnp.arange(tokens, dtype=jnp.int32)
+    row_TA = routing.expert_TA * tokens + token_T[:, None]
+    return Plan(
+      token_R=jnp.tile(token_T, num_experts),
+      row_TA=jnp.where(routing.valid_TA, row_TA, num_experts * tokens),
+      weight_TA=routing.weight_TA,
+      groups=Uniform(jnp.full(num_experts, tokens, jnp.int32), tokens),
+      dropped={},
+    )
+
+  def __call__(
+    self, x_TD: jax.Array, routing: Routing, experts: Experts
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns (T, D) and no drops."""
+    plan = self.plan(routing)
+    return through_rows(plan, x_TD, experts), plan.dropped

@@ -1,0 +1,86 @@
+"""SwiGLU feed-forward experts: down(silu(gate(x)) * up(x)) (Shazeer 2020, equation 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain
+
+
+def swiglu(gate_up_GF: jax.Array) -> jax.Array:
+  """Returns silu(gate) * up for (..., 2, F) -> (..., F), in float32 inside."""
+  gate, up = gate_up_GF[..., 0, :], gate_up_GF[..., 1, :]
+  gated = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+  return gated.astype(gate_up_GF.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainWeights:
+  """What a fused back end reads: (S, D, G, F) and (S, F, D) arrays and the function between."""
+
+  gate_up: jax.Array
+  down: jax.Array
+  activation: Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SwiGLU:
+  """SwiGLU experts.
+
+  Attributes:
+    hidden: F, the width of one expert.
+  """
+
+  hidden: int
+
+  def __post_init__(self) -> None:
+    if self.hidden < 1:
+      raise InputError(f"hidden must be at least 1: {self.hidden=}")
+
+  def build(self, init: Init, dim: int, num_experts: int) -> SwiGLUExperts:
+    """Returns the module with the weights of all experts."""
+    return SwiGLUExperts(init, dim, self.hidden, num_experts)
+
+  def num_params(self, dim: int) -> int:
+    """Returns the number of parameters of one expert."""
+    return 3 * dim * self.hidden
+
+
+class SwiGLUExperts(nnx.Module):
+  """The weights of E SwiGLU experts, gate and up side by side so that one product makes both."""
+
+  def __init__(self, init: Init, dim: int, hidden: int, num_experts: int):
+    shape = (num_experts, dim, 2, hidden)
+    self.gate_up = init.weight("gate_up", shape, ("expert", "embed", "gate", "mlp"), fan_in=dim)
+    shape_down = (num_experts, hidden, dim)
+    self.down = init.residual("down", shape_down, ("expert", "mlp", "embed"), fan_in=hidden)
+
+  def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
+    """Returns (R, D) in rows.dtype."""
+    gate_up_RGF = grouped_dot(self.gate_up.get_value(), rows_RD, groups)
+    return grouped_dot(self.down.get_value(), swiglu(gate_up_RGF), groups)
+
+  def plain_weights(self) -> PlainWeights | None:
+    """Returns the weights if they are plain arrays, so that a fused back end may read them."""
+    gate_up, down = self.gate_up.get_value(), self.down.get_value()
+    return PlainWeights(gate_up, down, swiglu) if is_plain(gate_up, down) else None
+
+
+class SwiGLUMLP(nnx.Module):
+  """One SwiGLU network for every token: the dense layer, and the shared expert."""
+
+  def __init__(self, init: Init, dim: int, hidden: int):
+    self.gate_up = init.weight("gate_up", (dim, 2, hidden), ("embed", "gate", "mlp"), fan_in=dim)
+    self.down = init.residual("down", (hidden, dim), ("mlp", "embed"), fan_in=hidden)
+
+  def __call__(self, x_TD: jax.Array) -> jax.Array:
+    """Returns (..., D) in x.dtype."""
+    gate_up = dot(self.gate_up.get_value(), x_TD, "...d,dgf->...gf")
+    return dot(self.down.get_value(), swiglu(gate_up), "...f,fd->...d")

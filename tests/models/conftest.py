@@ -1,0 +1,172 @@
+"""What the model tests share: a decoder written out in float64 NumPy, from the papers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoe.core import names
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.masks import Document, Window
+from jaxmoe.moe.layer import MoE
+
+
+def _rms(x, scale, eps):
+  return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * scale
+
+
+def _silu(x):
+  return x / (1 + np.exp(-x))
+
+
+def _swiglu(x, gate_up, down):
+  gate, up = np.einsum("...d,dgf->g...f", x, gate_up)
+  return (_silu(gate) * up) @ down
+
+
+def _rope(x, position, theta):
+  """Turns pair (i, i + H/2) of each head by position * theta ** (-2 i / H)."""
+  half = x.shape[-1] // 2
+  turned = x.copy()
+  for pair in range(half):
+    angle = position * theta ** (-2 * pair / x.shape[-1])
+    first, second = x[..., pair], x[..., pair + half]
+    turned[..., pair] = first * np.cos(angle)[:, None] - second * np.sin(angle)[:, None]
+    turned[..., pair + half] = second * np.cos(angle)[:, None] + first * np.sin(angle)[:, None]
+  return turned
+
+
+def _attention(x, weights, config, tokens, eps):
+  q, k, v = (np.einsum("ld,dnh->lnh", x, weights[name]) for name in "qkv")
+  for name, heads in (("q_norm", q), ("k_norm", k)):
+    if config.qk_norm == "head":
+      heads[:] = _rms(heads, weights[f"{name}/scale"], eps)
+    if config.qk_norm == "all":
+      flat = _rms(heads.reshape(len(x), -1), weights[f"{name}/scale"], eps)
+      heads[:] = flat.reshape(heads.shape)
+  q, k = (_rope(heads, tokens["position"], config.rope_theta) for heads in (q, k))
+  group, out = config.num_heads // config.num_kv_heads, np.zeros(q.shape)
+  for query, head in np.ndindex(q.shape[:2]):
+    seen = [key for key in range(query + 1) if _sees(config.mask, tokens["segment"], query, key)]
+    if seen:
+      scores = k[seen, head // group] @ q[query, head] / np.sqrt(q.shape[-1])
+      share = np.exp(scores - scores.max())
+      out[query, head] = share / share.sum() @ v[seen, head // group]
+  return np.einsum("lnh,nhd->ld", out, weights["o"])
+
+
+def _sees(mask, segment, query, key):
+  if segment[query] == 0 or segment[key] == 0:
+    return False
+  if isinstance(mask, Window) and query - key >= mask.size:
+    return False
+  return segment[query] == segment[key] or not isinstance(mask, (Document, Window))
+
+
+def _moe(x, weights, config, tokens):
+  """Every choice computed: the layer without drops."""
+  out = np.zeros(x.shape)
+  for token in np.flatnonzero(tokens["segment"]):
+    logits = x[token] @ weights["router/gate"]
+    scores = np.exp(logits - logits.max())
+    scores /= scores.sum()
+    chosen = np.argsort(-scores, kind="stable")[: config.num_active]
+    weight = scores[chosen] / (scores[chosen].sum() if config.router.normalize else 1)
+    for expert, share in zip(chosen, weight, strict=True):
+      gate_up, down = weights["experts/gate_up"][expert], weights["experts/down"][expert]
+      out[token] += share * _swiglu(x[token], gate_up, down)
+  if config.shared_hidden:
+    out += _swiglu(x, weights["shared/gate_up"], weights["shared/down"])
+  return out
+
+
+def _below(weights, prefix):
+  return {name[len(prefix) :]: leaf for name, leaf in weights.items() if name.startswith(prefix)}
+
+
+def _decoder(config, weights, row):
+  """Returns logits (L, V) of one row: {'ids', 'position', 'segment'}, each (L,)."""
+  x = weights["embed/table"][row["ids"]]
+  blocks = [
+    block for segment in config.stack for _ in range(segment.repeats) for block in segment.pattern
+  ]
+  for depth, block in enumerate(blocks):
+    layer, eps = _below(weights, f"layers/{depth}/"), config.norm_eps
+    normed = _rms(x, layer["attention_norm/scale"], eps)
+    x = x + _attention(normed, _below(layer, "attention/"), block.attention, row, eps)
+    normed = _rms(x, layer["ffn_norm/scale"], eps)
+    if isinstance(block.ffn, MoE):
+      x = x + _moe(normed, _below(layer, "moe/"), block.ffn, row)
+    else:
+      x = x + _swiglu(normed, layer["mlp/gate_up"], layer["mlp/down"])
+  x = _rms(x, weights["final_norm/scale"], config.norm_eps)
+  return x @ (weights["embed/table"].T if config.tied else weights["head/weight"])
+
+
+@pytest.fixture(scope="session")
+def oracle_logits():
+  """Returns a function (decoder, params, batch) -> float64 logits (B, L, V)."""
+
+  def run(decoder, params, batch):
+    flat = names.unstack(names.flatten(params), decoder.splits)
+    weights = {name: np.asarray(leaf, np.float64) for name, leaf in flat.items()}
+    rows = range(len(batch["ids"]))
+    parts = [{key: np.asarray(field[row]) for key, field in batch.items()} for row in rows]
+    return np.stack([_decoder(decoder.config, weights, part) for part in parts])
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def batch_of():
+  """Returns a function from the documents' lengths of each row to a packed batch of random ids."""
+
+  def make(rows, length, vocab_size, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (len(rows), length)
+    batch = {name: np.zeros(shape, np.int32) for name in ("position", "segment")}
+    for row, lengths in enumerate(rows):
+      start = 0
+      for document, size in enumerate(lengths, start=1):
+        batch["segment"][row, start : start + size] = document
+        batch["position"][row, start : start + size] = np.arange(size)
+        start += size
+    ids = rng.integers(0, vocab_size, shape).astype(np.int32)
+    labels = np.where(batch["segment"] > 0, rng.integers(0, vocab_size, shape), -1)
+    return {"ids": ids, "labels": labels.astype(np.int32), **batch}
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def perturbed_norms():
+  """Returns parameters with norm scales away from one, so that forgetting a scale shows."""
+
+  def move(params):
+    def at(path, leaf):
+      if getattr(path[-1], "key", "") != "scale":
+        return leaf
+      rng = np.random.default_rng(len(str(path)))
+      return leaf + jnp.asarray(rng.uniform(-0.5, 0.5, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(at, params)
+
+  return move
+
+
+@pytest.fixture(scope="session")
+def forward():
+  """Returns a function (decoder, params, batch) -> logits, compiled once for each decoder."""
+  compiled = {}
+
+  def run(decoder, params, batch):
+    if id(decoder) not in compiled:
+
+      def logits(params, batch):
+        hidden, _, _ = decoder.hidden(params, Tokens.of_batch(batch))
+        return decoder.logits(params, hidden)
+
+      compiled[id(decoder)] = (jax.jit(logits), decoder)
+    return compiled[id(decoder)][0](params, {key: jnp.asarray(batch[key]) for key in batch})
+
+  return run

@@ -1,0 +1,256 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.attention import Attention
+from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.masks import Causal, Document, Window
+from jaxmoe.models.stack import Segment
+from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, Dropless
+from jaxmoe.moe.experts import SwiGLU
+from jaxmoe.moe.routers import TopK
+
+VOCAB, LENGTH = 11, 9
+ROWS = ([4, 3], [9], [], [1, 5])
+DOCUMENT = Attention(4, 2, 4)
+
+
+def moe(dispatch=Dropless(), shared=0, normalize=True):  # noqa: B008
+  return MoE(
+    5, 2, TopK(normalize), SwiGLU(hidden=6), dispatch=dispatch, shared_hidden=shared
+  )
+
+
+def decoder(*segments, **fields):
+  return Decoder(Transformer(dim=8, stack=segments, **fields), VOCAB)
+
+
+def blocks(attention, *ffns):
+  return tuple(Block(attention, ffn) for ffn in ffns)
+
+
+VARIANTS = {
+  "grouped queries, dense layers with windows between": decoder(
+    Segment((Block(Attention(4, 2, 4, mask=Window(3)), MLP(hidden=6)), Block(DOCUMENT, moe())), 2),
+  ),
+  "tied, a norm over each head": decoder(
+    Segment(blocks(Attention(2, 2, 6, qk_norm="head", rope_theta=100.0), moe(Dense())), 2),
+    tied=True, norm_eps=1e-2,
+  ),
+  "norm over all heads, a shared expert, across documents": decoder(
+    Segment(
+      blocks(Attention(4, 2, 4, qk_norm="all", mask=Causal()), moe(Capacity(9.0), 3, False)), 2
+    )
+  ),
+  "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(hidden=6)), 2)),
+}  # fmt: skip
+variant = pytest.mark.parametrize("name", VARIANTS)
+MIXED = decoder(Segment(blocks(DOCUMENT, MLP(hidden=6), moe()), 2))
+
+
+@variant
+def test_logits_equal_a_decoder_written_from_the_papers(
+  name, oracle_logits, batch_of, perturbed_norms, forward
+):
+  model, batch = VARIANTS[name], batch_of(ROWS, LENGTH, VOCAB)
+  params = perturbed_norms(model.init(Keys.from_seed(0)))
+  logits = forward(model, params, batch)
+  assert logits.dtype == jnp.float32
+  right, valid = oracle_logits(model, params, batch), batch["segment"] > 0
+  assert right[valid].std() > 0.3, "logits too even to tell anything"
+  # Float32 through two to five layers.
+  np.testing.assert_allclose(logits[valid], right[valid], rtol=1e-4, atol=2e-5)
+
+
+def test_documents_packed_in_a_row_give_the_logits_of_each_alone(batch_of, forward):
+  batch = batch_of(ROWS, LENGTH, VOCAB)
+  params = MIXED.init(Keys.from_seed(0))
+  packed = forward(MIXED, params, batch)
+  for row, lengths in enumerate(ROWS):
+    start = 0
+    for size in lengths:
+      alone = batch_of([[size]] * len(ROWS), LENGTH, VOCAB)
+      alone["ids"][:, :size] = batch["ids"][row, start : start + size]
+      logits = forward(MIXED, params, alone)[0, :size]
+      np.testing.assert_allclose(
+        packed[row, start : start + size], logits, rtol=1e-5, atol=1e-5, err_msg=f"{row} {start}"
+      )
+      start += size
+
+
+def test_what_padding_holds_changes_nothing_and_no_sum_counts_it(batch_of):
+  batch = batch_of(ROWS, LENGTH, VOCAB)
+  params, valid = MIXED.init(Keys.from_seed(0)), batch["segment"] > 0
+
+  @jax.jit
+  def run(params, batch):
+    def loss(params):
+      hidden, _, sums = MIXED.hidden(params, Tokens.of_batch(batch))
+      nll = MIXED.nll(params, hidden, batch["labels"])
+      return jnp.sum(nll), (MIXED.logits(params, hidden), nll, sums)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  grads, (logits, nll, sums) = run(params, batch)
+  moved = dict(batch, ids=np.where(valid, batch["ids"], (batch["ids"] + 3) % VOCAB))
+  moved["position"] = np.where(valid, batch["position"], 77)
+  other_grads, (other_logits, other_nll, other_sums) = run(params, moved)
+  np.testing.assert_array_equal(logits[valid], other_logits[valid])
+  jax.tree.map(np.testing.assert_array_equal, (nll, sums), (other_nll, other_sums))
+  np.testing.assert_array_equal(np.asarray(nll)[~valid], 0)
+  # The embedding gets the zeros of padding in other rows: the sum is still the same.
+  jax.tree.map(np.testing.assert_array_equal, grads, other_grads)
+  layers = sums["0"]["1"].router
+  np.testing.assert_array_equal(layers.tokens, [valid.sum()] * 2)
+  np.testing.assert_array_equal(np.sum(layers.counts_E, axis=1), [2 * valid.sum()] * 2)
+  assert sums["0"]["0"] is None
+
+
+CAUSAL_DISPATCH = {
+  **{name: instance for name, (_, instance) in DISPATCHERS.items()},
+  "capacity, tight": Capacity(0.5),
+  "dropless blocks": Dropless("blocks"),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL_DISPATCH)
+def test_a_later_token_never_changes_an_earlier_output_of_its_document(name, batch_of):
+  model = decoder(Segment(blocks(DOCUMENT, moe(CAUSAL_DISPATCH[name])), 2))
+  params, batch = model.init(Keys.from_seed(0)), batch_of([[6, 9], [15]], 16, VOCAB)
+  rng, trials = np.random.default_rng(1), 200
+  row, at = rng.integers(0, 2, trials), rng.integers(0, 15, trials)
+  slot = np.arange(16)
+  here = (np.arange(2)[None, :] == row[:, None])[:, :, None]
+  later = here & (slot >= at[:, None, None])
+  same_document = batch["segment"] == batch["segment"][row, at][:, None, None]
+  noise = rng.integers(1, VOCAB, (trials, 2, 16))
+  ids = np.where(later, (batch["ids"] + noise) % VOCAB, batch["ids"])
+  ids = np.concatenate([batch["ids"][None], ids])
+
+  @jax.jit
+  def run(ids):
+    tokens = Tokens.of_batch(batch)
+    once = lambda ids: model.hidden(  # noqa: E731
+      params, Tokens(ids, tokens.position, tokens.segment, tokens.slot)
+    )[0]
+    return jax.lax.map(once, ids)
+
+  y = np.asarray(run(jnp.asarray(ids, jnp.int32)))
+  changed = np.any(y[1:] != y[:1], axis=-1)
+  assert not (changed & here & ~later).any()
+  assert (changed & later & same_document).any(axis=(1, 2)).mean() > 0.9
+  if "capacity" not in name:
+    # Nothing outside of the row, and within it no document that was not touched.
+    assert not (changed & ~here).any()
+
+  @jax.jit
+  def slope(x):
+    early = lambda x: jnp.sum(model.blocks(params, x, Tokens.of_batch(batch))[0][:, :4])  # noqa: E731
+    return jax.grad(early)(x)
+
+  x = model.embed(params, jnp.asarray(batch["ids"]))
+  np.testing.assert_array_equal(slope(x)[:, 4:], 0)
+  assert np.abs(slope(x)[:, :4]).min(axis=-1).max() > 0
+
+
+def test_an_earlier_document_of_the_row_changes_nothing_under_the_document_mask(batch_of, forward):
+  batch = batch_of(ROWS, LENGTH, VOCAB)
+  params = MIXED.init(Keys.from_seed(0))
+  before = np.asarray(forward(MIXED, params, batch))
+  batch["ids"][0, :4] = (batch["ids"][0, :4] + 1) % VOCAB
+  after = np.asarray(forward(MIXED, params, batch))
+  np.testing.assert_array_equal(before[0, 4:], after[0, 4:])
+  assert (before[0, :4] != after[0, :4]).all()
+
+
+@pytest.mark.parametrize("name", list(VARIANTS)[:2])
+@pytest.mark.parametrize("chunk", [1000, 5])
+def test_nll_equals_the_loss_of_all_logits(name, chunk, batch_of):
+  model = VARIANTS[name]
+  model = Decoder(
+    Transformer(dim=8, stack=model.config.stack, tied=model.config.tied, loss_chunk=chunk), VOCAB
+  )
+  params, batch = model.init(Keys.from_seed(0)), batch_of(ROWS, LENGTH, VOCAB)
+  hidden = jax.random.normal(jax.random.key(1), (len(ROWS), LENGTH, 8))
+  logits = np.asarray(model.logits(params, hidden), np.float64)
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  labels = batch["labels"]
+  right = -np.take_along_axis(log_probs, np.maximum(labels, 0)[..., None], -1)[..., 0]
+  nll = jax.jit(model.nll)(params, hidden, jnp.asarray(labels))
+  np.testing.assert_allclose(nll, np.where(labels < 0, 0, right), rtol=1e-5, atol=1e-6)
+
+
+def test_an_id_outside_the_vocabulary_gives_nan_and_not_another_row():
+  params = MIXED.init(Keys.from_seed(0))
+  x = MIXED.embed(params, jnp.array([[0, VOCAB - 1, VOCAB, 10**6]]))
+  np.testing.assert_array_equal(np.isnan(x).any(-1), [[False, False, True, True]])
+  np.testing.assert_array_equal(x[0, 1], params["embed"]["table"][VOCAB - 1])
+
+
+def test_numbers_of_parameters_follow_the_formula():
+  dim, heads, kv_heads, size, hidden, experts, shared = 8, 4, 2, 4, 6, 5, 3
+  attention = 2 * dim * heads * size + 2 * dim * kv_heads * size
+  dense = 3 * dim * hidden
+  mixed = dim * experts + experts * dense + 3 * dim * shared
+  stack = (Segment(blocks(DOCUMENT, MLP(hidden=6), moe(shared=3)), 3),)
+  for tied in (True, False):
+    model = decoder(*stack, tied=tied)
+    embedding = VOCAB * dim * (1 if tied else 2)
+    norms = 6 * 2 * dim + dim
+    assert model.num_params == embedding + norms + 3 * (2 * attention + dense + mixed)
+  active = 3 * (2 * attention + dense + dim * experts + 2 * dense + 3 * dim * shared)
+  assert model.config.active_params() == active
+  assert model.config.num_layers == 6
+  visible = (10 + 1) / 2
+  flops = 6 * (active + dim * VOCAB) + 12 * 6 * heads * size * visible
+  assert model.config.train_flops_per_token(VOCAB, 10) == flops
+  normed = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="all"), MLP(hidden=6)), 1))
+  each = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="head"), MLP(hidden=6)), 1))
+  plain = decoder(Segment(blocks(DOCUMENT, MLP(hidden=6)), 1))
+  assert normed.num_params - plain.num_params == (heads + kv_heads) * size
+  assert each.num_params - plain.num_params == 2 * size
+
+
+def test_dims_and_names_match_the_parameters():
+  for model in VARIANTS.values():
+    jax.tree.map(
+      lambda leaf, dims, name: len(leaf.shape) == len(dims) or pytest.fail(name),
+      model.shapes, model.dims, model.parameter_names,
+    )  # fmt: skip
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.init(Keys.from_seed(0)))
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.shapes)
+
+
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (lambda: Attention(num_heads=4, num_kv_heads=3), "multiple of num_kv_heads"),
+    (lambda: Attention(num_heads=0), "must be at least 1"),
+    (lambda: Attention(head_dim=5), "must be even"),
+    (lambda: Attention(rope_theta=1.0), "must be above 1"),
+    (lambda: MLP(hidden=0), "at least 1"),
+    (lambda: SwiGLU(hidden=0), "at least 1"),
+    (lambda: MoE(num_experts=8, num_active=99), "num_active must lie between"),
+    (lambda: MoE(num_active=0), "num_active must lie between"),
+    (lambda: MoE(shared_hidden=-1), "must not be negative"),
+    (lambda: Capacity(factor=0.0), "must be above 0"),
+    (lambda: Window(size=0), "at least 1"),
+    (lambda: Segment(repeats=0), "at least 1"),
+    (lambda: Segment(pattern=()), "at least one block"),
+    (lambda: Transformer(stack=()), "at least one segment"),
+    (lambda: Transformer(dim=0), "at least 1"),
+    (lambda: Transformer(norm_eps=0.0), "norm_eps above 0"),
+  ],
+)
+def test_a_size_that_cannot_be_is_refused(make, message):
+  with pytest.raises(InputError, match=message):
+    make()
+
+
+def test_the_default_mask_is_by_document():
+  assert Attention().mask == Document()

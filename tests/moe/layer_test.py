@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.moe.dispatch import Capacity, Dense
+from jaxmoe.moe.experts import SwiGLU
+from jaxmoe.moe.layer import MoE
+
+D, E, A, B, L = 6, 5, 2, 2, 7
+SEGMENT = np.array([[1, 1, 1, 2, 2, 0, 0], [1] * 7], np.int32)
+
+
+def tokens_of(segment):
+  slot = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], segment.shape)
+  return Tokens(slot, slot, jnp.asarray(segment), slot)
+
+
+def run(config, x, state=None):
+  layer = config.build(Init(Keys.from_seed(0)), D)
+  graph = nnx.graphdef(layer)
+  state = nnx.to_pure_dict(nnx.state(layer)) if state is None else state
+  call = lambda state, x: nnx.merge(graph, state)(x, tokens_of(SEGMENT), "carry", None)[::2]  # noqa: E731
+  return *jax.jit(call)(state, x), state
+
+
+def draw():
+  return jnp.asarray(np.random.default_rng(0).normal(size=(B, L, D)), jnp.float32)
+
+
+def test_a_shared_expert_adds_its_dense_network_to_every_token():
+  config = MoE(E, A, experts=SwiGLU(4), shared_hidden=3)
+  x = draw()
+  y, _, state = run(config, x)
+  without = {name: child for name, child in state.items() if name != "shared"}
+  routed, _, _ = run(MoE(E, A, experts=SwiGLU(4)), x, without)
+  gate, up = np.einsum("bld,dgf->gblf", x, state["shared"]["gate_up"])
+  right = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(state["shared"]["down"])
+  np.testing.assert_allclose(y - routed, right, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(np.asarray(routed)[SEGMENT == 0], 0)
+
+
+def test_one_expert_that_every_token_takes_is_a_dense_network():
+  x = draw()
+  y, sums, state = run(MoE(1, 1, experts=SwiGLU(4)), x)
+  gate, up = np.einsum("bld,dgf->gblf", x, state["experts"]["gate_up"][0])
+  right = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(state["experts"]["down"][0])
+  np.testing.assert_allclose(y, right * (SEGMENT > 0)[..., None], rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(sums.router.counts_E, [(SEGMENT > 0).sum()])
+
+
+def test_counts_are_taken_before_drops_and_drops_stand_beside_them():
+  x = draw()
+  _, kept, state = run(MoE(E, A, experts=SwiGLU(4), dispatch=Dense()), x)
+  _, tight, _ = run(MoE(E, A, experts=SwiGLU(4), dispatch=Capacity(0.5)), x, state)
+  jax.tree.map(np.testing.assert_array_equal, kept.router, tight.router)
+  rows = Capacity(0.5).rows_per_expert(B * L, A, E)
+  lost = np.maximum(np.asarray(kept.router.counts_E) - rows, 0).sum()
+  assert kept.dropped == {} and tight.dropped == {"capacity": lost} and lost > 0
+
+
+@pytest.mark.parametrize(
+  "factor, tokens, active, experts, rows",
+  [(1.0, 40, 2, 5, 16), (1.25, 40, 2, 5, 20), (1.0, 41, 2, 5, 17), (1e-9, 9, 1, 5, 1),
+   (100.0, 9, 2, 5, 9), (1.0, 1, 2, 64, 1)],
+)  # fmt: skip
+def test_capacity_is_the_mean_times_the_factor_rounded_up(factor, tokens, active, experts, rows):
+  assert Capacity(factor).rows_per_expert(tokens, active, experts) == rows
+
+
+def test_the_stated_active_parameters_are_those_one_token_meets():
+  config = MoE(E, A, experts=SwiGLU(4), shared_hidden=3)
+  _, _, state = run(config, draw())
+  sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(child)) for name, child in state.items()}
+  active = sizes["router"] + A * sizes["experts"] // E + sizes["shared"]
+  assert config.active_params(D) == active
