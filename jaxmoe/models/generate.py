@@ -1,7 +1,7 @@
 """Writing text with a cache: one pass over the prompts, then a token at a time.
 
-Rows are independent: a row's tokens depend on its prompt, the seed and its number, not on what else
-is in the batch.
+A row's tokens depend on its prompt, the seed and its number. Only a dispatcher that drops
+(capacity) makes them depend on the other rows too.
 """
 
 from __future__ import annotations

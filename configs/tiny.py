@@ -1,0 +1,50 @@
+"""The smallest recipe: exactly scorable toy tasks on bytes; what tests and first tries use.
+
+python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
+Any 2-core machine, about 10 s with compiling. It learns the form of the tasks, not yet the answers.
+
+Components by name: --config=configs/tiny.py:router=topk,dispatch=capacity,optimizer=lion
+"""
+
+from jaxmoe.core.recipe import component
+from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.sources import Synthetic
+from jaxmoe.models.attention import Attention
+from jaxmoe.models.block import Block
+from jaxmoe.models.stack import Segment
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.dispatch import DISPATCHERS
+from jaxmoe.moe.experts import EXPERTS
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import ROUTERS
+from jaxmoe.optim import OPTIMIZERS, Cosine, Optim
+from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
+
+TASKS = ("copy", "recall", "add", "brackets")
+
+
+def get_config(
+  router: str = "topk",
+  experts: str = "swiglu",
+  dispatch: str = "dropless",
+  optimizer: str = "adamw",
+) -> Experiment:
+  """Returns the recipe with the named components."""
+  moe = MoE(
+    num_experts=4,
+    num_active=2,
+    router=component(ROUTERS, "router", router),
+    experts=component(EXPERTS, "experts", experts),
+    dispatch=component(DISPATCHERS, "dispatch", dispatch),
+  )
+  block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), moe)
+  return Experiment(
+    data=Data(
+      parts=tuple(Part(Synthetic(task=task, num_documents=400)) for task in TASKS), seq_len=64
+    ),
+    model=Transformer(dim=32, stack=(Segment((block,), repeats=2),)),
+    optim=Optim(component(OPTIMIZERS, "optimizer", optimizer), Cosine(warmup_steps=2)),
+    train=Train(num_steps=30, batch_size=4, checkpoint_every=10, log_every=10),
+    evaluation=Evaluation(every=15, max_bytes=2000, batch_size=4),
+    samples=Samples(every=15, prompts=("copy",), max_tokens=16),
+  )

@@ -1,0 +1,1 @@
+"""Training: the record of an experiment, its step, its loop, and what the loop leaves behind."""

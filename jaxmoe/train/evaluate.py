@@ -1,0 +1,131 @@
+"""Held-out bits per byte, by domain.
+
+Bits per byte is the summed negative log2 probability of every held-out token, end of document
+included, over the held-out UTF-8 bytes. Every token is scored once. A document starts without
+context; a long one is cut into windows that overlap by half, in which only what no earlier window
+scored counts. Short windows share a row, behind the document mask.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.transformer import Decoder, Params
+
+Window = tuple[np.ndarray, np.ndarray]
+"""Input ids, and labels of the same length: -1 where another window scores."""
+
+
+def document_windows(ids: np.ndarray, eod_id: int, length: int) -> Iterator[Window]:
+  """Yields the windows of a document, each at most `length` tokens, together scoring it once."""
+  inputs = np.concatenate([[eod_id], ids]).astype(np.int32)
+  labels = np.concatenate([ids, [eod_id]]).astype(np.int32)
+  stride = max(length // 2, 1)
+  start, scored = 0, 0
+  while scored < len(labels):
+    end = min(start + length, len(labels))
+    fresh = labels[start:end].copy()
+    fresh[: scored - start] = -1
+    yield inputs[start:end], fresh
+    start, scored = start + stride, end
+
+
+def packed_batches(
+  windows: Iterator[Window], batch_size: int, length: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields batches of full shape; a window goes into the open row if it fits, else a new one."""
+  rows: list[list[Window]] = [[]]
+  free = length
+  for window in windows:
+    size = len(window[0])
+    if size > free:
+      if len(rows) == batch_size:
+        yield _batch(rows, batch_size, length)
+        rows = []
+      rows.append([])
+      free = length
+    rows[-1].append(window)
+    free -= size
+  if rows[0]:
+    yield _batch(rows, batch_size, length)
+
+
+def evaluate(
+  decoder: Decoder,
+  params: Params,
+  domains: Mapping[str, Sequence[Any]],
+  eod_id: int,
+  shape: tuple[int, int],
+) -> dict[str, Any]:
+  """Returns `{bits_per_byte, domains: {name: bits_per_byte}}` over the given documents.
+
+  Args:
+    decoder: The model.
+    params: Its parameters.
+    domains: Documents by domain; a document has `ids` and `num_bytes`.
+    eod_id: Id of the end of document.
+    shape: (rows scored at a time, length of a window).
+  """
+  bits, num_bytes = {}, {}
+  for name, documents in domains.items():
+    windows = (
+      window
+      for document in documents
+      for window in document_windows(document.ids, eod_id, shape[1])
+    )
+    # Sums of a row are float32, sums of rows float64.
+    nats = [score_rows(decoder, params, batch) for batch in packed_batches(windows, *shape)]
+    bits[name] = sum(float(row) for rows in nats for row in jax.device_get(rows)) / math.log(2)
+    num_bytes[name] = sum(document.num_bytes for document in documents)
+  return {
+    "bits_per_byte": sum(bits.values()) / sum(num_bytes.values()),
+    "domains": {name: bits[name] / num_bytes[name] for name in domains},
+  }
+
+
+def first_documents(documents: Sequence[Any], max_bytes: int) -> list[Any]:
+  """Returns documents, spread evenly over all, that together hold at most `max_bytes`.
+
+  At least one is returned: the first that fits, or the smallest.
+  """
+  order = sorted(range(len(documents)), key=lambda i: (i * 0.6180339887498949) % 1)
+  chosen, total = [], 0
+  for index in order:
+    if total + documents[index].num_bytes <= max_bytes:
+      chosen.append(index)
+      total += documents[index].num_bytes
+  if not chosen:
+    return [min(documents, key=lambda document: document.num_bytes)]
+  return [documents[index] for index in sorted(chosen)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score_rows(decoder: Decoder, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+  """Returns (B,) float32, the summed nats of each row's scored labels."""
+  hidden_BLD, _, _ = decoder.hidden(params, Tokens.of_batch(batch))
+  return jnp.sum(decoder.nll(params, hidden_BLD, batch["labels"]), axis=1)
+
+
+def _batch(rows: list[list[Window]], batch_size: int, length: int) -> dict[str, np.ndarray]:
+  batch = {
+    name: np.zeros((batch_size, length), np.int32) for name in ("ids", "position", "segment")
+  }
+  batch["labels"] = np.full((batch_size, length), -1, np.int32)
+  for row, windows in enumerate(rows):
+    at = 0
+    for segment, (inputs, labels) in enumerate(windows, start=1):
+      here = slice(at, at + len(inputs))
+      batch["ids"][row, here] = inputs
+      batch["labels"][row, here] = labels
+      batch["position"][row, here] = np.arange(len(inputs))
+      batch["segment"][row, here] = segment
+      at += len(inputs)
+  return batch

@@ -1,0 +1,143 @@
+"""The record of an experiment: everything a run depends on, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import diff
+from jaxmoe.data.mixture import Data
+from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.optim import Optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """How long, how much at a time, and what happens on the way.
+
+  Attributes:
+    num_steps: Optimizer steps of the whole run.
+    batch_size: Rows of one step, over all microbatches.
+    num_micro: Microbatches a step is accumulated over; their gradients add up exactly.
+    seed: Of initial parameters, data order and randomness of the forward pass.
+    max_skips: Steps that may be skipped because loss or gradient was not finite.
+    checkpoint_every: Steps between checkpoints; the last step is always saved.
+    keep: Checkpoints that are kept.
+    log_every: Steps between two printed lines where there is no terminal.
+  """
+
+  num_steps: int = 1000
+  batch_size: int = 8
+  num_micro: int = 1
+  seed: int = 0
+  max_skips: int = 10
+  checkpoint_every: int = 500
+  keep: int = 3
+  log_every: int = 50
+
+  def __post_init__(self) -> None:
+    for name in ("num_steps", "batch_size", "num_micro", "checkpoint_every", "keep", "log_every"):
+      if getattr(self, name) < 1:
+        raise InputError(f"{name} must be at least 1: {name}={getattr(self, name)}")
+    if self.max_skips < 0:
+      raise InputError(f"max_skips must not be negative: {self.max_skips=}")
+    if self.batch_size % self.num_micro:
+      raise InputError(
+        "batch_size must be a multiple of num_micro: "
+        f"batch_size={self.batch_size}, num_micro={self.num_micro}"
+      )
+    if not 0 <= self.seed < 2**32:
+      raise InputError(f"seed must lie in [0, 2**32): {self.seed=}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Held-out bits per byte on the way.
+
+  Attributes:
+    every: Steps between evaluations; 0 for none.
+    max_bytes: Bytes of each domain that are scored on the way, in whole documents (at least one);
+      `launch.evaluate` scores all.
+    batch_size: Windows scored at a time.
+  """
+
+  every: int = 500
+  max_bytes: int = 50_000
+  batch_size: int = 8
+
+  def __post_init__(self) -> None:
+    if self.every < 0 or self.max_bytes < 1 or self.batch_size < 1:
+      raise InputError(
+        "every must not be negative, max_bytes and batch_size must be at least 1: "
+        f"{self.every}, {self.max_bytes}, {self.batch_size}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """Texts written at fixed prompts on the way, into samples.md.
+
+  Attributes:
+    every: Steps between samples; 0 for none.
+    prompts: What the model continues.
+    max_tokens: Length of a continuation.
+    temperature: 0 takes the likeliest token.
+    top_p: Share of probability that is sampled from (Holtzman et al. 2020).
+  """
+
+  every: int = 500
+  prompts: tuple[str, ...] = ("def ",)
+  max_tokens: int = 64
+  temperature: float = 0.7
+  top_p: float = 0.9
+
+  def __post_init__(self) -> None:
+    if self.every < 0 or self.max_tokens < 1 or self.temperature < 0:
+      raise InputError(
+        "every and temperature must not be negative, max_tokens must be at least 1: "
+        f"{self.every}, {self.temperature}, {self.max_tokens}"
+      )
+    if not 0 < self.top_p <= 1:
+      raise InputError(f"top_p must lie in (0, 1]: {self.top_p=}")
+    if not all(self.prompts):
+      raise InputError("a prompt must not be empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One run: data, model, optimizer and schedule, training, what is looked at on the way."""
+
+  data: Data
+  model: Transformer = Transformer()
+  optim: Optim = Optim()
+  train: Train = Train()
+  evaluation: Evaluation = Evaluation()
+  samples: Samples = Samples()
+
+  def decoder(self) -> Decoder:
+    """Returns the functions of the model; its vocabulary is the tokenizer's."""
+    return Decoder(self.model, self.data.tokenizer.vocab_size)
+
+
+SAFE_TO_CHANGE = (
+  "train.num_steps",
+  "train.max_skips",
+  "train.checkpoint_every",
+  "train.keep",
+  "train.log_every",
+  "evaluation.*",
+  "samples.*",
+)
+"""Fields that may differ when a run goes on: they change no number already written."""
+
+
+def unsafe_changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+  """Returns the differences that forbid `new` to go on with a run of `old`."""
+  return {path: pair for path, pair in diff(old, new).items() if not _matches(path, SAFE_TO_CHANGE)}
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+  return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

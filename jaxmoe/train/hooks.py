@@ -1,0 +1,105 @@
+"""What a run does on the way besides training: held-out scores and samples."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmoe.models.generate import Sampling, generate
+from jaxmoe.models.transformer import Decoder
+from jaxmoe.train.evaluate import evaluate, first_documents
+from jaxmoe.train.experiment import Evaluation, Samples
+from jaxmoe.train.progress import Display
+from jaxmoe.train.state import State
+
+
+class EvaluationHook:
+  """Scores a fixed part of the held-out documents of every domain: the line's `eval`."""
+
+  name = "evaluation"
+
+  def __init__(
+    self, config: Evaluation, decoder: Decoder, domains: Mapping[str, Sequence[Any]],
+    text: tuple[int, int], display: Display,
+  ):
+    self.every = config.every
+    self._decoder, self._display = decoder, display
+    self._domains = {
+      name: first_documents(documents, config.max_bytes) for name, documents in domains.items()
+    }
+    self._eod_id, length = text
+    self._shape = (config.batch_size, length)
+
+  def __call__(self, step: int, state: State) -> dict[str, Any]:
+    """Returns {'eval': {bits_per_byte, domains}}."""
+    with self._display.phase(f"evaluating step {step}", brief=True):
+      scores = evaluate(self._decoder, state.params, self._domains, self._eod_id, self._shape)
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in scores["domains"].items())
+    self._display.say(f"bits/byte held out at {step}: {shown}")
+    return {"eval": _with_none(scores)}
+
+
+class SamplesHook:
+  """Continues the prompts of the recipe and appends the texts to samples.md."""
+
+  name = "samples"
+
+  def __init__(
+    self, config: Samples, decoder: Decoder, tokenizer: Any, context: int, path: pathlib.Path
+  ):
+    self.every = config.every if config.prompts else 0
+    self._decoder, self._tokenizer, self._path = decoder, tokenizer, path
+    self._prompts = config.prompts
+    self._sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    self._limits = (context, tokenizer.eod_id)
+
+  def __call__(self, step: int, state: State) -> dict[str, Any]:
+    """Writes a section; returns nothing for the line."""
+    prompts = [encode_prompt(self._tokenizer, text) for text in self._prompts]
+    rows = generate(self._decoder, state.params, prompts, self._sampling, self._limits)
+    parts = [f"## step {step}\n"]
+    for text, row in zip(self._prompts, rows):
+      written = text + self._tokenizer.decode(row)
+      fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", written)), 3)
+      parts.append(f"{fence}text\n{written}\n{fence}\n")
+    with open(self._path, "a", encoding="utf-8") as file:
+      file.write("\n".join(parts) + "\n")
+    return {}
+
+
+def resume_samples(path: pathlib.Path, step: int) -> None:
+  """Cuts samples.md after the section of `step`, so that no section is written twice."""
+  if not path.exists():
+    return
+  start, fence = 0, b""
+  for line in io.BytesIO(path.read_bytes()):  # "\r" is part of a text, not the end of a line
+    if fence:  # what the model wrote may look like a heading
+      fence = b"" if line == fence + b"\n" else fence
+    elif opening := re.fullmatch(rb"(`{3,})text\n", line):
+      fence = opening[1]
+    else:
+      heading = re.fullmatch(rb"## step (\d+)\n", line)
+      if (heading and int(heading[1]) > step) or not line.endswith(b"\n"):
+        os.truncate(path, start)
+        return
+    start += len(line)
+
+
+def encode_prompt(tokenizer: Any, text: str) -> np.ndarray:
+  """Returns the ids of a prompt, behind the end of document that starts every text."""
+  return np.concatenate([[tokenizer.eod_id], tokenizer.encode(text)]).astype(np.int32)
+
+
+def _with_none(scores: dict[str, Any]) -> dict[str, Any]:
+  """Returns nested scores with None for what is not finite, which JSON cannot say."""
+  return {
+    name: _with_none(value) if isinstance(value, dict) else value if math.isfinite(value) else None
+    for name, value in scores.items()
+  }

@@ -1,0 +1,111 @@
+"""The state of training, in memory and as a checkpoint sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxmoe.core import names
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.rng import Keys
+from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.optim import state_dims
+
+Arrays = dict[str, jax.Array]
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["step", "params", "optimizer", "skipped"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+  """All that a step reads and writes.
+
+  Attributes:
+    step: int32, steps taken, skipped ones included.
+    params: The parameters.
+    optimizer: The optax state.
+    skipped: int32, steps whose loss or gradient was not finite.
+  """
+
+  step: Any
+  params: Params
+  optimizer: Any
+  skipped: Any
+
+
+class StateSpec:
+  """Shapes, shardings and canonical names of the state of one run."""
+
+  def __init__(self, decoder: Decoder, transform: optax.GradientTransformation, layout: Layout):
+    self.splits = decoder.splits
+    self._decoder, self._transform = decoder, transform
+    optimizer = jax.eval_shape(transform.init, decoder.shapes)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    self.shapes = State(scalar, decoder.shapes, optimizer, scalar)
+    dims = state_dims(optimizer, decoder.shapes, decoder.dims)
+    self.shardings = State(
+      layout.replicated,
+      layout.shardings("params", decoder.dims, decoder.shapes),
+      layout.shardings("optimizer", dims, optimizer),
+      layout.replicated,
+    )
+
+  def init(self, seed: int) -> State:
+    """Returns the state before the first step."""
+    params = jax.device_put(self._decoder.init(Keys.from_seed(seed)), self.shardings.params)
+    optimizer = jax.jit(self._transform.init, out_shardings=self.shardings.optimizer)(params)
+    zero = jnp.zeros((), jnp.int32)
+    return jax.device_put(State(zero, params, optimizer, zero + 0), self.shardings)
+
+  def to_arrays(self, state: State) -> Arrays:
+    """Returns the leaves by canonical name, one a layer."""
+    return _unstack(names.flatten(state), self.splits)
+
+  def like(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns what `to_arrays` would, without values, with the shardings to restore in."""
+    flat = names.flatten(self.shapes)
+    shardings = names.flatten(self.shardings)
+    like = {}
+    for path, leaf in flat.items():
+      stacked = names.layer_names(path, self.splits)
+      sharding, shape = shardings[path], leaf.shape
+      if stacked is not None:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[1:]))
+        shape = shape[1:]
+      one = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+      like.update(dict.fromkeys(stacked or [path], one))
+    return like
+
+  def from_arrays(self, arrays: Arrays) -> State:
+    """Returns the state whose `to_arrays` gave `arrays`."""
+    paths = names.flatten(self.shapes)
+    flat = jax.jit(lambda named: names.stack(named, list(paths), self.splits))(arrays)
+    return jax.device_put(names.unflatten(self.shapes, flat), self.shardings)
+
+
+def params_like(decoder: Decoder, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the parameters' part of `StateSpec.like`, for commands that do not train."""
+  spec = StateSpec(decoder, optax.identity(), layout)
+  return {name: leaf for name, leaf in spec.like().items() if name.startswith("params/")}
+
+
+def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:
+  """Returns the parameters' tree for arrays read by `params_like`."""
+  tree = {"params": decoder.shapes}
+  flat = names.stack(arrays, list(names.flatten(tree)), decoder.splits)
+  return names.unflatten(tree, flat)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _unstack(flat: Arrays, splits: names.Splits) -> Arrays:
+  return names.unstack(flat, splits)
+

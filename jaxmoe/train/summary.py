@@ -1,0 +1,75 @@
+"""What is written of a step: plain numbers from the sums a step returns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmoe.core.names import Splits
+
+
+def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
+  """Returns the metrics of a step as JSON-able values; blocks until they are computed.
+
+  Args:
+    metrics: What the step returned: sums, and means as (sum, weight).
+    splits: How layers are grouped in memory.
+
+  Returns:
+    `loss` (nats a token, without balance losses), `total_loss`, `grad_norm`, `learning_rate`,
+    `tokens`, `skipped` (so far), each balance loss summed over layers, and `layers`: for each MoE
+    layer what `layer_summary` says. A number that is not finite is None.
+  """
+  host = jax.device_get(metrics)
+  layers: dict[int, dict[str, Any]] = {}
+  for s, blocks in host.pop("layers").items():
+    first = sum(blocks * repeats for blocks, repeats in splits[: int(s)])
+    width, repeats = splits[int(s)]
+    for j, sums in blocks.items():
+      for repeat in range(repeats if sums is not None else 0):
+        layer = first + repeat * width + int(j)
+        layers[layer] = layer_summary(jax.tree.map(lambda leaf, r=repeat: leaf[r], sums))
+  del host["finite"]
+  balance, loss = host.pop("balance"), host.pop("loss")
+  scalars = {"loss": loss.sum / np.maximum(loss.weight, 1), **host, **balance}
+  plain: dict[str, Any] = {name: number(value) for name, value in scalars.items()}
+  plain["layers"] = {str(layer): layers[layer] for layer in sorted(layers)}
+  return plain
+
+
+def layer_summary(sums: Any) -> dict[str, Any]:
+  """Returns how a MoE layer was used over the tokens of a step.
+
+  Returns:
+    `load` (share of choices by expert, before drops), `load_entropy` (of that, as a share of log
+    E), `max_violation` (largest load over the mean, minus 1), `dead` (experts never chosen),
+    `drop_rate` (dropped choices over choices) and by reason where there are reasons, `router_z`
+    (mean squared logsumexp of the logits).
+  """
+  counts_E = np.asarray(sums.router.counts_E, np.float64)
+  choices = max(counts_E.sum(), 1.0)
+  load_E = counts_E / choices
+  used_E = load_E[load_E > 0]
+  entropy = float(-(used_E * np.log(used_E)).sum()) / math.log(max(len(load_E), 2))
+  dropped = {reason: float(count) for reason, count in sums.dropped.items()}
+  return {
+    "load": [number(np.float32(share)) for share in load_E],
+    "load_entropy": number(np.float32(entropy)),
+    "max_violation": number(np.float32(load_E.max() * len(load_E) - 1)),
+    "dead": int((counts_E == 0).sum()),
+    "drop_rate": number(np.float32(sum(dropped.values()) / choices)),
+    "dropped": {reason: number(np.float32(count)) for reason, count in dropped.items()},
+    "router_z": number(sums.router.log_z_squared / max(float(sums.router.tokens), 1.0)),
+  }
+
+
+def number(value: Any) -> float | int | None:
+  """Returns a plain number with the digits of its own type; None if it is not finite."""
+  array = np.asarray(value)
+  if np.issubdtype(array.dtype, np.integer):
+    return int(array)
+  # The shortest decimal that reads back as the same float32, not its float64 expansion.
+  return float(str(np.float32(array))) if np.isfinite(array) else None

@@ -1,0 +1,123 @@
+"""The folder of a run: its paths, its lock, and whether a recipe may go on in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pathlib
+from typing import IO
+
+from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.recipe import from_json, to_json
+from jaxmoe.train.experiment import Experiment, unsafe_changes
+
+
+class Workdir:
+  """Paths of a run's folder. Nothing is made before `claim`."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.path = pathlib.Path(path)
+    self.config = self.path / "config.json"
+    self.metrics = self.path / "metrics.jsonl"
+    self.events = self.path / "events.jsonl"
+    self.checkpoints = self.path / "checkpoints"
+    self.tokenizer = self.path / "tokenizer.json"
+    self.samples = self.path / "samples.md"
+    self.evaluation = self.path / "eval.json"
+    self._lock: IO[bytes] | None = None
+
+  def experiment(self) -> Experiment:
+    """Returns the recipe of the run.
+
+    Raises:
+      CheckpointError: there is no run here.
+      InputError: config.json is damaged.
+    """
+    if not os.path.isfile(self.config):
+      raise CheckpointError(f"{self.path}: no run here (no config.json); train one first")
+    try:
+      text = self.config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+      raise InputError(f"{self.config}: cannot be read ({error}); restore the file") from None
+    return from_json(Experiment, text, str(self.config))
+
+  def check(self, experiment: Experiment) -> None:
+    """Returns if `experiment` may start or go on here; writes nothing.
+
+    Raises:
+      InputError: the folder cannot be written, another run holds it, or it holds the run of
+        another recipe.
+    """
+    self._look_up()
+    existing = next(p for p in (self.path, *self.path.absolute().parents) if os.path.exists(p))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+      raise InputError(f"--workdir={self.path}: cannot write to {existing}; choose another folder")
+    if os.path.exists(self.path / "lock"):
+      self._take_lock()
+    if not os.path.exists(self.config):
+      return
+    changes = unsafe_changes(self.experiment(), experiment)
+    if changes:
+      shown = "; ".join(f"{path}: {old!r} -> {new!r}" for path, (old, new) in changes.items())
+      raise InputError(
+        f"--workdir={self.path} holds a run of another config ({shown}); "
+        "use another workdir, or the same config"
+      )
+
+  def claim(self, experiment: Experiment) -> None:
+    """Makes the folder, locks it until the process ends, and writes config.json.
+
+    Raises:
+      InputError: as `check`.
+    """
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise InputError(f"--workdir={self.path}: {error.strerror}; choose another folder") from None
+    self._take_lock()
+    self.check(experiment)
+    write_whole(self.config, to_json(experiment))
+
+  def _look_up(self) -> None:
+    """Raises InputError if the path itself cannot be looked up: as a name too long."""
+    try:
+      self.path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+      return
+    except OSError as error:
+      raise InputError(f"--workdir={self.path}: {error.strerror}; choose another folder") from None
+
+  def release(self) -> None:
+    """Frees the lock, for a process that lives on; the end of a process does it by itself."""
+    if self._lock is not None:
+      self._lock.close()
+    self._lock = None
+
+  def _take_lock(self) -> None:
+    """Takes the lock of the folder; the system frees it when the process dies, however it does."""
+    if self._lock is not None:
+      return
+    try:
+      file = open(self.path / "lock", "ab")  # noqa: SIM115 - held until the process ends
+    except OSError as error:
+      raise InputError(
+        f"--workdir={self.path}: cannot open its lock ({error.strerror}); choose another folder"
+      ) from None
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.close()
+      raise InputError(
+        f"--workdir={self.path} is in use by another run; wait for it, or use another workdir"
+      ) from None
+    self._lock = file
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """Writes a text file so that a reader sees the old content or the new, never a part."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with open(temporary, "w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)

@@ -1,0 +1,79 @@
+"""Scores the held-out documents of a run in bits per byte, beside gzip and xz on the same bytes.
+
+python -m launch.evaluate --workdir=runs/tiny
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.corpus import Corpus, open_corpus
+from jaxmoe.train.evaluate import evaluate
+from jaxmoe.train.workdir import write_whole
+from launch import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "The run to score.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 16, "Windows scored at a time.", 1, flag_values=FLAGS)
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  del arguments
+  run = cli.load_run(FLAGS.workdir)
+  data = run.experiment.data
+  corpus = open_corpus(data, cli.cache_dir() / "tokenizers", progress=print)
+  if corpus.tokenizer.digest != run.tokenizer.digest:
+    raise InputError(
+      f"{run.workdir.path}: the corpus on this machine gives another tokenizer than the run has "
+      "(other files?); score on the machine that trained"
+    )
+  domains = {name: corpus.held_out(name) for name in corpus.domains}
+  total = sum(document.num_bytes for documents in domains.values() for document in documents)
+  print(f"scoring {total:,} held-out bytes at step {run.step} ...", flush=True)
+  shape = (FLAGS.batch_size, data.seq_len)
+  scores = evaluate(run.decoder, run.params, domains, run.tokenizer.eod_id, shape)
+  result = {"step": run.step, **scores, "compressors": compressors(corpus)}
+  write_whole(run.workdir.evaluation, json.dumps(result, indent=2) + "\n")
+  Console().print(table(result))
+  print(f"written to {run.workdir.evaluation}")
+  return 0
+
+
+def compressors(corpus: Corpus) -> dict[str, dict[str, float]]:
+  """Returns bits per byte of gzip -9 and xz -9 on each domain's held-out bytes as one stream."""
+  squeeze = {"gzip -9": lambda raw: gzip.compress(raw, 9), "xz -9": lambda raw: _xz(raw)}
+  return {
+    name: {
+      domain: 8 * len(function(corpus.held_out_bytes(domain))) / len(corpus.held_out_bytes(domain))
+      for domain in corpus.domains
+    }
+    for name, function in squeeze.items()
+  }
+
+
+def table(result: dict) -> Table:
+  """Returns the scores as a table: a row a domain, the model first."""
+  shown = Table(title=f"held-out bits per byte at step {result['step']}")
+  columns = ["domain", "model", *result["compressors"]]
+  for column in columns:
+    shown.add_column(column, justify="left" if column == "domain" else "right")
+  for domain, bits in result["domains"].items():
+    others = [f"{scores[domain]:.3f}" for scores in result["compressors"].values()]
+    shown.add_row(domain, f"{bits:.3f}", *others)
+  return shown
+
+
+def _xz(raw: bytes) -> bytes:
+  return lzma.compress(raw, preset=9)
+
+
+if __name__ == "__main__":
+  cli.run(main, FLAGS, __doc__)

@@ -1,0 +1,104 @@
+"""Continues prompts with the model of a run.
+
+python -m launch.generate --workdir=runs/tiny --prompt='def main(' [--prompt=... --max_tokens=64]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from absl import flags
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.tokenizers import Tokenizer
+from jaxmoe.models.generate import Sampling, generate
+from jaxmoe.train.hooks import encode_prompt
+from launch import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "The run whose model writes.", flag_values=FLAGS)
+flags.DEFINE_multi_string("prompt", None, "What to continue; may be repeated.", flag_values=FLAGS)
+flags.DEFINE_integer("max_tokens", 128, "The most tokens to write.", flag_values=FLAGS)
+flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", flag_values=FLAGS)
+flags.DEFINE_float("top_p", 0.95, "Share of probability to sample from.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Of the draws.", flag_values=FLAGS)
+
+
+class Printer:
+  """Streams rows to standard output, one after the other: a later row waits for its turn."""
+
+  def __init__(self, tokenizer: object, prompts: list[str]):
+    self._tokenizer, self._prompts = tokenizer, prompts
+    self._ids: list[list[int]] = [[] for _ in prompts]
+    self._row, self._shown = 0, 0
+    self._begin()
+
+  def token(self, row: int, token: int) -> None:
+    """Takes a token of a row."""
+    self._ids[row].append(token)
+    if row == self._row:
+      self._flush(final=False)
+
+  def finish(self) -> None:
+    """Prints what is left of all rows."""
+    while self._row < len(self._prompts):
+      self._flush(final=True)
+      print(flush=True)
+      self._row, self._shown = self._row + 1, 0
+      if self._row < len(self._prompts):
+        self._begin()
+
+  def _begin(self) -> None:
+    if len(self._prompts) > 1:
+      print(f"--- {self._row + 1} of {len(self._prompts)}")
+    print(self._prompts[self._row], end="", flush=True)
+
+  def _flush(self, final: bool) -> None:
+    text = self._tokenizer.decode(self._ids[self._row])  # type: ignore[attr-defined]
+    # The end may be a part of a character whose other bytes are yet to come.
+    stable = len(text) if final else len(text.rstrip("\ufffd"))
+    sys.stdout.write(text[self._shown : stable])
+    sys.stdout.flush()
+    self._shown = max(self._shown, stable)
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  del arguments
+  sampling = Sampling(FLAGS.max_tokens, FLAGS.temperature, FLAGS.top_p, FLAGS.seed)
+  prompts = FLAGS.prompt or []
+  if not prompts or not all(prompts):
+    raise InputError("--prompt is missing or empty; give the text to continue")
+  context = cli.need_workdir(FLAGS.workdir).experiment().data.seq_len
+  run = cli.load_run(FLAGS.workdir, check=lambda tokenizer: _encode(tokenizer, prompts, context))
+  ids = _encode(run.tokenizer, prompts, context)
+  printer = Printer(run.tokenizer, prompts)
+  generate(
+    run.decoder, run.params, ids, sampling, (context, run.tokenizer.eod_id), printer.token
+  )
+  printer.finish()
+  return 0
+
+
+def _encode(tokenizer: Tokenizer, prompts: list[str], context: int) -> list[np.ndarray]:
+  ids = [encode_prompt(tokenizer, _text(prompt)) for prompt in prompts]
+  for prompt, row in zip(prompts, ids):
+    if len(row) >= context:
+      raise InputError(
+        f"--prompt={prompt[:20]!r}... has {len(row)} tokens with the start of text; the context "
+        f"is {context} tokens; shorten it"
+      )
+  return ids
+
+
+def _text(prompt: str) -> str:
+  try:
+    prompt.encode("utf-8")
+  except UnicodeEncodeError:
+    raise InputError("--prompt is not valid UTF-8; give text") from None
+  return prompt
+
+
+if __name__ == "__main__":
+  cli.run(main, FLAGS, __doc__)

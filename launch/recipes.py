@@ -1,0 +1,109 @@
+"""From `--config=configs/NAME.py:router=topk` and `--config.x.y=V` to a checked recipe."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import os
+import pathlib
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import override, unknown
+from jaxmoe.train.experiment import Experiment
+
+PREFIX = "--config."
+
+
+def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
+  """Returns the recipe of a config argument with its overrides.
+
+  Args:
+    spec: A path, and after a colon `name=value` keywords of its `get_config`.
+    overrides: Arguments such as `--config.train.num_steps=100`.
+
+  Raises:
+    InputError: no such file or keyword, or a value that does not fit.
+  """
+  if not spec:
+    raise InputError("--config is missing; give a recipe, such as --config=configs/tiny.py")
+  path, _, names = spec.partition(":")
+  get_config = _get_config(pathlib.Path(path))
+  keywords = _keywords(get_config, names, path)
+  changes = []
+  for argument in overrides:
+    field, equals, text = argument.removeprefix(PREFIX).partition("=")
+    if not equals:
+      raise InputError(f"{argument}: expected {PREFIX}FIELD=VALUE")
+    changes.append((field, text))
+  experiment = _run(path, lambda: get_config(**keywords))
+  if not isinstance(experiment, Experiment):
+    kind = type(experiment).__name__
+    raise InputError(f"--config={path}: get_config() must return an Experiment, not {kind}")
+  return override(experiment, changes)
+
+
+def _get_config(path: pathlib.Path) -> Callable[..., Experiment]:
+  if not os.path.isfile(path):  # pathlib's form raises where a name is too long
+    there = sorted(str(other) for other in pathlib.Path("configs").glob("*.py"))
+    raise InputError(f"--config={path}: no such file; there are: {', '.join(there) or 'none here'}")
+  spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise InputError(f"--config={path}: not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  _run(path, functools.partial(spec.loader.exec_module, module))
+  if not callable(getattr(module, "get_config", None)):
+    raise InputError(f"--config={path}: the file has no get_config(); define it")
+  return module.get_config
+
+
+def _run(path: str | pathlib.Path, code: Callable[[], Any]) -> Any:
+  """Returns what the code of a recipe returns; what it raises becomes one line with the place.
+
+  Raises:
+    InputError: the recipe raised something, were it `SystemExit`.
+  """
+  try:
+    return code()
+  except InputError as error:
+    raise InputError(f"--config={path}: {error}") from None
+  except (Exception, SystemExit) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    place = f"{path}:{line}" if line else str(path)
+    raise InputError(
+      f"--config={place}: the recipe fails with {type(error).__name__}: {error}; mend the file"
+    ) from None
+
+
+def _keywords(get_config: Callable[..., Any], text: str, path: str) -> dict[str, Any]:
+  """Returns the keywords of `name=value,...`, parsed by the annotations of `get_config`."""
+  parameters = inspect.signature(get_config, eval_str=True).parameters
+  keywords: dict[str, Any] = {}
+  for pair in filter(None, text.split(",")):
+    name, equals, value = pair.partition("=")
+    if not equals:
+      raise InputError(f"--config={path}:{text}: expected name=value, got {pair!r}")
+    if name not in parameters:
+      raise unknown(f"--config={path}", "name", name, parameters)
+    if name in keywords:
+      raise InputError(f"--config={path}: {name} is given twice")
+    keywords[name] = _parse(parameters[name].annotation, value, f"--config={path}:{name}")
+  return keywords
+
+
+def _parse(kind: Any, value: str, where: str) -> Any:
+  if kind not in (int, float, str, bool):
+    raise InputError(f"{where}: cannot be set here; only int, float, str and bool keywords can")
+  if kind is bool:
+    if value not in ("true", "false"):
+      raise InputError(f"{where}: expected true or false, got {value!r}")
+    return value == "true"
+  try:
+    return kind(value)
+  except ValueError:
+    raise InputError(f"{where}: expected {kind.__name__}, got {value!r}") from None

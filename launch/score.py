@@ -1,0 +1,119 @@
+"""Scores given token ids: the log probability of each next id.
+
+python -m launch.score --workdir=runs/tiny --ids=ids.npy --out=scores.npz [--logits]
+
+ids.npy holds int32 (B, L); scores.npz gets float32 `logprobs` (B, L-1), in nats, of each next id,
+and with --logits `logits` (B, L, V).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.transformer import Decoder, Params
+from launch import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "The run whose model scores.", flag_values=FLAGS)
+flags.DEFINE_string("ids", None, "An .npy of int32 (B, L).", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "The .npz to write.", flag_values=FLAGS)
+flags.DEFINE_bool("logits", False, "Also write logits (B, L, V).", flag_values=FLAGS)
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  del arguments
+  if not FLAGS.ids or not FLAGS.out:
+    raise InputError("--ids and --out are needed: an .npy to read and an .npz to write")
+  out = pathlib.Path(FLAGS.out)
+  check_out(out)
+  workdir = cli.need_workdir(FLAGS.workdir)
+  experiment = workdir.experiment()
+  ids_BL = read_ids(FLAGS.ids, experiment.data.tokenizer.vocab_size, experiment.data.seq_len)
+  run = cli.load_run(FLAGS.workdir)
+  rows = [score(run.decoder, FLAGS.logits, run.params, row[None]) for row in ids_BL]
+  arrays = {"logprobs": np.concatenate([np.asarray(row[0]) for row in rows])}
+  if FLAGS.logits:
+    arrays["logits"] = np.concatenate([np.asarray(row[1]) for row in rows])
+  temporary = beside(out)
+  np.savez(temporary, **arrays)  # type: ignore[arg-type]
+  temporary.replace(out)
+  shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+  print(f"wrote {out}: {shapes} at step {run.step}")
+  return 0
+
+
+def check_out(out: pathlib.Path) -> None:
+  """Returns if a file can be written at `out`; leaves nothing there.
+
+  Raises:
+    InputError: it is a folder, or its folder is missing or cannot be written.
+  """
+  if os.path.isdir(out):
+    raise InputError(f"--out={out}: is a folder; give the .npz file to write")
+  try:
+    beside(out).touch()
+    beside(out).unlink()
+  except OSError as error:
+    raise InputError(f"--out={out}: cannot be written ({error.strerror}); choose another") from None
+
+
+def beside(out: pathlib.Path) -> pathlib.Path:
+  """Returns where the scores lie until they are whole."""
+  return out.with_name(f".{out.name}.{os.getpid()}.npz")
+
+
+def read_ids(path: str, vocab_size: int, context: int) -> np.ndarray:
+  """Returns the checked ids of an .npy file.
+
+  Raises:
+    InputError: not an .npy, one that needs pickle, another dtype or rank, no or too many ids in a
+      row, or an id outside the vocabulary.
+  """
+  try:
+    with open(path, "rb") as file:
+      ids = np.load(file, allow_pickle=False)
+  except OSError as error:
+    raise InputError(f"--ids={path}: cannot be read ({error.strerror}); give an .npy") from None
+  except Exception as error:  # NumPy raises whatever its parsers raise
+    raise InputError(
+      f"--ids={path}: not a plain .npy file ({error}); write it with np.save, without pickle"
+    ) from None
+  if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim != 2:
+    kind = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
+    raise InputError(f"--ids={path}: needs an int32 array (B, L), got {kind}")
+  if ids.shape[0] < 1 or not 2 <= ids.shape[1] <= context:
+    raise InputError(
+      f"--ids={path}: needs at least one row of 2 to {context} ids (the context), got {ids.shape}"
+    )
+  if ids.min() < 0 or ids.max() >= vocab_size:
+    bad = ids.min() if ids.min() < 0 else ids.max()
+    raise InputError(f"--ids={path}: id {bad} is outside the vocabulary of {vocab_size}")
+  return ids
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score(
+  decoder: Decoder, with_logits: bool, params: Params, ids_BL: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+  """Returns the log probabilities (B, L-1) of each next id, and the logits (B, L, V) if asked.
+
+  Rows are scored as given: no start of text is put before them.
+  """
+  hidden_BLD, _, _ = decoder.hidden(params, Tokens.of_ids(ids_BL))
+  labels_BL = jnp.pad(ids_BL[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+  logprobs = -decoder.nll(params, hidden_BLD, labels_BL)[:, :-1]
+  return logprobs, decoder.logits(params, hidden_BLD) if with_logits else None
+
+
+if __name__ == "__main__":
+  cli.run(main, FLAGS, __doc__)

@@ -1,0 +1,155 @@
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.train.evaluate import document_windows, evaluate, first_documents, packed_batches
+
+L, EOD = 8, 18
+LENGTHS = (1, L - 1, L, L + 1, 3 * L // 2, 10 * L)
+
+
+def document(length, seed, bytes_per_token=3):
+  ids = np.random.default_rng(seed).integers(0, EOD, length).astype(np.int32)
+  return types.SimpleNamespace(ids=ids, num_bytes=bytes_per_token * length)
+
+
+DOCUMENTS = [document(length, seed) for seed, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def model(decoder_of, params_of):
+  decoder = decoder_of()
+  return decoder, params_of(decoder)
+
+
+@pytest.fixture(scope="module")
+def bits_alone(model):
+  """Returns the bits of every token of a document, each computed alone from its context.
+
+  The rule: windows of L tokens start at 0, L/2, L, ...; a token is predicted from what its first
+  window holds before it. The first window starts with the end of document, as every text does.
+  """
+  decoder, params = model
+
+  @jax.jit
+  def log_p(ids_1L, last):
+    slot = jnp.arange(L)[None]
+    tokens = Tokens(ids_1L, slot, (slot <= last).astype(jnp.int32), slot)
+    hidden, _, _ = decoder.hidden(params, tokens)
+    return jax.nn.log_softmax(decoder.logits(params, hidden)[0, last])
+
+  def bits(ids):
+    text, found = [EOD, *ids.tolist(), EOD], []
+    for at in range(1, len(text)):
+      start = 0
+      while at > start + L:
+        start += L // 2
+      context = text[start:at]
+      padded = np.array([context + [0] * (L - len(context))], np.int32)
+      found.append(-float(log_p(padded, len(context) - 1)[text[at]]) / math.log(2))
+    return found
+
+  return bits
+
+
+@pytest.fixture(scope="module")
+def expected(bits_alone):
+  """Summed bits of each document."""
+  return [sum(bits_alone(each.ids)) for each in DOCUMENTS]
+
+
+@pytest.mark.parametrize("index", range(len(LENGTHS)), ids=[str(length) for length in LENGTHS])
+def test_bits_per_byte_is_the_sum_over_tokens_each_computed_alone(model, expected, index):
+  scores = evaluate(*model, {"only": [DOCUMENTS[index]]}, EOD, (4, L))
+  right = expected[index] / DOCUMENTS[index].num_bytes
+  np.testing.assert_allclose(scores["bits_per_byte"], right, rtol=1e-5)
+  assert scores["domains"] == {"only": scores["bits_per_byte"]}
+
+
+@pytest.mark.parametrize("order", [range(6), (5, 0, 4, 1, 3, 2), (2, 2, 0, 0, 0, 5, 1)])
+def test_packing_windows_into_rows_changes_no_score(model, expected, order):
+  documents = [DOCUMENTS[index] for index in order]
+  right = sum(expected[index] for index in order) / sum(each.num_bytes for each in documents)
+  for rows in (1, 4):
+    scores = evaluate(*model, {"all": documents}, EOD, (rows, L))
+    np.testing.assert_allclose(scores["bits_per_byte"], right, rtol=1e-5)
+
+
+def test_domains_are_scored_apart_and_add_up_by_their_bytes(model, expected):
+  domains = {"a": DOCUMENTS[:2], "b": DOCUMENTS[2:5], "c": DOCUMENTS[5:]}
+  scores = evaluate(*model, domains, EOD, (4, L))
+  sizes = {name: sum(each.num_bytes for each in of) for name, of in domains.items()}
+  for name, part in (("a", expected[:2]), ("b", expected[2:5]), ("c", expected[5:])):
+    np.testing.assert_allclose(scores["domains"][name], sum(part) / sizes[name], rtol=1e-5)
+  right = sum(expected) / sum(sizes.values())
+  np.testing.assert_allclose(scores["bits_per_byte"], right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 8, 9, 12, 31, 80])
+def test_windows_score_every_token_once_with_at_least_half_a_window_before_it(length, size):
+  ids = np.arange(size, dtype=np.int32)
+  inputs, labels, scored = [EOD, *ids], [*ids, EOD], []
+  for window, (given, wanted) in enumerate(document_windows(ids, EOD, length)):
+    start = window * max(length // 2, 1)
+    assert len(given) == len(wanted) <= length
+    np.testing.assert_array_equal(given, inputs[start : start + length])
+    fresh = np.flatnonzero(wanted >= 0)
+    np.testing.assert_array_equal(wanted[fresh], np.take(labels, start + fresh))
+    assert window == 0 or fresh[0] >= length - max(length // 2, 1)
+    scored.extend(start + fresh)
+  assert scored == list(range(size + 1))
+
+
+def test_a_window_goes_into_the_open_row_if_it_fits_and_every_batch_has_full_shape():
+  sizes = [3, 4, 1, 8, 5, 4, 2, 2]
+  full = lambda size, value: np.full(size, value, np.int32)  # noqa: E731
+  windows = [(full(size, i + 1), full(size, 50 + i)) for i, size in enumerate(sizes)]
+  batches = list(packed_batches(iter(windows), 2, L))
+  rows = [row for batch in batches for row in batch["ids"]]
+  expected = [[1] * 3 + [2] * 4 + [3], [4] * 8, [5] * 5 + [0] * 3, [6] * 4 + [7] * 2 + [8] * 2]
+  np.testing.assert_array_equal(rows, expected)
+  assert all(array.shape == (2, L) for batch in batches for array in batch.values())
+  first = batches[0]
+  np.testing.assert_array_equal(first["segment"][0], [1, 1, 1, 2, 2, 2, 2, 3])
+  np.testing.assert_array_equal(first["position"][0], [0, 1, 2, 0, 1, 2, 3, 0])
+  np.testing.assert_array_equal(batches[1]["labels"][0], [54] * 5 + [-1] * 3)
+  np.testing.assert_array_equal(batches[1]["segment"][0], [1] * 5 + [0] * 3)
+
+
+def test_no_window_makes_no_batch():
+  assert list(packed_batches(iter(()), 2, L)) == []
+
+
+def sized(*sizes):
+  return [types.SimpleNamespace(num_bytes=size, index=index) for index, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("budget", [1, 10, 35, 100, 10_000])
+def test_first_documents_are_within_the_budget_in_order_and_the_same_each_time(budget):
+  documents = sized(*np.random.default_rng(0).integers(10, 60, 40).tolist())
+  chosen = first_documents(documents, budget)
+  indices = [each.index for each in chosen]
+  assert indices == sorted(set(indices))
+  assert chosen == first_documents(documents, budget)
+  assert sum(each.num_bytes for each in chosen) <= budget or len(chosen) == 1
+  left = budget - sum(each.num_bytes for each in chosen)
+  rest = [each.num_bytes for each in documents if each.index not in indices]
+  assert not rest or left < min(rest), "another document would have fitted"
+
+
+def test_first_documents_takes_the_smallest_where_none_fits():
+  assert [each.index for each in first_documents(sized(50, 20, 30), 10)] == [1]
+
+
+def test_first_documents_are_spread_over_all():
+  chosen = first_documents(sized(*[10] * 1000), 200)
+  gaps = np.diff([each.index for each in chosen])
+  assert len(chosen) == 20
+  assert gaps.max() <= 3 * 50
+  assert gaps.min() >= 10

@@ -1,0 +1,146 @@
+import json
+import types
+
+import numpy as np
+import pytest
+
+from jaxmoe.data.tokenizers.byte import ByteTokenizer
+from jaxmoe.models import generate as generation
+from jaxmoe.train import hooks
+from jaxmoe.train.evaluate import evaluate, first_documents
+from jaxmoe.train.experiment import Evaluation, Samples
+from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt, resume_samples
+
+TOKENIZER = ByteTokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(decoder_of, params_of):
+  decoder = decoder_of(vocab_size=TOKENIZER.vocab_size)
+  return decoder, params_of(decoder)
+
+
+def documents(*texts):
+  return [
+    types.SimpleNamespace(ids=TOKENIZER.encode(text), num_bytes=len(text.encode()))
+    for text in texts
+  ]
+
+
+@pytest.fixture
+def samples(model, tmp_path):
+  """Returns a function from the fields of Samples to a hook that writes samples.md."""
+
+  def make(**fields):
+    config = Samples(**{"prompts": ("ab", "c"), "max_tokens": 6, **fields})
+    return SamplesHook(config, model[0], TOKENIZER, 32, tmp_path / "samples.md")
+
+  return make
+
+
+def state_of(params):
+  return types.SimpleNamespace(params=params)
+
+
+def test_evaluation_scores_the_first_documents_of_every_domain(model, display):
+  decoder, params = model
+  domains = {"a": documents(*["abc"] * 9), "b": documents("x" * 30, "y")}
+  hook = EvaluationHook(Evaluation(7, max_bytes=10, batch_size=2), decoder, domains, (256, 8),
+                        display)  # fmt: skip
+  assert (hook.every, hook.name) == (7, "evaluation")
+  chosen = {name: first_documents(of, 10) for name, of in domains.items()}
+  assert hook(14, state_of(params)) == {"eval": evaluate(decoder, params, chosen, 256, (2, 8))}
+  assert any("14" in text and "a " in text for text in display.said)
+
+
+def test_a_score_that_is_not_finite_can_still_be_written(model, display):
+  decoder, params = model
+  broken = {**params, "embed": {"table": params["embed"]["table"] * np.nan}}
+  hook = EvaluationHook(Evaluation(1), decoder, {"a": documents("abc")}, (256, 8), display)
+  line = hook(1, state_of(broken))
+  assert line == {"eval": {"bits_per_byte": None, "domains": {"a": None}}}
+  json.dumps(line, allow_nan=False)
+
+
+def test_samples_are_the_texts_that_generation_gives(model, samples, tmp_path):
+  decoder, params = model
+  hook = samples(temperature=0.7, top_p=0.9)
+  assert hook(5, state_of(params)) == {}
+  prompts = [encode_prompt(TOKENIZER, text) for text in ("ab", "c")]
+  rows = generation.generate(
+    decoder, params, prompts, generation.Sampling(6, 0.7, 0.9), (32, TOKENIZER.eod_id)
+  )
+  texts = [text + TOKENIZER.decode(row) for text, row in zip(("ab", "c"), rows)]
+  assert not any("`" in text for text in texts)
+  blocks = [f"```text\n{text}\n```\n" for text in texts]
+  written = (tmp_path / "samples.md").read_bytes().decode()
+  assert written == "\n".join(["## step 5\n", *blocks]) + "\n"
+
+
+def test_the_same_step_writes_the_same_samples_again(model, samples, tmp_path):
+  for _ in range(2):
+    samples()(5, state_of(model[1]))
+  halves = (tmp_path / "samples.md").read_bytes()
+  assert halves[: len(halves) // 2] == halves[len(halves) // 2 :]
+
+
+def test_without_prompts_no_sample_is_ever_due(samples):
+  assert samples(prompts=(), every=3).every == 0
+  assert samples(every=3).every == 3
+
+
+TEXTS = (
+  "plain",
+  "## step 99",
+  "one\n## step 2\ntwo",
+  "carriage\r## step 99\rreturn\r\n",
+  "```text\n## step 99\n```\n",
+  "````text\n`````\n## step 99",
+  "\u2028## step 99\x0c\n\x85",
+  "",
+)
+
+
+def write(hook, step, text, monkeypatch):
+  ids = list(text.encode())
+  monkeypatch.setattr(hooks, "generate", lambda *arguments: [ids, ids])
+  hook(step, state_of(None))
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_going_on_keeps_the_sections_up_to_the_step_whatever_the_model_wrote(
+  samples, tmp_path, monkeypatch, step
+):
+  path, hook, after = tmp_path / "samples.md", samples(), {0: b""}
+  for first in range(len(TEXTS)):
+    path.unlink(missing_ok=True)
+    for n in range(1, 5):
+      write(hook, n, TEXTS[(first + n) % len(TEXTS)], monkeypatch)
+      after[n] = path.read_bytes()
+    resume_samples(path, step)
+    assert path.read_bytes() == after[step]
+    for n in range(step + 1, 5):
+      write(hook, n, TEXTS[(first + n) % len(TEXTS)], monkeypatch)
+    assert path.read_bytes() == after[4]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12, 20])
+def test_a_torn_section_is_cut_too(samples, tmp_path, monkeypatch, cut):
+  path, hook = tmp_path / "samples.md", samples()
+  write(hook, 10, "whole", monkeypatch)
+  whole = path.read_bytes()
+  write(hook, 20, "torn", monkeypatch)
+  path.write_bytes(path.read_bytes()[: len(whole) + cut])
+  resume_samples(path, 10)
+  assert path.read_bytes() == whole
+
+
+def test_going_on_without_samples_makes_no_file(tmp_path):
+  resume_samples(tmp_path / "samples.md", 3)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_starts_with_the_end_of_a_document():
+  ids = encode_prompt(TOKENIZER, "aé")
+  np.testing.assert_array_equal(ids, [256, 97, 0xC3, 0xA9])
+  assert ids.dtype == np.int32

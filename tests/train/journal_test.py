@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from jaxmoe.train.journal import Journal
+
+
+@pytest.fixture
+def journal(tmp_path):
+  return Journal(tmp_path / "metrics.jsonl", tmp_path / "events.jsonl")
+
+
+def line(step, **fields):
+  return {"step": step, "loss": 1 / step, **fields}
+
+
+def lines(path):
+  return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def test_every_line_is_one_object_as_it_was_given(journal, tmp_path):
+  given = [line(1, text='two\nlines and "quotes"'), line(2, layers={"0": {"load": [0.5, 0.5]}})]
+  for each in given:
+    journal.step(each)
+  assert lines(tmp_path / "metrics.jsonl") == given
+  assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_a_number_that_json_cannot_say_is_refused_and_nothing_is_written(journal, tmp_path):
+  journal.step(line(1))
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+  with pytest.raises(ValueError, match="JSON"):
+    journal.step({"step": 2, "loss": float("nan")})
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 5])
+def test_going_on_keeps_the_lines_up_to_the_step_byte_for_byte(journal, tmp_path, step):
+  path = tmp_path / "metrics.jsonl"
+  for n in range(1, 6):
+    journal.step(line(n))
+  kept = b"".join(path.read_bytes().splitlines(keepends=True)[:step])
+  journal.resume(step)
+  assert path.read_bytes() == kept
+  for n in range(step + 1, 8):
+    journal.step(line(n))
+  assert lines(path) == [line(n) for n in range(1, 8)]
+
+
+TORN = [b'{"step":4,"lo', b'{"step":4,"loss":0.25}', b'{"step":4,"loss":0.25}{"step"', b"\x00\n"]
+
+
+@pytest.mark.parametrize("tail", TORN)
+def test_a_torn_last_line_is_cut_and_the_file_goes_on_cleanly(journal, tmp_path, tail):
+  path = tmp_path / "metrics.jsonl"
+  for n in range(1, 4):
+    journal.step(line(n))
+  whole = path.read_bytes()
+  path.write_bytes(whole + tail)
+  journal.resume(3)
+  assert path.read_bytes() == whole
+  journal.step(line(4))
+  assert lines(path) == [line(n) for n in range(1, 5)]
+
+
+BAD = (b'{"step":2', b'{"step":2}', b"[]\n", b"3\n", b'{"step":7}\n', b"\n", b"\xff\n")
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_lines_that_should_be_there_and_are_not_are_reported(journal, tmp_path, bad):
+  path = tmp_path / "metrics.jsonl"
+  journal.step(line(1))
+  whole = path.read_bytes()
+  path.write_bytes(whole + bad)
+  journal.resume(4)
+  assert path.read_bytes() == whole
+  (event,) = lines(tmp_path / "events.jsonl")
+  assert (event["event"], event["first"], event["last"]) == ("metrics_missing", 2, 4)
+
+
+def test_a_missing_file_is_made_by_going_on_from_nothing(journal, tmp_path):
+  journal.resume(0)
+  assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+  assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_events_only_grow_and_their_clock_stands_under_time(journal, tmp_path):
+  journal.event("start", params=3)
+  journal.resume(0)
+  journal.event("resume", step=0)
+  journal.sync()
+  events = lines(tmp_path / "events.jsonl")
+  assert [event["event"] for event in events] == ["start", "resume"]
+  assert events[0]["params"] == 3
+  assert all(list(event["time"]) == ["unix_s"] for event in events)

@@ -1,0 +1,188 @@
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoe.core.errors import NotFiniteError
+from jaxmoe.core.metrics import Mean
+from jaxmoe.train.experiment import Train
+from jaxmoe.train.loop import Job, Rates, run
+
+
+class Recorder:
+  """A journal, a step, hooks and a saver that write down what happens, in order."""
+
+  def __init__(self, bad=(), hooks=(), stop_at=None):
+    self.events, self.lines, self.said = [], [], []
+    self.bad, self.stop_at, self.batches = bad, stop_at, 0
+    self.hooks = tuple(self.hook(*each) for each in hooks)
+
+  def hook(self, name, every, result):
+    def call(step, state):
+      self.events.append((name, step, int(state)))
+      return result(step)
+
+    hook = types.SimpleNamespace(name=name, every=every)
+    return type("Hook", (), {"__call__": lambda _, *a: call(*a), **vars(hook)})()
+
+  def next_batch(self):
+    self.batches += 1
+    return {}
+
+  def train_step(self, state, batch):
+    step = int(state) + 1
+    self.events.append(("dispatch", step))
+    skipped = sum(n <= step for n in self.bad)
+    loss = np.float32(np.nan if step in self.bad else 1 / step)
+    return jnp.int32(step), {
+      "layers": {}, "balance": {}, "loss": Mean(loss, np.float32(1)), "total_loss": loss,
+      "grad_norm": np.float32(1), "tokens": np.float32(8), "skipped": np.int32(skipped),
+      "finite": jnp.bool_(step not in self.bad),
+    }  # fmt: skip
+
+  def save(self, step, state):
+    self.events.append(("save", step, int(state)))
+
+  def stopped(self):
+    return self.batches == self.stop_at
+
+  # A journal and a display.
+  def step(self, line):
+    if not self.lines or self.lines[-1] is not line:
+      self.lines.append(line)
+      self.events.append(("line", line["step"]))
+
+  def event(self, kind, **fields):
+    self.events.append((kind, fields["step"]))
+
+  def sync(self):
+    self.events.append(("sync",))
+
+  def say(self, text):
+    self.said.append(text)
+
+  def start(self, step):
+    self.said.append(f"start {step}")
+
+
+def go(recorder, first=0, **train):
+  job = Job(
+    train=Train(**{"num_steps": 5, "checkpoint_every": 100, **train}),
+    splits=(),
+    step=recorder.train_step,
+    next_batch=recorder.next_batch,
+    data_time=lambda: {"busy_s": 0.0, "mb_per_s": 0.0},
+    hooks=recorder.hooks,
+    save=recorder.save,
+    stopped=recorder.stopped,
+    journal=recorder,
+    display=recorder,
+    rates=Rates(1.0, 1.0),
+  )
+  return run(job, jnp.int32(first), first)
+
+
+def test_a_line_is_written_after_the_next_step_is_dispatched():
+  recorder = Recorder()
+  assert go(recorder)[0] == 5
+  expected = [("dispatch", 1)]
+  for step in (1, 2, 3):
+    expected += [("dispatch", step + 1), ("line", step)]
+  expected += [("dispatch", 5), ("line", 4), ("line", 5), ("sync",), ("save", 5, 5)]
+  assert recorder.events == expected
+
+
+def test_there_is_one_line_a_step_in_order_whatever_happens_on_the_way():
+  hooks = [("a", 2, lambda step: {}), ("b", 3, lambda step: {})]
+  recorder = Recorder(bad=(4,), hooks=hooks)
+  go(recorder, num_steps=11, checkpoint_every=4)
+  assert [line["step"] for line in recorder.lines] == list(range(1, 12))
+  assert recorder.batches == 11
+  np.testing.assert_allclose(
+    [line["loss"] for line in recorder.lines if line["loss"]],
+    [1 / step for step in range(1, 12) if step != 4],
+  )
+
+
+def test_what_hooks_return_stands_in_the_line_of_their_step_with_the_state_after_it():
+  hooks = [("a", 2, lambda step: {"a": step}), ("b", 3, lambda step: {"b": {"x": step}}),
+           ("never", 0, lambda step: 1 / 0)]  # fmt: skip
+  recorder = Recorder(hooks=hooks)
+  go(recorder, num_steps=6)
+  assert {line["step"]: line["a"] for line in recorder.lines if "a" in line} == {2: 2, 4: 4, 6: 6}
+  assert {line["step"]: line["b"]["x"] for line in recorder.lines if "b" in line} == {3: 3, 6: 6}
+  assert [event for event in recorder.events if event[0] in "ab"] == [
+    ("a", 2, 2), ("b", 3, 3), ("a", 4, 4), ("a", 6, 6), ("b", 6, 6)
+  ]  # fmt: skip
+
+
+def test_a_checkpoint_is_written_after_the_lines_up_to_its_step_are_on_the_disk():
+  recorder = Recorder()
+  go(recorder, num_steps=7, checkpoint_every=3)
+  saves = [event for event in recorder.events if event[0] == "save"]
+  assert saves == [("save", 3, 3), ("save", 6, 6), ("save", 7, 7)]
+  for save in saves:
+    at = recorder.events.index(save)
+    assert recorder.events[at - 1] == ("sync",)
+    lines = [event[1] for event in recorder.events[:at] if event[0] == "line"]
+    assert lines == list(range(1, save[1] + 1))
+
+
+def test_the_last_step_is_saved_once_also_where_a_checkpoint_is_due():
+  recorder = Recorder()
+  go(recorder, num_steps=6, checkpoint_every=3)
+  assert [event[1] for event in recorder.events if event[0] == "save"] == [3, 6]
+
+
+def test_a_run_that_is_asked_to_stop_saves_the_step_it_is_at():
+  recorder = Recorder(stop_at=3)
+  step, state = go(recorder, num_steps=9)
+  assert (step, int(state)) == (3, 3)
+  assert recorder.events[-1] == ("save", 3, 3)
+  assert [line["step"] for line in recorder.lines] == [1, 2, 3]
+
+
+def test_a_run_goes_on_from_its_first_step():
+  recorder = Recorder()
+  assert go(recorder, first=3)[0] == 5
+  assert [line["step"] for line in recorder.lines] == [4, 5]
+  assert recorder.said == ["start 3"]
+
+
+def test_a_run_that_is_at_its_end_does_nothing():
+  recorder = Recorder()
+  assert go(recorder, first=5)[0] == 5
+  assert recorder.events == []
+
+
+def test_skipped_steps_are_events_and_lines_and_the_run_goes_on():
+  recorder = Recorder(bad=(2, 4))
+  assert go(recorder, max_skips=2)[0] == 5
+  assert [event for event in recorder.events if event[0] == "skipped"] == [
+    ("skipped", 2), ("skipped", 4)
+  ]  # fmt: skip
+  assert [line["loss"] is None for line in recorder.lines] == [False, True, False, True, False]
+  assert [text for text in recorder.said if "not finite" in text] != []
+
+
+@pytest.mark.parametrize("budget, last", [(0, 2), (1, 4), (2, 5)])
+def test_a_run_ends_at_the_first_skip_over_its_budget_with_its_line_and_no_checkpoint(budget, last):
+  recorder = Recorder(bad=(2, 4, 5, 6))
+  with pytest.raises(NotFiniteError, match=f"step {last}: {budget + 1} steps were not finite"):
+    go(recorder, num_steps=9, max_skips=budget, checkpoint_every=last)
+  assert [line["step"] for line in recorder.lines] == list(range(1, last + 1))
+  assert ("save", last, last) not in recorder.events
+  assert ("skipped", last) in recorder.events
+
+
+def test_everything_that_depends_on_the_clock_stands_under_time():
+  runs = [Recorder(hooks=[("a", 2, lambda step: {"a": 1})]) for _ in range(2)]
+  for recorder in runs:
+    go(recorder)
+  first, second = ([dict(line) for line in recorder.lines] for recorder in runs)
+  for line in (*first, *second):
+    clock = line.pop("time")
+    assert clock["tokens_per_s"] > 0
+    assert clock["seconds"]["total"] >= clock["seconds"]["step"] > 0
+  assert first == second

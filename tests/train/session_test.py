@@ -1,0 +1,368 @@
+"""Whole runs of a few steps, in this process."""
+
+import dataclasses
+import json
+import shutil
+import types
+
+import jax
+import pytest
+
+from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.layout import one_device
+from jaxmoe.data.corpus import open_corpus
+from jaxmoe.optim import Constant
+from jaxmoe.train import session
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
+from jaxmoe.train.session import Session
+from jaxmoe.train.workdir import Workdir
+from launch.recipes import load_recipe
+
+STEPS = 6
+COMPILED_STEP = Session.compiled_step
+OVERRIDES = {
+  "model.dim": 16, "data.seq_len": 32, "train.num_steps": STEPS, "train.checkpoint_every": 2,
+  "evaluation.every": 3, "evaluation.max_bytes": 200, "samples.every": 2, "samples.max_tokens": 4,
+}  # fmt: skip
+
+
+def recipe(**train):
+  overrides = [f"--config.{path}={value}" for path, value in OVERRIDES.items()]
+  made = load_recipe("configs/tiny.py", overrides)
+  optim = dataclasses.replace(made.optim, schedule=Constant(warmup_steps=2))
+  return dataclasses.replace(made, optim=optim, train=dataclasses.replace(made.train, **train))
+
+
+@pytest.fixture(scope="module")
+def corpus():
+  return open_corpus(recipe().data)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+  """Equal models share one decoder and step, and so what was compiled; no peak is measured."""
+  decoders, decoder = {}, Experiment.decoder
+  steps = {}
+  with pytest.MonkeyPatch.context() as patch:
+
+    def shared(self):
+      if self.model not in decoders:
+        decoders[self.model] = decoder(self)
+      return decoders[self.model]
+
+    def shared_step(self, state, batch):
+      # The schedule is constant: how many steps there are changes nothing.
+      seed = self.experiment.train.seed
+      key = dataclasses.replace(self.experiment, train=recipe(seed=seed).train)
+      if key not in steps:
+        steps[key] = COMPILED_STEP(self, state, batch)
+      return steps[key]
+
+    patch.setattr(Experiment, "decoder", shared)
+    patch.setattr(Session, "compiled_step", shared_step)
+    patch.setattr(session, "matmul_peak", lambda dtype: 1e12)
+    yield
+
+
+@pytest.fixture(scope="module")
+def train(corpus):
+  """Returns a function (folder, stop_at, corpus, **fields of Train) that trains in a folder."""
+
+  def run(folder, stop_at=None, corpus=corpus, **fields):
+    workdir, experiment, lines = Workdir(folder), recipe(**fields), folder / "metrics.jsonl"
+    done = lines.read_bytes().count(b"\n") if lines.exists() else 0
+    asked = iter(range(done + 1, 100))
+    try:
+      made = Session(experiment, workdir, corpus, one_device())
+      return made.train(lambda: next(asked) == stop_at)
+    finally:
+      workdir.release()
+
+  return run
+
+
+def rows(path):
+  return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def events(folder, kind):
+  return [event for event in rows(folder / "events.jsonl") if event["event"] == kind]
+
+
+def outcome(folder):
+  """Returns what must be equal between runs that are the same."""
+  lines = rows(folder / "metrics.jsonl")
+  for line in lines:
+    assert line.pop("time")["seconds"]["total"] > 0
+  return lines, events(folder, "done")[-1]["digest"], (folder / "samples.md").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def straight(train, tmp_path_factory):
+  """The folder of a run that nothing disturbed."""
+  folder = tmp_path_factory.mktemp("straight")
+  assert train(folder) == session.Outcome(STEPS, done=True)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(train, tmp_path_factory):
+  """The folder of a run that was asked to stop at step 5, with checkpoints at 2, 4 and 5."""
+  folder = tmp_path_factory.mktemp("stopped")
+  assert train(folder, stop_at=5) == session.Outcome(5, done=False)
+  return folder
+
+
+@pytest.fixture
+def again(stopped, tmp_path):
+  """A copy of the stopped run."""
+  return shutil.copytree(stopped, tmp_path / "again")
+
+
+def test_a_run_leaves_what_it_should(straight):
+  lines, _, samples = outcome(straight)
+  assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+  assert [line["step"] for line in lines if "eval" in line] == [3, 6]
+  assert samples.count(b"## step ") == 3
+  assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["2", "4", "6"]
+  assert set(lines[0]["layers"]) == {"0", "1"}
+  assert lines[0]["tokens"] == 4 * 32
+  assert [event["event"] for event in rows(straight / "events.jsonl")] == [
+    "start", "checkpoint", "checkpoint", "checkpoint", "done"
+  ]  # fmt: skip
+
+
+def test_the_same_run_twice_is_the_same_to_the_last_bit(train, straight, tmp_path):
+  train(tmp_path)
+  assert outcome(tmp_path) == outcome(straight)
+
+
+def test_another_seed_is_another_run(train, straight, tmp_path):
+  train(tmp_path, seed=1, num_steps=2)
+  assert rows(tmp_path / "metrics.jsonl")[0]["loss"] != rows(straight / "metrics.jsonl")[0]["loss"]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, straight, again):
+  assert events(again, "stopped")[0]["step"] == 5
+  train(again)
+  assert outcome(again) == outcome(straight)
+  assert events(again, "resume")[0]["step"] == 5
+
+
+def test_a_run_may_be_stopped_again_and_again(train, straight, tmp_path):
+  for step in (1, 3, 4):
+    assert train(tmp_path, stop_at=step) == session.Outcome(step, done=False)
+  train(tmp_path)
+  assert outcome(tmp_path) == outcome(straight)
+  assert len(events(tmp_path, "start")) == 1
+
+
+def test_lines_and_samples_after_the_checkpoint_are_written_again(train, straight, again):
+  """What a run leaves that is killed after its last checkpoint."""
+  shutil.rmtree(again / "checkpoints" / "5")
+  with open(again / "metrics.jsonl", "a") as file:
+    file.write('{"step":6,"loss":9.0,"time":{}}\n{"step":7,"lo')
+  with open(again / "samples.md", "a") as file:
+    file.write("## step 6\n\n```text\nnot this\n```\n\n")
+  (again / "tokenizer.json").unlink()
+  train(again)
+  assert (again / "tokenizer.json").read_bytes() == (straight / "tokenizer.json").read_bytes()
+  assert outcome(again) == outcome(straight)
+  assert events(again, "resume")[0]["step"] == 4
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_still_ends_equal(train, straight, again):
+  flip_a_bit(again / "checkpoints" / "5")
+  train(again)
+  assert outcome(again) == outcome(straight)
+  (aside,) = events(again, "set_aside")
+  assert aside["step"] == 5
+  assert events(again, "resume")[0]["step"] == 4
+  assert (again / "checkpoints" / "5.damaged").is_dir()
+
+
+def test_no_intact_checkpoint_ends_the_run_instead_of_starting_anew(train, again):
+  for path in (again / "checkpoints").iterdir():
+    flip_a_bit(path)
+  before = (again / "metrics.jsonl").read_bytes()
+  for _ in range(2):
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+      train(again)
+  assert (again / "metrics.jsonl").read_bytes() == before
+
+
+def flip_a_bit(checkpoint):
+  largest = max((path for path in checkpoint.rglob("*") if path.is_file()), key=_size)
+  raw = bytearray(largest.read_bytes())
+  raw[len(raw) // 2] ^= 4
+  largest.write_bytes(raw)
+
+
+def _size(path):
+  return path.stat().st_size
+
+
+def test_more_steps_go_on_where_fewer_ended(train, straight, tmp_path):
+  assert train(tmp_path, num_steps=3) == session.Outcome(3, done=True)
+  assert train(tmp_path) == session.Outcome(STEPS, done=True)
+  assert outcome(tmp_path) == outcome(straight)
+
+
+def test_a_run_that_is_done_does_nothing_more(train, straight):
+  before = outcome(straight)
+  assert train(straight) == session.Outcome(STEPS, done=True)
+  assert outcome(straight) == before
+  assert len({event["digest"] for event in events(straight, "done")}) == 1
+
+
+class OtherTokenizer:
+  """Like the tokenizer of bytes, but saved otherwise."""
+
+  def __init__(self, real):
+    self._real = real
+
+  def __getattr__(self, name):
+    return getattr(self._real, name)
+
+  def save(self, path):
+    path.write_text('{"kind": "another"}')
+
+
+def test_the_data_of_another_corpus_is_refused_and_the_run_stays_as_it_was(train, corpus, again):
+  part = corpus.data.parts[0]
+  fewer = dataclasses.replace(part, source=dataclasses.replace(part.source, num_documents=300))
+  other = open_corpus(dataclasses.replace(corpus.data, parts=(fewer, *corpus.data.parts[1:])))
+  other.tokenizer = OtherTokenizer(other.tokenizer)
+  before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
+  with pytest.raises(InputError, match="other data"):
+    train(again, corpus=other)
+  assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == before
+
+
+def test_the_step_is_compiled_once_and_donates_its_state(train, tmp_path, monkeypatch):
+  compiled, real = [], COMPILED_STEP
+
+  def watched(self, state, batch):
+    step = real(self, state, batch)
+    compiled.append(step)
+
+    def run(state, batch):
+      new = step(state, batch)
+      assert any(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+      return new
+
+    return run
+
+  monkeypatch.setattr(Session, "compiled_step", watched)
+  train(tmp_path, num_steps=3, checkpoint_every=100)
+  (step,) = compiled
+  # Compiled ahead of time: it has no cache to grow, and refuses other shapes.
+  assert isinstance(step, jax.stages.Compiled)
+
+
+def test_a_session_refuses_what_would_fail_on_the_way_before_it_writes(corpus, tmp_path):
+  tiny = recipe()
+  samples = dataclasses.replace(tiny.samples, prompts=("short", "x" * 32))
+  steps = dataclasses.replace(tiny.train, num_steps=1)
+  for wrong, why in (
+    (dataclasses.replace(tiny, samples=samples), "samples.prompts"),
+    (dataclasses.replace(tiny, train=steps), "warm-up"),
+  ):
+    with pytest.raises(InputError, match=why):
+      Session(wrong, Workdir(tmp_path / "run"), corpus, one_device())
+  assert list(tmp_path.iterdir()) == []
+
+
+class Store:
+  """A store in which the n-th write fails, at once or later in the background."""
+
+  def __init__(self, fails, later):
+    self.fails, self.later = fails, later
+    self.tried, self.kept, self._under_way = 0, [], None
+
+  def write(self, step, arrays, record):
+    self.wait()
+    self.tried += 1
+    if self.tried not in self.fails:
+      self._under_way = step
+    elif self.later:
+      self._under_way = -step
+    else:
+      raise CheckpointError(f"no space for {step}")
+
+  def wait(self):
+    step, self._under_way = self._under_way, None
+    if step is not None and step < 0:
+      raise CheckpointError(f"no space for {-step}")
+    if step is not None:
+      self.kept.append(step)
+
+  def steps(self):
+    return self.kept
+
+
+@pytest.fixture
+def saver_of(display):
+  """Returns a function from a store to (saver, the events it writes)."""
+
+  def make(store):
+    journal = types.SimpleNamespace(seen=[])
+    journal.event = lambda kind, step, **fields: journal.seen.append((kind, step))
+    run = types.SimpleNamespace(
+      experiment=recipe(), spec=types.SimpleNamespace(to_arrays=lambda state: {})
+    )
+    stream = types.SimpleNamespace(state=dict)
+    return Saver(run.spec, run.experiment, (store, stream), journal, display), journal.seen
+
+  return make
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "in the background"])
+def test_three_failing_saves_in_a_row_end_the_run(saver_of, later):
+  saver, seen = saver_of(Store(fails=range(2, 99), later=later))
+  with pytest.raises(CheckpointError, match="no space"):
+    for step in range(1, 9):
+      saver(step, None)
+  assert [event for event in seen if event[0] == "save_failed"] == [
+    ("save_failed", step) for step in (2, 3, 4)
+  ]
+  assert len(seen) <= MAX_FAILED_SAVES * 2 + 1
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "in the background"])
+def test_saves_that_fail_now_and_then_do_not(saver_of, later):
+  saver, seen = saver_of(Store(fails=(1, 2, 4, 5, 7), later=later))
+  for step in range(1, 10):
+    saver(step, None)
+  assert [event[1] for event in seen if event[0] == "save_failed"] == [1, 2, 4, 5, 7]
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "in the background"])
+@pytest.mark.parametrize("fails", [(2,), (3,), (2, 3), (3, 4)])
+def test_a_run_does_not_end_before_its_last_step_is_kept(saver_of, fails, later):
+  store = Store(fails, later)
+  saver, _ = saver_of(store)
+  for step in (1, 2, 3):
+    saver(step, None)
+  saver.finish(3, None)
+  assert store.kept[-1] == 3
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "in the background"])
+def test_a_last_step_that_cannot_be_kept_is_an_error(saver_of, later):
+  saver, _ = saver_of(Store(range(1, 99), later))
+  saver(3, None)
+  with pytest.raises(CheckpointError, match="no space for 3"):
+    saver.finish(3, None)
+
+
+def test_saving_that_fails_ends_a_run_with_its_lines_written(train, tmp_path, monkeypatch):
+  def full(self, step, arrays, record):
+    raise CheckpointError("no space")
+
+  monkeypatch.setattr(session.OrbaxStore, "write", full)
+  with pytest.raises(CheckpointError, match="no space"):
+    train(tmp_path, checkpoint_every=1)
+  assert [line["step"] for line in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+  assert [event["step"] for event in events(tmp_path, "save_failed")] == [1, 2, 3]

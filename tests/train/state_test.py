@@ -1,0 +1,152 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import one_device
+from jaxmoe.models.stack import Segment
+from jaxmoe.optim import OPTIMIZERS, Constant, Optim, make_optimizer
+from jaxmoe.train.state import StateSpec, params_from_arrays, params_like
+
+REPEATS = 4
+SPLITS = {
+  "scan": lambda block: (Segment((block,), repeats=REPEATS),),
+  "pairs": lambda block: (Segment((block, block), repeats=REPEATS // 2),),
+  "segments": lambda block: (Segment((block,), repeats=1),) * REPEATS,
+  "one and three": lambda block: (Segment((block,), 1), Segment((block,), 3)),
+}
+optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+@pytest.fixture(scope="module")
+def spec_of(decoder_of):
+  """Returns a function (optimizer, split, scan) -> the spec of a state."""
+  made = {}
+
+  def get(name, split="scan", scan=True):
+    if (name, split, scan) not in made:
+      decoder = decoder_of(stack=SPLITS[split], scan=scan)
+      optim = Optim(OPTIMIZERS[name][1], Constant())
+      transform = make_optimizer(optim, 5, decoder.parameter_names, decoder.dims)
+      made[name, split, scan] = StateSpec(decoder, transform, one_device())
+    return made[name, split, scan]
+
+  return get
+
+
+@pytest.fixture(scope="module")
+def arrays_of(spec_of):
+  """Returns a function from an optimizer to arrays of a state in which every number is another."""
+  def get(name):
+    rng = np.random.default_rng(0)
+    return {
+      path: jax.device_put(rng.integers(0, 2**20, leaf.shape).astype(leaf.dtype), leaf.sharding)
+      for path, leaf in spec_of(name).like().items()
+    }
+
+  return get
+
+
+def assert_equal(left, right):
+  assert left.keys() == right.keys()
+  for name, leaf in left.items():
+    assert leaf.dtype == right[name].dtype
+    np.testing.assert_array_equal(leaf, right[name], err_msg=name)
+
+
+@optimizers
+def test_from_arrays_undoes_to_arrays(spec_of, arrays_of, name):
+  spec, arrays = spec_of(name), arrays_of(name)
+  state = spec.from_arrays(arrays)
+  assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, spec.shapes)
+  assert jax.tree.structure(state) == jax.tree.structure(spec.shapes)
+  assert_equal(spec.to_arrays(state), arrays)
+
+
+@optimizers
+def test_like_says_what_to_arrays_gives(spec_of, arrays_of, name):
+  spec = spec_of(name)
+  arrays, like = spec.to_arrays(spec.from_arrays(arrays_of(name))), spec.like()
+  assert arrays.keys() == like.keys()
+  for path, leaf in arrays.items():
+    assert (leaf.shape, leaf.dtype) == (like[path].shape, like[path].dtype)
+    assert leaf.sharding.is_equivalent_to(like[path].sharding, leaf.ndim)
+
+
+@optimizers
+@pytest.mark.parametrize("split", [split for split in SPLITS if split != "scan"])
+def test_another_split_of_the_same_layers_has_the_same_arrays(spec_of, arrays_of, name, split):
+  arrays, other = arrays_of(name), spec_of(name, split)
+  assert {path: leaf.shape for path, leaf in other.like().items()} == {
+    path: leaf.shape for path, leaf in arrays.items()
+  }
+  assert_equal(other.to_arrays(other.from_arrays(arrays)), arrays)
+
+
+def test_names_are_those_of_one_layer(spec_of):
+  names = set(spec_of("adamw").like())
+  assert "params/layers/3/moe/experts/down" in names
+  assert {"step", "skipped", "params/embed/table", "params/head/weight"} <= names
+  assert not [name for name in names if "stack/" in name or "layers/4/" in name]
+  moments = [name for name in names if name.startswith("optimizer/") and "layers/3/moe" in name]
+  assert {name.split("/layers/")[1] for name in moments} == {
+    name.split("/layers/")[1] for name in names if name.startswith("params/layers/3/moe")
+  }
+  assert len(moments) == 2 * len([n for n in names if n.startswith("params/layers/3/moe")])
+
+
+@pytest.fixture(scope="module")
+def stored(spec_of, arrays_of, tmp_path_factory):
+  """A checkpoint of a scanned run, as Orbax keeps it."""
+  spec, arrays = spec_of("adamw"), arrays_of("adamw")
+  store = OrbaxStore(tmp_path_factory.mktemp("checkpoints"))
+  store.write(7, spec.to_arrays(spec.from_arrays(arrays)), {"step": 7})
+  store.wait()
+  yield store, arrays
+  store.close()
+
+
+@pytest.mark.parametrize("split, scan", [("scan", False), ("pairs", True), ("segments", True)])
+def test_a_stored_scan_is_restored_under_every_other_split(spec_of, stored, split, scan):
+  store, arrays = stored
+  spec = spec_of("adamw", split, scan)
+  read, record = store.read(7, spec.like())
+  state = spec.from_arrays(read)
+  assert record == {"step": 7}
+  assert_equal(spec.to_arrays(state), arrays)
+  down = state.params["stack"]["0"]["0"]["moe"]["experts"]["down"]
+  first = arrays["params/layers/0/moe/experts/down"]
+  np.testing.assert_array_equal(down[0], first)
+  if split == "pairs":
+    second = state.params["stack"]["0"]["1"]["moe"]["experts"]["down"]
+    np.testing.assert_array_equal(down[1], arrays["params/layers/2/moe/experts/down"])
+    np.testing.assert_array_equal(second[1], arrays["params/layers/3/moe/experts/down"])
+
+
+def test_parameters_alone_are_read_without_the_optimizer(decoder_of, stored):
+  store, arrays = stored
+  decoder = decoder_of(stack=SPLITS["pairs"])
+  read, _ = store.read(7, params_like(decoder, one_device()), under="params/")
+  params = params_from_arrays(decoder, read)
+  np.testing.assert_array_equal(
+    params["stack"]["0"]["1"]["attention"]["q"][1], arrays["params/layers/3/attention/q"]
+  )
+  assert jax.tree.structure(params) == jax.tree.structure(decoder.shapes)
+
+
+def test_a_tree_of_another_depth_is_refused_by_name(decoder_of, stored):
+  store, _ = stored
+  deeper = decoder_of(stack=lambda block: (Segment((block,), repeats=REPEATS + 1),))
+  with pytest.raises(InputError, match="layers/4/"):
+    store.read(7, params_like(deeper, one_device()), under="params/")
+
+
+def test_a_fresh_state_depends_on_the_seed_and_not_on_the_split(spec_of):
+  whole, pairs = spec_of("adamw"), spec_of("adamw", "pairs")
+  first = whole.to_arrays(whole.init(3))
+  assert_equal(first, pairs.to_arrays(pairs.init(3)))
+  other = whole.to_arrays(whole.init(4))
+  assert np.any(first["params/embed/table"] != other["params/embed/table"])
+  assert first["step"] == first["skipped"] == 0
