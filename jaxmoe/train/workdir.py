@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pathlib
+import tempfile
 from typing import IO
 
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -50,8 +51,13 @@ class Workdir:
     """
     self._look_up()
     existing = next(p for p in (self.path, *self.path.absolute().parents) if os.path.exists(p))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-      raise InputError(f"--workdir={self.path}: cannot write to {existing}; choose another folder")
+    try:
+      # Permission bits do not tell, for root least of all; a file without a name leaves nothing.
+      tempfile.TemporaryFile(dir=existing).close()
+    except OSError:
+      raise InputError(
+        f"--workdir={self.path}: cannot write to {existing}; choose another folder"
+      ) from None
     if os.path.exists(self.path / "lock"):
       self._take_lock()
     if not os.path.exists(self.config):

@@ -1,0 +1,357 @@
+"""The commands on one small trained run: what they print and write, and that they repeat."""
+
+import json
+import os
+import pty
+import re
+import runpy
+import select
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxmoe.core.recipe import from_json
+from jaxmoe.models.generate import Sampling, generate
+from jaxmoe.train import progress
+from jaxmoe.train.experiment import Experiment
+from launch import cli
+
+COMMANDS = ("train", "evaluate", "generate", "score")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+  """Returns a copy of the trained run that a test may change."""
+  shutil.copytree(trained, tmp_path / "run")
+  return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+  """Returns what the commands read of the run."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cli, "set_up_jax", lambda: None)
+    return cli.load_run(str(trained))
+
+
+def lines_of(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_npz(path):
+  with np.load(path) as arrays:
+    return dict(arrays)
+
+
+# Training.
+
+
+def test_a_run_leaves_the_files_of_the_contract(trained):
+  names = {"config.json", "metrics.jsonl", "events.jsonl", "samples.md", "checkpoints"}
+  assert names <= {path.name for path in trained.iterdir()}
+  lines = lines_of(trained / "metrics.jsonl")
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+  assert [line["step"] for line in lines if "eval" in line] == [3, 6]
+  for line in lines:
+    assert {"tokens_per_s", "mfu", "seconds"} <= line["time"].keys()
+    assert {"load", "load_entropy", "drop_rate", "dead"} <= line["layers"]["1"].keys()
+  assert (trained / "samples.md").read_text().startswith("## step 6\n")
+
+
+def test_a_finished_run_run_again_changes_no_number(here, run, again):
+  names = ("metrics.jsonl", "samples.md", "config.json")
+  before = {name: (run / name).read_bytes() for name in names}
+  result = here("train", *again, f"--workdir={run}")
+  assert result.code == 0, result
+  assert "nothing to do: step 6 of 6" in result.out
+  assert {name: (run / name).read_bytes() for name in names} == before
+  done = [event["digest"] for event in lines_of(run / "events.jsonl") if event["event"] == "done"]
+  assert len(done) == 2
+  assert done[0] == done[1]
+
+
+def test_more_steps_are_a_safe_change_that_goes_on_and_is_written_down(here, run, again):
+  # The learning rate of the steps to come depends on the number of steps; those made stay.
+  before = (run / "metrics.jsonl").read_bytes()
+  config = [argument.replace("num_steps=6", "num_steps=8") for argument in again]
+  result = here("train", *config, "--config.train.log_every=1", f"--workdir={run}")
+  assert result.code == 0, result
+  assert "going on from step 6" in result.out
+  assert "step 8/8" in result.out
+  assert (run / "metrics.jsonl").read_bytes().startswith(before)
+  assert [line["step"] for line in lines_of(run / "metrics.jsonl")] == list(range(1, 9))
+  experiment = from_json(Experiment, (run / "config.json").read_text())
+  assert experiment.train.num_steps == 8
+  assert experiment.train.log_every == 1
+
+
+def test_a_refused_change_leaves_the_run_as_it_was(here, run, again):
+  before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+  assert here("train", *again, "--config.train.seed=9", f"--workdir={run}").code == 2
+  assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+# Evaluation.
+
+
+def test_evaluate_prints_and_writes_the_contract_s_fields(here, run, trained):
+  result = here("evaluate", f"--workdir={run}")
+  assert result.code == 0, result
+  scores = json.loads((run / "eval.json").read_text())
+  assert list(scores)[:3] == ["step", "bits_per_byte", "domains"]
+  assert scores["step"] == 6
+  assert set(scores["domains"]) == {"copy", "recall", "add", "brackets"}
+  assert all(1 < bits < 12 for bits in scores["domains"].values())
+  low, high = min(scores["domains"].values()), max(scores["domains"].values())
+  assert low < scores["bits_per_byte"] < high
+  assert set(scores["compressors"]) == {"gzip -9", "xz -9"}
+  for domain, bits in scores["domains"].items():
+    assert re.search(rf"{domain} .*{bits:.3f}", result.out)
+  # At 2,000 bytes a domain the scores on the way are those of all held-out documents.
+  on_the_way = lines_of(trained / "metrics.jsonl")[-1]["eval"]
+  assert on_the_way["domains"] == pytest.approx(scores["domains"], rel=1e-6)
+
+
+def test_evaluating_twice_gives_the_same_file_whatever_the_batch(here, run):
+  written = []
+  for size in (16, 16, 3):
+    assert here("evaluate", f"--workdir={run}", f"--batch_size={size}").code == 0
+    written.append(json.loads((run / "eval.json").read_text()))
+  assert written[0] == written[1]
+  assert written[0]["domains"] == pytest.approx(written[2]["domains"], rel=1e-6)
+
+
+# Scores.
+
+
+def test_score_writes_the_log_probability_of_each_next_id(here, run, tmp_path):
+  ids_BL = np.random.default_rng(0).integers(0, 257, (3, 24)).astype(np.int32)
+  np.save(tmp_path / "ids.npy", ids_BL)
+  flags = (f"--workdir={run}", f"--ids={tmp_path}/ids.npy", f"--out={tmp_path}/scores.npz")
+  result = here("score", *flags, "--logits")
+  assert result.code == 0, result
+  scores = read_npz(tmp_path / "scores.npz")
+  assert scores["logprobs"].shape == (3, 23)
+  assert scores["logits"].shape == (3, 24, 257)
+  assert scores["logprobs"].dtype == scores["logits"].dtype == np.float32
+  logits_BLV = scores["logits"].astype(np.float64)
+  logprobs_BLV = logits_BLV - np.log(np.exp(logits_BLV).sum(-1, keepdims=True))
+  expected_BL = np.take_along_axis(logprobs_BLV[:, :-1], ids_BL[:, 1:, None], -1)[..., 0]
+  np.testing.assert_allclose(scores["logprobs"], expected_BL, rtol=1e-5, atol=1e-6)
+  assert here("score", *flags).code == 0
+  again = read_npz(tmp_path / "scores.npz")
+  assert list(again) == ["logprobs"]
+  np.testing.assert_array_equal(again["logprobs"], scores["logprobs"])
+
+
+def test_a_row_s_scores_do_not_depend_on_the_other_rows(here, run, tmp_path):
+  ids_BL = np.random.default_rng(1).integers(0, 257, (2, 10)).astype(np.int32)
+  logprobs = []
+  for rows in (ids_BL, ids_BL[1:]):
+    np.save(tmp_path / "ids.npy", rows)
+    flags = (f"--ids={tmp_path}/ids.npy", f"--out={tmp_path}/scores.npz")
+    assert here("score", f"--workdir={run}", *flags).code == 0
+    logprobs.append(read_npz(tmp_path / "scores.npz")["logprobs"])
+  np.testing.assert_array_equal(logprobs[0][1:], logprobs[1])
+  assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".npy", ".npz"}
+
+
+# Generation.
+
+
+def test_generate_repeats_with_its_seed_and_differs_with_another(here, trained):
+  flags = (f"--workdir={trained}", "--prompt=copy: a", "--max_tokens=24", "--temperature=1")
+  texts = [here("generate", *flags, f"--seed={seed}").out for seed in (1, 1, 2)]
+  assert texts[0] == texts[1]
+  assert texts[0] != texts[2]
+  assert all(text.startswith("copy: a") and len(text) > 12 for text in texts)
+
+
+def test_greedy_text_does_not_depend_on_the_seed(here, trained):
+  flags = (f"--workdir={trained}", "--prompt=copy: a", "--max_tokens=8", "--temperature=0")
+  texts = {here("generate", *flags, f"--seed={seed}").out for seed in (1, 2)}
+  assert len(texts) == 1
+
+
+def test_several_prompts_are_written_one_after_the_other(here, trained, loaded):
+  prompts = ["add: 12+34 -> ", "copy: xyz", "é"]
+  flags = [f"--prompt={prompt}" for prompt in prompts]
+  result = here("generate", f"--workdir={trained}", *flags, "--max_tokens=6", "--seed=3")
+  tokenizer = loaded.tokenizer
+  ids = [np.array([256, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
+  sampling = Sampling(max_tokens=6, temperature=0.8, top_p=0.95, seed=3)
+  rows = generate(loaded.decoder, loaded.params, ids, sampling, (64, 256))
+  expected = "".join(
+    f"--- {number} of 3\n{prompt}{tokenizer.decode(row)}\n"
+    for number, (prompt, row) in enumerate(zip(prompts, rows), 1)
+  )
+  assert result.out == expected
+
+
+class Letters:
+  """A tokenizer whose ids are bytes."""
+
+  def decode(self, ids):
+    return bytes(ids).decode("utf-8", errors="replace")
+
+
+@pytest.fixture
+def printer():
+  """Returns launch.generate's Printer class."""
+  return runpy.run_path(str(cli.__file__).replace("cli.py", "generate.py"))["Printer"]
+
+
+def test_text_is_shown_as_soon_as_its_characters_are_whole(printer, capsys):
+  shown, stream = [], printer(Letters(), ["> "])
+  capsys.readouterr()
+  for byte in "aé€".encode():
+    stream.token(0, byte)
+    shown.append(capsys.readouterr().out)
+  assert shown == ["a", "", "é", "", "", "€"]
+
+
+def test_a_later_row_waits_for_its_turn(printer, capsys):
+  stream = printer(Letters(), ["1:", "2:"])
+  for row, byte in ((1, b"x"), (0, b"a"), (1, b"y"), (0, b"b")):
+    stream.token(row, byte[0])
+  assert capsys.readouterr().out == "--- 1 of 2\n1:ab"
+  stream.finish()
+  assert capsys.readouterr().out == "\n--- 2 of 2\n2:xy\n"
+
+
+# What is seen.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_flag_with_its_default(here, name):
+  result = here(name, "--help")
+  assert result.code == 0
+  assert result.err == ""
+  assert f"python -m launch.{name}" in result.out
+  defaults = {
+    "generate": {"max_tokens": "128", "temperature": "0.8", "top_p": "0.95", "seed": "0"},
+    "evaluate": {"batch_size": "16"},
+    "score": {"logits": "false"},
+    "train": {},
+  }
+  flags = {
+    "train": ["config", "workdir"],
+    "evaluate": ["workdir"],
+    "generate": ["workdir", "prompt"],
+    "score": ["workdir", "ids", "out"],
+  }
+  for flag in flags[name]:
+    assert f"--{flag}:" in result.out
+  for flag, default in defaults[name].items():
+    assert re.search(rf"--(\[no\])?{flag}:[^-]*\(default: '{default}'\)", result.out), flag
+  if name == "train":
+    assert "--config.train.num_steps" in result.out
+
+
+def test_what_goes_into_a_pipe_has_no_control_characters_and_comes_at_once(
+  started, again, tmp_path
+):
+  process = started("train", *again, "--config.train.log_every=1", f"--workdir={tmp_path}/w")
+  first = process.stdout.readline()
+  assert process.poll() is None, "lines are seen while the run goes on"
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  assert err == ""
+  assert not CONTROL.search(first + out)
+  lines = (first + out).splitlines()
+  assert [line for line in lines if line.startswith("step ")][-1].startswith("step 6/6  loss ")
+  assert "compiling train_step ..." in lines
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback(started, trained):
+  flags = (f"--workdir={trained}", "--prompt=copy: a", "--max_tokens=40")
+  process = started("generate", *flags)
+  process.stdout.close()
+  err = process.stderr.read()
+  process.stderr.close()
+  process.wait(timeout=300)
+  assert err == ""
+  assert process.returncode == 141
+
+
+def seen_on_a_terminal(command, env, columns=80):
+  """Returns what a command writes to a terminal of so many columns, and its exit code."""
+  leader, follower = pty.openpty()
+  size = f"stty cols {columns} rows 24; exec "
+  line = size + " ".join(f"'{part}'" for part in command)
+  process = subprocess.Popen(
+    ["sh", "-c", line], stdin=follower, stdout=follower, stderr=follower, env=env
+  )
+  os.close(follower)
+  text, end = b"", time.monotonic() + 300
+  while time.monotonic() < end:
+    ready, _, _ = select.select([leader], [], [], 1)
+    try:
+      part = os.read(leader, 65536) if ready else b" " * (process.poll() is None)
+    except OSError:
+      part = b""
+    if not part:
+      break
+    text += part if ready else b""
+  os.close(leader)
+  return text.decode(), process.wait(timeout=60)
+
+
+def test_the_bar_fits_a_terminal_of_80_columns(tiny, tmp_path):
+  home = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "TERM": "xterm", "COLUMNS": ""}
+  script = tmp_path / "show.py"
+  script.write_text(
+    "import sys, time\n"
+    "from jaxmoe.train.progress import Display\n"
+    "display = Display(1200, 100, 3.4)\n"
+    "display.start(0)\n"
+    "clock = {'tokens_per_s': 14012.3, 'mfu': 0.12, 'seconds': {}}\n"
+    "for step in range(1, 1201):\n"
+    "  display.step({'step': step, 'loss': 4.47412, 'time': clock})\n"
+    "  if step % 400 == 0: time.sleep(0.25)\n"
+    "  if step == 800: display.say('evaluating step 800 ...')\n"
+    "display.close()\n"
+  )
+  env = {**{k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}, **home}
+  env |= {"PYTHONPATH": os.getcwd()}
+  del env["COLUMNS"]
+  text, code = seen_on_a_terminal([sys.executable, str(script)], env)
+  assert code == 0, text
+  plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+  lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+  last = lines[-1]
+  for part in ("1200/1200", "loss 4.474", "bits/byte", "14,012 tok/s", "MFU 12%"):
+    assert part in last, lines[-3:]
+  assert max(map(len, lines)) <= 80, max(lines, key=len)
+  assert "evaluating step 800 ..." in lines
+
+
+def test_a_long_phase_says_what_it_is_at_every_interval(monkeypatch, capsys):
+  monkeypatch.setattr(progress, "_SILENCE_S", 0.01)
+  display = progress.Display(num_steps=10, log_every=5, bytes_per_token=1.0)
+  with display.phase("compiling train_step"):
+    deadline = time.monotonic() + 30
+    out = ""
+    while out.count("compiling train_step ... ") < 3 and time.monotonic() < deadline:
+      out += capsys.readouterr().out
+  assert out.startswith("compiling train_step ...\n")
+  assert out.count("compiling train_step ... 0 s\n") >= 3
+
+
+def test_a_step_that_comes_after_a_long_silence_is_told_out_of_turn(monkeypatch, capsys):
+  display = progress.Display(num_steps=100, log_every=50, bytes_per_token=1.0)
+  clock = {"tokens_per_s": 1.0, "mfu": 0.0, "seconds": {}}
+  display.start(0)
+  display.step({"step": 1, "loss": 1.0, "time": clock})
+  assert capsys.readouterr().out == ""
+  now = time.monotonic()
+  monkeypatch.setattr(progress.time, "monotonic", lambda: now + 10.5)
+  display.step({"step": 2, "loss": 1.0, "time": clock})
+  assert capsys.readouterr().out.startswith("step 2/100  loss 1.000")
+  display.step({"step": 3, "loss": 1.0, "time": clock})
+  assert capsys.readouterr().out == ""

@@ -1,0 +1,157 @@
+"""Running commands as `python -m launch.NAME` does, in this process or in one of their own."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+
+import jax
+import pytest
+
+from jaxmoe.checkpoint.orbax_store import quiet_orbax
+from launch import cli
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOME = pathlib.Path(tempfile.gettempdir()) / f"jaxmoe-test-home-{os.getuid()}"
+TINY = f"--config={ROOT}/configs/tiny.py"
+CHANGES = ("train.num_steps=6", "train.checkpoint_every=4", "evaluation.every=3", "samples.every=6")
+AGAIN = (TINY, *(f"--config.{change}" for change in CHANGES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a command left: its exit code and what it printed."""
+
+  code: int
+  out: str
+  err: str
+
+
+class Terminal(io.StringIO):
+  """Standard output or error of a command that runs in this process."""
+
+  encoding = "utf-8"
+
+  def reconfigure(self, **settings):
+    """Takes what a real stream takes."""
+
+
+def run_here(name, *arguments):
+  """Runs a command in this process; exceptions that are not its own exit come through."""
+  out, err = Terminal(), Terminal()
+  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  opened, make = [], cli.Workdir
+  cli.Workdir = lambda path: opened.append(make(path)) or opened[-1]
+  before, sys.argv = sys.argv, [f"launch/{name}.py", *map(str, arguments)]
+  path = str(ROOT / "launch" / f"{name}.py")
+  try:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      runpy.run_path(path, run_name="__main__")
+    code = 0
+  except SystemExit as stop:
+    code = stop.code or 0
+  finally:
+    sys.argv, cli.Workdir = before, make
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    for workdir in opened:
+      workdir.release()
+  return Result(code, out.getvalue(), err.getvalue())
+
+
+def start(name, *arguments, env=None, program=None, **options):
+  """Returns a command started as a process of its own, with pipes."""
+  own = {"XDG_CACHE_HOME": str(HOME), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  compiled = HOME / "jaxmoe" / "compiled"
+  if not compiled.exists():  # programs compiled in this process are found by the others
+    compiled.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+      compiled.symlink_to(jax.config.jax_compilation_cache_dir)
+  options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+  return subprocess.Popen(
+    [sys.executable, *(program or ("-m", f"launch.{name}")), *map(str, arguments)],
+    cwd=ROOT,
+    env={**os.environ, **own, **(env or {})},
+    **options,
+  )
+
+
+def run_alone(name, *arguments, **options):
+  """Runs a command as a process of its own."""
+  process = start(name, *arguments, **options)
+  out, err = process.communicate(timeout=300)
+  return Result(process.returncode, out, err)
+
+
+@pytest.fixture(autouse=True)
+def _settings_are_the_tests(monkeypatch):
+  """A command in this process leaves JAX as the tests set it up."""
+  monkeypatch.setattr(cli, "set_up_jax", lambda: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet():
+  quiet_orbax()
+  logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def here():
+  """Returns `run_here(name, *arguments) -> Result`."""
+  return run_here
+
+
+@pytest.fixture(scope="session")
+def alone():
+  """Returns `run_alone(name, *arguments, **options) -> Result`."""
+  return run_alone
+
+
+@pytest.fixture(scope="session")
+def started():
+  """Returns `start(name, *arguments, **options) -> Popen`."""
+  return start
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """Returns the config argument of the smallest recipe."""
+  return TINY
+
+
+@pytest.fixture(scope="session")
+def again():
+  """Returns the arguments of the command that made `trained`, but for the workdir."""
+  return AGAIN
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  """Returns the workdir of a short finished run: steps 4 and 6 are saved and scored."""
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cli, "set_up_jax", lambda: None)
+    patch.setenv("XDG_CACHE_HOME", str(HOME))
+    result = run_here("train", *AGAIN, f"--workdir={workdir}")
+  assert result.code == 0, result
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def compiles():
+  """Returns a list to which the name of every program lowered from now on is appended."""
+  lowered = []
+
+  def note(event, duration, **details):
+    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+      lowered.append(details.get("fun_name", "?"))
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  return lowered

@@ -1,0 +1,96 @@
+"""Every recipe under configs/: it loads, comes back from JSON, and builds without allocating."""
+
+import pathlib
+
+import jax
+import pytest
+
+from jaxmoe.core.recipe import from_json, to_json
+from jaxmoe.train.experiment import Experiment
+from launch.recipes import load_recipe
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.py"))
+PUBLISHED = {  # parameters of the released weights, and the active ones in billions as printed
+  "olmoe_1b_7b": (6_919_161_856, 1.28),
+  "mixtral_8x7b": (46_702_792_704, 12.9),
+  "qwen3_30b_a3b": (30_532_122_624, 3.3),
+}
+
+
+@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+def recipe(request):
+  return request.param
+
+
+def arrays_in_memory():
+  return sum(array.nbytes for array in jax.live_arrays())
+
+
+def active_params(experiment, decoder):
+  """Counts what one token meets: all leaves, but of each layer's experts only the active ones."""
+  total = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(decoder.shapes):
+    keys = [str(entry.key) for entry in path]
+    share = 1.0
+    if "experts" in keys:
+      layer = experiment.model.stack[int(keys[1])].pattern[int(keys[2])].ffn
+      share = layer.num_active / layer.num_experts
+    total += leaf.size * share
+  return total
+
+
+def test_a_recipe_comes_back_from_json_as_it_was(recipe):
+  experiment = load_recipe(str(recipe), [])
+  assert from_json(Experiment, to_json(experiment)) == experiment
+
+
+def test_a_recipe_says_how_it_is_run(recipe):
+  text = recipe.read_text()
+  doc = text.split('"""')[1]
+  assert f"python -m launch.train --config=configs/{recipe.name} --workdir=" in doc
+  assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_a_recipe_builds_its_decoder_without_allocating_its_parameters(recipe):
+  before = arrays_in_memory()
+  decoder = load_recipe(str(recipe), []).decoder()
+  assert arrays_in_memory() - before < 1e6
+  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(decoder.shapes))
+  assert decoder.num_params > 1e4
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_shape_has_the_published_numbers_of_parameters(name):
+  experiment = load_recipe(str(CONFIGS / f"{name}.py"), [])
+  decoder = experiment.decoder()
+  total, active = PUBLISHED[name]
+  assert decoder.num_params == total
+  # Rounded or cut: Qwen3's 3.35 is printed as 3.3.
+  assert abs(active_params(experiment, decoder) / 1e9 - active) < 0.06
+
+
+def test_the_active_parameters_of_the_record_are_those_of_the_leaves(recipe):
+  experiment = load_recipe(str(recipe), [])
+  decoder = experiment.decoder()
+  small = sum(
+    leaf.size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(decoder.shapes)
+    if {str(entry.key) for entry in path} & {"scale", "embed", "head"}
+  )
+  assert experiment.model.active_params() == active_params(experiment, decoder) - small
+
+
+@pytest.mark.parametrize("keyword", ["dispatch=dense", "dispatch=capacity,optimizer=lion"])
+def test_components_are_named_in_the_config_argument(keyword):
+  experiment = load_recipe(f"{CONFIGS / 'tiny.py'}:{keyword}", [])
+  plain = to_json(experiment)
+  assert all(f'"kind": "{pair.split("=")[1]}"' in plain for pair in keyword.split(","))
+
+
+def test_a_keyword_has_the_type_its_annotation_says():
+  path = str(CONFIGS / "quickstart.py")
+  experiment = load_recipe(f"{path}:num_experts=4,num_steps=500", ["--config.train.seed=7"])
+  assert experiment.train.num_steps == 500
+  assert experiment.train.seed == 7
+  assert experiment.model.stack[0].pattern[0].ffn.num_experts == 4
