@@ -18,7 +18,7 @@ from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
 
 def get_config(
-  text: str = "", vocab_size: int = 2048, num_experts: int = 8, num_steps: int = 1200
+  text: str = "", vocab_size: int = 2048, num_experts: int = 8, num_steps: int = 1400
 ) -> Experiment:
   """Returns the recipe; `text` is a folder of .txt files to train on instead."""
   moe = MoE(
@@ -29,9 +29,9 @@ def get_config(
   )
   block = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=32, qk_norm="head"), moe)
   parts: tuple[Part, ...] = (
-    Part(Stdlib(domain="code"), weight=0.94),
-    Part(Stdlib(domain="prose"), weight=0.03),
-    Part(Stdlib(domain="names"), weight=0.03),
+    Part(Stdlib(domain="code"), weight=0.96),
+    Part(Stdlib(domain="prose"), weight=0.02),
+    Part(Stdlib(domain="names"), weight=0.02),
   )
   if text:
     parts = (Part(Text(path=text)),)
@@ -42,7 +42,7 @@ def get_config(
       AdamW(b2=0.98, weight_decay=0.1), Cosine(warmup_steps=60, final_fraction=0.1),
       learning_rate=8e-3,
     ),
-    train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=300, log_every=100),
-    evaluation=Evaluation(every=300, max_bytes=30_000),
-    samples=Samples(every=600, prompts=("def ", "import ", "The "), max_tokens=64),
+    train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=350, log_every=100),
+    evaluation=Evaluation(every=350, max_bytes=30_000),
+    samples=Samples(every=700, prompts=("def ", "import ", "The "), max_tokens=64),
   )

@@ -122,6 +122,7 @@ class Trained:
   tokenizer: Tokenizer
   step: int
   params: Params
+  data_fingerprint: str
 
 
 def load_run(
@@ -155,9 +156,10 @@ def load_run(
   found = read_latest(store, like, on_damage, under="params/", set_aside=False)
   if found is None:
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
-  step, arrays, _ = found
+  step, arrays, record = found
   params = params_from_arrays(decoder, arrays)
-  return Trained(workdir, experiment, decoder, tokenizer, step, params)
+  fingerprint = record["data"]["fingerprint"]
+  return Trained(workdir, experiment, decoder, tokenizer, step, params, fingerprint)
 
 
 def need_workdir(path: str | None) -> Workdir:

@@ -16,6 +16,7 @@ from rich.table import Table
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.train.evaluate import evaluate
+from jaxmoe.train.narrator import Narrator
 from jaxmoe.train.workdir import write_whole
 from launch import cli
 
@@ -29,17 +30,19 @@ def main(arguments: list[str]) -> int:
   del arguments
   run = cli.load_run(FLAGS.workdir)
   data = run.experiment.data
-  corpus = open_corpus(data, cli.cache_dir() / "tokenizers", progress=print)
-  if corpus.tokenizer.digest != run.tokenizer.digest:
+  narrator = Narrator()
+  corpus = open_corpus(data, cli.cache_dir() / "tokenizers", progress=narrator.say)
+  train = run.experiment.train
+  if corpus.fingerprint(train.batch_size, train.seed) != run.data_fingerprint:
     raise InputError(
-      f"{run.workdir.path}: the corpus on this machine gives another tokenizer than the run has "
-      "(other files?); score on the machine that trained"
+      f"{run.workdir.path}: the run was trained on other data than its config gives on this "
+      "machine (other files?), so what is held out may have been seen; score where it was trained"
     )
   domains = {name: corpus.held_out(name) for name in corpus.domains}
   total = sum(document.num_bytes for documents in domains.values() for document in documents)
-  print(f"scoring {total:,} held-out bytes at step {run.step} ...", flush=True)
   shape = (FLAGS.batch_size, data.seq_len)
-  scores = evaluate(run.decoder, run.params, domains, run.tokenizer.eod_id, shape)
+  with narrator.phase(f"scoring {total:,} held-out bytes at step {run.step}"):
+    scores = evaluate(run.decoder, run.params, domains, run.tokenizer.eod_id, shape)
   result = {"step": run.step, **scores, "compressors": compressors(corpus)}
   write_whole(run.workdir.evaluation, json.dumps(result, indent=2) + "\n")
   Console().print(table(result))

@@ -242,7 +242,7 @@ def _set_path(cls: Any, plain: Any, path: list[str], text: str) -> None:
 
 
 def _index(name: str, parent: list, where: str) -> int:
-  if not name.isdigit() or int(name) >= len(parent):
+  if not (name.isascii() and name.isdecimal() and len(name) < 10) or int(name) >= len(parent):
     raise InputError(f"{where}: has {len(parent)} entries (0 to {len(parent) - 1}), not {name!r}")
   return int(name)
 

@@ -52,9 +52,9 @@ class Attention:
         f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}"
       )
     if self.head_dim % 2:
-      raise InputError(f"head_dim must be even: {self.head_dim=}")
+      raise InputError(f"head_dim must be even: head_dim={self.head_dim}")
     if self.rope_theta <= 1:
-      raise InputError(f"rope_theta must be above 1: {self.rope_theta=}")
+      raise InputError(f"rope_theta must be above 1: rope_theta={self.rope_theta}")
 
   def build(self, init: Init, dim: int, eps: float) -> AttentionLayer:
     """Returns the module with its weights."""

@@ -28,7 +28,7 @@ class MLP:
 
   def __post_init__(self) -> None:
     if self.hidden < 1:
-      raise InputError(f"hidden must be at least 1: {self.hidden=}")
+      raise InputError(f"hidden must be at least 1: hidden={self.hidden}")
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""

@@ -31,7 +31,7 @@ class Window:
 
   def __post_init__(self) -> None:
     if self.size < 1:
-      raise InputError(f"size must be at least 1: {self.size=}")
+      raise InputError(f"size must be at least 1: size={self.size}")
 
   def __call__(self, query: Tokens, key: Tokens) -> jax.Array:
     """Returns (B, L, S) bool."""

@@ -35,7 +35,7 @@ class Segment:
 
   def __post_init__(self) -> None:
     if self.repeats < 1:
-      raise InputError(f"repeats must be at least 1: {self.repeats=}")
+      raise InputError(f"repeats must be at least 1: repeats={self.repeats}")
     if not self.pattern:
       raise InputError("a pattern needs at least one block")
 

@@ -60,7 +60,7 @@ class Transformer:
     if self.dim < 1 or self.loss_chunk < 1 or self.norm_eps <= 0:
       raise InputError(
         "dim and loss_chunk must be at least 1 and norm_eps above 0: "
-        f"{self.dim=}, {self.loss_chunk=}, {self.norm_eps=}"
+        f"dim={self.dim}, loss_chunk={self.loss_chunk}, norm_eps={self.norm_eps}"
       )
     if not self.stack:
       raise InputError("a stack needs at least one segment")

@@ -58,7 +58,7 @@ class LoadBalance:
 
   def __post_init__(self) -> None:
     if self.weight < 0:
-      raise InputError(f"weight must not be negative: {self.weight=}")
+      raise InputError(f"weight must not be negative: weight={self.weight}")
 
   @property
   def name(self) -> str:
@@ -88,7 +88,7 @@ class RouterZ:
 
   def __post_init__(self) -> None:
     if self.weight < 0:
-      raise InputError(f"weight must not be negative: {self.weight=}")
+      raise InputError(f"weight must not be negative: weight={self.weight}")
 
   @property
   def name(self) -> str:

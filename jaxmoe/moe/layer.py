@@ -51,7 +51,7 @@ class MoE:
         f"num_active={self.num_active}, num_experts={self.num_experts}"
       )
     if self.shared_hidden < 0:
-      raise InputError(f"shared_hidden must not be negative: {self.shared_hidden=}")
+      raise InputError(f"shared_hidden must not be negative: shared_hidden={self.shared_hidden}")
 
   def build(self, init: Init, dim: int) -> MoELayer:
     """Returns the module with its weights."""

@@ -43,14 +43,14 @@ class Train:
       if getattr(self, name) < 1:
         raise InputError(f"{name} must be at least 1: {name}={getattr(self, name)}")
     if self.max_skips < 0:
-      raise InputError(f"max_skips must not be negative: {self.max_skips=}")
+      raise InputError(f"max_skips must not be negative: max_skips={self.max_skips}")
     if self.batch_size % self.num_micro:
       raise InputError(
         "batch_size must be a multiple of num_micro: "
         f"batch_size={self.batch_size}, num_micro={self.num_micro}"
       )
     if not 0 <= self.seed < 2**32:
-      raise InputError(f"seed must lie in [0, 2**32): {self.seed=}")
+      raise InputError(f"seed must lie in [0, 2**32): seed={self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Samples:
         f"{self.every}, {self.temperature}, {self.max_tokens}"
       )
     if not 0 < self.top_p <= 1:
-      raise InputError(f"top_p must lie in (0, 1]: {self.top_p=}")
+      raise InputError(f"top_p must lie in (0, 1]: top_p={self.top_p}")
     if not all(self.prompts):
       raise InputError("a prompt must not be empty")
 

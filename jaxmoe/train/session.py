@@ -104,6 +104,12 @@ class Session:
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     return jitted.lower(state, batch).compile()
 
+  def _save_tokenizer(self) -> None:
+    """Puts tokenizer.json into place whole, since another command may be reading it."""
+    temporary = self.workdir.tokenizer.with_suffix(".new")
+    self.corpus.tokenizer.save(temporary)
+    temporary.replace(self.workdir.tokenizer)
+
   def _check_prompts(self) -> None:
     """Raises InputError for a prompt that could not be continued when its step comes."""
     context = self.experiment.data.seq_len
@@ -136,7 +142,7 @@ class Session:
     with display.phase("looking for a checkpoint"):
       found = read_latest(store, self.spec.like(), on_damage)
     if found is None:
-      self.corpus.tokenizer.save(self.workdir.tokenizer)
+      self._save_tokenizer()
       journal.resume(0)
       resume_samples(self.workdir.samples, 0)
       with display.phase("making parameters"):
@@ -145,7 +151,7 @@ class Session:
       return 0, state
     step, arrays, record = found
     stream.restore(record["data"])
-    self.corpus.tokenizer.save(self.workdir.tokenizer)  # the same: it is part of the data's state
+    self._save_tokenizer()  # the same: it is part of the data's state
     journal.resume(step)
     resume_samples(self.workdir.samples, step)
     journal.event("resume", step=step)

@@ -101,6 +101,8 @@ def test_overrides_reach_tuples_components_and_optionals():
     ("rate", "nan", "finite"),
     ("palette.2.depth", "1", "has 2 entries"),
     ("palette.x", "1", "has 2 entries"),
+    ("palette.\u00b2.depth", "1", "has 2 entries"),
+    ("palette." + "9" * 5000, "1", "has 2 entries"),
     ("rate.x", "1", "has no field"),
     ("limit", "1.5", "expected int"),
     ("pair", "1", "expected 2 values"),

@@ -16,7 +16,7 @@ import pytest
 
 from jaxmoe.core.recipe import from_json
 from jaxmoe.models.generate import Sampling, generate
-from jaxmoe.train import progress
+from jaxmoe.train import narrator, progress
 from jaxmoe.train.experiment import Experiment
 from launch import cli
 
@@ -332,7 +332,7 @@ def test_the_bar_fits_a_terminal_of_80_columns(tiny, tmp_path):
 
 
 def test_a_long_phase_says_what_it_is_at_every_interval(monkeypatch, capsys):
-  monkeypatch.setattr(progress, "_SILENCE_S", 0.01)
+  monkeypatch.setattr(narrator, "SILENCE_S", 0.01)
   display = progress.Display(num_steps=10, log_every=5, bytes_per_token=1.0)
   with display.phase("compiling train_step"):
     deadline = time.monotonic() + 30
@@ -346,7 +346,6 @@ def test_a_long_phase_says_what_it_is_at_every_interval(monkeypatch, capsys):
 def test_a_step_that_comes_after_a_long_silence_is_told_out_of_turn(monkeypatch, capsys):
   display = progress.Display(num_steps=100, log_every=50, bytes_per_token=1.0)
   clock = {"tokens_per_s": 1.0, "mfu": 0.0, "seconds": {}}
-  display.start(0)
   display.step({"step": 1, "loss": 1.0, "time": clock})
   assert capsys.readouterr().out == ""
   now = time.monotonic()

@@ -40,10 +40,11 @@ class Synthetic:
   def __post_init__(self) -> None:
     if self.size < 1 or self.num_documents < 1:
       raise InputError(
-        f"size and num_documents must be at least 1, got {self.size=} {self.num_documents=}"
+        "size and num_documents must be at least 1, got "
+        f"size={self.size} num_documents={self.num_documents}"
       )
     if self.task == "recall" and self.size > len(_LETTERS):
-      raise InputError(f"recall has {len(_LETTERS)} keys, got {self.size=}; make it smaller")
+      raise InputError(f"recall has {len(_LETTERS)} keys, got size={self.size}; make it smaller")
 
   @property
   def domain(self) -> str:

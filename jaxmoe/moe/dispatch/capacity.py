@@ -37,7 +37,7 @@ class Capacity:
 
   def __post_init__(self) -> None:
     if self.factor <= 0:
-      raise InputError(f"factor must be above 0: {self.factor=}")
+      raise InputError(f"factor must be above 0: factor={self.factor}")
 
   def rows_per_expert(self, tokens: int, num_active: int, num_experts: int) -> int:
     """Returns C, at least 1 and at most T."""

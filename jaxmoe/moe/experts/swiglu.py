@@ -42,7 +42,7 @@ class SwiGLU:
 
   def __post_init__(self) -> None:
     if self.hidden < 1:
-      raise InputError(f"hidden must be at least 1: {self.hidden=}")
+      raise InputError(f"hidden must be at least 1: hidden={self.hidden}")
 
   def build(self, init: Init, dim: int, num_experts: int) -> SwiGLUExperts:
     """Returns the module with the weights of all experts."""
