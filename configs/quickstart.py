@@ -18,7 +18,7 @@ from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
 
 def get_config(
-  text: str = "", vocab_size: int = 2048, num_experts: int = 8, num_steps: int = 1400
+  text: str = "", vocab_size: int = 2048, num_experts: int = 8, num_steps: int = 1500
 ) -> Experiment:
   """Returns the recipe; `text` is a folder of .txt files to train on instead."""
   moe = MoE(
@@ -36,13 +36,16 @@ def get_config(
   if text:
     parts = (Part(Text(path=text)),)
   return Experiment(
-    data=Data(parts=parts, tokenizer=Bpe(vocab_size=vocab_size), seq_len=128),
+    # The window of the shuffle covers the whole corpus: what comes last then is a sample of all.
+    data=Data(
+      parts=parts, tokenizer=Bpe(vocab_size=vocab_size), seq_len=128, shuffle_tokens=3_500_000
+    ),
     model=Transformer(dim=128, stack=(Segment((block,), repeats=2),)),
     optim=Optim(
       AdamW(b2=0.98, weight_decay=0.1), Cosine(warmup_steps=60, final_fraction=0.1),
       learning_rate=8e-3,
     ),
-    train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=350, log_every=100),
-    evaluation=Evaluation(every=350, max_bytes=30_000),
-    samples=Samples(every=700, prompts=("def ", "import ", "The "), max_tokens=64),
+    train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=500, log_every=100),
+    evaluation=Evaluation(every=500, max_bytes=30_000),
+    samples=Samples(every=500, prompts=("def ", "import ", "The "), max_tokens=64),
   )
