@@ -26,7 +26,7 @@ from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
 from jaxmoe.core.rng import Keys
-from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain
+from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain, take_rows
 from jaxmoe.models.transformer import Decoder, Params
 
 _COPIES = ("layer", "expert")
@@ -68,10 +68,8 @@ class LowRank:
 
   def rows(self, ids: jax.Array, dtype: Any) -> jax.Array:
     """Returns row `ids` of a table (V, D) in `dtype`; NaN where an id is outside."""
-    take = functools.partial(_take, ids=ids)
-    base = jax.lax.stop_gradient(self.base)
-    rows = take(base).astype(dtype) if is_plain(base) else base.rows(ids, dtype)
-    return self._sum(rows, dot(self.b, take(self.a).astype(dtype), "...r,rd->...d"))
+    rows = take_rows(jax.lax.stop_gradient(self.base), ids, dtype)
+    return self._sum(rows, dot(self.b, take_rows(self.a, ids, dtype), "...r,rd->...d"))
 
   def merged(self) -> jax.Array:
     """Returns the plain array of the same products, in the base's dtype; summed in float32."""
@@ -182,7 +180,3 @@ def _parts(name: str, dims: Dims) -> tuple[int, int]:
   if len(rest) > 1 and rest[-1] == "embed":
     return copies, len(dims) - 1
   raise InputError(f"{name!r} with dims {dims} is no matrix; a low-rank update needs one")
-
-
-def _take(table_VD: jax.Array, ids: jax.Array) -> jax.Array:
-  return table_VD.at[ids].get(mode="fill", fill_value=jnp.nan)

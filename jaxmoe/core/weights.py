@@ -1,9 +1,9 @@
-"""The one seam for weights: `dot` and `grouped_dot`, whatever the format of the weight.
+"""The one seam for weights: `dot`, `grouped_dot`, `take_rows`, whatever the format.
 
 Model code never multiplies by a weight itself. A plain array is handled here. Any other format
 (a low-rank update over another weight, quantized, shared shards) is a registered pytree class from
-a higher level with two methods, `dot` and `grouped_dot`; it takes the place of the array inside the
-parameter tree and nothing else changes.
+a higher level with methods of its own: `dot`, `grouped_dot` and, for tables, `rows`. It takes the
+place of the array inside the parameter tree and nothing else changes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Weight(Protocol):
   def grouped_dot(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
     """Returns (R, *out): each row times the matrix of its slot, in rows.dtype."""
 
+  def rows(self, ids: jax.Array, dtype: Any) -> jax.Array:
+    """Returns row `ids` of a table (V, D) in `dtype`; NaN where an id is outside."""
+
 
 def dot(weight: Any, x: jax.Array, spec: str) -> jax.Array:
   """Returns the einsum of `x` and `weight`, e.g. `dot(w, x_BLD, '...d,dnh->...nh')`.
@@ -61,6 +64,17 @@ def grouped_dot(weight: Any, rows_RD: jax.Array, groups: Groups) -> jax.Array:
   slots, dim, *out = weight.shape
   flat_SDF = weight.astype(rows_RD.dtype).reshape(slots, dim, -1)
   return groups.matmul(rows_RD, flat_SDF).reshape(rows_RD.shape[0], *out)
+
+
+def take_rows(weight: Any, ids: jax.Array, dtype: Any) -> jax.Array:
+  """Returns (..., D): row `ids` of a table (V, D) in `dtype`.
+
+  An id outside the table, negative ones included, gives NaN, never another row.
+  """
+  if not isinstance(weight, jax.Array):
+    return weight.rows(ids, dtype)
+  rows = weight.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+  return rows.astype(dtype)
 
 
 def is_plain(*weights: Any) -> bool:

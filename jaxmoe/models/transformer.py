@@ -19,7 +19,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import dot, is_plain
+from jaxmoe.core.weights import dot, take_rows
 from jaxmoe.models.block import MoE
 from jaxmoe.models.cache import Contiguous
 from jaxmoe.models.norm import RMSNorm
@@ -103,10 +103,7 @@ class Embed(nnx.Module):
 
   def __call__(self, ids_BL: jax.Array, dtype: Any) -> jax.Array:
     """Returns (B, L, D); an id outside the vocabulary gives NaN, never another token's row."""
-    table = self.table.get_value()
-    if not is_plain(table):
-      return table.rows(ids_BL, dtype)
-    return table.at[ids_BL].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+    return take_rows(self.table.get_value(), ids_BL, dtype)
 
 
 class Head(nnx.Module):

@@ -75,6 +75,9 @@ class LoadBalance:
     if self.scope == "micro":
       return load_balance(sums.counts_E, sums.scores_E, sums.tokens) / reference.num_micro
     counts_E = sums.counts_E + reference.running_E
+    # Without a weight nobody counts first, and only the value is mended afterwards.
+    known = reference.counts_E is not None or reference.num_micro == 1 or self.weight == 0
+    assert known or self.scope != "global", "the exact scope needs the counts of the whole step"
     if self.scope == "global" and reference.counts_E is not None:
       counts_E = reference.counts_E
     return load_balance(counts_E, sums.scores_E, reference.tokens)

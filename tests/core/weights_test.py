@@ -54,3 +54,10 @@ def test_another_format_answers_for_itself():
     weights.dot(Doubled(weight), x, "td,df->tf"), 2 * weights.dot(weight, x, "td,df->tf")
   )
   assert not weights.is_plain(weight, Doubled(weight))
+
+
+def test_an_id_outside_a_table_gives_nan_and_never_another_row():
+  table = jnp.arange(12.0).reshape(4, 3)
+  rows = weights.take_rows(table, jnp.array([[0, 3], [4, -1]]), jnp.float32)
+  np.testing.assert_array_equal(rows[0], np.asarray(table)[[0, 3]])
+  assert np.isnan(rows[1]).all()
