@@ -28,6 +28,7 @@ from rich.table import Table
 
 from jaxmoe.core.errors import InputError
 from launch.bench_experts import SHAPES, Race, Shape, layer_race, matmul_race
+from launch.memory import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 SIZES = ("tokens", "dim", "hidden", "num_experts", "num_active")
@@ -45,6 +46,7 @@ PASSES = ("forward", "forward_backward")
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
+  keep_freed_memory()
   if arguments != ["experts"]:
     raise InputError(f"expected one suite, experts, got {' '.join(arguments) or 'none'}")
   if FLAGS.dtype not in TOLERANCES:

@@ -6,7 +6,6 @@ saved; 130 interrupted, state saved.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import logging
 import os
@@ -30,11 +29,11 @@ from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.state import params_from_arrays, params_like
 from jaxmoe.train.workdir import Workdir
+from launch.memory import keep_freed_memory
 
 Main = Callable[[list[str]], int | None]
 EXIT_CODES = {InputError: 2, NotFiniteError: 3, CheckpointError: 4}
 PREEMPTED, INTERRUPTED = 42, 130
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def run(main: Main, values: flags.FlagValues, doc: str | None, takes: Sequence[str] = ()) -> None:
@@ -89,21 +88,6 @@ def set_up_jax() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def keep_freed_memory() -> None:
-  """Tells glibc to reuse large blocks instead of giving them back to the system; else nothing.
-
-  XLA on CPU allocates its temporaries anew in every step. Above 32 MB or so glibc maps and unmaps
-  each, and the page faults cost a training step of the quickstart a quarter of its CPU time
-  (629,000 against 16,000 faults in 40 steps). Memory that was once needed is kept.
-  """
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (OSError, AttributeError):
-    return
-  for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
-    mallopt(parameter, value)
 
 
 def cache_dir() -> pathlib.Path:
