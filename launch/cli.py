@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,12 +28,12 @@ from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.state import params_from_arrays, params_like
 from jaxmoe.train.workdir import Workdir
 from launch.memory import keep_freed_memory
 
 Main = Callable[[list[str]], int | None]
-EXIT_CODES = {InputError: 2, NotFiniteError: 3, CheckpointError: 4}
 PREEMPTED, INTERRUPTED = 42, 130
 
 
@@ -53,9 +54,8 @@ def run(main: Main, values: flags.FlagValues, doc: str | None, takes: Sequence[s
   def guarded(argv: list[str]) -> int:
     try:
       return main(argv[1:]) or 0
-    except tuple(EXIT_CODES) as error:
-      code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-      fail(str(error), code)
+    except (InputError, NotFiniteError, CheckpointError) as error:
+      fail(str(error), error.code)
     except KeyboardInterrupt:
       fail("interrupted; what was saved stays", INTERRUPTED)
     except BrokenPipeError:
@@ -83,11 +83,45 @@ def set_up_jax() -> None:
     logging.getLogger(name).setLevel(logging.ERROR)
   keep_freed_memory()
   quiet_orbax()
+  jax.monitoring.register_event_duration_secs_listener(_COMPILING.add)
   cache = cache_dir() / "compiled"
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def process_ledger() -> Ledger:
+  """Returns a ledger that counts from the start of this process, interpreter and imports included.
+
+  What any program costs to compile is booked as such from `set_up_jax` on.
+  """
+  return Ledger(_process_start(), lambda: _COMPILING.seconds)
+
+
+class _Compiling:
+  """Sums the seconds JAX says it spent compiling or fetching a compiled program."""
+
+  def __init__(self) -> None:
+    self.seconds = 0.0
+
+  def add(self, event: str, duration_secs: float, **details: str | int) -> None:
+    """Takes an event of `jax.monitoring`."""
+    if event == "/jax/core/compile/backend_compile_duration":
+      self.seconds += duration_secs
+
+
+_COMPILING = _Compiling()
+
+
+def _process_start() -> float:
+  """Returns when this process started, as Linux knows it; elsewhere now."""
+  try:
+    ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    up_s = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+  except (OSError, ValueError, IndexError):
+    return time.time()
+  return time.time() - max(up_s - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
 
 
 def cache_dir() -> pathlib.Path:
@@ -160,8 +194,8 @@ def need_workdir(path: str | None) -> Workdir:
 class StopSignals:
   """Notes SIGTERM and SIGINT, so that a run can finish its step and save.
 
-  Before the run first asks there is no step to finish, and after a second SIGINT the person does
-  not want to wait: then the process ends at once, and what was saved stays.
+  Before the run first asks there is no step to finish, and whoever sends a second signal does not
+  want to wait: then the process ends at once, and what was saved stays.
   """
 
   def __init__(self) -> None:
@@ -181,13 +215,16 @@ class StopSignals:
     return INTERRUPTED if self.received == signal.SIGINT else PREEMPTED
 
   def _note(self, number: int, frame: types.FrameType | None) -> None:
-    if number == signal.SIGINT and (self.received is not None or not self._asked):
+    if self.received is not None:
+      os.write(2, b"\nerror: told twice to stop; what was saved stays, the same command goes on\n")
+      os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)  # nothing waits for a save
+    if number == signal.SIGINT and not self._asked:
       raise KeyboardInterrupt
     if not self._asked:
       fail("preempted before a step was made; the same command goes on", PREEMPTED)
     self.received = number
     # Not print: the signal may have come in the middle of one.
-    os.write(2, b"\nstopping: finishing the step, then saving; Ctrl-C stops at once\n")
+    os.write(2, b"\nstopping: finishing the step, then saving; a second signal stops at once\n")
 
 
 def _output_is_closed() -> int:

@@ -5,17 +5,15 @@ python -m launch.evaluate --workdir=runs/tiny
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.corpus import Corpus, open_corpus
-from jaxmoe.train.evaluate import evaluate
+from jaxmoe.data.corpus import open_corpus
+from jaxmoe.train.evaluate import compressors, evaluate
 from jaxmoe.train.narrator import Narrator
 from jaxmoe.train.workdir import write_whole
 from launch import cli
@@ -43,23 +41,11 @@ def main(arguments: list[str]) -> int:
   shape = (FLAGS.batch_size, data.seq_len)
   with narrator.phase(f"scoring {total:,} held-out bytes at step {run.step}"):
     scores = evaluate(run.decoder, run.params, domains, run.tokenizer.eod_id, shape)
-  result = {"step": run.step, **scores, "compressors": compressors(corpus)}
+  result = {"step": run.step, **scores, "compressors": compressors(domains)}
   write_whole(run.workdir.evaluation, json.dumps(result, indent=2) + "\n")
   Console().print(table(result))
   print(f"written to {run.workdir.evaluation}")
   return 0
-
-
-def compressors(corpus: Corpus) -> dict[str, dict[str, float]]:
-  """Returns bits per byte of gzip -9 and xz -9 on each domain's held-out bytes as one stream."""
-  squeeze = {"gzip -9": lambda raw: gzip.compress(raw, 9), "xz -9": lambda raw: _xz(raw)}
-  return {
-    name: {
-      domain: 8 * len(function(corpus.held_out_bytes(domain))) / len(corpus.held_out_bytes(domain))
-      for domain in corpus.domains
-    }
-    for name, function in squeeze.items()
-  }
 
 
 def table(result: dict) -> Table:
@@ -72,10 +58,6 @@ def table(result: dict) -> Table:
     others = [f"{scores[domain]:.3f}" for scores in result["compressors"].values()]
     shown.add_row(domain, f"{bits:.3f}", *others)
   return shown
-
-
-def _xz(raw: bytes) -> bytes:
-  return lzma.compress(raw, preset=9)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import override, unknown
+from jaxmoe.core.recipe import diff, override, unknown
 from jaxmoe.train.experiment import Experiment
 
 PREFIX = "--config."
@@ -44,6 +44,21 @@ def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
     kind = type(experiment).__name__
     raise InputError(f"--config={path}: get_config() must return an Experiment, not {kind}")
   return override(experiment, changes)
+
+
+def recipe_origin(spec: str, experiment: Experiment) -> dict[str, Any]:
+  """Returns the name of a recipe and where a run differs from what its file returns unasked.
+
+  The form is `{"name": spec, "changes": {path: [the recipe's, the run's]}}`; `changes` is None
+  for a file whose keywords have no defaults.
+  """
+  path = spec.partition(":")[0]
+  get_config = _get_config(pathlib.Path(path))
+  try:
+    changes = {name: list(pair) for name, pair in diff(_run(path, get_config), experiment).items()}
+  except InputError:
+    return {"name": spec, "changes": None}
+  return {"name": spec, "changes": changes}
 
 
 def _get_config(path: pathlib.Path) -> Callable[..., Experiment]:

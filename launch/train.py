@@ -10,9 +10,9 @@ from absl import flags
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
-from jaxmoe.train.session import Session
+from jaxmoe.train.session import Around, Session
 from launch import cli
-from launch.recipes import PREFIX, load_recipe
+from launch.recipes import PREFIX, load_recipe, recipe_origin
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
@@ -21,6 +21,7 @@ flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=FLAGS)
 
 def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
+  ledger = cli.process_ledger()
   experiment = load_recipe(FLAGS.config, overrides)
   workdir = cli.need_workdir(FLAGS.workdir)
   workdir.check(experiment)
@@ -28,7 +29,8 @@ def main(overrides: list[str]) -> int:
   cli.set_up_jax()
   stop = cli.StopSignals()
   corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
-  session = Session(experiment, workdir, corpus, one_device())
+  around = Around(recipe_origin(FLAGS.config, experiment), ledger)
+  session = Session(experiment, workdir, corpus, one_device(), around)
   outcome = session.train(stop)
   if not outcome.done:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")

@@ -92,3 +92,12 @@ def read_latest(
       " to start anew, remove them"
     )
   return None
+
+
+def read_record(store: Store, step: int) -> Record:
+  """Returns what lies beside the arrays of a step, without reading any.
+
+  Raises DamagedStepError or CheckpointError as `Store.read` does.
+  """
+  # No array has a name without a first piece.
+  return store.read(step, {}, under="/")[1]

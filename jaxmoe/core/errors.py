@@ -10,10 +10,16 @@ class InputError(ValueError):
   The message is one line: what is wrong, where, why, and the fix.
   """
 
+  code = 2
+
 
 class NotFiniteError(RuntimeError):
-  """Loss or gradients were not finite more often than the budget allows. Exit code 3."""
+  """Steps were skipped or rolled back more often than the budget allows. Exit code 3."""
+
+  code = 3
 
 
 class CheckpointError(RuntimeError):
   """No intact checkpoint is left, or saving failed. Exit code 4."""
+
+  code = 4

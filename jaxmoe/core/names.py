@@ -83,6 +83,22 @@ def stack(named: Mapping[str, Any], paths: list[str], splits: Splits) -> dict[st
   return flat
 
 
+def by_layer(blocks: Mapping[str, Mapping[str, Any]], splits: Splits) -> dict[int, Any]:
+  """Returns {depth: values of that layer} of trees by segment and position, stacked over repeats.
+
+  A position whose tree is None has no layers.
+  """
+  layers: dict[int, Any] = {}
+  for s, positions in blocks.items():
+    first = sum(width * repeats for width, repeats in splits[: int(s)])
+    width, repeats = splits[int(s)]
+    for j, values in positions.items():
+      for repeat in range(repeats if values is not None else 0):
+        depth = first + repeat * width + int(j)
+        layers[depth] = jax.tree.map(lambda leaf, r=repeat: leaf[r], values)
+  return dict(sorted(layers.items()))
+
+
 def _piece(entry: Any) -> str:
   for attribute in ("key", "name", "idx"):
     if hasattr(entry, attribute):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["id", "position", "segment", "slot"],
-  meta_fields=[],
+  meta_fields=["by_row"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -25,12 +25,14 @@ class Tokens:
     position: Its place in its document, from 0; what rotary embeddings turn by.
     segment: Which document of the row it belongs to, from 1; 0 is padding.
     slot: Its place in the row (and in a cache), which orders it in time.
+    by_row: Whether routers also count choices row by row, for tables of what goes where.
   """
 
   id: jax.Array
   position: jax.Array
   segment: jax.Array
   slot: jax.Array
+  by_row: bool = False
 
   @property
   def valid(self) -> jax.Array:

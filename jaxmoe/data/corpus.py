@@ -110,6 +110,13 @@ class Corpus:
     """Returns the held-out documents of `domain` as one stream, as a compressor would see them."""
     return b"".join(document.raw for document in self.held_out(domain))
 
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What tells this corpus from another: digests of text and tokenizer, and what there is."""
+    return {
+      "digest": self.digest, "tokenizer": self.tokenizer.digest, "domains": self.statistics
+    }  # fmt: skip
+
   def fingerprint(self, batch_size: int, seed: int) -> str:
     """Returns a digest of all that batches depend on; the number of processes is not among it."""
     parts = [to_plain(self.data), self.digest, self.tokenizer.digest, batch_size, seed]

@@ -136,6 +136,11 @@ class Stream:
     }
     return {"batches": self._num_batches, "domains": domains, "time": clock}
 
+  @property
+  def num_batches(self) -> int:
+    """How many batches were handed out, before a restart too."""
+    return self._num_batches
+
   def close(self) -> None:
     """Stops the thread; no batch or state can be taken afterwards."""
     self._close()

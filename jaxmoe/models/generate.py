@@ -162,7 +162,8 @@ def _prompt_tokens(prompts: Sequence[np.ndarray], lengths: np.ndarray, padded: i
     ids_BL[row, : len(prompt)] = prompt
   slot_BL = np.broadcast_to(np.arange(ids_BL.shape[1], dtype=np.int32), ids_BL.shape)
   segment_BL = (slot_BL < lengths[:, None]).astype(np.int32)
-  return Tokens(*map(jnp.asarray, (ids_BL, slot_BL, segment_BL, slot_BL)))
+  slots_BL = jnp.asarray(slot_BL)
+  return Tokens(jnp.asarray(ids_BL), slots_BL, jnp.asarray(segment_BL), slots_BL)
 
 
 def _next_tokens(ids_B: jax.Array, slot_B: np.ndarray, alive: np.ndarray) -> Tokens:

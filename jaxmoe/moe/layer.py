@@ -103,5 +103,6 @@ class MoELayer(nnx.Module):
     y_TD, dropped = self.dispatch(x_TD, routing, self.experts)
     if self.shared is not None:
       y_TD = y_TD + self.shared(x_TD)
-    sums = MoESums(sum_routing(routing, tokens.valid.reshape(-1)), dropped)
+    rows = x_BLD.shape[0] if tokens.by_row else None
+    sums = MoESums(sum_routing(routing, tokens.valid.reshape(-1), rows), dropped)
     return y_TD.reshape(x_BLD.shape), carry, sums

@@ -39,7 +39,7 @@ class Routing:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["counts_E", "scores_E", "tokens", "log_z_squared"],
+  data_fields=["counts_E", "scores_E", "tokens", "log_z_squared", "counts_BE"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,14 @@ class RouterSums:
     scores_E: float32, summed scores; differentiable.
     tokens: float32, the number of valid tokens; no gradient.
     log_z_squared: float32, summed squared logsumexp of the logits; differentiable.
+    counts_BE: The counts row by row, where `Tokens.by_row` asks for them; they do not add up.
   """
 
   counts_E: jax.Array
   scores_E: jax.Array
   tokens: jax.Array
   log_z_squared: jax.Array
+  counts_BE: jax.Array | None = None
 
 
 class Router(Protocol):
@@ -68,15 +70,29 @@ class Router(Protocol):
     """Returns the routing of T = B * L tokens and the carry of the next layer."""
 
 
-def sum_routing(routing: Routing, valid_T: jax.Array) -> RouterSums:
-  """Returns the sums of a routing over the tokens with `valid_T`. O(T * (A + E))."""
+def sum_routing(routing: Routing, valid_T: jax.Array, rows: int | None = None) -> RouterSums:
+  """Returns the sums of a routing over the tokens with `valid_T`. O(T * (A + E)).
+
+  Args:
+    routing: Of T tokens, row after row.
+    valid_T: Which tokens count.
+    rows: B, to count choices row by row as well.
+  """
   num_experts = routing.scores_TE.shape[1]
   # An index of E lies outside and is dropped by the scatter.
   chosen_TA = jnp.where(routing.valid_TA, routing.expert_TA, num_experts)
-  counts_E = jnp.zeros(num_experts, jnp.float32).at[chosen_TA.reshape(-1)].add(1, mode="drop")
+  counts_BE = None
+  if rows is None:
+    counts_E = jnp.zeros(num_experts, jnp.float32).at[chosen_TA.reshape(-1)].add(1, mode="drop")
+  else:
+    zeros_BE = jnp.zeros((rows, num_experts), jnp.float32)
+    row_B1 = jnp.arange(rows)[:, None]
+    counts_BE = zeros_BE.at[row_B1, chosen_TA.reshape(rows, -1)].add(1, mode="drop")
+    counts_E = jnp.sum(counts_BE, axis=0)
   return RouterSums(
     counts_E=counts_E,
     scores_E=jnp.sum(jnp.where(valid_T[:, None], routing.scores_TE, 0), axis=0),
     tokens=jnp.sum(valid_T.astype(jnp.float32)),
     log_z_squared=jnp.sum(jnp.where(valid_T, routing.log_z_T**2, 0)),
+    counts_BE=counts_BE,
   )

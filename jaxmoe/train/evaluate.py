@@ -1,4 +1,4 @@
-"""Held-out bits per byte, by domain.
+"""Held-out bits per byte, by domain, and where the tokens of each domain are routed.
 
 Bits per byte is the summed negative log2 probability of every held-out token, end of document
 included, over the held-out UTF-8 bytes. Every token is scored once. A document starts without
@@ -8,17 +8,22 @@ scored counts. Short windows share a row, behind the document mask.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gzip
+import lzma
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoe.core.names import by_layer
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.train.routing import routing_table
 
 Window = tuple[np.ndarray, np.ndarray]
 """Input ids, and labels of the same length: -1 where another window scores."""
@@ -64,8 +69,9 @@ def evaluate(
   domains: Mapping[str, Sequence[Any]],
   eod_id: int,
   shape: tuple[int, int],
+  alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-  """Returns `{bits_per_byte, domains: {name: bits_per_byte}}` over the given documents.
+  """Returns `{bits_per_byte, domains: {name: bits_per_byte}, routing}` over the given documents.
 
   Args:
     decoder: The model.
@@ -73,21 +79,47 @@ def evaluate(
     domains: Documents by domain; a document has `ids` and `num_bytes`.
     eod_id: Id of the end of document.
     shape: (rows scored at a time, length of a window).
+    alive: Called after every batch.
+
+  `routing` has a table for each MoE layer, see `routing_table`.
   """
-  bits, num_bytes = {}, {}
-  for name, documents in domains.items():
+  bits, num_bytes, rows, labels = {}, {}, [], []
+  for index, (name, documents) in enumerate(domains.items()):
     windows = (
       window
       for document in documents
       for window in document_windows(document.ids, eod_id, shape[1])
     )
-    # Sums of a row are float32, sums of rows float64.
-    nats = [score_rows(decoder, params, batch) for batch in packed_batches(windows, *shape)]
-    bits[name] = sum(float(row) for rows in nats for row in jax.device_get(rows)) / math.log(2)
+    nats = 0.0
+    for batch in packed_batches(windows, *shape):
+      nats_B, counts = jax.device_get(score_rows(decoder, params, batch))
+      # Sums of a row are float32, sums of rows float64.
+      nats += nats_B.sum(dtype=np.float64)
+      rows.append(counts)
+      labels += [index] * len(nats_B)
+      alive()
+    bits[name] = float(nats) / math.log(2)
     num_bytes[name] = sum(document.num_bytes for document in documents)
+  rows_RE = {depth: np.concatenate([counts[depth] for counts in rows]) for depth in rows[0]}
+  names, domain_R = tuple(domains), np.array(labels)
+  tables = {str(depth): routing_table(of, domain_R, names) for depth, of in rows_RE.items()}
   return {
     "bits_per_byte": sum(bits.values()) / sum(num_bytes.values()),
     "domains": {name: bits[name] / num_bytes[name] for name in domains},
+    "routing": tables,
+  }
+
+
+def compressors(domains: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float]]:
+  """Returns bits per byte of gzip -9 and xz -9 on the documents of each domain as one stream."""
+  raw = {name: b"".join(document.raw for document in of) for name, of in domains.items()}
+  squeeze = {
+    "gzip -9": lambda data: gzip.compress(data, 9),
+    "xz -9": lambda data: lzma.compress(data, preset=9),
+  }
+  return {
+    name: {domain: 8 * len(function(data)) / len(data) for domain, data in raw.items()}
+    for name, function in squeeze.items()
   }
 
 
@@ -108,10 +140,18 @@ def first_documents(documents: Sequence[Any], max_bytes: int) -> list[Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score_rows(decoder: Decoder, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-  """Returns (B,) float32, the summed nats of each row's scored labels."""
-  hidden_BLD, _, _ = decoder.hidden(params, Tokens.of_batch(batch))
-  return jnp.sum(decoder.nll(params, hidden_BLD, batch["labels"]), axis=1)
+def score_rows(
+  decoder: Decoder, params: Params, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+  """Returns (B,) float32, the summed nats of each row's scored labels, and its choices.
+
+  Choices are (B, E) float32 by the depth of the MoE layer: how often each expert was chosen.
+  """
+  tokens = dataclasses.replace(Tokens.of_batch(batch), by_row=True)
+  hidden_BLD, _, sums = decoder.hidden(params, tokens)
+  nats_B = jnp.sum(decoder.nll(params, hidden_BLD, batch["labels"]), axis=1)
+  layers = by_layer(sums, decoder.splits)
+  return nats_B, {depth: of_layer.router.counts_BE for depth, of_layer in layers.items()}
 
 
 def _batch(rows: list[list[Window]], batch_size: int, length: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,44 @@ from jaxmoe.optim import Optim
 
 
 @dataclasses.dataclass(frozen=True)
+class Recovery:
+  """What happens to a step that would do harm: it changes nothing and counts as skipped.
+
+  A step does harm if its loss or gradient is not finite, or if one of them spikes: lies more than
+  `spike_factor` standard deviations above the mean of the last steps that did no harm. After
+  `patience` such steps in a row the run goes back to a checkpoint and on with other data, as PaLM
+  did by hand (Chowdhery et al. 2022, section 5.1).
+
+  Attributes:
+    spike_window: Steps whose loss and gradient norm a new one is compared with, once there are so
+      many; 0 to call nothing a spike.
+    spike_factor: Standard deviations; one counts as at least 1% of the mean.
+    patience: Skipped steps in a row after which the run goes back.
+    rollback_steps: How far the checkpoint must lie before the first of them. The oldest one kept
+      is taken where none is so old, and an older one where the last rollback did not help.
+    skip_batches: Batches that are left out after the last one skipped; one is in flight already.
+    max_rollbacks: How often a run may go back; 0 to end instead.
+  """
+
+  spike_window: int = 128
+  spike_factor: float = 6.0
+  patience: int = 3
+  rollback_steps: int = 1
+  skip_batches: int = 1
+  max_rollbacks: int = 3
+
+  def __post_init__(self) -> None:
+    for name, least in (("spike_window", 0), ("patience", 1), ("rollback_steps", 0),
+                        ("skip_batches", 1), ("max_rollbacks", 0)):  # fmt: skip
+      if getattr(self, name) < least:
+        raise InputError(f"{name} must be at least {least}: {name}={getattr(self, name)}")
+    if self.spike_window == 1:
+      raise InputError("spike_window=1 has no deviation; set at least 2, or 0 for no spikes")
+    if self.spike_factor <= 0:
+      raise InputError(f"spike_factor must be above 0: spike_factor={self.spike_factor}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
   """How long, how much at a time, and what happens on the way.
 
@@ -23,10 +61,13 @@ class Train:
     batch_size: Rows of one step, over all microbatches.
     num_micro: Microbatches a step is accumulated over; their gradients add up exactly.
     seed: Of initial parameters, data order and randomness of the forward pass.
-    max_skips: Steps that may be skipped because loss or gradient was not finite.
+    max_skips: Steps that may be skipped in all, see `recovery`.
     checkpoint_every: Steps between checkpoints; the last step is always saved.
     keep: Checkpoints that are kept.
     log_every: Steps between two printed lines where there is no terminal.
+    stall_s: Seconds any one step, compilation, evaluation batch or save may take before the run
+      is taken for stuck and ended; 0 to wait for ever.
+    recovery: What is done about steps that would do harm.
   """
 
   num_steps: int = 1000
@@ -37,13 +78,18 @@ class Train:
   checkpoint_every: int = 500
   keep: int = 3
   log_every: int = 50
+  stall_s: float = 1800.0
+  recovery: Recovery = Recovery()
 
   def __post_init__(self) -> None:
     for name in ("num_steps", "batch_size", "num_micro", "checkpoint_every", "keep", "log_every"):
       if getattr(self, name) < 1:
         raise InputError(f"{name} must be at least 1: {name}={getattr(self, name)}")
-    if self.max_skips < 0:
-      raise InputError(f"max_skips must not be negative: max_skips={self.max_skips}")
+    if self.max_skips < 0 or self.stall_s < 0:
+      raise InputError(
+        "max_skips and stall_s must not be negative: "
+        f"max_skips={self.max_skips}, stall_s={self.stall_s}"
+      )
     if self.batch_size % self.num_micro:
       raise InputError(
         "batch_size must be a multiple of num_micro: "
@@ -55,10 +101,10 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Held-out bits per byte on the way.
+  """Held-out bits per byte on the way, and where each domain's tokens are routed.
 
   Attributes:
-    every: Steps between evaluations; 0 for none.
+    every: Steps between evaluations, the last step aside; 0 for none.
     max_bytes: Bytes of each domain that are scored on the way, in whole documents (at least one);
       `launch.evaluate` scores all.
     batch_size: Windows scored at a time.
@@ -81,7 +127,7 @@ class Samples:
   """Texts written at fixed prompts on the way, into samples.md.
 
   Attributes:
-    every: Steps between samples; 0 for none.
+    every: Steps between samples, the untrained model and the last step aside; 0 for none.
     prompts: What the model continues.
     max_tokens: Length of a continuation.
     temperature: 0 takes the likeliest token.
@@ -128,6 +174,8 @@ SAFE_TO_CHANGE = (
   "train.checkpoint_every",
   "train.keep",
   "train.log_every",
+  "train.stall_s",
+  "train.recovery.max_rollbacks",
   "evaluation.*",
   "samples.*",
 )

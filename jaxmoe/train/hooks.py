@@ -14,35 +14,46 @@ import numpy as np
 
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.transformer import Decoder
+from jaxmoe.train.append import AppendFile
 from jaxmoe.train.evaluate import evaluate, first_documents
 from jaxmoe.train.experiment import Evaluation, Samples
-from jaxmoe.train.progress import Display
 from jaxmoe.train.state import State
+from jaxmoe.train.watch import Watch
 
 
 class EvaluationHook:
-  """Scores a fixed part of the held-out documents of every domain: the line's `eval`."""
+  """Scores a fixed part of the held-out documents of every domain: the line's `eval`.
+
+  Attributes:
+    domains: The documents that are scored, by domain.
+  """
 
   name = "evaluation"
 
   def __init__(
     self, config: Evaluation, decoder: Decoder, domains: Mapping[str, Sequence[Any]],
-    text: tuple[int, int], display: Display,
+    text: tuple[int, int], watch: Watch,
   ):
     self.every = config.every
-    self._decoder, self._display = decoder, display
-    self._domains = {
+    self._decoder, self._watch = decoder, watch
+    self.domains = {
       name: first_documents(documents, config.max_bytes) for name, documents in domains.items()
     }
     self._eod_id, length = text
     self._shape = (config.batch_size, length)
 
   def __call__(self, step: int, state: State) -> dict[str, Any]:
-    """Returns {'eval': {bits_per_byte, domains}}."""
-    with self._display.phase(f"evaluating step {step}", brief=True):
-      scores = evaluate(self._decoder, state.params, self._domains, self._eod_id, self._shape)
+    """Returns {'eval': {bits_per_byte, domains, routing}}."""
+    what = f"evaluating step {step}"
+
+    def alive() -> None:
+      self._watch.watchdog.beat(what)
+
+    with self._watch.display.phase(what, brief=True):
+      about = (self.domains, self._eod_id, self._shape)
+      scores = evaluate(self._decoder, state.params, *about, alive)
     shown = "  ".join(f"{name} {value:.3f}" for name, value in scores["domains"].items())
-    self._display.say(f"bits/byte held out at {step}: {shown}")
+    self._watch.display.say(f"bits/byte held out at {step}: {shown}")
     return {"eval": _with_none(scores)}
 
 
@@ -52,10 +63,10 @@ class SamplesHook:
   name = "samples"
 
   def __init__(
-    self, config: Samples, decoder: Decoder, tokenizer: Any, context: int, path: pathlib.Path
+    self, config: Samples, decoder: Decoder, tokenizer: Any, context: int, file: AppendFile
   ):
     self.every = config.every if config.prompts else 0
-    self._decoder, self._tokenizer, self._path = decoder, tokenizer, path
+    self._decoder, self._tokenizer, self._file = decoder, tokenizer, file
     self._prompts = config.prompts
     self._sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     self._limits = (context, tokenizer.eod_id)
@@ -69,12 +80,11 @@ class SamplesHook:
       written = text + self._tokenizer.decode(row)
       fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", written)), 3)
       parts.append(f"{fence}text\n{written}\n{fence}\n")
-    with open(self._path, "a", encoding="utf-8") as file:
-      file.write("\n".join(parts) + "\n")
+    self._file.append(("\n".join(parts) + "\n").encode())
     return {}
 
 
-def resume_samples(path: pathlib.Path, step: int) -> None:
+def cut_samples(path: pathlib.Path, step: int) -> None:
   """Cuts samples.md after the section of `step`, so that no section is written twice."""
   if not path.exists():
     return
@@ -100,6 +110,10 @@ def encode_prompt(tokenizer: Any, text: str) -> np.ndarray:
 def _with_none(scores: dict[str, Any]) -> dict[str, Any]:
   """Returns nested scores with None for what is not finite, which JSON cannot say."""
   return {
-    name: _with_none(value) if isinstance(value, dict) else value if math.isfinite(value) else None
+    name: _with_none(value) if isinstance(value, dict) else _finite(value)
     for name, value in scores.items()
   }
+
+
+def _finite(value: Any) -> Any:
+  return None if isinstance(value, float) and not math.isfinite(value) else value

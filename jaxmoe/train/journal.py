@@ -1,65 +1,128 @@
 """metrics.jsonl and events.jsonl: what a run leaves for people and tools to read.
 
 metrics.jsonl has one object a line and a line a step; everything that depends on the clock stands
-under `time`. When a run goes on from step n, lines after n are cut off, so that the file ends up as
-if nothing had happened. events.jsonl only grows: it says what did happen.
+under `time`. When a run goes on from step n, or goes back to it, lines after n are cut off, so that
+the file ends up as if nothing had happened. events.jsonl only grows: it says what did happen.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
+
+from jaxmoe.train.append import AppendFile
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """The lines of metrics.jsonl that were cut off.
+
+  Attributes:
+    steps: How many.
+    seconds: The wall time they accounted for.
+    last_unix_s: When the last of them was written, 0 if there was none.
+  """
+
+  steps: int = 0
+  seconds: float = 0.0
+  last_unix_s: float = 0.0
 
 
 class Journal:
-  """Appends whole lines to the two files of a workdir."""
+  """Appends whole lines to the two files of a workdir; never raises for a disk that refuses them.
 
-  def __init__(self, metrics: pathlib.Path, events: pathlib.Path):
-    self._metrics_path, self._events_path = metrics, events
+  Args:
+    metrics: Path of metrics.jsonl.
+    events: Path of events.jsonl.
+    say: Told once when lines have to wait in memory, and once when they are written.
+  """
 
-  def resume(self, step: int) -> None:
+  def __init__(
+    self,
+    metrics: pathlib.Path,
+    events: pathlib.Path,
+    say: Callable[[str], None] = lambda text: None,
+  ):
+    self._metrics, self._events, self._say = AppendFile(metrics), AppendFile(events), say
+    self._files = [self._metrics, self._events]
+    self._late = ""
+
+  def also(self, path: pathlib.Path) -> AppendFile:
+    """Returns another file that grows with the run; `sync` covers it too."""
+    self._files.append(AppendFile(path))
+    return self._files[-1]
+
+  def resume(self, step: int) -> Cut:
     """Cuts metrics.jsonl after the line of `step`, and anything torn or out of order with it."""
-    with open(self._metrics_path, "a+b") as file:
+    self._metrics.flush()
+    waiting = [(_step_of(piece) or 0, piece) for piece in self._metrics.pending]
+    self._metrics.pending[:] = [piece for of, piece in waiting if of <= step]
+    with open(self._metrics.path, "a+b") as file:
       file.seek(0)
       end, expected = 0, 1
       for line in file:
-        if expected > step or not _is_line_of(line, expected):
+        if expected > step or _step_of(line) != expected:
           break
         end, expected = end + len(line), expected + 1
+      file.seek(end)
+      cut = _measure(file.readlines() + [piece for of, piece in waiting if of > step])
       file.truncate(end)
+    expected += len(self._metrics.pending)
     if expected <= step:
       self.event("metrics_missing", first=expected, last=step)
+    return cut
 
   def step(self, line: dict[str, Any]) -> None:
     """Appends the metrics of a step."""
-    _append(self._metrics_path, line)
+    self._append(self._metrics, line)
 
-  def event(self, kind: str, **fields: Any) -> None:
-    """Appends what happened, with the time of day."""
-    _append(self._events_path, {"event": kind, **fields, "time": {"unix_s": time.time()}})
+  def event(self, kind: str, time: dict[str, Any] | None = None, **fields: Any) -> None:
+    """Appends what happened, with the time of day; `time` adds to what depends on the clock."""
+    clock = {"unix_s": _now(), **(time or {})}
+    self._append(self._events, {"event": kind, **fields, "time": clock})
 
   def sync(self) -> None:
-    """Returns once all lines are on the disk, also if the machine loses power."""
-    for path in (self._metrics_path, self._events_path):
-      if path.exists():
-        with open(path, "rb") as file:
-          os.fsync(file.fileno())
+    """Returns once all lines are on the disk, also if the machine loses power.
+
+    Raises:
+      OSError: the disk refuses them; they stay in memory.
+    """
+    for file in self._files:
+      file.sync()
+
+  def _append(self, file: AppendFile, line: dict[str, Any]) -> None:
+    text = json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
+    why = file.append(text.encode())
+    if why and not self._late:
+      self._say(f"cannot write {file.path}: {why}; its lines wait in memory, the run goes on")
+    waited, self._late = self._late, why or self._late
+    if not waited or any(each.flush() for each in self._files):
+      return
+    self._late = ""
+    self._say(f"{file.path.parent}: the lines that had to wait are written")
+    self.event("journal_late", why=waited)
 
 
-def _append(path: pathlib.Path, line: dict[str, Any]) -> None:
-  text = json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
-  # One write: a line is there or not, unless the machine itself goes down.
-  with open(path, "ab", buffering=0) as file:
-    file.write(text.encode())
+def _now() -> float:
+  return round(time.time(), 3)
 
 
-def _is_line_of(line: bytes, step: int) -> bool:
+def _step_of(line: bytes) -> int | None:
+  """Returns the step of a whole line, None for anything else."""
   if not line.endswith(b"\n"):
-    return False
+    return None
   try:
-    return json.loads(line)["step"] == step
+    return json.loads(line)["step"]
   except (ValueError, KeyError, TypeError):
-    return False
+    return None
+
+
+def _measure(lines: list[bytes]) -> Cut:
+  """Returns what the whole ones of some lines say of their time."""
+  times = [json.loads(line).get("time", {}) for line in lines if _step_of(line) is not None]
+  seconds = sum(sum(clock.get("seconds", {}).values()) for clock in times)
+  return Cut(len(times), round(seconds, 3), max((c.get("unix_s", 0.0) for c in times), default=0.0))

@@ -1,16 +1,15 @@
 """The training loop: dispatch step n, then fetch and write the metrics of step n - 1.
 
-Hooks run after a step whose number they are due at; what they return is written into the step's
-line. A checkpoint is written after the line of its step is on the disk, so that a run that goes on
-from it finds every line before it.
+Hooks run after a step whose number they are due at, and after the last; what they return is written
+into the step's line. A checkpoint is written after the line of its step, and not after a step that
+was skipped: whatever made it harmful may be in the state.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -18,21 +17,40 @@ import jax
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.core.names import Splits
 from jaxmoe.train.experiment import Train
-from jaxmoe.train.journal import Journal
-from jaxmoe.train.progress import Display
 from jaxmoe.train.state import State
 from jaxmoe.train.step import Step
 from jaxmoe.train.summary import summarize
+from jaxmoe.train.watch import Watch
 
 
 class Hook(Protocol):
-  """Something that is done every so many steps."""
+  """Something that is done every so many steps; `name` is the category its time is booked in."""
 
   name: str
   every: int
 
   def __call__(self, step: int, state: State) -> dict[str, Any]:
     """Returns what is written into the line of the step. Must not change the state."""
+
+
+class Sink(Protocol):
+  """Something that also takes the lines; it neither raises nor waits."""
+
+  def __call__(self, line: dict[str, Any]) -> None:
+    """Takes the line of a step."""
+
+  def rollback(self, step: int) -> None:
+    """Forgets the lines after `step`, which will come again."""
+
+
+class Profiler(Protocol):
+  """Something that looks at single steps while they run."""
+
+  def before(self, step: int) -> None:
+    """Is told that a step will be dispatched."""
+
+  def after(self, step: int, metrics: Any) -> None:
+    """Is told that a step has been dispatched."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +62,43 @@ class Rates:
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawn:
+  """A batch on the devices.
+
+  Attributes:
+    batch: The arrays.
+    number: How many batches were handed out with it.
+    counters: What was handed out so far, by domain.
+    busy_s: Processor seconds of the thread that works ahead, since the start.
+    mb_per_s: Megabytes per busy second.
+  """
+
+  batch: dict[str, jax.Array]
+  number: int
+  counters: dict[str, Any]
+  busy_s: float
+  mb_per_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Harm:
+  """Steps in a row that were skipped: the last of them, its batch's number, how many, why."""
+
+  step: int
+  batch: int
+  in_a_row: int
+  why: str
+
+
+class HarmError(Exception):
+  """Too many steps in a row were skipped; caught by the loop itself."""
+
+  def __init__(self, harm: Harm):
+    super().__init__(harm)
+    self.harm = harm
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
   """Everything the loop needs.
 
@@ -51,76 +106,40 @@ class Job:
     train: How long, and how often.
     splits: How layers are grouped in memory.
     step: The compiled step.
-    next_batch: Returns the next batch, on the devices.
-    data_time: Returns what data cost since the start: `busy_s`, processor seconds of the thread
-      that works ahead, and `mb_per_s` of them.
+    draw: Returns the next batch.
     hooks: What is done on the way.
     save: Writes a checkpoint of (step, state).
+    roll_back: Returns (step, state) to go on from after a `Harm`; raises NotFiniteError when that
+      is not allowed any more.
     stopped: Whether the run was asked to stop.
-    journal: Where lines go.
-    display: What a person sees.
+    watch: Who looks on.
     rates: What speeds are computed from.
+    sinks: Where lines go besides the journal.
+    profiler: What looks at single steps.
   """
 
   train: Train
   splits: Splits
   step: Step
-  next_batch: Callable[[], dict[str, jax.Array]]
-  data_time: Callable[[], dict[str, float]]
+  draw: Callable[[], Drawn]
   hooks: tuple[Hook, ...]
   save: Callable[[int, State], None]
+  roll_back: Callable[[Harm], tuple[int, State]]
   stopped: Callable[[], bool]
-  journal: Journal
-  display: Display
+  watch: Watch
   rates: Rates
+  sinks: tuple[Sink, ...] = ()
+  profiler: Profiler | None = None
 
 
-class Clock:
-  """Seconds by phase since the last line.
+@dataclasses.dataclass
+class _Dispatched:
+  """A step that was dispatched, and what its line needs."""
 
-  `step` is a step's own time, waiting for data included; a checkpoint's stall counts in the line
-  after it, since the line of its step is on the disk first.
-  """
-
-  def __init__(self) -> None:
-    self._busy_s = 0.0
-    self._start(time.perf_counter())
-
-  @contextlib.contextmanager
-  def phase(self, name: str) -> Iterator[None]:
-    """Counts the time inside towards `name`."""
-    start = time.perf_counter()
-    yield
-    self._phases[name] += time.perf_counter() - start
-
-  def step_is_done(self) -> None:
-    """Ends the step's own time; without this call it ends with the line."""
-    self._done = time.perf_counter()
-
-  def line(self, tokens: float, rates: Rates, data: dict[str, float]) -> dict[str, Any]:
-    """Returns the `time` entry of a line and starts the next.
-
-    Args:
-      tokens: Tokens of the step.
-      rates: What `mfu` is computed from.
-      data: See `Job.data_time`; `data_share` is its busy seconds over those of the step.
-    """
-    now = time.perf_counter()
-    step_s = max((self._done or now) - self._since - self._phases["checkpoint"], 1e-9)
-    seconds = {"total": now - self._since, "step": step_s, **self._phases}
-    busy_s, self._busy_s = data["busy_s"] - self._busy_s, data["busy_s"]
-    self._start(now)
-    return {
-      "tokens_per_s": round(tokens / step_s, 1),
-      "mfu": round(rates.flops_per_step / step_s / rates.peak_flops_per_s, 4),
-      "data_share": round(busy_s / step_s, 4),
-      "data_mb_per_s": round(data["mb_per_s"], 3),
-      "seconds": {name: round(value, 6) for name, value in seconds.items()},
-    }
-
-  def _start(self, now: float) -> None:
-    self._since, self._done = now, 0.0
-    self._phases = {"data": 0.0, "hooks": 0.0, "checkpoint": 0.0}
+  step: int
+  metrics: Any
+  drawn: Drawn
+  since_busy_s: float
 
 
 def run(job: Job, state: State, first: int) -> tuple[int, State]:
@@ -129,49 +148,128 @@ def run(job: Job, state: State, first: int) -> tuple[int, State]:
   The state is saved at the last step it returns.
 
   Raises:
-    NotFiniteError: more steps were skipped than the budget allows.
+    NotFiniteError: more steps were skipped, or more rollbacks needed, than the budget allows.
   """
-  clock, n, pending = Clock(), first, None
-  job.display.start(first)
-  while n < job.train.num_steps:
-    with clock.phase("data"):
-      batch = job.next_batch()
-    state, metrics = job.step(state, batch)
-    n += 1
-    if pending is not None:
-      _write(job, clock, pending[0], pending[1], {})
-    pending = (n, metrics)
-    ending = n == job.train.num_steps or job.stopped()
-    due = [hook for hook in job.hooks if hook.every and n % hook.every == 0]
-    saving = ending or n % job.train.checkpoint_every == 0
+  loop = _Loop(job, state, first)
+  job.watch.display.start(first)
+  while loop.step < job.train.num_steps and not loop.ended:
+    try:
+      loop.advance()
+    except HarmError as error:
+      loop.go_on_from(*job.roll_back(error.harm))
+      for sink in job.sinks:
+        sink.rollback(loop.step)
+  return loop.step, loop.state
+
+
+class _Loop:
+  """Where a run stands between two steps."""
+
+  def __init__(self, job: Job, state: State, first: int):
+    self._job = job
+    self._busy_s = 0.0
+    self._pending: _Dispatched | None = None
+    self.go_on_from(first, state)
+
+  def go_on_from(self, step: int, state: State) -> None:
+    """Sets step and state; a step that was dispatched is forgotten."""
+    self.step, self.state, self.ended = step, state, False
+    self._pending = None
+
+  def advance(self) -> None:
+    """Makes a step, and whatever is due after it."""
+    job, n = self._job, self.step + 1
+    metrics, drawn = self._dispatch(n)
+    self.step, before = n, self._pending
+    self._pending = _Dispatched(n, metrics, drawn, self._busy_s)
+    self._busy_s = drawn.busy_s
+    if before is not None:
+      _write(job, before, {})
+    last = n == job.train.num_steps
+    self.ended = last or job.stopped()
+    due = [hook for hook in job.hooks if hook.every and (last or n % hook.every == 0)]
+    saving = self.ended or n % job.train.checkpoint_every == 0
+    skipped = 0
     if due or saving:
-      jax.block_until_ready(metrics)  # or the step's own seconds would count as the hooks'
-      clock.step_is_done()
-      extra: dict[str, Any] = {}
-      with clock.phase("hooks"):
-        for hook in due:
-          extra.update(hook(n, state))
-      _write(job, clock, n, metrics, extra)
-      pending = None
-    if saving:
-      job.journal.sync()
-      with clock.phase("checkpoint"):
-        job.save(n, state)
-    if ending:
-      break
-  return n, state
+      skipped = self._finish(due)
+    if saving and (self.ended or not skipped):
+      with job.watch.phase("checkpoint"):
+        job.save(n, self.state)
+
+  def _dispatch(self, n: int) -> tuple[Any, Drawn]:
+    job = self._job
+    with job.watch.phase("data"):
+      drawn = job.draw()
+    job.watch.watchdog.beat(f"step {n}")
+    if job.profiler is not None:
+      job.profiler.before(n)
+    self.state, metrics = job.step(self.state, drawn.batch)
+    if job.profiler is not None:
+      job.profiler.after(n, metrics)
+    return metrics, drawn
+
+  def _finish(self, due: list[Hook]) -> int:
+    """Runs hooks on the state of the step and writes its line; returns the skips in a row."""
+    job, dispatched = self._job, self._pending
+    assert dispatched is not None
+    jax.block_until_ready(dispatched.metrics)  # or the step's own seconds would count as a hook's
+    extra: dict[str, Any] = {}
+    for hook in due:
+      with job.watch.phase(hook.name):
+        extra.update(hook(dispatched.step, self.state))
+    self._pending = None
+    return _write(job, dispatched, extra)
 
 
-def _write(job: Job, clock: Clock, step: int, metrics: Any, extra: dict[str, Any]) -> None:
-  line = {"step": step, **summarize(metrics, job.splits), **extra}
-  line["time"] = clock.line(line["tokens"], job.rates, job.data_time())
-  job.journal.step(line)
-  job.display.step(line)
-  if not metrics["finite"]:
-    job.journal.event("skipped", step=step, loss=line["loss"], grad_norm=line["grad_norm"])
-    job.display.say(f"step {step} skipped: loss or gradient is not finite")
+def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
+  """Writes the line of a step; returns how many steps in a row were skipped up to it.
+
+  Raises:
+    HarmError: they are too many in a row.
+    NotFiniteError: they are too many in all.
+  """
+  step, metrics, drawn = dispatched.step, dispatched.metrics, dispatched.drawn
+  line = {"step": step, **summarize(metrics, job.splits), "data": drawn.counters, **extra}
+  line["time"] = _clock(job, dispatched, line["tokens"])
+  job.watch.journal.step(line)
+  job.watch.display.step(line)
+  for sink in job.sinks:
+    sink(line)
+  in_a_row = int(metrics["in_a_row"])
+  if not in_a_row:
+    return 0
+  why = "spike" if metrics["finite"] else "not finite"
+  told = {"loss": line["loss"], "grad_norm": line["grad_norm"]}
+  job.watch.journal.event("skipped", step=step, why=why, **told)
+  job.watch.display.say(f"step {step} skipped: loss or gradient is {_shown(why)}")
   if line["skipped"] > job.train.max_skips:
     raise NotFiniteError(
-      f"step {step}: {line['skipped']} steps were not finite, {job.train.max_skips} are allowed; "
+      f"step {step}: {line['skipped']} steps were skipped, {job.train.max_skips} are allowed; "
       "lower the learning rate or look at events.jsonl"
     )
+  if in_a_row >= job.train.recovery.patience:
+    raise HarmError(Harm(step, drawn.number, in_a_row, why))
+  return in_a_row
+
+
+def _shown(why: str) -> str:
+  return "far above the last ones" if why == "spike" else why
+
+
+def _clock(job: Job, dispatched: _Dispatched, tokens: float) -> dict[str, Any]:
+  """Returns the `time` entry of a line; speeds count waiting for data as a part of the step.
+
+  A checkpoint's stall is in the line after it, since the line of its step comes first.
+  """
+  seconds = job.watch.ledger.take("step")
+  step_s = max(seconds["step"] + seconds.get("data", 0.0), 1e-9)
+  busy_s = dispatched.drawn.busy_s - dispatched.since_busy_s
+  rates = job.rates
+  return {
+    "unix_s": round(time.time(), 3),
+    "tokens_per_s": round(tokens / step_s, 1),
+    "mfu": round(rates.flops_per_step / step_s / rates.peak_flops_per_s, 4),
+    "data_share": round(busy_s / step_s, 4),
+    "data_mb_per_s": round(dispatched.drawn.mb_per_s, 3),
+    "seconds": seconds,
+  }

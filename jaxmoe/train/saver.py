@@ -1,18 +1,18 @@
 """Saving the state of a run on the way, and what happens when it fails.
 
-What is saved is one unit: parameters, optimizer, counters, the data's state, seed and config.
+What is saved is one unit: parameters, optimizer, counters, the data's state, seed and config. A
+checkpoint is written after the lines before it are on the disk, so that a run that goes on from it
+finds every one of them.
 """
 
 from __future__ import annotations
 
-from jaxmoe.checkpoint import Store
+from typing import Any
+
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.recipe import to_plain
-from jaxmoe.data.stream import Stream
-from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.journal import Journal
-from jaxmoe.train.progress import Display
-from jaxmoe.train.state import State, StateSpec
+from jaxmoe.train.parts import Parts
+from jaxmoe.train.state import State
 
 MAX_FAILED_SAVES = 3
 
@@ -21,34 +21,26 @@ class Saver:
   """Writes checkpoints; gives up after three failures in a row.
 
   A write goes on in the background: whether it succeeded is known, and counted, at the next one.
+
+  Attributes:
+    rollbacks: How often the run has gone back; a part of what is saved.
   """
 
-  def __init__(
-    self,
-    spec: StateSpec,
-    experiment: Experiment,
-    ends: tuple[Store, Stream],
-    journal: Journal,
-    display: Display,
-  ):
-    self._spec, self._experiment = spec, experiment
-    self._store, self._stream = ends
-    self._journal, self._display = journal, display
+  def __init__(self, parts: Parts):
+    self._parts = parts
+    self._journal, self._display = parts.watch.journal, parts.watch.display
     self._failures = 0
     self._writing: int | None = None
+    self.rollbacks = 0
 
   def __call__(self, step: int, state: State) -> None:
     """Starts to write a step; the state may be donated afterwards."""
-    self._settle()
-    record = {
-      "step": step,
-      "seed": self._experiment.train.seed,
-      "config": to_plain(self._experiment),
-      "data": self._stream.state(),
-    }
+    self.settle()
     try:
-      self._store.write(step, self._spec.to_arrays(state), record)
-    except CheckpointError as error:
+      self._journal.sync()
+      arrays = self._parts.spec.to_arrays(state)
+      self._parts.store.write(step, arrays, self._record(step))
+    except (CheckpointError, OSError) as error:
       self._failed(step, error)
     else:
       self._writing = step
@@ -56,26 +48,36 @@ class Saver:
 
   def finish(self, step: int, state: State) -> None:
     """Returns once `step` is wholly written; tries again while failures are few enough."""
-    self._settle()
-    while step not in self._store.steps():
+    self.settle()
+    while step not in self._parts.store.steps():
       self(step, state)
-      self._settle()
+      self.settle()
 
-  def _settle(self) -> None:
+  def settle(self) -> None:
     """Waits for the write that is under way, if any, and counts how it ended."""
     step, self._writing = self._writing, None
     if step is None:
       return
     try:
-      self._store.wait()
+      self._parts.store.wait()
     except CheckpointError as error:
       self._failed(step, error)
     else:
       self._failures = 0
 
-  def _failed(self, step: int, error: CheckpointError) -> None:
+  def _record(self, step: int) -> dict[str, Any]:
+    return {
+      "step": step,
+      "seed": self._parts.experiment.train.seed,
+      "config": to_plain(self._parts.experiment),
+      "corpus": self._parts.corpus.identity,
+      "data": self._parts.stream.state(),
+      "rollbacks": self.rollbacks,
+    }
+
+  def _failed(self, step: int, error: Exception) -> None:
     self._failures += 1
     self._journal.event("save_failed", step=step, why=str(error))
     self._display.say(f"saving failed ({self._failures} of {MAX_FAILED_SAVES}): {error}")
     if self._failures >= MAX_FAILED_SAVES:
-      raise error
+      raise CheckpointError(str(error)) from error

@@ -5,30 +5,40 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import pathlib
+import platform
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.checkpoint import OrbaxStore, Store
+from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
-from jaxmoe.checkpoint.store import read_latest
-from jaxmoe.core.errors import InputError
+from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 from jaxmoe.core.layout import Layout
 from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
 from jaxmoe.optim import make_optimizer, make_schedule
+from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first, make_gradients
-from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt, resume_samples
+from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt
 from jaxmoe.train.journal import Journal
-from jaxmoe.train.loop import Job, Rates, run
+from jaxmoe.train.ledger import Ledger
+from jaxmoe.train.loop import Drawn, Hook, Job, Profiler, Rates, Sink, run
+from jaxmoe.train.parts import Parts
 from jaxmoe.train.progress import Display
+from jaxmoe.train.resume import begin, check_own
+from jaxmoe.train.rollback import Rollback
 from jaxmoe.train.saver import Saver
 from jaxmoe.train.state import State, StateSpec
 from jaxmoe.train.step import Step, make_step
+from jaxmoe.train.watch import Watch
+from jaxmoe.train.watchdog import Watchdog, dump_and_end
 from jaxmoe.train.workdir import Workdir
 
 
@@ -40,21 +50,45 @@ class Outcome:
   done: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Around:
+  """What a run is given by whoever starts it, besides what it trains.
+
+  Attributes:
+    recipe: Where the recipe comes from, `{"name", "changes": {path: [recipe's, this run's]}}`.
+    ledger: Where the wall time of the process goes.
+    sinks: Where lines go besides the journal.
+    profiler: What looks at single steps.
+  """
+
+  recipe: dict[str, Any] | None = None
+  ledger: Ledger | None = None
+  sinks: tuple[Sink, ...] = ()
+  profiler: Profiler | None = None
+
+
 class Session:
   """A run of one recipe in one workdir. Building it checks everything and writes nothing."""
 
   def __init__(
-    self, experiment: Experiment, workdir: Workdir, corpus: Corpus, layout: Layout
+    self,
+    experiment: Experiment,
+    workdir: Workdir,
+    corpus: Corpus,
+    layout: Layout,
+    around: Around = Around(),
   ):
     train = experiment.train
     self.experiment, self.workdir, self.corpus, self.layout = experiment, workdir, corpus, layout
+    self._around = around
     self._check_prompts()
     self.decoder = experiment.decoder()
     self._schedule = make_schedule(experiment.optim, train.num_steps)
     self._transform = make_optimizer(
       experiment.optim, train.num_steps, self.decoder.parameter_names, self.decoder.dims
     )
-    self.spec = StateSpec(self.decoder, self._transform, layout)
+    window = train.recovery.spike_window
+    self.spec = StateSpec(self.decoder, self._transform, layout, window)
 
   def train(self, stopped: Callable[[], bool] = lambda: False) -> Outcome:
     """Starts or goes on, trains to the end or until `stopped`, and returns where it stands.
@@ -62,53 +96,115 @@ class Session:
     Raises:
       InputError: the workdir holds something else, or the data has changed.
       CheckpointError: no checkpoint is intact, or saving failed three times.
-      NotFiniteError: too many steps were not finite.
+      NotFiniteError: too many steps were skipped or rolled back.
     """
     train = self.experiment.train
-    self.workdir.claim(self.experiment)
-    journal = Journal(self.workdir.metrics, self.workdir.events)
-    display = Display(train.num_steps, train.log_every, self._bytes_per_token())
     store = OrbaxStore(self.workdir.checkpoints, keep=train.keep)
+    self.workdir.claim(self.experiment)
+    check_own(store, self.experiment, self.corpus)
+    watch = self._watch()
+    watch.journal.event("process", time=self._process_times(watch.ledger), **_process())
+    watch.watchdog.start()
     stream = self.corpus.stream(
       train.batch_size, train.seed, jax.process_index(), jax.process_count()
     )
+    samples = watch.journal.also(self.workdir.samples)
+    parts = Parts(self.experiment, self.corpus, self.spec, store, stream, watch, samples)
     try:
-      first, state = self._begin(store, stream, journal, display)
-      if first >= train.num_steps:
-        display.say(f"nothing to do: step {first} of {train.num_steps} is saved already")
-        # Again, because the process that saved it may have died before it said so.
-        journal.event("done", step=first, digest=self._digest(state), data=stream.stats())
-        return Outcome(first, done=True)
-      saver = Saver(self.spec, self.experiment, (store, stream), journal, display)
-      job = self._job(saver, stream, journal, display, stopped)
-      try:
-        last, state = run(job, state, first)
-      finally:
-        display.close()
-      with display.phase(f"saving step {last}"):
-        saver.finish(last, state)
-      done = last == train.num_steps
-      event = "done" if done else "stopped"
-      journal.event(event, step=last, digest=self._digest(state), data=stream.stats())
-      return Outcome(last, done)
+      return self._train(parts, stopped)
+    except (InputError, CheckpointError, NotFiniteError) as error:
+      seconds = watch.ledger.take("start")
+      watch.journal.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
+      raise
     finally:
       stream.close()
       store.close()
+      watch.watchdog.stop()
+
+  def _train(self, parts: Parts, stopped: Callable[[], bool]) -> Outcome:
+    num_steps, watch = self.experiment.train.num_steps, parts.watch
+    saver = Saver(parts)
+    evaluation, samples = self._hooks(parts)
+    about = self._about(evaluation)
+    first, state = begin(parts, saver, about, lambda state: self._sample(samples, state, watch))
+    self._write_files()
+    if first >= num_steps:
+      watch.display.say(f"nothing to do: step {first} of {num_steps} is saved already")
+      # Again, because the process that saved it may have died before it said so.
+      self._end("done", first, state, parts)
+      return Outcome(first, done=True)
+    job = self._job(parts, saver, (evaluation, samples), stopped)
+    try:
+      last, state = run(job, state, first)
+    finally:
+      watch.display.close()
+    with watch.phase("checkpoint", f"saving step {last}"):
+      saver.finish(last, state)
+    done = last == num_steps
+    self._end("done" if done else "stopped", last, state, parts)
+    return Outcome(last, done)
 
   def compiled_step(self, state: State, batch: dict[str, jax.Array]) -> Step:
     """Returns the step compiled for these shapes, with the state donated."""
     train = self.experiment.train
     gradients = make_gradients(self.decoder, train.num_micro)
-    step = make_step(gradients, self._transform, self._schedule, train.seed)
+    factor = train.recovery.spike_factor
+    step = make_step(gradients, self._transform, self._schedule, train.seed, factor)
     shardings = (self.spec.shardings, self.layout.replicated)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     return jitted.lower(state, batch).compile()
 
-  def _save_tokenizer(self) -> None:
-    """Puts tokenizer.json into place whole, since another command may be reading it."""
-    temporary = self.workdir.tokenizer.with_suffix(".new")
-    self.corpus.tokenizer.save(temporary)
-    temporary.replace(self.workdir.tokenizer)
+  def _watch(self) -> Watch:
+    """Returns the onlookers of the run."""
+    train, workdir = self.experiment.train, self.workdir
+    display = Display(train.num_steps, train.log_every, self._bytes_per_token())
+    journal = Journal(workdir.metrics, workdir.events, display.say)
+
+    def stalled(doing: str, waited_s: float) -> None:
+      what = f"nothing has begun for {waited_s:.0f} s after: {doing}"
+      dump_and_end(
+        workdir.stacks,
+        f"{what}; stacks are in {workdir.stacks}; the same command goes on",
+        lambda: journal.event("stalled", time={"waited_s": round(waited_s, 1)}, phase=doing),
+      )
+
+    watchdog = Watchdog(train.stall_s, stalled, workdir.touch)
+    return Watch(journal, display, self._around.ledger or Ledger(), watchdog)
+
+  def _process_times(self, ledger: Ledger) -> dict[str, Any]:
+    return {
+      "started_unix_s": round(ledger.started_unix_s, 3),
+      "last_alive_unix_s": self.workdir.last_alive_unix_s,
+      "seconds": ledger.take("start"),
+    }
+
+  def _about(self, evaluation: EvaluationHook) -> dict[str, Any]:
+    """Returns what the first event of a new run says."""
+    corpus = self.corpus
+    data = {"digest": corpus.digest, "domains": corpus.statistics, "skipped": corpus.skipped}
+    data["compressors"] = compressors(evaluation.domains)
+    return {"params": self.decoder.num_params, "recipe": self._around.recipe, "data": data}
+
+  def _end(self, kind: str, step: int, state: State, parts: Parts) -> None:
+    """Writes the last event of the process."""
+    told = {"step": step, "digest": self._digest(state), "data": parts.stream.stats()}
+    seconds = parts.watch.ledger.take("checkpoint")
+    parts.watch.journal.event(kind, time={"seconds": seconds}, **told)
+    parts.watch.journal.sync()
+
+  def _sample(self, samples: SamplesHook, state: State, watch: Watch) -> None:
+    """Writes what the untrained model has to say."""
+    if samples.every:
+      with watch.phase("samples", "writing with the untrained model", brief=True):
+        samples(0, state)
+
+  def _write_files(self) -> None:
+    """Writes config.json, in which safe fields may have changed, and tokenizer.json."""
+    self.workdir.write_config(self.experiment)
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder) / "tokenizer.json"
+      self.corpus.tokenizer.save(path)
+      self.workdir.replace(self.workdir.tokenizer, path.read_text(encoding="utf-8"))
 
   def _check_prompts(self) -> None:
     """Raises InputError for a prompt that could not be continued when its step comes."""
@@ -130,75 +226,54 @@ class Session:
     words = digest(self.spec.to_arrays(state))
     return hashlib.sha256(json.dumps(sorted(words.items())).encode()).hexdigest()[:16]
 
-  def _begin(
-    self, store: Store, stream: Stream, journal: Journal, display: Display
-  ) -> tuple[int, State]:
-    """Returns the step a run goes on from, 0 for a new one, and its state."""
-
-    def on_damage(step: int, why: str) -> None:
-      display.say(f"checkpoint {step} is damaged and set aside: {why}")
-      journal.event("set_aside", step=step, why=why)
-
-    with display.phase("looking for a checkpoint"):
-      found = read_latest(store, self.spec.like(), on_damage)
-    if found is None:
-      self._save_tokenizer()
-      journal.resume(0)
-      resume_samples(self.workdir.samples, 0)
-      with display.phase("making parameters"):
-        state = jax.block_until_ready(self.spec.init(self.experiment.train.seed))
-      journal.event("start", params=self.decoder.num_params, data=self._data_report())
-      return 0, state
-    step, arrays, record = found
-    stream.restore(record["data"])
-    self._save_tokenizer()  # the same: it is part of the data's state
-    journal.resume(step)
-    resume_samples(self.workdir.samples, step)
-    journal.event("resume", step=step)
-    display.say(f"going on from step {step}")
-    return step, self.spec.from_arrays(arrays)
-
   def _job(
-    self, saver: Saver, stream: Stream, journal: Journal, display: Display,
-    stopped: Callable[[], bool],
+    self, parts: Parts, saver: Saver, hooks: tuple[Hook, ...], stopped: Callable[[], bool]
   ) -> Job:
-    experiment, train = self.experiment, self.experiment.train
+    experiment, train, watch = self.experiment, self.experiment.train, parts.watch
     if counts_first(self.decoder, train.num_micro):
-      display.say(
+      watch.display.say(
         "load_balance scope 'global' with accumulation: a forward pass counts choices first "
         "(exact; about a third more compute)"
       )
     shape = (train.batch_size, experiment.data.seq_len)
     names = ("ids", "labels", "position", "segment")
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
-    with display.phase("compiling train_step"):
+    with watch.phase("compile", "compiling train_step"):
       step = self.compiled_step(self.spec.shapes, batch)  # type: ignore[arg-type]
-    with display.phase("measuring the matmul peak"):
+    with watch.phase("start", "measuring the matmul peak"):
       peak = matmul_peak(experiment.model.dtype) * len(self.layout.mesh.devices.flat)
     tokens = shape[0] * shape[1]
     flops = experiment.model.train_flops_per_token(self.decoder.vocab_size, shape[1]) * tokens
+    watch.journal.event("compiled", time={"seconds": watch.ledger.take("start")})
     return Job(
       train=train,
       splits=self.decoder.splits,
       step=step,
-      next_batch=lambda: self.layout.put_batch(next(stream)),
-      data_time=lambda: stream.stats()["time"],
-      hooks=self._hooks(display),
+      draw=lambda: self._draw(parts.stream),
+      hooks=hooks,
       save=saver,
+      roll_back=Rollback(parts, saver),
       stopped=stopped,
-      journal=journal,
-      display=display,
+      watch=watch,
       rates=Rates(flops, peak),
+      sinks=self._around.sinks,
+      profiler=self._around.profiler,
     )
 
-  def _hooks(self, display: Display) -> tuple[Any, ...]:
+  def _draw(self, stream: Stream) -> Drawn:
+    batch = self.layout.put_batch(next(stream))
+    stats = stream.stats()
+    clock = stats["time"]
+    return Drawn(batch, stats["batches"], stats["domains"], clock["busy_s"], clock["mb_per_s"])
+
+  def _hooks(self, parts: Parts) -> tuple[EvaluationHook, SamplesHook]:
     config, tokenizer = self.experiment, self.corpus.tokenizer
     length = config.data.seq_len
     domains = {name: self.corpus.held_out(name) for name in self.corpus.domains}
     text = (tokenizer.eod_id, length)
     return (
-      EvaluationHook(config.evaluation, self.decoder, domains, text, display),
-      SamplesHook(config.samples, self.decoder, tokenizer, length, self.workdir.samples),
+      EvaluationHook(config.evaluation, self.decoder, domains, text, parts.watch),
+      SamplesHook(config.samples, self.decoder, tokenizer, length, parts.samples),
     )
 
   def _bytes_per_token(self) -> float:
@@ -207,6 +282,14 @@ class Session:
     tokens = sum(len(document.ids) + 1 for document in documents)
     return sum(document.num_bytes for document in documents) / tokens
 
-  def _data_report(self) -> dict[str, Any]:
-    skipped = self.corpus.skipped
-    return {"digest": self.corpus.digest, "domains": self.corpus.statistics, "skipped": skipped}
+
+def _process() -> dict[str, Any]:
+  """Returns what the `process` event says of this process."""
+  devices = jax.devices()
+  return {
+    "pid": os.getpid(),
+    "host": platform.node(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "devices": f"{len(devices)} x {devices[0].device_kind}",
+  }

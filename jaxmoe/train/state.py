@@ -22,7 +22,25 @@ Arrays = dict[str, jax.Array]
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["step", "params", "optimizer", "skipped"],
+  data_fields=["values_2W", "count"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Recent:
+  """What the last steps that did no harm looked like; see `experiment.Recovery`.
+
+  Attributes:
+    values_2W: float32, their losses and gradient norms, a ring of W.
+    count: int32, how many there were in all.
+  """
+
+  values_2W: Any
+  count: Any
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["step", "params", "optimizer", "skipped", "in_a_row", "recent"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -33,38 +51,54 @@ class State:
     step: int32, steps taken, skipped ones included.
     params: The parameters.
     optimizer: The optax state.
-    skipped: int32, steps whose loss or gradient was not finite.
+    skipped: int32, steps that changed nothing because they would have done harm.
+    in_a_row: int32, how many of them were the last ones.
+    recent: What a spike is told by.
   """
 
   step: Any
   params: Params
   optimizer: Any
   skipped: Any
+  in_a_row: Any
+  recent: Recent
+
+  @classmethod
+  def first(cls, params: Params, optimizer: Any, window: int = 0) -> State:
+    """Returns the state before the first step."""
+    none = [jnp.zeros((), jnp.int32) for _ in range(4)]
+    recent = Recent(jnp.zeros((2, window), jnp.float32), none[3])
+    return cls(none[0], params, optimizer, none[1], none[2], recent)
 
 
 class StateSpec:
   """Shapes, shardings and canonical names of the state of one run."""
 
-  def __init__(self, decoder: Decoder, transform: optax.GradientTransformation, layout: Layout):
+  def __init__(
+    self, decoder: Decoder, transform: optax.GradientTransformation, layout: Layout, window: int = 0
+  ):
     self.splits = decoder.splits
     self._decoder, self._transform = decoder, transform
     optimizer = jax.eval_shape(transform.init, decoder.shapes)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    self.shapes = State(scalar, decoder.shapes, optimizer, scalar)
+    recent = Recent(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
+    self.shapes = State(scalar, decoder.shapes, optimizer, scalar, scalar, recent)
     dims = state_dims(optimizer, decoder.shapes, decoder.dims)
     self.shardings = State(
       layout.replicated,
       layout.shardings("params", decoder.dims, decoder.shapes),
       layout.shardings("optimizer", dims, optimizer),
       layout.replicated,
+      layout.replicated,
+      Recent(layout.replicated, layout.replicated),
     )
 
   def init(self, seed: int) -> State:
     """Returns the state before the first step."""
     params = jax.device_put(self._decoder.init(Keys.from_seed(seed)), self.shardings.params)
     optimizer = jax.jit(self._transform.init, out_shardings=self.shardings.optimizer)(params)
-    zero = jnp.zeros((), jnp.int32)
-    return jax.device_put(State(zero, params, optimizer, zero + 0), self.shardings)
+    window = self.shapes.recent.values_2W.shape[1]
+    return jax.device_put(State.first(params, optimizer, window), self.shardings)
 
   def to_arrays(self, state: State) -> Arrays:
     """Returns the leaves by canonical name, one a layer."""

@@ -12,9 +12,10 @@ import optax
 
 from jaxmoe.core.rng import Keys
 from jaxmoe.train.gradients import Batch, Gradients, Metrics
-from jaxmoe.train.state import State
+from jaxmoe.train.state import Recent, State
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
+_LEAST_DEVIATION = 0.01  # of the mean: a loss that has stood still says nothing of what is normal
 
 
 def make_step(
@@ -22,11 +23,13 @@ def make_step(
   transform: optax.GradientTransformation,
   schedule: Callable[[Any], Any],
   seed: int,
+  spike_factor: float = 6.0,
 ) -> Step:
   """Returns the step; jit it with its first argument donated.
 
-  A step whose loss or gradient is not finite moves neither parameters nor optimizer; it counts in
-  `state.skipped`. The learning rate is a function of the updates made, not of the steps.
+  A step whose loss or gradient is not finite, or spikes above the last ones (`Recovery`), moves
+  neither parameters nor optimizer; it counts in `state.skipped`. The learning rate is a function
+  of the updates made, not of the steps.
   """
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -34,18 +37,47 @@ def make_step(
     grads, metrics = gradients(state.params, batch, keys)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
+    seen_2 = jnp.stack([metrics["loss"].value, norm])
+    spike = finite & is_spike(state.recent, seen_2, spike_factor)
+    harmless = finite & ~spike
     with jax.named_scope("optimizer"):
       updates, optimizer = transform.update(grads, state.optimizer, state.params)
       params = optax.apply_updates(state.params, updates)
-    keep = functools.partial(jnp.where, finite)
-    skipped = 1 - finite.astype(jnp.int32)
+    keep = functools.partial(jnp.where, harmless)
+    skipped = 1 - harmless.astype(jnp.int32)
     new = State(
       step=state.step + 1,
       params=jax.tree.map(keep, params, state.params),
       optimizer=jax.tree.map(keep, optimizer, state.optimizer),
       skipped=state.skipped + skipped,
+      in_a_row=(state.in_a_row + 1) * skipped,
+      recent=jax.tree.map(keep, remember(state.recent, seen_2), state.recent),
     )
     metrics["learning_rate"] = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
-    return new, {**metrics, "grad_norm": norm, "skipped": new.skipped, "finite": finite}
+    told = {"skipped": new.skipped, "in_a_row": new.in_a_row, "finite": finite}
+    return new, {**metrics, "grad_norm": norm, **told}
 
   return step
+
+
+def is_spike(recent: Recent, seen_2: jax.Array, factor: float) -> jax.Array:
+  """Returns whether loss or gradient norm lies too far above the last W; never before there are W.
+
+  Too far is the mean plus `factor` standard deviations, of which one is at least 1% of the mean.
+  """
+  window = recent.values_2W.shape[1]
+  if not window:
+    return jnp.asarray(False)
+  mean_2 = jnp.mean(recent.values_2W, axis=1)
+  deviation_2 = jnp.std(recent.values_2W, axis=1)
+  limit_2 = mean_2 + factor * jnp.maximum(deviation_2, _LEAST_DEVIATION * jnp.abs(mean_2))
+  return (recent.count >= window) & jnp.any(seen_2 > limit_2)
+
+
+def remember(recent: Recent, seen_2: jax.Array) -> Recent:
+  """Returns the ring with loss and gradient norm of one more step in place of the oldest."""
+  window = recent.values_2W.shape[1]
+  if not window:
+    return recent
+  values_2W = recent.values_2W.at[:, recent.count % window].set(seen_2)
+  return Recent(values_2W, recent.count + 1)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmoe.core.names import Splits
+from jaxmoe.core.names import Splits, by_layer
 
 
 def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
@@ -20,23 +20,17 @@ def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
 
   Returns:
     `loss` (nats a token, without balance losses), `total_loss`, `grad_norm`, `learning_rate`,
-    `tokens`, `skipped` (so far), each balance loss summed over layers, and `layers`: for each MoE
-    layer what `layer_summary` says. A number that is not finite is None.
+    `tokens`, `skipped` (steps so far), each balance loss summed over layers, and `layers`: for
+    each MoE layer what `layer_summary` says. A number that is not finite is None.
   """
   host = jax.device_get(metrics)
-  layers: dict[int, dict[str, Any]] = {}
-  for s, blocks in host.pop("layers").items():
-    first = sum(blocks * repeats for blocks, repeats in splits[: int(s)])
-    width, repeats = splits[int(s)]
-    for j, sums in blocks.items():
-      for repeat in range(repeats if sums is not None else 0):
-        layer = first + repeat * width + int(j)
-        layers[layer] = layer_summary(jax.tree.map(lambda leaf, r=repeat: leaf[r], sums))
-  del host["finite"]
+  layers = by_layer(host.pop("layers"), splits)
+  for name in ("finite", "in_a_row"):  # told by events
+    del host[name]
   balance, loss = host.pop("balance"), host.pop("loss")
   scalars = {"loss": loss.sum / np.maximum(loss.weight, 1), **host, **balance}
   plain: dict[str, Any] = {name: number(value) for name, value in scalars.items()}
-  plain["layers"] = {str(layer): layers[layer] for layer in sorted(layers)}
+  plain["layers"] = {str(depth): layer_summary(sums) for depth, sums in layers.items()}
   return plain
 
 
@@ -46,14 +40,16 @@ def layer_summary(sums: Any) -> dict[str, Any]:
   Returns:
     `load` (share of choices by expert, before drops), `load_entropy` (of that, as a share of log
     E), `max_violation` (largest load over the mean, minus 1), `dead` (experts never chosen),
-    `drop_rate` (dropped choices over choices) and by reason where there are reasons, `router_z`
-    (mean squared logsumexp of the logits).
+    `drop_rate` (dropped choices over choices) and by reason where there are reasons,
+    `effective_k` (choices that were computed, per token), `router_z` (mean squared logsumexp of
+    the logits).
   """
   counts_E = np.asarray(sums.router.counts_E, np.float64)
   choices = max(counts_E.sum(), 1.0)
   load_E = counts_E / choices
   used_E = load_E[load_E > 0]
   entropy = float(-(used_E * np.log(used_E)).sum()) / math.log(max(len(load_E), 2))
+  tokens = max(float(sums.router.tokens), 1.0)
   dropped = {reason: float(count) for reason, count in sums.dropped.items()}
   return {
     "load": [number(np.float32(share)) for share in load_E],
@@ -62,7 +58,8 @@ def layer_summary(sums: Any) -> dict[str, Any]:
     "dead": int((counts_E == 0).sum()),
     "drop_rate": number(np.float32(sum(dropped.values()) / choices)),
     "dropped": {reason: number(np.float32(count)) for reason, count in dropped.items()},
-    "router_z": number(sums.router.log_z_squared / max(float(sums.router.tokens), 1.0)),
+    "effective_k": number(np.float32((counts_E.sum() - sum(dropped.values())) / tokens)),
+    "router_z": number(sums.router.log_z_squared / tokens),
   }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
 import tempfile
-from typing import IO
+from collections.abc import Mapping
+from typing import IO, Any
 
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.recipe import from_json, to_json
@@ -14,7 +16,12 @@ from jaxmoe.train.experiment import Experiment, unsafe_changes
 
 
 class Workdir:
-  """Paths of a run's folder. Nothing is made before `claim`."""
+  """Paths of a run's folder. Nothing is made before `claim`.
+
+  Attributes:
+    last_alive_unix_s: When the process that held the folder before gave its last sign of life;
+      None if there was none, or as long as the folder is not locked.
+  """
 
   def __init__(self, path: str | os.PathLike[str]):
     self.path = pathlib.Path(path)
@@ -25,6 +32,8 @@ class Workdir:
     self.tokenizer = self.path / "tokenizer.json"
     self.samples = self.path / "samples.md"
     self.evaluation = self.path / "eval.json"
+    self.stacks = self.path / "stacks.txt"
+    self.last_alive_unix_s: float | None = None
     self._lock: IO[bytes] | None = None
 
   def experiment(self) -> Experiment:
@@ -64,14 +73,13 @@ class Workdir:
       return
     changes = unsafe_changes(self.experiment(), experiment)
     if changes:
-      shown = "; ".join(f"{path}: {old!r} -> {new!r}" for path, (old, new) in changes.items())
       raise InputError(
-        f"--workdir={self.path} holds a run of another config ({shown}); "
+        f"--workdir={self.path} holds a run of another config ({changes_line(changes)}); "
         "use another workdir, or the same config"
       )
 
   def claim(self, experiment: Experiment) -> None:
-    """Makes the folder, locks it until the process ends, and writes config.json.
+    """Makes the folder, locks it until the process ends, and writes config.json if there is none.
 
     Raises:
       InputError: as `check`.
@@ -82,7 +90,37 @@ class Workdir:
       raise InputError(f"--workdir={self.path}: {error.strerror}; choose another folder") from None
     self._take_lock()
     self.check(experiment)
-    write_whole(self.config, to_json(experiment))
+    if not os.path.exists(self.config):
+      self.write_config(experiment)
+
+  def write_config(self, experiment: Experiment) -> None:
+    """Writes config.json; a run that goes on may have changed what is safe to change.
+
+    Raises:
+      InputError: as `replace`.
+    """
+    self.replace(self.config, to_json(experiment))
+
+  def replace(self, path: pathlib.Path, text: str) -> None:
+    """Writes a text file of the folder whole, unless it holds just that already.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    if path.exists() and path.read_bytes() == text.encode():
+      return
+    try:
+      write_whole(path, text)
+    except OSError as error:
+      raise InputError(
+        f"--workdir={self.path}: cannot write {path.name} ({error.strerror}); make room there, or "
+        "choose another folder"
+      ) from None
+
+  def touch(self) -> None:
+    """Gives a sign of life: the time of the lock, if the disk lets us."""
+    with contextlib.suppress(OSError):
+      os.utime(self.path / "lock")
 
   def _look_up(self) -> None:
     """Raises InputError if the path itself cannot be looked up: as a name too long."""
@@ -103,8 +141,10 @@ class Workdir:
     """Takes the lock of the folder; the system frees it when the process dies, however it does."""
     if self._lock is not None:
       return
+    path = self.path / "lock"
+    before = path.stat().st_mtime if os.path.exists(path) else None
     try:
-      file = open(self.path / "lock", "ab")  # noqa: SIM115 - held until the process ends
+      file = open(path, "ab")  # noqa: SIM115 - held until the process ends
     except OSError as error:
       raise InputError(
         f"--workdir={self.path}: cannot open its lock ({error.strerror}); choose another folder"
@@ -116,7 +156,12 @@ class Workdir:
       raise InputError(
         f"--workdir={self.path} is in use by another run; wait for it, or use another workdir"
       ) from None
-    self._lock = file
+    self._lock, self.last_alive_unix_s = file, before
+
+
+def changes_line(changes: Mapping[str, tuple[Any, Any]]) -> str:
+  """Returns the differences of two recipes on one line."""
+  return "; ".join(f"{path}: {old!r} -> {new!r}" for path, (old, new) in changes.items())
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

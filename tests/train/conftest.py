@@ -13,6 +13,8 @@ from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
+from jaxmoe.train.ledger import Ledger
+from jaxmoe.train.watch import Watch
 
 VOCAB = 19
 
@@ -97,6 +99,15 @@ def display():
       seen.lines.append(line)
 
   return Silent()
+
+
+@pytest.fixture
+def watch(display):
+  """Returns onlookers that write nothing; events are kept in `watch.journal.seen`."""
+  journal = types.SimpleNamespace(seen=[], sync=lambda: None, step=lambda line: None)
+  journal.event = lambda kind, time=None, **fields: journal.seen.append({"event": kind, **fields})
+  watchdog = types.SimpleNamespace(beat=lambda doing: None)
+  return Watch(journal, display, Ledger(), watchdog)
 
 
 class _nothing:

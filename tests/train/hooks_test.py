@@ -7,9 +7,10 @@ import pytest
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
 from jaxmoe.models import generate as generation
 from jaxmoe.train import hooks
+from jaxmoe.train.append import AppendFile
 from jaxmoe.train.evaluate import evaluate, first_documents
 from jaxmoe.train.experiment import Evaluation, Samples
-from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt, resume_samples
+from jaxmoe.train.hooks import EvaluationHook, SamplesHook, cut_samples, encode_prompt
 
 TOKENIZER = ByteTokenizer()
 
@@ -33,7 +34,7 @@ def samples(model, tmp_path):
 
   def make(**fields):
     config = Samples(**{"prompts": ("ab", "c"), "max_tokens": 6, **fields})
-    return SamplesHook(config, model[0], TOKENIZER, 32, tmp_path / "samples.md")
+    return SamplesHook(config, model[0], TOKENIZER, 32, AppendFile(tmp_path / "samples.md"))
 
   return make
 
@@ -42,22 +43,23 @@ def state_of(params):
   return types.SimpleNamespace(params=params)
 
 
-def test_evaluation_scores_the_first_documents_of_every_domain(model, display):
+def test_evaluation_scores_the_first_documents_of_every_domain(model, watch, display):
   decoder, params = model
   domains = {"a": documents(*["abc"] * 9), "b": documents("x" * 30, "y")}
   hook = EvaluationHook(Evaluation(7, max_bytes=10, batch_size=2), decoder, domains, (256, 8),
-                        display)  # fmt: skip
+                        watch)  # fmt: skip
   assert (hook.every, hook.name) == (7, "evaluation")
   chosen = {name: first_documents(of, 10) for name, of in domains.items()}
   assert hook(14, state_of(params)) == {"eval": evaluate(decoder, params, chosen, 256, (2, 8))}
   assert any("14" in text and "a " in text for text in display.said)
 
 
-def test_a_score_that_is_not_finite_can_still_be_written(model, display):
+def test_a_score_that_is_not_finite_can_still_be_written(model, watch):
   decoder, params = model
   broken = {**params, "embed": {"table": params["embed"]["table"] * np.nan}}
-  hook = EvaluationHook(Evaluation(1), decoder, {"a": documents("abc")}, (256, 8), display)
+  hook = EvaluationHook(Evaluation(1), decoder, {"a": documents("abc")}, (256, 8), watch)
   line = hook(1, state_of(broken))
+  assert line["eval"].pop("routing").keys() == {"0", "1"}
   assert line == {"eval": {"bits_per_byte": None, "domains": {"a": None}}}
   json.dumps(line, allow_nan=False)
 
@@ -117,7 +119,7 @@ def test_going_on_keeps_the_sections_up_to_the_step_whatever_the_model_wrote(
     for n in range(1, 5):
       write(hook, n, TEXTS[(first + n) % len(TEXTS)], monkeypatch)
       after[n] = path.read_bytes()
-    resume_samples(path, step)
+    cut_samples(path, step)
     assert path.read_bytes() == after[step]
     for n in range(step + 1, 5):
       write(hook, n, TEXTS[(first + n) % len(TEXTS)], monkeypatch)
@@ -131,12 +133,12 @@ def test_a_torn_section_is_cut_too(samples, tmp_path, monkeypatch, cut):
   whole = path.read_bytes()
   write(hook, 20, "torn", monkeypatch)
   path.write_bytes(path.read_bytes()[: len(whole) + cut])
-  resume_samples(path, 10)
+  cut_samples(path, 10)
   assert path.read_bytes() == whole
 
 
 def test_going_on_without_samples_makes_no_file(tmp_path):
-  resume_samples(tmp_path / "samples.md", 3)
+  cut_samples(tmp_path / "samples.md", 3)
   assert list(tmp_path.iterdir()) == []
 
 

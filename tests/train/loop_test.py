@@ -6,16 +6,20 @@ import pytest
 
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.core.metrics import Mean
-from jaxmoe.train.experiment import Train
-from jaxmoe.train.loop import Job, Rates, run
+from jaxmoe.train.experiment import Recovery, Train
+from jaxmoe.train.ledger import Ledger
+from jaxmoe.train.loop import Drawn, Harm, Job, Rates, run
+from jaxmoe.train.watch import Watch
 
 
 class Recorder:
   """A journal, a step, hooks and a saver that write down what happens, in order."""
 
-  def __init__(self, bad=(), hooks=(), stop_at=None):
+  def __init__(self, bad=(), hooks=(), stop_at=None, sinks=()):
+    self.sinks = sinks
     self.events, self.lines, self.said = [], [], []
     self.bad, self.stop_at, self.batches = bad, stop_at, 0
+    self.skipped = self.in_a_row = 0
     self.hooks = tuple(self.hook(*each) for each in hooks)
 
   def hook(self, name, every, result):
@@ -26,23 +30,33 @@ class Recorder:
     hook = types.SimpleNamespace(name=name, every=every)
     return type("Hook", (), {"__call__": lambda _, *a: call(*a), **vars(hook)})()
 
-  def next_batch(self):
+  def draw(self):
     self.batches += 1
-    return {}
+    return Drawn({"number": self.batches}, self.batches, {"a": {"tokens": self.batches}}, 0.0, 0.0)
 
   def train_step(self, state, batch):
     step = int(state) + 1
     self.events.append(("dispatch", step))
-    skipped = sum(n <= step for n in self.bad)
-    loss = np.float32(np.nan if step in self.bad else 1 / step)
+    # Bad is a batch, whatever the step that meets it.
+    bad = batch["number"] in self.bad
+    self.skipped += bad
+    self.in_a_row = (self.in_a_row + 1) * bad
+    loss = np.float32(np.nan if bad else 1 / step)
     return jnp.int32(step), {
       "layers": {}, "balance": {}, "loss": Mean(loss, np.float32(1)), "total_loss": loss,
-      "grad_norm": np.float32(1), "tokens": np.float32(8), "skipped": np.int32(skipped),
-      "finite": jnp.bool_(step not in self.bad),
+      "grad_norm": np.float32(1), "tokens": np.float32(8), "skipped": np.int32(self.skipped),
+      "finite": jnp.bool_(not bad), "in_a_row": np.int32(self.in_a_row),
     }  # fmt: skip
 
   def save(self, step, state):
     self.events.append(("save", step, int(state)))
+
+  def roll_back(self, harm):
+    self.events.append(("harm", harm))
+    self.skipped -= harm.in_a_row
+    self.in_a_row = 0
+    target = harm.step - harm.in_a_row - 1
+    return target, jnp.int32(target)
 
   def stopped(self):
     return self.batches == self.stop_at
@@ -55,9 +69,10 @@ class Recorder:
 
   def event(self, kind, **fields):
     self.events.append((kind, fields["step"]))
+    self.why = fields["why"]
 
-  def sync(self):
-    self.events.append(("sync",))
+  def beat(self, doing):
+    self.doing = doing
 
   def say(self, text):
     self.said.append(text)
@@ -71,14 +86,14 @@ def go(recorder, first=0, **train):
     train=Train(**{"num_steps": 5, "checkpoint_every": 100, **train}),
     splits=(),
     step=recorder.train_step,
-    next_batch=recorder.next_batch,
-    data_time=lambda: {"busy_s": 0.0, "mb_per_s": 0.0},
+    draw=recorder.draw,
     hooks=recorder.hooks,
     save=recorder.save,
+    roll_back=recorder.roll_back,
     stopped=recorder.stopped,
-    journal=recorder,
-    display=recorder,
+    watch=Watch(recorder, recorder, Ledger(), recorder),
     rates=Rates(1.0, 1.0),
+    sinks=recorder.sinks,
   )
   return run(job, jnp.int32(first), first)
 
@@ -89,7 +104,7 @@ def test_a_line_is_written_after_the_next_step_is_dispatched():
   expected = [("dispatch", 1)]
   for step in (1, 2, 3):
     expected += [("dispatch", step + 1), ("line", step)]
-  expected += [("dispatch", 5), ("line", 4), ("line", 5), ("sync",), ("save", 5, 5)]
+  expected += [("dispatch", 5), ("line", 4), ("line", 5), ("save", 5, 5)]
   assert recorder.events == expected
 
 
@@ -105,26 +120,27 @@ def test_there_is_one_line_a_step_in_order_whatever_happens_on_the_way():
   )
 
 
-def test_what_hooks_return_stands_in_the_line_of_their_step_with_the_state_after_it():
+def test_what_hooks_return_stands_in_the_line_of_their_step_and_of_the_last():
   hooks = [("a", 2, lambda step: {"a": step}), ("b", 3, lambda step: {"b": {"x": step}}),
            ("never", 0, lambda step: 1 / 0)]  # fmt: skip
   recorder = Recorder(hooks=hooks)
-  go(recorder, num_steps=6)
-  assert {line["step"]: line["a"] for line in recorder.lines if "a" in line} == {2: 2, 4: 4, 6: 6}
-  assert {line["step"]: line["b"]["x"] for line in recorder.lines if "b" in line} == {3: 3, 6: 6}
+  go(recorder, num_steps=7)
+  returned = {name: [(line["step"], line[name]) for line in recorder.lines if name in line]
+              for name in "ab"}  # fmt: skip
+  assert returned["a"] == [(2, 2), (4, 4), (6, 6), (7, 7)]
+  assert returned["b"] == [(3, {"x": 3}), (6, {"x": 6}), (7, {"x": 7})]
   assert [event for event in recorder.events if event[0] in "ab"] == [
-    ("a", 2, 2), ("b", 3, 3), ("a", 4, 4), ("a", 6, 6), ("b", 6, 6)
+    ("a", 2, 2), ("b", 3, 3), ("a", 4, 4), ("a", 6, 6), ("b", 6, 6), ("a", 7, 7), ("b", 7, 7)
   ]  # fmt: skip
 
 
-def test_a_checkpoint_is_written_after_the_lines_up_to_its_step_are_on_the_disk():
+def test_a_checkpoint_is_written_after_the_lines_up_to_its_step():
   recorder = Recorder()
   go(recorder, num_steps=7, checkpoint_every=3)
   saves = [event for event in recorder.events if event[0] == "save"]
   assert saves == [("save", 3, 3), ("save", 6, 6), ("save", 7, 7)]
   for save in saves:
     at = recorder.events.index(save)
-    assert recorder.events[at - 1] == ("sync",)
     lines = [event[1] for event in recorder.events[:at] if event[0] == "line"]
     assert lines == list(range(1, save[1] + 1))
 
@@ -169,7 +185,7 @@ def test_skipped_steps_are_events_and_lines_and_the_run_goes_on():
 @pytest.mark.parametrize("budget, last", [(0, 2), (1, 4), (2, 5)])
 def test_a_run_ends_at_the_first_skip_over_its_budget_with_its_line_and_no_checkpoint(budget, last):
   recorder = Recorder(bad=(2, 4, 5, 6))
-  with pytest.raises(NotFiniteError, match=f"step {last}: {budget + 1} steps were not finite"):
+  with pytest.raises(NotFiniteError, match=f"step {last}: {budget + 1} steps were skipped"):
     go(recorder, num_steps=9, max_skips=budget, checkpoint_every=last)
   assert [line["step"] for line in recorder.lines] == list(range(1, last + 1))
   assert ("save", last, last) not in recorder.events
@@ -184,5 +200,55 @@ def test_everything_that_depends_on_the_clock_stands_under_time():
   for line in (*first, *second):
     clock = line.pop("time")
     assert clock["tokens_per_s"] > 0
-    assert clock["seconds"]["total"] >= clock["seconds"]["step"] > 0
+    assert clock["seconds"]["step"] > 0 and clock["unix_s"] > 0
   assert first == second
+
+
+def test_too_many_skips_in_a_row_take_the_run_back_and_it_goes_on_with_the_next_batches():
+  recorder = Recorder(bad=(3, 4))
+  recovery = Recovery(patience=2)
+  assert go(recorder, num_steps=5, recovery=recovery)[0] == 5
+  assert recorder.events.count(("harm", Harm(4, batch=4, in_a_row=2, why="not finite"))) == 1
+  assert [line["step"] for line in recorder.lines] == [1, 2, 3, 4, 2, 3, 4, 5]
+  # Batch 5 was in flight when the line of step 4 was written; its step is forgotten.
+  assert [line["data"]["a"]["tokens"] for line in recorder.lines] == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_no_checkpoint_is_written_after_a_step_that_was_skipped_but_at_the_end():
+  recorder = Recorder(bad=(2, 6))
+  go(recorder, num_steps=6, checkpoint_every=2)
+  assert [event[1] for event in recorder.events if event[0] == "save"] == [4, 6]
+
+
+def test_harm_at_the_last_step_goes_back_too():
+  recorder = Recorder(bad=(4, 5))
+  assert go(recorder, num_steps=5, recovery=Recovery(patience=2))[0] == 5
+  assert [event for event in recorder.events if event[:1] == ("save",)] == [("save", 5, 5)]
+  assert recorder.lines[-1]["loss"] == np.float32(1 / 5)
+
+
+def test_sinks_get_every_line_and_are_told_of_a_rollback():
+  got = []
+
+  class Sink:
+    def __call__(self, line):
+      got.append(line["step"])
+
+    def rollback(self, step):
+      got.append(f"back to {step}")
+
+  go(Recorder(bad=(2,), sinks=(Sink(),)), num_steps=3, recovery=Recovery(patience=1))
+  assert got == [1, 2, "back to 0", 1, 2, 3]
+
+
+def test_a_spike_is_told_from_a_loss_that_is_not_finite():
+  recorder = Recorder(bad=(2,))
+  real = recorder.train_step
+
+  def train_step(state, batch):
+    state, metrics = real(state, batch)
+    return state, {**metrics, "finite": np.bool_(True)}
+
+  recorder.train_step = train_step
+  go(recorder, num_steps=3)
+  assert recorder.why == "spike"

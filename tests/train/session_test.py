@@ -8,12 +8,13 @@ import types
 import jax
 import pytest
 
-from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import Constant
 from jaxmoe.train import session
-from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.append import AppendFile
+from jaxmoe.train.experiment import Experiment, Recovery
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
 from jaxmoe.train.session import Session
 from jaxmoe.train.workdir import Workdir
@@ -94,7 +95,7 @@ def outcome(folder):
   """Returns what must be equal between runs that are the same."""
   lines = rows(folder / "metrics.jsonl")
   for line in lines:
-    assert line.pop("time")["seconds"]["total"] > 0
+    assert line.pop("time")["seconds"]["step"] > 0
   return lines, events(folder, "done")[-1]["digest"], (folder / "samples.md").read_bytes()
 
 
@@ -124,12 +125,13 @@ def test_a_run_leaves_what_it_should(straight):
   lines, _, samples = outcome(straight)
   assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
   assert [line["step"] for line in lines if "eval" in line] == [3, 6]
-  assert samples.count(b"## step ") == 3
+  assert samples.count(b"## step ") == 4
+  assert samples.startswith(b"## step 0\n")
   assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["2", "4", "6"]
   assert set(lines[0]["layers"]) == {"0", "1"}
   assert lines[0]["tokens"] == 4 * 32
   assert [event["event"] for event in rows(straight / "events.jsonl")] == [
-    "start", "checkpoint", "checkpoint", "checkpoint", "done"
+    "process", "start", "compiled", "checkpoint", "checkpoint", "checkpoint", "done"
   ]  # fmt: skip
 
 
@@ -204,9 +206,11 @@ def _size(path):
 
 
 def test_more_steps_go_on_where_fewer_ended(train, straight, tmp_path):
+  """The last step of the shorter run was sampled besides."""
   assert train(tmp_path, num_steps=3) == session.Outcome(3, done=True)
   assert train(tmp_path) == session.Outcome(STEPS, done=True)
-  assert outcome(tmp_path) == outcome(straight)
+  assert outcome(tmp_path)[:2] == outcome(straight)[:2]
+  assert outcome(tmp_path)[2].count(b"## step ") == outcome(straight)[2].count(b"## step ") + 1
 
 
 def test_a_run_that_is_done_does_nothing_more(train, straight):
@@ -235,7 +239,7 @@ def test_the_data_of_another_corpus_is_refused_and_the_run_stays_as_it_was(train
   other = open_corpus(dataclasses.replace(corpus.data, parts=(fewer, *corpus.data.parts[1:])))
   other.tokenizer = OtherTokenizer(other.tokenizer)
   before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
-  with pytest.raises(InputError, match="other data"):
+  with pytest.raises(InputError, match=r"train\.documents: 390 -> 2"):
     train(again, corpus=other)
   assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == before
 
@@ -303,17 +307,19 @@ class Store:
 
 
 @pytest.fixture
-def saver_of(display):
+def saver_of(watch):
   """Returns a function from a store to (saver, the events it writes)."""
 
   def make(store):
-    journal = types.SimpleNamespace(seen=[])
-    journal.event = lambda kind, step, **fields: journal.seen.append((kind, step))
-    run = types.SimpleNamespace(
-      experiment=recipe(), spec=types.SimpleNamespace(to_arrays=lambda state: {})
+    parts = types.SimpleNamespace(
+      experiment=recipe(),
+      corpus=types.SimpleNamespace(identity={}),
+      spec=types.SimpleNamespace(to_arrays=lambda state: {}),
+      store=store,
+      stream=types.SimpleNamespace(state=dict),
+      watch=watch,
     )
-    stream = types.SimpleNamespace(state=dict)
-    return Saver(run.spec, run.experiment, (store, stream), journal, display), journal.seen
+    return Saver(parts), watch.journal.seen
 
   return make
 
@@ -324,9 +330,7 @@ def test_three_failing_saves_in_a_row_end_the_run(saver_of, later):
   with pytest.raises(CheckpointError, match="no space"):
     for step in range(1, 9):
       saver(step, None)
-  assert [event for event in seen if event[0] == "save_failed"] == [
-    ("save_failed", step) for step in (2, 3, 4)
-  ]
+  assert [event["step"] for event in seen if event["event"] == "save_failed"] == [2, 3, 4]
   assert len(seen) <= MAX_FAILED_SAVES * 2 + 1
 
 
@@ -335,7 +339,7 @@ def test_saves_that_fail_now_and_then_do_not(saver_of, later):
   saver, seen = saver_of(Store(fails=(1, 2, 4, 5, 7), later=later))
   for step in range(1, 10):
     saver(step, None)
-  assert [event[1] for event in seen if event[0] == "save_failed"] == [1, 2, 4, 5, 7]
+  assert [event["step"] for event in seen if event["event"] == "save_failed"] == [1, 2, 4, 5, 7]
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "in the background"])
@@ -366,3 +370,100 @@ def test_saving_that_fails_ends_a_run_with_its_lines_written(train, tmp_path, mo
     train(tmp_path, checkpoint_every=1)
   assert [line["step"] for line in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
   assert [event["step"] for event in events(tmp_path, "save_failed")] == [1, 2, 3]
+
+
+@pytest.fixture
+def poison(monkeypatch):
+  """Returns a function (seen -> bool) after which batches with these numbers hold no token id."""
+
+  def make(bad):
+    real, drawn = Session._draw, []
+
+    def draw(self, stream):
+      made = real(self, stream)
+      drawn.append(made.number)
+      if bad(made.number):
+        made.batch["ids"] = made.batch["ids"] * 0 + 10**6
+      return made
+
+    monkeypatch.setattr(Session, "_draw", draw)
+    return drawn
+
+  return make
+
+
+def test_bad_batches_take_the_run_back_to_a_checkpoint_and_it_goes_on_with_others(
+  train, straight, tmp_path, poison
+):
+  drawn = poison(lambda number: number in (5, 6))
+  recovery = Recovery(patience=2, skip_batches=3)
+  assert train(tmp_path, recovery=recovery) == session.Outcome(STEPS, done=True)
+  (rollback,) = events(tmp_path, "rollback")
+  assert rollback["time"].pop("lost_s") > 0
+  assert {**rollback, "time": {}} == {
+    "event": "rollback", "step": 6, "to": 4, "skipped_batches": 3, "why": "not finite", "time": {}
+  }  # fmt: skip
+  assert [event["step"] for event in events(tmp_path, "skipped")] == [5, 6]
+  # Batches 7 to 9 were left out.
+  assert drawn == [1, 2, 3, 4, 5, 6, 10, 11]
+  lines, _, samples = outcome(tmp_path)
+  assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+  assert lines[:4] == outcome(straight)[0][:4]
+  assert all(line["loss"] is not None and line["skipped"] == 0 for line in lines)
+  assert samples.count(b"## step 6") == 1
+
+
+def test_a_run_that_is_stopped_on_the_way_back_ends_up_the_same(train, tmp_path, poison):
+  poison(lambda number: number in (5, 6))
+  recovery = Recovery(patience=2)
+  train(tmp_path / "whole", recovery=recovery)
+  for stop in (5, 6):
+    train(tmp_path / str(stop), stop_at=stop, recovery=recovery)
+    train(tmp_path / str(stop), recovery=recovery)
+    assert outcome(tmp_path / str(stop)) == outcome(tmp_path / "whole")
+
+
+def test_a_rollback_that_does_not_help_is_followed_by_one_to_an_older_step(
+  train, straight, tmp_path, poison
+):
+  poison(lambda number: 5 <= number < 10)
+  recovery = Recovery(patience=2, skip_batches=1)
+  train(tmp_path, recovery=recovery)
+  went = [(event["step"], event["to"]) for event in events(tmp_path, "rollback")]
+  assert went == [(6, 4), (6, 2)]
+  lines, _, _ = outcome(tmp_path)
+  assert lines[:2] == outcome(straight)[0][:2]
+  assert all(line["loss"] for line in lines)
+
+
+def test_without_a_checkpoint_the_run_goes_back_to_its_start(train, tmp_path, poison):
+  poison(lambda number: number == 1)
+  train(tmp_path, recovery=Recovery(patience=1))
+  assert [event["to"] for event in events(tmp_path, "rollback")] == [0]
+  assert all(line["loss"] for line in outcome(tmp_path)[0])
+
+
+def test_rollbacks_over_the_budget_end_the_run_with_one_line(train, tmp_path, poison):
+  poison(lambda number: number > 3)
+  recovery = Recovery(patience=1, max_rollbacks=2)
+  with pytest.raises(NotFiniteError, match="2 rollbacks are allowed"):
+    train(tmp_path, recovery=recovery)
+  (failed,) = events(tmp_path, "failed")
+  assert failed["code"] == 3 and "step" in failed["why"]
+  assert len(events(tmp_path, "rollback")) == 2
+
+
+def test_a_disk_that_refuses_lines_for_a_while_is_told_and_leaves_the_same_files(
+  train, straight, tmp_path, monkeypatch
+):
+  real, refused = AppendFile._write, iter(range(100))
+
+  def full(self, data):
+    if self.path.name == "metrics.jsonl" and 2 <= next(refused) < 6:
+      raise OSError(28, "No space left on device")
+    real(self, data)
+
+  monkeypatch.setattr(AppendFile, "_write", full)
+  train(tmp_path)
+  assert outcome(tmp_path) == outcome(straight)
+  assert events(tmp_path, "save_failed") and events(tmp_path, "journal_late")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
 from jaxmoe.optim import AdamW, Constant, Cosine, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.state import State
-from jaxmoe.train.step import make_step
+from jaxmoe.train.state import Recent, State
+from jaxmoe.train.step import is_spike, make_step, remember
 
 RARE = 18  # an id that only the bad batch holds
 ROWS = ((12,), (7, 5))
@@ -28,7 +30,7 @@ def training(decoder_of, params_of):
       step = make_step(make_gradients(decoder, 1), transform, make_schedule(optim, 9), 0)
       params = params_of(decoder)
       params["embed"]["table"] = params["embed"]["table"].at[RARE].set(jnp.inf)
-      state = State(jnp.int32(0), params, transform.init(params), jnp.int32(0))
+      state = State.first(params, transform.init(params))
       made[scan] = state, jax.jit(step, donate_argnums=0)
     state, step = made[scan]
     return jax.tree.map(jnp.copy, state), step
@@ -97,7 +99,8 @@ def test_a_loss_or_a_gradient_that_is_not_finite_skips_by_itself(fault, value):
 
   transform = optax.adam(0.1)
   params = {"a": jnp.ones(()), "b": jnp.arange(5.0)}
-  state = State(jnp.int32(4), params, transform.init(params), jnp.int32(1))
+  first = State.first(params, transform.init(params))
+  state = dataclasses.replace(first, step=jnp.int32(4), skipped=jnp.int32(1))
   after, metrics = make_step(gradients, transform, lambda step: 0.1, 0)(state, {})
   assert_same_bits((after.params, after.optimizer), (state.params, state.optimizer))
   assert (after.step, after.skipped, bool(metrics["finite"])) == (5, 2, False)
@@ -109,10 +112,10 @@ def test_the_learning_rate_that_is_logged_is_the_one_applied_and_skips_do_not_mo
   transform = optax.scale_by_learning_rate(schedule)
 
   def gradients(params, batch, keys):
-    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"])}
+    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": Mean.zero()}
 
   params = {"x": jnp.zeros(())}
-  state = State(jnp.int32(0), params, transform.init(params), jnp.int32(0))
+  state = State.first(params, transform.init(params))
   step, rates = make_step(gradients, transform, schedule, 0), []
   for x in (1.0, 1.0, np.nan, np.inf, 1.0, 1.0, 1.0):
     before = state.params["x"]
@@ -128,22 +131,24 @@ def test_the_norm_that_is_logged_is_that_of_the_gradient_before_clipping():
   transform = make_optimizer(optim, 3, {"x": "x"}, {"x": ("embed",)})
 
   def gradients(params, batch, keys):
-    return {"x": jnp.array([3.0, 4.0])}, {"total_loss": jnp.float32(0)}
+    return {"x": jnp.array([3.0, 4.0])}, {"total_loss": jnp.float32(0), "loss": Mean.zero()}
 
   params = {"x": jnp.zeros(2)}
-  state = State(jnp.int32(0), params, transform.init(params), jnp.int32(0))
+  state = State.first(params, transform.init(params))
   _, metrics = make_step(gradients, transform, make_schedule(optim, 3), 0)(state, {})
   np.testing.assert_allclose(metrics["grad_norm"], 5.0, rtol=1e-6)
 
 
 def test_randomness_depends_on_the_seed_and_the_step_alone():
   def gradients(params, batch, keys):
-    return params, {"total_loss": jnp.float32(0), "draw": jax.random.uniform(keys("x"))}
+    draw = jax.random.uniform(keys("x"))
+    return params, {"total_loss": jnp.float32(0), "loss": Mean.zero(), "draw": draw}
 
   transform = optax.identity()
 
   def draw(seed, at):
-    state = State(jnp.int32(at), {"x": jnp.ones(())}, transform.init({}), jnp.int32(0))
+    first = State.first({"x": jnp.ones(())}, transform.init({}))
+    state = dataclasses.replace(first, step=jnp.int32(at))
     _, metrics = make_step(gradients, transform, lambda step: 0.0, seed)(state, {})
     return float(metrics["draw"])
 
@@ -173,3 +178,63 @@ def test_the_loss_falls_on_a_batch_seen_again(training, good):
   _, metrics = run(*training(), [good[0]] * 8)
   losses = [float(m["loss"].value) for m in metrics]
   assert losses[-1] < losses[0] - 0.1
+
+
+def filled(losses, norms=None):
+  values_2W = jnp.stack([jnp.float32(losses), jnp.float32(norms or [1.0] * len(losses))])
+  return Recent(values_2W, jnp.int32(len(losses)))
+
+
+@pytest.mark.parametrize("factor", [1.5, 6.0])
+def test_a_spike_lies_above_mean_and_deviation_of_the_window(factor):
+  losses = [2.0, 2.5, 1.5, 2.0]
+  limit = np.mean(losses) + factor * np.std(losses)
+  for loss, expected in ((limit - 1e-4, False), (limit + 1e-4, True), (0.0, False)):
+    assert bool(is_spike(filled(losses), jnp.float32([loss, 1.0]), factor)) == expected
+  norms = [1.0, 3.0, 1.0, 3.0]
+  limit = 2 + factor
+  for norm, expected in ((limit - 1e-4, False), (limit + 1e-4, True)):
+    assert bool(is_spike(filled(losses, norms), jnp.float32([2.0, norm]), factor)) == expected
+
+
+def test_a_window_that_never_moved_allows_a_hundredth_of_its_mean_for_a_deviation():
+  still = filled([5.0] * 4)
+  assert not is_spike(still, jnp.float32([5.29, 1.0]), 6.0)
+  assert is_spike(still, jnp.float32([5.31, 1.0]), 6.0)
+
+
+def test_nothing_is_a_spike_before_the_window_is_full_or_without_one():
+  recent = Recent(jnp.zeros((2, 3)), jnp.int32(0))
+  for n in range(3):
+    assert not is_spike(recent, jnp.float32([1e9, 1e9]), 6.0)
+    recent = remember(recent, jnp.float32([n, n]))
+  assert is_spike(recent, jnp.float32([1e9, 0.0]), 6.0)
+  none = Recent(jnp.zeros((2, 0)), jnp.int32(0))
+  assert not is_spike(none, jnp.float32([1e9, 1e9]), 6.0)
+  assert remember(none, jnp.zeros(2)) is none
+
+
+def test_the_window_holds_the_last_ones():
+  recent = Recent(jnp.zeros((2, 3)), jnp.int32(0))
+  for n in range(8):
+    recent = remember(recent, jnp.float32([n, -n]))
+  assert sorted(recent.values_2W[0].tolist()) == [5, 6, 7]
+  assert sorted(recent.values_2W[1].tolist()) == [-7, -6, -5]
+
+
+def test_a_spike_moves_nothing_and_is_not_remembered():
+  def gradients(params, batch, keys):
+    loss = Mean(batch["loss"], jnp.float32(1))
+    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss}
+
+  transform = optax.sgd(0.1)
+  step = make_step(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
+  state = State.first({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
+  seen = []
+  for loss in (2.0, 2.1, 1.9, 2.0, 9.0, 9.0, 2.0, np.nan, 2.0):
+    state, metrics = step(state, {"loss": jnp.float32(loss)})
+    seen.append((int(metrics["skipped"]), int(metrics["in_a_row"]), bool(metrics["finite"])))
+  assert seen[3:] == [(0, 0, True), (1, 1, True), (2, 2, True), (2, 0, True), (3, 1, False),
+                      (3, 0, True)]  # fmt: skip
+  np.testing.assert_allclose(state.params["x"], -0.6, rtol=1e-6)
+  assert int(state.recent.count) == 6 and float(state.recent.values_2W[0].max()) < 2.2

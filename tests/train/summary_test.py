@@ -35,6 +35,7 @@ def test_the_numbers_of_a_layer_are_those_of_their_definitions(counts):
   assert found["dead"] == counts.count(0)
   np.testing.assert_allclose(found["drop_rate"], 3 / total, rtol=1e-6)
   assert found["dropped"] == {"full": 3.0}
+  np.testing.assert_allclose(found["effective_k"], (total - 3) / (total / 2), rtol=1e-6)
   np.testing.assert_allclose(found["router_z"], 12.5 / (total / 2), rtol=1e-6)
 
 
@@ -68,6 +69,7 @@ def metrics(**fields):
     "learning_rate": np.float32(1e-3),
     "skipped": np.int32(2),
     "finite": np.bool_(True),
+    "in_a_row": np.int32(0),
     **fields,
   }
 

@@ -1,0 +1,45 @@
+"""The parts of a run that live as long as it trains, for whoever needs several of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxmoe.checkpoint import Store
+from jaxmoe.data.corpus import Corpus
+from jaxmoe.data.stream import Stream
+from jaxmoe.train.append import AppendFile
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.hooks import cut_samples
+from jaxmoe.train.journal import Cut
+from jaxmoe.train.state import StateSpec
+from jaxmoe.train.watch import Watch
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What a run works with.
+
+  Attributes:
+    experiment: Its recipe.
+    corpus: Its documents.
+    spec: Shapes and names of its state.
+    store: Where checkpoints go.
+    stream: Where batches come from.
+    watch: Who looks on.
+    samples: samples.md.
+  """
+
+  experiment: Experiment
+  corpus: Corpus
+  spec: StateSpec
+  store: Store
+  stream: Stream
+  watch: Watch
+  samples: AppendFile
+
+  def forget(self, step: int) -> Cut:
+    """Cuts off what was written of steps after `step`, and returns the lines that went."""
+    cut = self.watch.journal.resume(step)
+    self.samples.flush()
+    cut_samples(self.samples.path, step)
+    return cut

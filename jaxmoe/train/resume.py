@@ -1,0 +1,78 @@
+"""Where a run starts: afresh, or from the newest checkpoint that is intact and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxmoe.checkpoint import Store
+from jaxmoe.checkpoint.store import read_latest, read_record
+from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.recipe import diff, from_plain
+from jaxmoe.data.corpus import Corpus
+from jaxmoe.train.experiment import Experiment, unsafe_changes
+from jaxmoe.train.parts import Parts
+from jaxmoe.train.saver import Saver
+from jaxmoe.train.state import State
+from jaxmoe.train.workdir import changes_line
+
+
+def begin(
+  parts: Parts, saver: Saver, about: dict[str, Any], at_zero: Callable[[State], None]
+) -> tuple[int, State]:
+  """Returns the step a run goes on from, 0 for a new one, and its state.
+
+  Args:
+    parts: The run.
+    saver: Is told how often the run went back so far.
+    about: What the first event of a new run says.
+    at_zero: Called with the untrained state of a new run.
+
+  Raises:
+    InputError: the checkpoints are of another model or other data than `check_own` could tell.
+    CheckpointError: there were checkpoints, and none is intact.
+  """
+  watch = parts.watch
+  with watch.phase("start", "looking for a checkpoint"):
+    found = read_latest(parts.store, parts.spec.like(), watch.damaged)
+  if found is None:
+    return 0, _afresh(parts, about, at_zero)
+  step, arrays, record = found
+  parts.stream.restore(record["data"])
+  saver.rollbacks = record["rollbacks"]
+  cut = parts.forget(step)
+  seconds = watch.ledger.take("start")
+  lost = {"lost_s": cut.seconds, "lost_until_unix_s": cut.last_unix_s}
+  clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
+  watch.journal.event("resume", time=clock, step=step, lost_steps=cut.steps)
+  watch.display.say(f"going on from step {step}")
+  return step, parts.spec.from_arrays(arrays)
+
+
+def _afresh(parts: Parts, about: dict[str, Any], at_zero: Callable[[State], None]) -> State:
+  watch = parts.watch
+  parts.forget(0)
+  with watch.phase("start", "making parameters"):
+    state = jax.block_until_ready(parts.spec.init(parts.experiment.train.seed))
+  at_zero(state)
+  watch.journal.event("start", time={"seconds": watch.ledger.take("start")}, **about)
+  return state
+
+
+def check_own(store: Store, experiment: Experiment, corpus: Corpus) -> None:
+  """Raises InputError, with the differences, if the newest readable checkpoint is another run's."""
+  for step in reversed(store.steps()):
+    try:
+      record = read_record(store, step)
+      saved = from_plain(Experiment, record["config"])
+    except (CheckpointError, InputError, KeyError):
+      continue  # what is wrong with it is said when its arrays are read
+    changes = unsafe_changes(saved, experiment) | diff(record["corpus"], corpus.identity)
+    if changes:
+      raise InputError(
+        f"{store}: step {step} is of a run of another config or other data "
+        f"({changes_line(changes)}); use another workdir, or the same config and files"
+      )
+    return

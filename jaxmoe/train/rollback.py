@@ -1,0 +1,77 @@
+"""Going back to a checkpoint after steps that would do harm, and on with other data."""
+
+from __future__ import annotations
+
+from jaxmoe.checkpoint.store import read_latest
+from jaxmoe.core.errors import CheckpointError, NotFiniteError
+from jaxmoe.train.loop import Harm
+from jaxmoe.train.parts import Parts
+from jaxmoe.train.saver import Saver
+from jaxmoe.train.state import State
+
+
+class Rollback:
+  """Takes a run back, by the rules of `Recovery`.
+
+  Steps newer than the one gone back to are set aside, and the data goes on where it was. Where all
+  that led to a rollback comes from recipe and data, a run that is killed on the way meets it again
+  and ends up the same.
+  """
+
+  def __init__(self, parts: Parts, saver: Saver):
+    self._parts, self._saver = parts, saver
+    self._recovery = parts.experiment.train.recovery
+    self._last: int | None = None
+
+  def __call__(self, harm: Harm) -> tuple[int, State]:
+    """Returns the step to go on from, and its state.
+
+    Raises:
+      NotFiniteError: the run has gone back as often as it may.
+      CheckpointError: no checkpoint is intact, or the files cannot be changed.
+    """
+    allowed = self._recovery.max_rollbacks
+    if self._saver.rollbacks >= allowed:
+      raise NotFiniteError(
+        f"step {harm.step}: {harm.in_a_row} steps in a row were skipped ({harm.why}), and "
+        f"{allowed} rollbacks are allowed; lower the learning rate or look at events.jsonl"
+      )
+    watch, skip = self._parts.watch, self._recovery.skip_batches
+    with watch.phase("checkpoint", f"going back from step {harm.step}"):
+      self._saver.settle()
+      step, state = self._read(harm)
+      self._saver.rollbacks += 1
+      while self._parts.stream.num_batches < harm.batch + skip:
+        next(self._parts.stream)
+      try:
+        cut = self._parts.forget(step)
+      except OSError as error:
+        raise CheckpointError(f"cannot go back to step {step}: {error}") from error
+    lost_s = cut.seconds + sum(watch.ledger.take("step").values())
+    told = {"step": harm.step, "to": step, "skipped_batches": skip, "why": harm.why}
+    watch.journal.event("rollback", time={"lost_s": round(lost_s, 3)}, **told)
+    watch.display.say(f"went back to step {step}; {skip} more batches are left out")
+    if step == 0 and not self._parts.store.steps():
+      self._saver(0, state)  # or a run that is killed now would find nothing it may go on from
+    return step, state
+
+  def _read(self, harm: Harm) -> tuple[int, State]:
+    target, why = self._target(harm.step - harm.in_a_row + 1), f"went back from step {harm.step}"
+    spec, store = self._parts.spec, self._parts.store
+    for newer in [step for step in store.steps() if step > target]:
+      store.set_aside(newer, why)
+    self._last = target
+    if not store.steps():
+      return 0, spec.init(self._parts.experiment.train.seed)
+    found = read_latest(store, spec.like(), self._parts.watch.damaged)
+    assert found is not None
+    self._last, arrays, _ = found
+    return self._last, spec.from_arrays(arrays)
+
+  def _target(self, first_bad: int) -> int:
+    """Returns the step to go back to; 0 is before the first."""
+    stuck = self._last is not None and first_bad == self._last + 1
+    limit = (self._last or 0) - 1 if stuck else first_bad - 1
+    there = [step for step in self._parts.store.steps() if step <= limit]
+    old = [step for step in there if step <= first_bad - self._recovery.rollback_steps]
+    return old[-1] if old else there[0] if there else 0

@@ -1,0 +1,44 @@
+"""Everything that looks at a run: what a person sees, what is written, what is timed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from jaxmoe.train.journal import Journal
+from jaxmoe.train.ledger import Ledger
+from jaxmoe.train.progress import Display
+from jaxmoe.train.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """The onlookers of a run.
+
+  Attributes:
+    journal: metrics.jsonl and events.jsonl.
+    display: What a person sees.
+    ledger: Where the wall time goes.
+    watchdog: Ends a run that hangs.
+  """
+
+  journal: Journal
+  display: Display
+  ledger: Ledger
+  watchdog: Watchdog
+
+  @contextlib.contextmanager
+  def phase(self, category: str, name: str = "", brief: bool = False) -> Iterator[None]:
+    """Books the time inside under `category`; shows it as `name` if there is one."""
+    self.watchdog.beat(name or category)
+    with contextlib.ExitStack() as stack:
+      if name:
+        stack.enter_context(self.display.phase(name, brief=brief))
+      stack.enter_context(self.ledger.phase(category))
+      yield
+
+  def damaged(self, step: int, why: str) -> None:
+    """Tells that a checkpoint is damaged and was set aside."""
+    self.display.say(f"checkpoint {step} is damaged and set aside: {why}")
+    self.journal.event("set_aside", step=step, why=why)

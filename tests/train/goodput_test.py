@@ -1,0 +1,90 @@
+import pytest
+
+from jaxmoe.train.goodput import CATEGORIES, goodput
+
+
+def process(started, alive=None, **seconds):
+  now = started + sum(seconds.values())
+  clock = {"unix_s": now, "started_unix_s": started, "last_alive_unix_s": alive}
+  return {"event": "process", "time": {**clock, "seconds": seconds}}
+
+
+def event(kind, at, **fields):
+  clock = {name: fields.pop(name) for name in ("seconds", "lost_s", "lost_until_unix_s")
+           if name in fields}  # fmt: skip
+  return {"event": kind, **fields, "time": {"unix_s": at, **clock}}
+
+
+def line(number, at, **seconds):
+  return {"step": number, "time": {"unix_s": at, "seconds": seconds}}
+
+
+def shares(found):
+  return {name: value for name, value in found.seconds.items() if abs(value) > 1e-9}
+
+
+def test_a_run_without_a_process_has_no_wall_time():
+  assert goodput([], []).wall_s == 0
+  assert goodput([line(1, 5.0, step=1)], [event("start", 1.0)]).share == 0
+
+
+def test_an_undisturbed_run_is_the_sum_of_its_records():
+  events = [process(100.0, start=2), event("start", 105, seconds={"start": 3}),
+            event("compiled", 109, seconds={"compile": 4}),
+            event("checkpoint", 112), event("done", 115, seconds={"checkpoint": 1})]  # fmt: skip
+  lines = [line(1, 111, step=1.5, data=0.5), line(2, 114, step=2, evaluation=1)]
+  found = goodput(lines, events)
+  assert shares(found) == {
+    "start": 5, "compile": 4, "step": 3.5, "data": 0.5, "evaluation": 1, "checkpoint": 1
+  }  # fmt: skip
+  assert found.wall_s == 15
+  assert found.share == 3.5 / 15
+  assert tuple(found.seconds) == CATEGORIES
+
+
+def test_lines_that_were_cut_and_what_came_after_them_are_lost():
+  """Killed at 120 while step 4 ran; the checkpoint was of step 2, and the next process starts."""
+  events = [process(100.0, start=10), event("resume", 133, seconds={"start": 3}, lost_s=4.0,
+            lost_until_unix_s=118.0, step=2, lost_steps=1)]  # fmt: skip
+  events.insert(1, process(130.0, alive=120.0, start=0.0))
+  events.append(event("done", 140, seconds={"step": 1}))
+  lines = [line(1, 112, step=2), line(2, 114, step=2), line(3, 136, step=3), line(4, 139, step=3)]
+  found = goodput(lines, events)
+  assert shares(found) == {"start": 13, "step": 11, "lost": 4 + 2, "down": 10}
+  assert found.wall_s == 40
+
+
+def test_a_process_killed_before_it_could_say_anything_more_lost_all_it_lived():
+  events = [process(100.0, start=1), process(120.0, alive=110.0, start=2),
+            event("done", 122, seconds={})]  # fmt: skip
+  assert shares(goodput([], events)) == {"start": 3, "lost": 9, "down": 10}
+
+
+def test_lines_cut_two_processes_later_are_lost_once():
+  """The second process was killed before it cut the lines of the first."""
+  events = [process(100.0, start=1), process(110.0, alive=106.0, start=1),
+            process(120.0, alive=113.0, start=1),
+            event("resume", 121, seconds={}, lost_s=4.0, lost_until_unix_s=105.0, step=0),
+            event("done", 122, seconds={"step": 1})]  # fmt: skip
+  found = goodput([], events)
+  assert shares(found) == {"start": 3, "lost": 4 + 1 + 2, "down": 4 + 7, "step": 1}
+
+
+def test_what_a_rollback_throws_away_is_lost():
+  events = [process(100.0, start=1), event("rollback", 106, lost_s=5.0, step=9, to=4),
+            event("done", 108, seconds={"step": 0})]  # fmt: skip
+  found = goodput([line(5, 108, step=2)], events)
+  assert shares(found) == {"start": 1, "lost": 5, "step": 2}
+
+
+def test_time_after_the_end_of_a_process_is_down_time_even_if_its_lock_was_touched():
+  events = [process(100.0, start=1), event("stopped", 103, seconds={"step": 2}),
+            process(110.0, alive=104.0, start=1)]  # fmt: skip
+  assert shares(goodput([], events)) == {"start": 2, "step": 2, "down": 7}
+
+
+@pytest.mark.parametrize("name", ["somebody_elses", "step"])
+def test_an_unknown_category_is_other(name):
+  found = goodput([line(1, 102, **{name: 1})], [process(100.0, start=1)])
+  assert found.wall_s == 2
+  assert found.seconds["step" if name == "step" else "other"] == pytest.approx(1)
