@@ -10,6 +10,8 @@ from absl import flags
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
+from jaxmoe.train.goodput import goodput
+from jaxmoe.train.journal import read_lines
 from jaxmoe.train.session import Around, Session
 from launch import cli
 from launch.recipes import PREFIX, load_recipe, recipe_origin
@@ -32,6 +34,7 @@ def main(overrides: list[str]) -> int:
   around = Around(recipe_origin(FLAGS.config, experiment), ledger)
   session = Session(experiment, workdir, corpus, one_device(), around)
   outcome = session.train(stop)
+  print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
   if not outcome.done:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")
     return stop.exit_code

@@ -36,6 +36,14 @@ class Goodput:
     """The share of wall time in which the model was trained, and not in vain."""
     return self.seconds["step"] / max(self.wall_s, 1e-9)
 
+  def __str__(self) -> str:
+    """One line: the wall time, and the share of every category that has at least 0.1% of it."""
+    wall_s = max(self.wall_s, 1e-9)
+    shares = {name: seconds / wall_s for name, seconds in self.seconds.items()}
+    told = [f"{name} {share:.1%}" for name, share in shares.items() if abs(share) >= 0.001]
+    minutes, seconds = divmod(round(self.wall_s), 60)
+    return f"{minutes}:{seconds:02d} of wall time: {', '.join(told)}"
+
 
 def goodput(lines: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> Goodput:
   """Returns where the wall time of a run went.

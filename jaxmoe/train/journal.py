@@ -11,7 +11,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxmoe.train.append import AppendFile
@@ -105,6 +105,20 @@ class Journal:
     self._late = ""
     self._say(f"{file.path.parent}: the lines that had to wait are written")
     self.event("journal_late", why=waited)
+
+
+def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Yields the objects of a file of JSON lines; lines that are torn or none are left out."""
+  if not path.exists():
+    return
+  with open(path, "rb") as file:
+    for line in file:
+      try:
+        value = json.loads(line) if line.endswith(b"\n") else None
+      except ValueError:
+        continue
+      if isinstance(value, dict):
+        yield value
 
 
 def _now() -> float:

@@ -88,3 +88,11 @@ def test_an_unknown_category_is_other(name):
   found = goodput([line(1, 102, **{name: 1})], [process(100.0, start=1)])
   assert found.wall_s == 2
   assert found.seconds["step" if name == "step" else "other"] == pytest.approx(1)
+
+
+def test_a_line_tells_the_shares_that_matter():
+  events = [process(0.0, start=30), event("done", 90, seconds={"checkpoint": 0.01})]
+  lines = [line(1, 89, step=58.99, data=1)]
+  assert str(goodput(lines, events)) == (
+    "1:30 of wall time: step 65.5%, data 1.1%, start 33.3%"
+  )

@@ -1,8 +1,10 @@
 import json
+import types
 
 import pytest
 
-from jaxmoe.train.journal import Journal
+from jaxmoe.train.append import AppendFile
+from jaxmoe.train.journal import Cut, Journal, read_lines
 
 
 @pytest.fixture
@@ -93,3 +95,77 @@ def test_events_only_grow_and_their_clock_stands_under_time(journal, tmp_path):
   assert [event["event"] for event in events] == ["start", "resume"]
   assert events[0]["params"] == 3
   assert all(list(event["time"]) == ["unix_s"] for event in events)
+
+
+def timed(step, seconds):
+  return line(step, time={"unix_s": 100.0 + step, "seconds": seconds})
+
+
+def test_what_is_cut_is_measured(journal):
+  for n in range(1, 5):
+    journal.step(timed(n, {"step": 2.0, "data": 0.5}))
+  assert journal.resume(4) == Cut()
+  assert journal.resume(1) == Cut(steps=3, seconds=7.5, last_unix_s=104.0)
+
+
+def test_torn_lines_count_for_nothing_when_they_are_cut(journal, tmp_path):
+  journal.step(timed(1, {"step": 2.0}))
+  journal.step(timed(2, {"step": 3.0}))
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step":3,"lo')
+  assert journal.resume(1) == Cut(steps=1, seconds=3.0, last_unix_s=102.0)
+  assert lines(tmp_path / "metrics.jsonl") == [timed(1, {"step": 2.0})]
+
+
+@pytest.fixture
+def disk(monkeypatch):
+  """Returns a switch: while `full` is true, no file can be written."""
+  real, switch = AppendFile._write, types.SimpleNamespace(full=False)
+
+  def write(self, data):
+    if switch.full:
+      raise OSError(28, "No space left on device")
+    real(self, data)
+
+  monkeypatch.setattr(AppendFile, "_write", write)
+  return switch
+
+
+def test_lines_wait_for_a_full_disk_which_is_told_once_and_no_sync_succeeds(tmp_path, disk):
+  said = []
+  journal = Journal(tmp_path / "metrics.jsonl", tmp_path / "events.jsonl", said.append)
+  journal.step(line(1))
+  disk.full = True
+  for n in (2, 3):
+    journal.step(line(n))
+    journal.event("skipped", step=n)
+  assert len(said) == 1 and "No space left on device" in said[0]
+  with pytest.raises(OSError, match="No space left"):
+    journal.sync()
+  assert lines(tmp_path / "metrics.jsonl") == [line(1)]
+  disk.full = False
+  journal.step(line(4))
+  assert lines(tmp_path / "metrics.jsonl") == [line(n) for n in (1, 2, 3, 4)]
+  kinds = [event["event"] for event in lines(tmp_path / "events.jsonl")]
+  assert kinds == ["skipped", "skipped", "journal_late"]
+  assert len(said) == 2
+  journal.sync()
+
+
+def test_lines_that_wait_are_cut_like_those_that_do_not(tmp_path, disk):
+  journal = Journal(tmp_path / "metrics.jsonl", tmp_path / "events.jsonl")
+  journal.step(timed(1, {"step": 1.0}))
+  disk.full = True
+  for n in (2, 3, 4):
+    journal.step(timed(n, {"step": 1.0}))
+  assert journal.resume(2) == Cut(steps=2, seconds=2.0, last_unix_s=104.0)
+  disk.full = False
+  journal.step(line(3))
+  assert [each["step"] for each in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_reading_leaves_out_what_is_no_object(tmp_path):
+  path = tmp_path / "lines"
+  path.write_bytes(b'{"a":1}\n[2]\nnot json\n\xff\n\x00\x00\n{"a":2}\n{"a":3')
+  assert list(read_lines(path)) == [{"a": 1}, {"a": 2}]
+  assert list(read_lines(tmp_path / "none")) == []
