@@ -26,7 +26,8 @@ class Recovery:
   Attributes:
     spike_window: Steps whose loss and gradient norm a new one is compared with, once there are so
       many; 0 to call nothing a spike.
-    spike_factor: Standard deviations; one counts as at least 1% of the mean.
+    spike_factor: Standard deviations; one counts as at least 1% of the mean of the loss, and half
+      the mean of the norm.
     patience: Skipped steps in a row after which the run goes back.
     rollback_steps: How far the checkpoint must lie before the first of them. The oldest one kept
       is taken where none is so old, and an older one where the last rollback did not help.

@@ -191,8 +191,8 @@ def test_a_spike_lies_above_mean_and_deviation_of_the_window(factor):
   limit = np.mean(losses) + factor * np.std(losses)
   for loss, expected in ((limit - 1e-4, False), (limit + 1e-4, True), (0.0, False)):
     assert bool(is_spike(filled(losses), jnp.float32([loss, 1.0]), factor)) == expected
-  norms = [1.0, 3.0, 1.0, 3.0]
-  limit = 2 + factor
+  norms = [1.0, 4.0, 1.0, 4.0]
+  limit = 2.5 + factor * 1.5
   for norm, expected in ((limit - 1e-4, False), (limit + 1e-4, True)):
     assert bool(is_spike(filled(losses, norms), jnp.float32([2.0, norm]), factor)) == expected
 
@@ -201,6 +201,12 @@ def test_a_window_that_never_moved_allows_a_hundredth_of_its_mean_for_a_deviatio
   still = filled([5.0] * 4)
   assert not is_spike(still, jnp.float32([5.29, 1.0]), 6.0)
   assert is_spike(still, jnp.float32([5.31, 1.0]), 6.0)
+
+
+def test_a_norm_that_never_moved_allows_half_of_it_for_a_deviation():
+  still = filled([5.0] * 4)
+  assert not is_spike(still, jnp.float32([5.0, 3.99]), 6.0)
+  assert is_spike(still, jnp.float32([5.0, 4.01]), 6.0)
 
 
 def test_nothing_is_a_spike_before_the_window_is_full_or_without_one():
