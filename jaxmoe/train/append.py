@@ -1,13 +1,17 @@
 """A text file that only grows, by whole pieces, and outlives a disk that refuses them for a while.
 
 A piece that cannot be written (a full disk, one that became read-only) is kept in memory, in order,
-and written with the next one. What was torn by the attempt is cut off again.
+and written with the next one. What was torn by the attempt is cut off again, and so is what lies
+behind the last whole line when the file is first written to: a machine that went down left it.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+from typing import IO
+
+_BLOCK = 1 << 16
 
 
 class AppendFile:
@@ -17,6 +21,7 @@ class AppendFile:
     self.path = path
     self.pending: list[bytes] = []
     self._torn_at: int | None = None
+    self._looked = False
 
   def append(self, piece: bytes) -> str:
     """Takes a piece, writes all that can be written, and returns '' or why something is left."""
@@ -49,7 +54,9 @@ class AppendFile:
 
   def _write(self, data: bytes) -> None:
     # One write: a piece is there or not, unless the machine itself goes down.
-    with open(self.path, "ab", buffering=0) as file:
+    with open(self.path, "a+b", buffering=0) as file:
+      if not self._looked:
+        self._torn_at, self._looked = _end_of_lines(file), True
       if self._torn_at is not None:
         file.truncate(self._torn_at)
         self._torn_at = None
@@ -62,3 +69,16 @@ class AppendFile:
         file.truncate(end)
         self._torn_at = None
         raise
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+  """Returns where the last whole line of a file ends."""
+  end = file.seek(0, os.SEEK_END)
+  while end:
+    start = max(end - _BLOCK, 0)
+    file.seek(start)
+    newline = file.read(end - start).rfind(b"\n")
+    if newline >= 0:
+      return start + newline + 1
+    end = start
+  return 0

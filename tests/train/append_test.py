@@ -87,3 +87,12 @@ def test_another_process_may_cut_the_file_between_two_pieces(tmp_path):
   os.truncate(tmp_path / "lines", 6)
   file.append(b"third\n")
   assert (tmp_path / "lines").read_bytes() == b"first\nthird\n"
+
+
+@pytest.mark.parametrize("torn", [b"sec", bytes(70_000), b"\xff" * 200_000])
+def test_what_a_machine_that_went_down_left_torn_is_cut_off_first(tmp_path, torn):
+  (tmp_path / "lines").write_bytes(b"first\n" + torn)
+  file = AppendFile(tmp_path / "lines")
+  file.append(b"second\n")
+  file.append(b"third\n")
+  assert (tmp_path / "lines").read_bytes() == b"first\nsecond\nthird\n"
