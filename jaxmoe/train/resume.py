@@ -53,7 +53,7 @@ def begin(
 
 def _afresh(parts: Parts, about: dict[str, Any], at_zero: Callable[[State], None]) -> State:
   watch = parts.watch
-  parts.forget(0)
+  parts.forget(-1)  # what the untrained model wrote comes again, too
   with watch.phase("start", "making parameters"):
     state = jax.block_until_ready(parts.spec.init(parts.experiment.train.seed))
   at_zero(state)

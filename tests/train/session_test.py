@@ -174,6 +174,15 @@ def test_lines_and_samples_after_the_checkpoint_are_written_again(train, straigh
   assert events(again, "resume")[0]["step"] == 4
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_with_empty_files(
+  train, straight, tmp_path
+):
+  for name in ("metrics.jsonl", "samples.md"):
+    (tmp_path / name).write_bytes((straight / name).read_bytes())
+  train(tmp_path)
+  assert outcome(tmp_path) == outcome(straight)
+
+
 def test_a_damaged_newest_checkpoint_is_named_and_the_run_still_ends_equal(train, straight, again):
   flip_a_bit(again / "checkpoints" / "5")
   train(again)
