@@ -28,10 +28,11 @@ def main(overrides: list[str]) -> int:
   workdir = cli.need_workdir(FLAGS.workdir)
   workdir.check(experiment)
   make_schedule(experiment.optim, experiment.train.num_steps)  # its checks, before anything is read
+  # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
+  around = Around(recipe_origin(FLAGS.config, experiment), ledger)
   cli.set_up_jax()
   stop = cli.StopSignals()
   corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
-  around = Around(recipe_origin(FLAGS.config, experiment), ledger)
   session = Session(experiment, workdir, corpus, one_device(), around)
   outcome = session.train(stop)
   print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
