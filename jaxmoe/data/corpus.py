@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
+from jaxmoe.data.chat import Chat
 from jaxmoe.data.document import Document, Reader
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.scan import Good, Skipped, scan
@@ -50,8 +51,10 @@ def open_corpus(
   keys = {domain: [(g.entry.split_key, g.entry.unit) for g in of] for domain, of in goods.items()}
   held = held_out_units(keys, data.held_out)
   train = [good for of in goods.values() for good in of if good.entry.unit not in held]
-  tokenizer = ready or data.tokenizer.build(_texts(train), _train_digest(train), cache_dir, say)
-  reader = Reader(tokenizer, data.cache_bytes)
+  tokenizer = ready or data.tokenizer.build(
+    _texts(train, data.chat), _train_digest(train, data.chat), cache_dir, say
+  )
+  reader = Reader(tokenizer, data.cache_bytes, data.chat)
   sides: dict[bool, dict[str, list[Document]]] = {
     side: {
       domain: [_document(good, reader) for good in of if (good.entry.unit in held) == side]
@@ -168,18 +171,23 @@ def _document(good: Good, reader: Reader) -> Document:
     source=good.source,
     locator=entry.locator,
     reader=reader,
+    unscored_bytes=good.unscored_bytes,
   )
 
 
-def _texts(goods: Iterable[Good]) -> Iterator[str]:
+def _texts(goods: Iterable[Good], chat: Chat) -> Iterator[str]:
   for good in goods:
     content = good.source.read(good.entry.locator)
-    assert isinstance(content, str), "ids are refused while the tokenizer is not known"
-    yield content
+    if isinstance(content, tuple):
+      yield from (text for text, _ in chat.pieces(content))
+    else:
+      assert isinstance(content, str), "ids are refused while the tokenizer is not known"
+      yield content
 
 
-def _train_digest(goods: Iterable[Good]) -> str:
-  return _digest(f"{good.source.domain}/{good.entry.name}:{good.digest.hex()}" for good in goods)
+def _train_digest(goods: Iterable[Good], chat: Chat) -> str:
+  names = (f"{good.source.domain}/{good.entry.name}:{good.digest.hex()}" for good in goods)
+  return _digest([json.dumps(to_plain(chat)), *names])
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import threading
 from typing import Any
 
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Content, Source
+from jaxmoe.data.chat import Chat
+from jaxmoe.data.entry import Content, Messages, Source
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
+
+Encoded = tuple[np.ndarray, np.ndarray | None]
+"""Ids of a document, and which of them and of its end are learned; None for all."""
 
 
 def content_digest(content: Content) -> bytes:
-  """Returns 16 bytes that tell two contents apart; text and ids never agree."""
+  """Returns 16 bytes that tell two contents apart; text, ids and messages never agree."""
   if isinstance(content, str):
     return hashlib.blake2b(content.encode("utf-8"), digest_size=16, person=b"text").digest()
+  if isinstance(content, tuple):
+    lines = json.dumps(content).encode("utf-8")
+    return hashlib.blake2b(lines, digest_size=16, person=b"messages").digest()
   ids = np.asarray(content, "<i4")
   return hashlib.blake2b(ids.tobytes(), digest_size=16, person=b"ids").digest()
 
@@ -29,36 +37,50 @@ class Reader:
     tokenizer: Makes the ids.
     cache_bytes: What is kept is never dropped: documents are visited in cycles, where dropping
       the oldest would always drop the next one needed.
+    chat: How messages become text.
   """
 
-  def __init__(self, tokenizer: Tokenizer, cache_bytes: int):
-    self._tokenizer = tokenizer
+  def __init__(self, tokenizer: Tokenizer, cache_bytes: int, chat: Chat = Chat()):  # noqa: B008
+    self._tokenizer, self._chat = tokenizer, chat
     self._left = cache_bytes
-    self._kept: dict[tuple[str, str], np.ndarray] = {}
+    self._kept: dict[tuple[str, str], Encoded] = {}
     self._lock = threading.Lock()
     self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
 
-  def ids(self, document: Document) -> np.ndarray:
-    """Returns the int32 ids of `document`."""
+  def encoded(self, document: Document) -> Encoded:
+    """Returns the int32 ids of `document` and which of them are learned."""
     key = (document.source.domain, document.name)
     kept = self._kept.get(key)
     if kept is not None:
-      return kept.astype(np.int32)
-    content = document.content
-    ids = self._tokenizer.encode(content) if isinstance(content, str) else content
+      return kept[0].astype(np.int32), kept[1]
+    ids, scored = self._encode(document.content)
     small = ids.astype(self._dtype)
+    size = small.nbytes + (0 if scored is None else scored.nbytes)
     with self._lock:
-      if key not in self._kept and small.nbytes <= self._left:
-        self._left -= small.nbytes
-        self._kept[key] = small
-    return ids.astype(np.int32)
+      if key not in self._kept and size <= self._left:
+        self._left -= size
+        self._kept[key] = small, scored
+    return ids.astype(np.int32), scored
 
   def raw(self, document: Document) -> bytes:
     """Returns the UTF-8 bytes of `document`."""
     content = document.content
     if isinstance(content, str):
       return content.encode("utf-8")
+    if isinstance(content, tuple):
+      return "".join(text for text, _ in self._chat.pieces(content)).encode("utf-8")
     return self._tokenizer.decode_bytes(content)
+
+  def _encode(self, content: Content) -> Encoded:
+    if isinstance(content, str):
+      return self._tokenizer.encode(content), None
+    return self._encode_pieces(content) if isinstance(content, tuple) else (content, None)
+
+  def _encode_pieces(self, messages: Messages) -> Encoded:
+    pieces = [(self._tokenizer.encode(text), flag) for text, flag in self._chat.pieces(messages)]
+    flags = [np.full(len(ids), flag) for ids, flag in pieces]
+    end = np.array([self._chat.ends_in_answer(messages)])
+    return np.concatenate([ids for ids, _ in pieces]), np.concatenate([*flags, end])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +92,7 @@ class Document:
     num_bytes: Its length in UTF-8 bytes.
     digest: Of its content.
     answer: Start and end, in bytes, of the part that can be scored by exact match, or None.
+    unscored_bytes: Those of its bytes that are read but not learned.
   """
 
   name: str
@@ -79,10 +102,11 @@ class Document:
   source: Source = dataclasses.field(repr=False)
   locator: Any = dataclasses.field(repr=False)
   reader: Reader = dataclasses.field(repr=False)
+  unscored_bytes: int = 0
 
   @property
   def content(self) -> Content:
-    """The text or the ids the source has for it, read again.
+    """The text, ids or messages the source has for it, read again.
 
     Raises:
       InputError: the content is not what it was when the corpus was opened.
@@ -108,7 +132,22 @@ class Document:
   @property
   def ids(self) -> np.ndarray:
     """The int32 ids, without an end of document."""
-    return self.reader.ids(self)
+    return self.reader.encoded(self)[0]
+
+  @property
+  def scored(self) -> np.ndarray | None:
+    """Which ids, and after them the end of document, are learned and scored; None for all."""
+    return self.reader.encoded(self)[1] if self.unscored_bytes else None
+
+  @property
+  def ids_and_scored(self) -> Encoded:
+    """Both, for the price of one."""
+    return self.reader.encoded(self)
+
+  @property
+  def scored_bytes(self) -> int:
+    """The UTF-8 bytes that are learned and scored."""
+    return self.num_bytes - self.unscored_bytes
 
   def _changed(self, how: str) -> InputError:
     return InputError(

@@ -14,8 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Content = str | np.ndarray
-"""Text, or the ids of a document that was tokenized elsewhere."""
+Messages = tuple[tuple[str, str], ...]
+"""(role, content) of each message of a conversation, at least one."""
+
+Content = str | np.ndarray | Messages
+"""Text, the ids of a document that was tokenized elsewhere, or messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Entry:
     name: What it is called inside its source: unique, independent of the machine.
     split_key: Its hash decides whether it is held out.
     unit: Entries of one unit (one file) are on one side of the split in every domain.
-    content: The text or ids; None when flawed.
+    content: The text, ids or messages; None when flawed.
     flaw: Why the record cannot be used; empty when it can.
     locator: What `read` needs to return `content` again.
     answer: Start and end, in UTF-8 bytes, of the part that can be scored by exact match.

@@ -7,6 +7,7 @@ import math
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import choice
+from jaxmoe.data.chat import Chat
 from jaxmoe.data.entry import Source
 from jaxmoe.data.sources import SOURCES
 from jaxmoe.data.tokenizers import TOKENIZERS
@@ -47,6 +48,7 @@ class Data:
     shuffle_tokens: Rows are shuffled in windows of this many tokens, shared by weight, so that
       neighbours in a batch are from different documents.
     cache_bytes: Memory for ids that are kept instead of tokenized again.
+    chat: How documents given as messages become text, and what of them is learned.
   """
 
   parts: tuple[Part, ...]
@@ -57,6 +59,7 @@ class Data:
   max_record_bytes: int = 50_000_000
   shuffle_tokens: int = 2**19
   cache_bytes: int = 2**28
+  chat: Chat = Chat()
 
   def __post_init__(self) -> None:
     if not self.parts:

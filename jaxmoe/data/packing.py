@@ -40,10 +40,12 @@ class Pairs:
       self._epoch = epoch
       self._order = permutation(len(self._documents), f"{self._seed}/documents/{epoch}")
     document = self._documents[self._order[place]]
-    ids = document.ids
+    ids, scored = document.ids_and_scored
     pairs = np.zeros((len(ids) + 1, 3), np.int32)
     pairs[0, INPUT] = pairs[-1, LABEL] = self._eod_id
     pairs[1:, INPUT] = pairs[:-1, LABEL] = ids
+    if scored is not None:
+      pairs[~scored, LABEL] = -1
     pairs[-1, BYTES] = document.num_bytes
     return {_PAIRS: pairs}
 

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.data.chat import Chat
 from jaxmoe.data.document import content_digest
 from jaxmoe.data.entry import Content, Entry, Source
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
 _MAX_LISTED = 1000  # places of bad records that are listed; the counts are always complete
+_EMPTY = "an empty document"
 _REPORT_EVERY = 4096  # records between two lines of progress
 
 
@@ -30,6 +32,7 @@ class Good:
   source: Source
   entry: Entry
   num_bytes: int
+  unscored_bytes: int
   digest: bytes
 
 
@@ -91,24 +94,27 @@ def scan(
     for number, entry in enumerate(source.scan(data.max_record_bytes), 1):
       if number % _REPORT_EVERY == 0:
         say(f"reading {source.domain}: {number} records")
-      flaw = entry.flaw or _flaw(entry.content, tokenizer)
-      if flaw:
-        skipped.add(source.domain, entry.place, flaw)
+      flaw = entry.flaw or _flaw(entry.content, tokenizer, data.chat)
+      good = None if flaw else _good(source, entry, tokenizer, data.chat)
+      if good is None or not good.num_bytes:
+        skipped.add(source.domain, entry.place, flaw or _EMPTY)
       else:
-        goods.append(_good(source, entry, tokenizer))
+        goods.append(good)
   except InputError as error:
     raise InputError(f"source {source.domain!r}: {error}") from None
   skipped.check(source.domain, len(goods), data.max_bad_share)
   return sorted(goods, key=lambda good: good.entry.name)
 
 
-def _flaw(content: Content | None, tokenizer: Tokenizer | None) -> str:
+def _flaw(content: Content | None, tokenizer: Tokenizer | None, chat: Chat) -> str:
   """Returns why the content of an entry cannot be used, or ''."""
   if isinstance(content, str):
-    return "" if content.strip() else "an empty document"
+    return "" if content.strip() else _EMPTY
+  if isinstance(content, tuple):
+    return chat.flaw(content)
   ids = np.asarray(content)
   if not ids.size:
-    return "an empty document"
+    return _EMPTY
   if tokenizer is None:
     return "ids given for a tokenizer that is trained on text"
   if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
@@ -116,12 +122,17 @@ def _flaw(content: Content | None, tokenizer: Tokenizer | None) -> str:
   return "the end-of-document id inside a document" if (ids == tokenizer.eod_id).any() else ""
 
 
-def _good(source: Source, entry: Entry, tokenizer: Tokenizer | None) -> Good:
-  content = entry.content
+def _good(source: Source, entry: Entry, tokenizer: Tokenizer | None, chat: Chat) -> Good:
+  content, unscored = entry.content, 0
+  assert content is not None
   if isinstance(content, str):
     num_bytes = len(content.encode("utf-8"))
+  elif isinstance(content, tuple):
+    sizes = [(len(text.encode("utf-8")), learned) for text, learned in chat.pieces(content)]
+    num_bytes = sum(size for size, _ in sizes)
+    unscored = sum(size for size, learned in sizes if not learned)
   else:
-    assert content is not None and tokenizer is not None
+    assert tokenizer is not None
     num_bytes = len(tokenizer.decode_bytes(content))
   light = dataclasses.replace(entry, content=None)
-  return Good(source, light, num_bytes, content_digest(content))
+  return Good(source, light, num_bytes, unscored, content_digest(content))

@@ -39,8 +39,9 @@ class Lane:
 class Stream:
   """An iterator of batches: dicts of int32 arrays (rows of this process, L).
 
-  `ids`, `labels` (the next id), `position` (from 0 in every piece of a document) and `segment`
-  (from 1 in every row). There is no padding, as the stream never ends. Made by `Corpus.stream`.
+  `ids`, `labels` (the next id, or -1 where it is not learned), `position` (from 0 in every piece
+  of a document) and `segment` (from 1 in every row). There is no padding, as the stream never ends.
+  Made by `Corpus.stream`.
   """
 
   def __init__(
@@ -61,7 +62,7 @@ class Stream:
       window, name = int(shuffle_tokens * lane.share), f"{seed}/{lane.domain}"
       rows.append(packed_rows(lane.documents, seq_len, window, eod_id, name).map(_Tag(index)))
     mixed = grain.IterDataset.mix(rows, [lane.share for lane in lanes])
-    batches = mixed.batch(batch_size).map(_Finish(keep, len(lanes), eod_id))
+    batches = mixed.batch(batch_size).map(_Finish(keep, len(lanes)))
     ahead = min(16, max(2, _AHEAD_BYTES // (batch_size * seq_len * 4 * 4)))
     prefetched = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead)
     iterator = iter(prefetched)
@@ -170,8 +171,8 @@ class _Tag:
 class _Finish:
   """Counts a global batch by domain, then keeps the rows of this process."""
 
-  def __init__(self, keep: slice, num_domains: int, eod_id: int):
-    self._keep, self._num_domains, self._eod_id = keep, num_domains, eod_id
+  def __init__(self, keep: slice, num_domains: int):
+    self._keep, self._num_domains = keep, num_domains
     self._thread = threading.local()
 
   def __call__(self, batch: Batch) -> tuple[Batch, np.ndarray, float]:
@@ -179,7 +180,7 @@ class _Finish:
     domain_B, bytes_BL = batch.pop("domain"), batch.pop("bytes")
     per_row = [
       np.full(len(domain_B), bytes_BL.shape[1]),
-      (batch["labels"] == self._eod_id).sum(axis=1),
+      (bytes_BL > 0).sum(axis=1),  # labels do not tell: an end may be masked
       bytes_BL.sum(axis=1, dtype=np.int64),
     ]
     counts = np.zeros((self._num_domains, len(_COUNTS)), np.int64)

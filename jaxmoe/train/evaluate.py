@@ -4,6 +4,9 @@ Bits per byte is the summed negative log2 probability of every held-out token, e
 included, over the held-out UTF-8 bytes. Every token is scored once. A document starts without
 context; a long one is cut into windows that overlap by half, in which only what no earlier window
 scored counts. Short windows share a row, behind the document mask.
+
+Of messages only the answers are scored: bits per byte is then the summed negative log2 probability
+of the tokens that are learned over their UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -29,17 +32,26 @@ Window = tuple[np.ndarray, np.ndarray]
 """Input ids, and labels of the same length: -1 where another window scores."""
 
 
-def document_windows(ids: np.ndarray, eod_id: int, length: int) -> Iterator[Window]:
-  """Yields the windows of a document, each at most `length` tokens, together scoring it once."""
+def document_windows(
+  ids: np.ndarray, eod_id: int, length: int, scored_mask: np.ndarray | None = None
+) -> Iterator[Window]:
+  """Yields the windows of a document, each at most `length` tokens, together scoring it once.
+
+  Where `scored_mask`, over the ids and the end of document, is false, nothing is scored; windows
+  without a scored token are left out.
+  """
   inputs = np.concatenate([[eod_id], ids]).astype(np.int32)
   labels = np.concatenate([ids, [eod_id]]).astype(np.int32)
+  if scored_mask is not None:
+    labels = np.where(scored_mask, labels, -1)
   stride = max(length // 2, 1)
   start, scored = 0, 0
   while scored < len(labels):
     end = min(start + length, len(labels))
     fresh = labels[start:end].copy()
     fresh[: scored - start] = -1
-    yield inputs[start:end], fresh
+    if (fresh >= 0).any():
+      yield inputs[start:end], fresh
     start, scored = start + stride, end
 
 
@@ -76,7 +88,7 @@ def evaluate(
   Args:
     decoder: The model.
     params: Its parameters.
-    domains: Documents by domain; a document has `ids` and `num_bytes`.
+    domains: Documents by domain; a document has `ids`, `scored` and `scored_bytes`.
     eod_id: Id of the end of document.
     shape: (rows scored at a time, length of a window).
     alive: Called after every batch.
@@ -88,7 +100,7 @@ def evaluate(
     windows = (
       window
       for document in documents
-      for window in document_windows(document.ids, eod_id, shape[1])
+      for window in document_windows(document.ids, eod_id, shape[1], document.scored)
     )
     nats = 0.0
     for batch in packed_batches(windows, *shape):
@@ -99,7 +111,7 @@ def evaluate(
       labels += [index] * len(nats_B)
       alive()
     bits[name] = float(nats) / math.log(2)
-    num_bytes[name] = sum(document.num_bytes for document in documents)
+    num_bytes[name] = sum(document.scored_bytes for document in documents)
   rows_RE = {depth: np.concatenate([counts[depth] for counts in rows]) for depth in rows[0]}
   names, domain_R = tuple(domains), np.array(labels)
   tables = {str(depth): routing_table(of, domain_R, names) for depth, of in rows_RE.items()}

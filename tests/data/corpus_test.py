@@ -14,6 +14,7 @@ from jaxmoe.core.recipe import from_json, override, to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources.jsonl import Jsonl
+from jaxmoe.data.sources.record import WRONG_FIELDS
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
 from jaxmoe.data.sources.text import Text
@@ -82,7 +83,7 @@ def test_bad_lines_are_named_by_their_number(write_texts):
   data = Data((Part(Jsonl(folder)),), held_out=0.3, max_bad_share=0.5, max_record_bytes=200)
   corpus = open_corpus(data)
   path = os.path.join(folder, "a.jsonl")
-  fields = "not one of 'text' (a string) and 'tokens' (a list of ids)"
+  fields = WRONG_FIELDS
   reasons = [
     "not JSON", fields, fields, fields, "an empty document", "invalid UTF-8", "invalid UTF-8",
     fields, *["an id out of the vocabulary"] * 3, "the end-of-document id inside a document",

@@ -15,7 +15,8 @@ LENGTHS = (1, L - 1, L, L + 1, 3 * L // 2, 10 * L)
 
 def document(length, seed, bytes_per_token=3):
   ids = np.random.default_rng(seed).integers(0, EOD, length).astype(np.int32)
-  return types.SimpleNamespace(ids=ids, num_bytes=bytes_per_token * length)
+  size = bytes_per_token * length
+  return types.SimpleNamespace(ids=ids, num_bytes=size, scored=None, scored_bytes=size)
 
 
 DOCUMENTS = [document(length, seed) for seed, length in enumerate(LENGTHS)]
@@ -104,6 +105,25 @@ def test_windows_score_every_token_once_with_at_least_half_a_window_before_it(le
     assert window == 0 or fresh[0] >= length - max(length // 2, 1)
     scored.extend(start + fresh)
   assert scored == list(range(size + 1))
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 31])
+def test_what_is_not_scored_adds_neither_bits_nor_bytes(model, bits_alone, size):
+  only = document(size, 3)
+  mask = np.random.default_rng(size).random(size + 1) < 0.4
+  mask[size // 2] = True
+  masked = types.SimpleNamespace(ids=only.ids, num_bytes=999, scored=mask, scored_bytes=17)
+  scores = evaluate(*model, {"chat": [masked], "text": DOCUMENTS[:2]}, EOD, (4, L))
+  bits = np.array(bits_alone(only.ids))[mask].sum()
+  np.testing.assert_allclose(scores["domains"]["chat"], bits / 17, rtol=1e-5)
+
+
+def test_windows_without_a_scored_token_are_left_out():
+  ids, mask = np.arange(40, dtype=np.int32), np.zeros(41, bool)
+  mask[[3, 30]] = True
+  windows = list(document_windows(ids, EOD, L, mask))
+  assert [labels[labels >= 0].tolist() for _, labels in windows] == [[3], [30]]
+  assert all(len(given) == len(labels) == L for given, labels in windows)
 
 
 def test_a_window_goes_into_the_open_row_if_it_fits_and_every_batch_has_full_shape():

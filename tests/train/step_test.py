@@ -74,6 +74,16 @@ def test_a_bad_batch_moves_nothing_but_the_counts(training, bad):
   assert metrics["skipped"] == 1
 
 
+def test_a_batch_without_an_answer_has_no_loss_and_is_no_bad_step(training, good):
+  state, step = training()
+  nothing = {**good[0], "labels": np.full_like(good[0]["labels"], -1)}
+  after, (metrics, then) = run(state, step, [nothing, good[1]])
+  assert metrics["finite"] and then["finite"]
+  assert float(metrics["loss"].sum) == 0 and float(metrics["loss"].weight) == 0
+  assert (after.step, after.skipped) == (2, 0)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.optimizer))
+
+
 def test_good_steps_around_a_bad_one_equal_the_run_without_it_bit_for_bit(training, good, bad):
   with_bad, metrics = run(*training(), [good[0], good[1], bad, good[2], good[3]])
   without, right = run(*training(), good)

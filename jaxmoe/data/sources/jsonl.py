@@ -1,32 +1,27 @@
 """Files of JSON lines, plain or gzipped: one document a line.
 
-A line is an object with either `text` (a string) or `tokens` (a list of ids made by the tokenizer
-of the recipe); other fields are ignored. Plain files are read again by byte offset; a gzipped file
-has no random access, so its documents stay in memory.
+A line is an object with one of `text`, `tokens` and `messages`; other fields are ignored. Plain
+files are read again by byte offset; a gzipped file has no random access, so its documents stay in
+memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
 from jaxmoe.data.entry import INVALID_UTF8, Content, Entry, too_large, unreadable
+from jaxmoe.data.sources.record import record_content, record_entry
 from jaxmoe.data.sources.text import check_path, find_files
-
-_WRONG_FIELDS = "not one of 'text' (a string) and 'tokens' (a list of ids)"
-_INT32_MAX = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl:
-  """Lines of `{"text": ...}` or `{"tokens": [...]}`.
+  """Lines of `{"text": ...}`, `{"tokens": [...]}` or `{"messages": [{"role", "content"}, ...]}`.
 
   Whether a line is held out depends on its content alone, so equal documents are on one side.
 
@@ -53,9 +48,9 @@ class Jsonl:
         yield Entry(path, name, name, name, flaw=unreadable(error))
 
   def read(self, locator: Any) -> Content:
-    """Returns the document at (path, offset, length), or the locator itself if it is content."""
-    if not isinstance(locator, tuple):
-      return locator
+    """Returns the document at (path, offset, length), or the content in the list `locator`."""
+    if isinstance(locator, list):
+      return locator[0]
     path, offset, length = locator
     with open(path, "rb") as file:
       file.seek(offset)
@@ -92,10 +87,9 @@ def _entry(
     return Entry(place, name, name, name, flaw=too_large(max_bytes))
   content, flaw = _parse(line)
   offset, gzipped = where
-  locator = content if gzipped else (path, offset, len(line))
-  raw = content.encode("utf-8") if isinstance(content, str) else np.asarray(content).tobytes()
-  key = name if content is None else hashlib.sha256(raw).hexdigest()
-  return Entry(place, name, key, key, content, flaw, locator)
+  # A list, since content that is messages is a tuple.
+  locator = [content] if gzipped else (path, offset, len(line))
+  return record_entry(place, name, content, flaw, locator)
 
 
 def _parse(line: bytes) -> tuple[Content | None, str]:
@@ -106,22 +100,4 @@ def _parse(line: bytes) -> tuple[Content | None, str]:
     return None, INVALID_UTF8
   except (ValueError, RecursionError):
     return None, "not JSON"
-  if not isinstance(record, dict) or ("text" in record) == ("tokens" in record):
-    return None, _WRONG_FIELDS
-  if isinstance(record.get("text"), str):
-    return _valid_text(record["text"])
-  tokens = record.get("tokens")
-  if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
-    return None, _WRONG_FIELDS
-  if any(not 0 <= token <= _INT32_MAX for token in tokens):
-    return None, "an id out of the vocabulary"
-  return np.array(tokens, np.int32), ""
-
-
-def _valid_text(text: str) -> tuple[str | None, str]:
-  """Returns the text unless an escape such as \\ud800 made it impossible to write as UTF-8."""
-  try:
-    text.encode("utf-8")
-  except UnicodeEncodeError:
-    return None, INVALID_UTF8
-  return text, ""
+  return record_content(record)
