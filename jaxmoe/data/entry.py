@@ -69,5 +69,6 @@ def too_large(max_bytes: int) -> str:
 
 
 def unreadable(error: Exception) -> str:
-  """Returns the flaw of a file that the system or gzip refuses to read."""
-  return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+  """Returns the flaw of a file that the system or its format's reader refuses to read."""
+  why = " ".join(str(getattr(error, "strerror", None) or error).split())
+  return f"cannot be read ({why[:200]})"

@@ -1,0 +1,107 @@
+"""Arrow IPC files and streams (.arrow, .feather): one document a row.
+
+A file ends with a table of its record batches; a stream has none, so the places of its batches are
+noted while it is scanned. Files are read, not mapped into memory: a mapped file that is cut short
+kills the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from jaxmoe.data.entry import Content, Entry
+from jaxmoe.data.sources.columns import Place, Rows, arrow, document_field, read_row, scan_rows
+from jaxmoe.data.sources.text import check_path, find_files
+
+_SUFFIXES = (".arrow", ".feather")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrow:
+  """Rows with one column of `text`, `tokens` and `messages`.
+
+  Whether a row is held out depends on its content alone, so equal documents are on one side, and
+  the same documents as .jsonl are split alike. Needs the extra `data`.
+
+  Attributes:
+    path: A folder (every .arrow and .feather file below it), a glob, or one file.
+    domain: The name the documents are trained and scored under.
+  """
+
+  path: str
+  domain: str = "arrow"
+
+  def __post_init__(self) -> None:
+    check_path(self.path, "a folder of .arrow or .feather files")
+
+  def scan(self, max_bytes: int) -> Iterator[Entry]:
+    """Yields every row, file by file in the order of their paths."""
+    return scan_rows(find_files(self.path, _SUFFIXES), _open_rows, max_bytes)
+
+  def read(self, locator: Place) -> Content:
+    """Returns the document in a row; a few record batches stay in memory."""
+    return read_row(locator)
+
+
+class FileRows:
+  """One file of the IPC file format; a group is a record batch, by its number."""
+
+  def __init__(self, path: str):
+    self.path = path
+    with arrow().OSFile(path) as file, arrow().ipc.open_file(file) as reader:
+      self.field = document_field(reader.schema.names)
+      self._index = reader.schema.names.index(self.field)
+      self._num_groups = reader.num_record_batches
+
+  def pieces(self) -> Iterator[tuple[int, int, Any]]:
+    """Yields one record batch after the other."""
+    for group in range(self._num_groups):
+      yield group, 0, self.load(group)
+
+  def load(self, group: int) -> Any:
+    """Returns the column of a record batch; other columns are not read."""
+    ipc = arrow().ipc
+    options = ipc.IpcReadOptions(use_threads=False, included_fields=[self._index])
+    with arrow().OSFile(self.path) as file, ipc.open_file(file, options=options) as reader:
+      return reader.get_batch(group).column(0)
+
+
+class StreamRows:
+  """One file of the IPC stream format; a group is a record batch, by its place in the file."""
+
+  def __init__(self, path: str):
+    self.path = path
+    with arrow().OSFile(path) as file, arrow().ipc.open_stream(file) as reader:
+      self._schema = reader.schema
+    if "dictionary<" in str(self._schema):
+      raise ValueError("a stream with dictionaries has no random access; write it as a file")
+    self.field = document_field(self._schema.names)
+    self._index = self._schema.names.index(self.field)
+
+  def pieces(self) -> Iterator[tuple[int, int, Any]]:
+    """Yields one record batch after the other."""
+    with arrow().OSFile(self.path) as file, arrow().ipc.open_stream(file) as reader:
+      while True:
+        offset = file.tell()
+        try:
+          batch = reader.read_next_batch()
+        except StopIteration:
+          return
+        yield offset, 0, batch.column(self._index)
+
+  def load(self, group: int) -> Any:
+    """Returns the column of the record batch at the byte `group`."""
+    with arrow().OSFile(self.path) as file:
+      file.seek(group)
+      message = arrow().ipc.read_message(file)
+      return arrow().ipc.read_record_batch(message, self._schema).column(self._index)
+
+
+def _open_rows(path: str) -> Rows:
+  with open(path, "rb") as file:
+    magic = file.read(6)
+  if magic[:4] == b"FEA1":
+    raise ValueError("feather version 1; write it again with version 2")
+  return FileRows(path) if magic == b"ARROW1" else StreamRows(path)

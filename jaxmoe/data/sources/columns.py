@@ -1,0 +1,206 @@
+"""Documents in a column of Arrow rows: what parquet and Arrow files share.
+
+A file is a sequence of groups of rows (row groups, record batches). It is scanned piece by piece; a
+row is read again by loading its group, of which the last ones used stay in memory. Strings are
+taken as bytes and decoded row by row, so that one bad row does not spoil its neighbours, and what
+was read is validated before it is touched, since a damaged file may point anywhere.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.entry import Content, Entry, too_large, unreadable
+from jaxmoe.data.sources.record import FIELDS, one_field, record_content, record_entry
+
+_KEPT_BYTES = 2**26  # groups kept of one source; one group is kept whatever its size
+_STEP = 256  # rows turned into Python values at a time
+Place = tuple["Kept", "Rows", int, int]
+"""The locator of a row: what keeps its group, its file, group and row in the group."""
+
+
+class Rows(Protocol):
+  """One file; its constructor reads what is needed to find its groups.
+
+  Attributes:
+    path: Where it lies.
+    field: The column that holds the documents.
+  """
+
+  path: str
+  field: str
+
+  def pieces(self) -> Iterator[tuple[int, int, Any]]:
+    """Yields (group, row in it, column of the rows from there on), bounded in size, in order."""
+
+  def load(self, group: int) -> Any:
+    """Returns the column of a whole group."""
+
+
+class Kept:
+  """The columns of the groups last used, up to a number of bytes."""
+
+  def __init__(self, max_bytes: int = _KEPT_BYTES):
+    self._max_bytes, self._columns = max_bytes, collections.OrderedDict[Any, Any]()
+    self._lock = threading.Lock()
+
+  def column(self, rows: Rows, group: int) -> Any:
+    """Returns the checked column of a group."""
+    key = rows.path, group
+    with self._lock:
+      if key in self._columns:
+        self._columns.move_to_end(key)
+        return self._columns[key]
+    column = _checked(rows.load(group))
+    with self._lock:
+      self._columns[key] = column
+      while len(self._columns) > 1 and self._num_bytes() > self._max_bytes:
+        self._columns.popitem(last=False)
+    return column
+
+  def _num_bytes(self) -> int:
+    return sum(column.nbytes for column in self._columns.values())
+
+
+def arrow() -> Any:
+  """Returns the module pyarrow.
+
+  Raises:
+    InputError: it is not installed.
+  """
+  try:
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+  except ImportError:
+    raise InputError(
+      "parquet and arrow files need pyarrow; install it with: pip install 'jaxmoe[data]'"
+    ) from None
+  return pyarrow
+
+
+def document_field(names: list[str]) -> str:
+  """Returns the one column that holds documents.
+
+  Raises:
+    ValueError: there is none, or several.
+  """
+  field = one_field(names)
+  if field is None:
+    shown = ", ".join(map(repr, names[:8]))
+    raise ValueError(f"needs one column of {', '.join(FIELDS)}; it has {shown or 'none'}")
+  return field
+
+
+def scan_rows(
+  files: list[tuple[str, str]], open_rows: Callable[[str], Rows], max_bytes: int
+) -> Iterator[Entry]:
+  """Yields every row of the files as an entry, and one flawed entry for a file that is damaged."""
+  damage = (OSError, ValueError, MemoryError, OverflowError, arrow().ArrowException)
+  kept = Kept()
+  for name, path in files:
+    number = 0
+    try:
+      rows = open_rows(path)
+      for group, first, column in rows.pieces():
+        for row, (content, flaw) in enumerate(_contents(column, rows.field, max_bytes), first):
+          number += 1
+          locator: Place = kept, rows, group, row
+          yield record_entry(f"{path}:{number}", f"{name}:{number}", content, flaw, locator)
+    except damage as error:
+      yield Entry(path, name, name, name, flaw=unreadable(error))
+
+
+def read_row(locator: Place) -> Content:
+  """Returns the content of a row.
+
+  Raises:
+    ValueError: there is no such row any more, or nothing that can be used in it.
+  """
+  kept, rows, group, row = locator
+  try:
+    column = kept.column(rows, group)
+    content, flaw = record_content({rows.field: _value(column[row])})
+  except (arrow().ArrowException, IndexError, EOFError) as error:
+    raise ValueError(str(error)) from None
+  if content is None:
+    raise ValueError(flaw)
+  return content
+
+
+def _contents(
+  column: Any, field: str, max_bytes: int
+) -> Iterator[tuple[Content | None, str]]:
+  column = _checked(column)
+  for start in range(0, len(column), _STEP):
+    for value in _values(column[start : start + _STEP]):
+      if _size(value) > max_bytes:
+        yield None, too_large(max_bytes)
+      else:
+        yield record_content({field: value})
+
+
+def _values(column: Any) -> list[Any]:
+  """Returns Python values; lists of whole numbers as NumPy arrays."""
+  is_ids = _is_ids(column.type)
+  return [_value(scalar) for scalar in column] if is_ids else column.to_pylist()
+
+
+def _value(scalar: Any) -> Any:
+  if _is_ids(scalar.type) and scalar.is_valid and not scalar.values.null_count:
+    return scalar.values.to_numpy(zero_copy_only=False)
+  return scalar.as_py()
+
+
+def _is_ids(kind: Any) -> bool:
+  return _is_list(kind) and arrow().types.is_integer(kind.value_type)
+
+
+def _is_list(kind: Any) -> bool:
+  types = arrow().types
+  return types.is_list(kind) or types.is_large_list(kind)
+
+
+def _size(value: Any) -> int:
+  """Returns about how many bytes a value has; of messages, those of their strings."""
+  if isinstance(value, list):
+    return sum(map(_size, value))
+  if isinstance(value, dict):
+    return sum(map(_size, value.values()))
+  return getattr(value, "nbytes", 0) or (len(value) if isinstance(value, (bytes, str)) else 0)
+
+
+def _checked(column: Any) -> Any:
+  """Returns an array, or chunks of one, validated, with strings as bytes.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  chunks = column.chunks if isinstance(column, arrow().ChunkedArray) else [column]
+  checked = []
+  for chunk in chunks:
+    if arrow().types.is_dictionary(chunk.type):
+      chunk.validate(full=True)
+      chunk = chunk.dictionary_decode()
+    chunk = chunk.view(_bytes_for_strings(chunk.type))
+    chunk.validate(full=True)
+    checked.append(chunk)
+  return checked[0] if len(checked) == 1 else arrow().chunked_array(checked)
+
+
+def _bytes_for_strings(kind: Any) -> Any:
+  """Returns the type with bytes where `kind` has strings; the memory of both is the same."""
+  pa = arrow()
+  plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+  if kind in plain:
+    return plain[kind]
+  if pa.types.is_struct(kind):
+    return pa.struct([field.with_type(_bytes_for_strings(field.type)) for field in kind])
+  if _is_list(kind):
+    inner = kind.value_field.with_type(_bytes_for_strings(kind.value_type))
+    return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
+  return kind
