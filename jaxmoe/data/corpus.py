@@ -14,16 +14,22 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
+from jaxmoe.data.ahead import Ahead
+from jaxmoe.data.batches import Cut, Lane, endless_batches
 from jaxmoe.data.chat import Chat
 from jaxmoe.data.document import Document, Reader
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.scan import Good, Skipped, scan
 from jaxmoe.data.split import held_out_units
-from jaxmoe.data.stream import Lane, Stream
+from jaxmoe.data.stream import Stream
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
+from jaxmoe.data.watch import Reading, Watch
 
 Documents = Mapping[str, Sequence[Document]]
 """{domain: documents in name order}."""
+
+CHANGES_NO_BATCH = ("cache_bytes",)
+"""Fields of Data that the fingerprint leaves out."""
 
 
 def open_corpus(
@@ -62,7 +68,7 @@ def open_corpus(
     }
     for side in (False, True)
   }
-  return Corpus(data, tokenizer, sides[False], sides[True], skipped.plain())
+  return Corpus(data, reader, tokenizer, (sides[False], sides[True]), skipped.plain())
 
 
 class Corpus:
@@ -81,23 +87,23 @@ class Corpus:
   def __init__(
     self,
     data: Data,
+    reader: Reader,
     tokenizer: Tokenizer,
-    train: Documents,
-    held_out: Documents,
+    sides: tuple[Documents, Documents],
     skipped: dict[str, Any],
   ):
     self.data, self.tokenizer, self.skipped = data, tokenizer, skipped
-    self._train, self._held_out = train, held_out
-    self.domains = tuple(train)
-    sides = {"train": train, "held_out": held_out}
+    self._reader, (self._train, self._held_out) = reader, sides
+    self.domains = tuple(self._train)
+    named = {"train": self._train, "held_out": self._held_out}
     self.digest = _digest(
       f"{side}/{domain}/{document.name}:{document.digest.hex()}"
-      for side, documents in sides.items()
+      for side, documents in named.items()
       for domain in sorted(documents)
       for document in documents[domain]
     )
     self.statistics = {
-      domain: {side: _count(documents[domain]) for side, documents in sides.items()}
+      domain: {side: _count(documents[domain]) for side, documents in named.items()}
       for domain in self.domains
     }
 
@@ -122,11 +128,17 @@ class Corpus:
 
   def fingerprint(self, batch_size: int, seed: int) -> str:
     """Returns a digest of all that batches depend on; the number of processes is not among it."""
-    parts = [to_plain(self.data), self.digest, self.tokenizer.digest, batch_size, seed]
+    plain = {k: v for k, v in to_plain(self.data).items() if k not in CHANGES_NO_BATCH}
+    parts = [plain, self.digest, self.tokenizer.digest, batch_size, seed]
     return _digest([json.dumps(parts, sort_keys=True)])
 
   def stream(
-    self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    self,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    watch: Watch = Watch(),  # noqa: B008
   ) -> Stream:
     """Returns the endless training batches of one process.
 
@@ -135,7 +147,14 @@ class Corpus:
       seed: Another seed, another order of documents and rows.
       process_index: Which slice of the rows this process keeps.
       process_count: How many slices there are; must divide `batch_size`.
+      watch: Who is told when a batch is late or a document cannot be read.
     """
+    producer = self.ahead(batch_size, seed, process_index, process_count)
+    sizes = {domain: len(documents) for domain, documents in self._train.items()}
+    return Stream(producer, sizes, self.fingerprint(batch_size, seed), watch)
+
+  def ahead(self, batch_size: int, seed: int, process_index: int, process_count: int) -> Ahead:
+    """Returns the thread that makes the batches of `stream`; it starts when one is taken."""
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
       raise InputError(
         f"the batch must divide evenly over the processes, got {batch_size=} {process_count=}"
@@ -143,17 +162,18 @@ class Corpus:
     if not 0 <= process_index < process_count:
       raise InputError(f"process_index must be below process_count, got {process_index=}")
     rows = batch_size // process_count
-    total = sum(part.weight for part in self.data.parts)
-    shares = {part.source.domain: part.weight / total for part in self.data.parts}
-    return Stream(
-      lanes=[Lane(domain, self._train[domain], share) for domain, share in shares.items()],
+    cut = Cut(
       shape=(batch_size, self.data.seq_len),
       keep=slice(process_index * rows, (process_index + 1) * rows),
       shuffle_tokens=self.data.shuffle_tokens,
       eod_id=self.tokenizer.eod_id,
       seed=seed,
-      fingerprint=self.fingerprint(batch_size, seed),
     )
+    total, reading = sum(part.weight for part in self.data.parts), Reading()
+    shares = {part.source.domain: part.weight / total for part in self.data.parts}
+    lanes = [Lane(domain, self._train[domain], share) for domain, share in shares.items()]
+    batches = endless_batches(lanes, cut, reading)
+    return Ahead(batches, cut.ahead, reading, self._reader.failures)
 
   def _of(self, documents: Documents, domain: str) -> Sequence[Document]:
     if domain not in documents:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,21 @@ class Reader:
     cache_bytes: What is kept is never dropped: documents are visited in cycles, where dropping
       the oldest would always drop the next one needed.
     chat: How messages become text.
+    waits_s: Before each further try, where the system cannot read a document.
+
+  Attributes:
+    failures: (domain, document, why) of reads that are tried again; whoever looks takes them out.
   """
 
-  def __init__(self, tokenizer: Tokenizer, cache_bytes: int, chat: Chat = Chat()):  # noqa: B008
-    self._tokenizer, self._chat = tokenizer, chat
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    cache_bytes: int,
+    chat: Chat = Chat(),  # noqa: B008
+    waits_s: tuple[float, ...] = (0.1, 1.0, 5.0),
+  ):
+    self._tokenizer, self._chat, self._waits_s = tokenizer, chat, waits_s
+    self.failures: collections.deque[tuple[str, str, str]] = collections.deque(maxlen=1000)
     self._left = cache_bytes
     self._kept: dict[tuple[str, str], Encoded] = {}
     self._lock = threading.Lock()
@@ -61,6 +74,29 @@ class Reader:
         self._left -= size
         self._kept[key] = small, scored
     return ids.astype(np.int32), scored
+
+  def content(self, document: Document) -> Content:
+    """Returns the content of `document`, read again.
+
+    Raises:
+      InputError: it is not what it was when the corpus was opened, or cannot be read at all.
+    """
+    for wait_s in (*self._waits_s, None):
+      try:
+        content = document.source.read(document.locator)
+        break
+      except OSError as error:  # a disk or a network may come back
+        why = " ".join((error.strerror or str(error)).split())
+        if wait_s is None:
+          raise _lost(document, f"could not be read in {len(self._waits_s) + 1} tries ({why})",
+                      "mend the disk or the network and start again") from None  # fmt: skip
+        self.failures.append((document.source.domain, document.name, why))
+        time.sleep(wait_s)
+      except ValueError as error:
+        raise _changed(document, str(error)) from None
+    if content_digest(content) != document.digest:
+      raise _changed(document, "other content")
+    return content
 
   def raw(self, document: Document) -> bytes:
     """Returns the UTF-8 bytes of `document`."""
@@ -109,15 +145,9 @@ class Document:
     """The text, ids or messages the source has for it, read again.
 
     Raises:
-      InputError: the content is not what it was when the corpus was opened.
+      InputError: the content is not what it was when the corpus was opened, or cannot be read.
     """
-    try:
-      content = self.source.read(self.locator)
-    except (OSError, ValueError) as error:
-      raise self._changed(str(error)) from None
-    if content_digest(content) != self.digest:
-      raise self._changed("other content")
-    return content
+    return self.reader.content(self)
 
   @property
   def text(self) -> str:
@@ -149,8 +179,12 @@ class Document:
     """The UTF-8 bytes that are learned and scored."""
     return self.num_bytes - self.unscored_bytes
 
-  def _changed(self, how: str) -> InputError:
-    return InputError(
-      f"document {self.name!r} of {self.source.domain!r} changed while it was in use ({how}); "
-      "start again with files that stay as they are"
-    )
+
+def _changed(document: Document, how: str) -> InputError:
+  return _lost(
+    document, f"changed while it was in use ({how})", "start again with files that stay as they are"
+  )
+
+
+def _lost(document: Document, how: str, cure: str) -> InputError:
+  return InputError(f"document {document.name!r} of {document.source.domain!r} {how}; {cure}")

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from jaxmoe.data.document import Document
+from jaxmoe.data.watch import Reading
 
 _PAIRS = "pairs"
 INPUT, LABEL, BYTES = range(3)  # columns of a pair
@@ -29,8 +30,9 @@ class Pairs:
   so that a sum counts finished documents.
   """
 
-  def __init__(self, documents: Sequence[Document], eod_id: int, seed: str):
+  def __init__(self, documents: Sequence[Document], eod_id: int, seed: str, reading: Reading):
     self._documents, self._eod_id, self._seed = documents, eod_id, seed
+    self._reading = reading
     self._epoch, self._order = -1, np.zeros(0, np.int64)
 
   def __call__(self, index: int) -> dict[str, np.ndarray]:
@@ -40,6 +42,7 @@ class Pairs:
       self._epoch = epoch
       self._order = permutation(len(self._documents), f"{self._seed}/documents/{epoch}")
     document = self._documents[self._order[place]]
+    self._reading.document = document.source.domain, document.name
     ids, scored = document.ids_and_scored
     pairs = np.zeros((len(ids) + 1, 3), np.int32)
     pairs[0, INPUT] = pairs[-1, LABEL] = self._eod_id
@@ -64,9 +67,14 @@ def permutation(length: int, name: str) -> np.ndarray:
 
 
 def packed_rows(
-  documents: Sequence[Document], seq_len: int, shuffle_tokens: int, eod_id: int, seed: str
+  documents: Sequence[Document],
+  seq_len: int,
+  shuffle_tokens: int,
+  eod_id: int,
+  seed: str,
+  reading: Reading,
 ) -> grain.IterDataset:
-  """Returns the endless rows of one domain.
+  """Returns the endless rows of one domain; `reading` is kept at the document being read.
 
   Documents are in another order in every epoch. If they are longer than a row on average, rows then
   change places inside a window, because a long document fills many rows one after the other and a
@@ -76,7 +84,7 @@ def packed_rows(
   num_bytes = sum(document.num_bytes for document in documents)
   # No reader threads: the corpus is small or cached, and one prefetch thread runs all of this.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  pairs = grain.MapDataset.range(_ENDLESS).map(Pairs(documents, eod_id, seed))
+  pairs = grain.MapDataset.range(_ENDLESS).map(Pairs(documents, eod_id, seed, reading))
   rows: grain.IterDataset = grain.experimental.ConcatThenSplitIterDataset(
     pairs.to_iter_dataset(options), length_struct={_PAIRS: seq_len}
   )

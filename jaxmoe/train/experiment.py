@@ -177,6 +177,7 @@ SAFE_TO_CHANGE = (
   "train.log_every",
   "train.stall_s",
   "train.recovery.max_rollbacks",
+  "data.cache_bytes",
   "evaluation.*",
   "samples.*",
 )

@@ -65,3 +65,35 @@ def test_content_that_changed_is_named():
   source.texts[0] = "abce"
   with pytest.raises(InputError, match="'0' of 'counting' changed"):
     _ = document.ids
+
+
+class _Failing(_Counting):
+  """A source whose first reads fail."""
+
+  def __init__(self, texts, failures):
+    super().__init__(texts)
+    self.left = failures
+
+  def read(self, locator):
+    self.left -= 1
+    if self.left >= 0:
+      raise OSError(5, "Input/output\nerror")
+    return super().read(locator)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_read_that_fails_is_tried_again_and_noted(failures):
+  source = _Failing(["abcd"], failures)
+  reader = Reader(ByteTokenizer(), 0, waits_s=(0, 0))
+  document = Document("d", 4, content_digest("abcd"), None, source, 0, reader)
+  assert document.text == "abcd"
+  assert list(reader.failures) == [("counting", "d", "Input/output error")] * failures
+
+
+def test_a_read_that_keeps_failing_names_the_document():
+  source = _Failing(["abcd"], 99)
+  reader = Reader(ByteTokenizer(), 0, waits_s=(0, 0))
+  document = Document("d", 4, content_digest("abcd"), None, source, 0, reader)
+  with pytest.raises(InputError, match=r"^document 'd' of 'counting' could not be read in 3 tries"):
+    document.content  # noqa: B018
+  assert len(reader.failures) == 2 and source.left == 96

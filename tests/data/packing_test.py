@@ -10,6 +10,7 @@ import pytest
 from jaxmoe.data.document import Document, Reader, content_digest
 from jaxmoe.data.packing import packed_rows, permutation
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
+from jaxmoe.data.watch import Reading
 
 EOD = 256
 
@@ -36,7 +37,7 @@ TEXTS = ["a", "bc" * 20, "defg", "h" * 7, "ijklmnop", "qr" * 37, "s", "tuvw"]
 
 
 def _rows(number, seq_len, shuffle_tokens=1, texts=TEXTS, seed="0"):
-  dataset = packed_rows(_documents(texts), seq_len, shuffle_tokens, EOD, seed)
+  dataset = packed_rows(_documents(texts), seq_len, shuffle_tokens, EOD, seed, Reading())
   return list(itertools.islice(iter(dataset), number))
 
 

@@ -12,6 +12,8 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.sources.jsonl import Jsonl
+from jaxmoe.data.sources.synthetic import Synthetic
 from jaxmoe.data.sources.text import Text
 from jaxmoe.data.tokenizers.bpe import Bpe
 
@@ -95,6 +97,15 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(two_domain
   assert any((x["ids"] != y["ids"]).any() for x, y in zip(a, c))
 
 
+def test_what_changes_no_batch_is_no_part_of_the_fingerprint(two_domains, take):
+  small = dataclasses.replace(two_domains, cache_bytes=7)
+  stream = open_corpus(two_domains).stream(4, 0)
+  take(stream, 3)
+  other = open_corpus(small).stream(4, 0)
+  other.restore(stream.state())
+  _assert_equal(take(other, 3), take(stream, 3))
+
+
 def test_a_state_of_other_data_is_refused(two_domains, write_texts, take):
   state = open_corpus(two_domains).stream(4, 0).state()
 
@@ -142,6 +153,47 @@ def test_counters_agree_with_the_batches(two_domains, take):
     finished = np.split(labels, ends + 1)[: len(corpus.train(name))]
     read = {bytes(piece[:-1].tolist()).decode() for piece in finished}
     assert read == {document.text for document in corpus.train(name)}
+
+
+def _read_back(rows):
+  """Returns the documents that end in rows, and what is left at the end."""
+  labels = rows.reshape(-1)
+  pieces = np.split(labels, np.flatnonzero(labels == 256) + 1)
+  return [bytes(piece[piece != 256].tolist()).decode() for piece in pieces]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_counters_of_a_mixture_of_sources_agree_with_what_was_handed_out(
+  write_texts, some_texts, take, restart
+):
+  lines = "\n".join(json.dumps({"text": t}) for t in some_texts(30, "STUVWXYZ").values())
+  parts = (
+    Part(Text(write_texts(some_texts(24, "abcdefgh"), "low"), "low"), 5.0),
+    Part(Jsonl(write_texts({"a.jsonl": lines}, "high"), "high"), 2.0),
+    Part(Synthetic("add", size=2, num_documents=40), 1.0),
+  )
+  data = Data(parts, seq_len=16, held_out=0.2, shuffle_tokens=1)
+  stream = open_corpus(data).stream(4, 0)
+  batches = take(stream, 30)
+  if restart:
+    state = json.loads(json.dumps(stream.state()))
+    stream = open_corpus(data).stream(4, 0)
+    stream.restore(state)
+  rows = np.concatenate([batch["labels"] for batch in [*batches, *take(stream, 50)]])
+  letters = np.where(rows == 256, 0, rows).max(axis=1)
+  is_low, is_high = letters >= ord("a"), letters < ord("a")
+  is_add = np.isin(rows, list(b"0123456789")).any(axis=1)
+  corpus, stats = open_corpus(data), stream.stats()["domains"]
+  for name, chosen in (("low", is_low & ~is_add), ("high", is_high & ~is_add), ("add", is_add)):
+    ended = _read_back(rows[chosen])[:-1]
+    sizes = {d.text: d.num_bytes for d in corpus.train(name)}
+    assert stats[name] == {
+      "tokens": int(chosen.sum()) * 16,
+      "documents": len(ended),
+      "bytes": sum(sizes[text] for text in ended),
+      "epochs": len(ended) / len(corpus.train(name)),
+    }
+    assert stats[name]["epochs"] > 1
 
 
 def test_time_is_kept_apart_from_what_repeats(two_domains, take):

@@ -127,6 +127,10 @@ def read_row(locator: Place) -> Content:
     content, flaw = record_content({rows.field: _value(column[row])})
   except (arrow().ArrowException, IndexError, EOFError) as error:
     raise ValueError(str(error)) from None
+  except OSError as error:
+    if error.errno is not None:
+      raise
+    raise ValueError(str(error)) from None  # not the system's: what is read makes no sense
   if content is None:
     raise ValueError(flaw)
   return content

@@ -1,0 +1,100 @@
+"""The documents of all domains to batches: packed by domain, mixed row by row, counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from jaxmoe.data.document import Document
+from jaxmoe.data.packing import packed_rows
+from jaxmoe.data.watch import Reading
+
+COUNTS = ("tokens", "documents", "bytes")
+NAMES = ("ids", "labels", "position", "segment")
+Batch = dict[str, np.ndarray]
+Made = tuple[Batch, np.ndarray, float]
+"""A batch of this process, COUNTS of the global batch by domain, and processor seconds it took."""
+
+_AHEAD_BYTES = 2**26  # batches made ahead: at most about this much, and 2 to 16 of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+  """The documents of one domain and its share of the rows; shares sum to 1."""
+
+  domain: str
+  documents: Sequence[Document]
+  share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """How rows become batches.
+
+  Attributes:
+    shape: (rows of the global batch, tokens in a row).
+    keep: The rows this process keeps.
+    shuffle_tokens: The window of the shuffle, shared by the lanes.
+    eod_id: Id of the end of document.
+    seed: Of all orders.
+  """
+
+  shape: tuple[int, int]
+  keep: slice
+  shuffle_tokens: int
+  eod_id: int
+  seed: int
+
+  @property
+  def ahead(self) -> int:
+    """How many batches are made ahead."""
+    return min(16, max(2, _AHEAD_BYTES // (self.shape[0] * self.shape[1] * 4 * len(NAMES))))
+
+
+def endless_batches(lanes: Sequence[Lane], cut: Cut, reading: Reading) -> grain.IterDataset:
+  """Returns the dataset of `Made`; `reading` is kept at the document being read."""
+  batch_size, seq_len = cut.shape
+  rows = []
+  for index, lane in enumerate(lanes):
+    window, name = int(cut.shuffle_tokens * lane.share), f"{cut.seed}/{lane.domain}"
+    packed = packed_rows(lane.documents, seq_len, window, cut.eod_id, name, reading)
+    rows.append(packed.map(_Tag(index)))
+  mixed = grain.IterDataset.mix(rows, [lane.share for lane in lanes])
+  return mixed.batch(batch_size).map(_Finish(cut.keep, len(lanes)))
+
+
+class _Tag:
+  """Marks the rows of one domain."""
+
+  def __init__(self, index: int):
+    self._index = np.array(index, np.int32)
+
+  def __call__(self, row: Batch) -> Batch:
+    return {**row, "domain": self._index}
+
+
+class _Finish:
+  """Counts a global batch by domain, then keeps the rows of this process."""
+
+  def __init__(self, keep: slice, num_domains: int):
+    self._keep, self._num_domains = keep, num_domains
+    self._thread = threading.local()
+
+  def __call__(self, batch: Batch) -> Made:
+    batch = dict(batch)
+    domain_B, bytes_BL = batch.pop("domain"), batch.pop("bytes")
+    per_row = [
+      np.full(len(domain_B), bytes_BL.shape[1]),
+      (bytes_BL > 0).sum(axis=1),  # labels do not tell: an end may be masked
+      bytes_BL.sum(axis=1, dtype=np.int64),
+    ]
+    counts = np.zeros((self._num_domains, len(COUNTS)), np.int64)
+    np.add.at(counts, domain_B, np.stack(per_row, axis=1))
+    now = time.thread_time()
+    busy_s, self._thread.last = now - getattr(self._thread, "last", 0.0), now
+    return {name: array[self._keep] for name, array in batch.items()}, counts, busy_s
