@@ -14,11 +14,12 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
-from jaxmoe.data.ahead import Ahead
+from jaxmoe.data.ahead import Ahead, Producer
 from jaxmoe.data.batches import Cut, Lane, endless_batches
 from jaxmoe.data.chat import Chat
 from jaxmoe.data.document import Document, Reader
 from jaxmoe.data.mixture import Data
+from jaxmoe.data.remote import Remote
 from jaxmoe.data.scan import Good, Skipped, scan
 from jaxmoe.data.split import held_out_units
 from jaxmoe.data.stream import Stream
@@ -28,7 +29,7 @@ from jaxmoe.data.watch import Reading, Watch
 Documents = Mapping[str, Sequence[Document]]
 """{domain: documents in name order}."""
 
-CHANGES_NO_BATCH = ("cache_bytes",)
+CHANGES_NO_BATCH = ("cache_bytes", "worker")
 """Fields of Data that the fingerprint leaves out."""
 
 
@@ -68,7 +69,8 @@ def open_corpus(
     }
     for side in (False, True)
   }
-  return Corpus(data, reader, tokenizer, (sides[False], sides[True]), skipped.plain())
+  kept_in = None if cache_dir is None else os.fspath(cache_dir)
+  return Corpus(data, kept_in, reader, tokenizer, (sides[False], sides[True]), skipped.plain())
 
 
 class Corpus:
@@ -87,13 +89,15 @@ class Corpus:
   def __init__(
     self,
     data: Data,
+    cache_dir: str | None,
     reader: Reader,
     tokenizer: Tokenizer,
     sides: tuple[Documents, Documents],
     skipped: dict[str, Any],
   ):
     self.data, self.tokenizer, self.skipped = data, tokenizer, skipped
-    self._reader, (self._train, self._held_out) = reader, sides
+    self._cache_dir, self._reader = cache_dir, reader
+    self._train, self._held_out = sides
     self.domains = tuple(self._train)
     named = {"train": self._train, "held_out": self._held_out}
     self.digest = _digest(
@@ -149,9 +153,19 @@ class Corpus:
       process_count: How many slices there are; must divide `batch_size`.
       watch: Who is told when a batch is late or a document cannot be read.
     """
-    producer = self.ahead(batch_size, seed, process_index, process_count)
+    arguments = batch_size, seed, process_index, process_count
+    fingerprint = self.fingerprint(batch_size, seed)
+    producer: Producer = self.ahead(*arguments)
+    if self.data.worker == "process":
+      job = {
+        "data": to_plain(self.data),
+        "cache_dir": self._cache_dir,
+        "stream": arguments,
+        "fingerprint": fingerprint,
+      }
+      producer = Remote(job, producer.state(), watch)
     sizes = {domain: len(documents) for domain, documents in self._train.items()}
-    return Stream(producer, sizes, self.fingerprint(batch_size, seed), watch)
+    return Stream(producer, sizes, fingerprint, watch)
 
   def ahead(self, batch_size: int, seed: int, process_index: int, process_count: int) -> Ahead:
     """Returns the thread that makes the batches of `stream`; it starts when one is taken."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import choice
@@ -49,6 +50,9 @@ class Data:
       neighbours in a batch are from different documents.
     cache_bytes: Memory for ids that are kept instead of tokenized again.
     chat: How documents given as messages become text, and what of them is learned.
+    worker: What makes batches ahead of the step: a thread of the process that trains, or a process
+      beside it, which takes no time from the step's own Python code and is replaced when it dies.
+      Batches are the same. A process reads the corpus and keeps ids once more for itself.
   """
 
   parts: tuple[Part, ...]
@@ -60,6 +64,7 @@ class Data:
   shuffle_tokens: int = 2**19
   cache_bytes: int = 2**28
   chat: Chat = Chat()
+  worker: Literal["thread", "process"] = "thread"
 
   def __post_init__(self) -> None:
     if not self.parts:
@@ -74,5 +79,7 @@ class Data:
     for name in ("seq_len", "max_record_bytes", "shuffle_tokens"):
       if getattr(self, name) < 1:
         raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+    if self.worker not in ("thread", "process"):
+      raise InputError(f"worker must be 'thread' or 'process', got {self.worker!r}")
     if self.cache_bytes < 0:
       raise InputError(f"cache_bytes must not be negative, got {self.cache_bytes}")

@@ -178,6 +178,7 @@ SAFE_TO_CHANGE = (
   "train.stall_s",
   "train.recovery.max_rollbacks",
   "data.cache_bytes",
+  "data.worker",
   "evaluation.*",
   "samples.*",
 )

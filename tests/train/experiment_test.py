@@ -87,7 +87,11 @@ def test_values_that_make_no_sense_are_refused_with_the_name_of_the_field(cls, v
 
 def test_only_safe_changes_go_unreported():
   tiny = load_recipe("configs/tiny.py", [])
-  safe = override(tiny, [("train.num_steps", "7"), ("samples.prompts", "x,y")])
+  changes = {
+    "train.num_steps": "7", "samples.prompts": "x,y",
+    "data.worker": "process", "data.cache_bytes": "9",
+  }  # fmt: skip
+  safe = override(tiny, list(changes.items()))
   assert unsafe_changes(tiny, safe) == {}
   both = override(safe, [("optim.learning_rate", "0.5")])
   assert unsafe_changes(tiny, both) == {"optim.learning_rate": (tiny.optim.learning_rate, 0.5)}
