@@ -4,11 +4,13 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 Any 2-core machine, about 90 s of training when it is quiet, plus half a minute of reading and
 compiling; 1.48 bits per byte on held-out code (mean of 3 seeds: 1.476, 1.486, 1.480).
 
-On your own text: --config=configs/quickstart.py:text=FOLDER (a folder of .txt files).
+On your own text: --config=configs/quickstart.py:text=FOLDER, a folder of .txt, .jsonl, .parquet or
+.arrow files; one kind a folder, found by suffix.
 """
 
 from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources import Stdlib, Text
+from jaxmoe.data.sources import Stdlib
+from jaxmoe.data.sources.found import source_at
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
@@ -24,7 +26,7 @@ from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 def get_config(
   text: str = "", vocab_size: int = 2048, num_experts: int = 8, num_steps: int = 1500
 ) -> Experiment:
-  """Returns the recipe; `text` is a folder of .txt files to train on instead."""
+  """Returns the recipe; `text` is a folder of files to train on instead."""
   moe = MoE(
     num_experts=num_experts,
     num_active=2,
@@ -38,7 +40,7 @@ def get_config(
     Part(Stdlib(domain="names"), weight=0.02),
   )
   if text:
-    parts = (Part(Text(path=text)),)
+    parts = (Part(source_at(text)),)
   return Experiment(
     # The window of the shuffle covers the whole corpus: what comes last then is a sample of all.
     data=Data(

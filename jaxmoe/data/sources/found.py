@@ -1,0 +1,42 @@
+"""The source for a path whose files tell by their suffixes what they hold."""
+
+from __future__ import annotations
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.entry import Source
+from jaxmoe.data.sources.arrow import Arrow
+from jaxmoe.data.sources.jsonl import Jsonl
+from jaxmoe.data.sources.parquet import Parquet
+from jaxmoe.data.sources.text import Text, find_files
+
+SUFFIXES: dict[str, type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]] = {
+  ".txt": Text,
+  ".jsonl": Jsonl,
+  ".jsonl.gz": Jsonl,
+  ".parquet": Parquet,
+  ".arrow": Arrow,
+  ".feather": Arrow,
+}
+
+
+def source_at(path: str) -> Source:
+  """Returns the source of the files at `path`: a folder, a glob or one file.
+
+  A file with another suffix is text if it is named outright or by a glob.
+
+  Raises:
+    InputError: nothing is there, or files of two kinds.
+  """
+  kinds = {_kind(name): name for name, _ in find_files(path, tuple(SUFFIXES))}
+  if len(kinds) > 1:
+    shown = " and ".join(sorted(kinds.values())[:2])
+    raise InputError(
+      f"{path!r} holds files of several kinds, such as {shown}; give each kind a folder"
+    )
+  (kind,) = kinds
+  return kind(path)
+
+
+def _kind(name: str) -> type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]:
+  fits = (kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix))
+  return next(fits, Text)
