@@ -119,10 +119,6 @@ class Corpus:
     """Returns the documents of `domain` that are never trained on, in name order."""
     return self._of(self._held_out, domain)
 
-  def held_out_bytes(self, domain: str) -> bytes:
-    """Returns the held-out documents of `domain` as one stream, as a compressor would see them."""
-    return b"".join(document.raw for document in self.held_out(domain))
-
   @property
   def identity(self) -> dict[str, Any]:
     """What tells this corpus from another: digests of text and tokenizer, and what there is."""

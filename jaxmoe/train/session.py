@@ -22,6 +22,7 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
+from jaxmoe.data.watch import Watch as DataWatch
 from jaxmoe.optim import make_optimizer, make_schedule
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
@@ -105,9 +106,9 @@ class Session:
     watch = self._watch()
     watch.journal.event("process", time=self._process_times(watch.ledger), **_process())
     watch.watchdog.start()
-    stream = self.corpus.stream(
-      train.batch_size, train.seed, jax.process_index(), jax.process_count()
-    )
+    told = DataWatch(watch.slow, watch.unread, watch.worker)
+    rank = (jax.process_index(), jax.process_count())
+    stream = self.corpus.stream(train.batch_size, train.seed, *rank, told)
     samples = watch.journal.also(self.workdir.samples)
     parts = Parts(self.experiment, self.corpus, self.spec, store, stream, watch, samples)
     try:

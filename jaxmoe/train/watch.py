@@ -42,3 +42,19 @@ class Watch:
     """Tells that a checkpoint is damaged and was set aside."""
     self.display.say(f"checkpoint {step} is damaged and set aside: {why}")
     self.journal.event("set_aside", step=step, why=why)
+
+  def slow(self, domain: str, document: str, waited_s: float) -> None:
+    """Tells that a batch is late, and which document is being read."""
+    self.display.say(f"waiting for data: {waited_s:.0f} s; {domain} is reading {document}")
+    clock = {"waited_s": round(waited_s, 1)}
+    self.journal.event("data_slow", time=clock, domain=domain, document=document)
+
+  def unread(self, domain: str, document: str, why: str) -> None:
+    """Tells that a document could not be read and is tried again."""
+    self.display.say(f"{domain}: {document} cannot be read ({why}); trying again")
+    self.journal.event("data_retry", domain=domain, document=document, why=why)
+
+  def worker(self, what: str, restarts: int) -> None:
+    """Tells that the data worker 'died' or 'stalled' and was started again."""
+    self.display.say(f"the data worker {what}; started another ({restarts})")
+    self.journal.event("data_worker", what=what, restarts=restarts)

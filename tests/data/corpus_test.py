@@ -164,7 +164,7 @@ def test_held_out_documents_have_ids_and_bytes_of_their_text(write_texts):
     assert corpus.tokenizer.decode(document.ids) == document.text
     assert corpus.tokenizer.eod_id not in document.ids
   stream = b"".join(texts[document.name].encode() for document in held)
-  assert corpus.held_out_bytes("text") == stream
+  assert b"".join(document.raw for document in held) == stream
   assert corpus.statistics["text"]["held_out"] == {"documents": len(held), "bytes": len(stream)}
   assert not {d.name for d in held} & {d.name for d in corpus.train("text")}
 

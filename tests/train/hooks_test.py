@@ -22,9 +22,12 @@ def model(decoder_of, params_of):
 
 
 def documents(*texts):
+  sizes = [len(text.encode()) for text in texts]
   return [
-    types.SimpleNamespace(ids=TOKENIZER.encode(text), num_bytes=len(text.encode()))
-    for text in texts
+    types.SimpleNamespace(
+      ids=TOKENIZER.encode(text), scored=None, num_bytes=size, scored_bytes=size
+    )
+    for text, size in zip(texts, sizes)
   ]
 
 

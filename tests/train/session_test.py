@@ -476,3 +476,29 @@ def test_a_disk_that_refuses_lines_for_a_while_is_told_and_leaves_the_same_files
   train(tmp_path)
   assert outcome(tmp_path) == outcome(straight)
   assert events(tmp_path, "save_failed") and events(tmp_path, "journal_late")
+
+
+def test_trouble_with_the_data_is_told_and_stands_in_the_events(watch):
+  watch.slow("code", "a.py", 7.04)
+  watch.unread("code", "a.py", "Input/output error")
+  watch.worker("died", 2)
+  assert watch.journal.seen == [
+    {"event": "data_slow", "domain": "code", "document": "a.py"},
+    {"event": "data_retry", "domain": "code", "document": "a.py", "why": "Input/output error"},
+    {"event": "data_worker", "what": "died", "restarts": 2},
+  ]
+  assert len(watch.display.said) == 3 and "a.py" in watch.display.said[0]
+
+
+def test_a_run_whose_batches_come_from_another_process_is_the_same(straight, train, tmp_path):
+  """The workdirs of both may go on with the other."""
+  data = dataclasses.replace(recipe().data, worker="process")
+  experiment, workdir = dataclasses.replace(recipe(), data=data), Workdir(tmp_path)
+  try:
+    made = Session(experiment, workdir, open_corpus(data), one_device())
+    asked = iter(range(1, 100))
+    assert made.train(lambda: next(asked) == 3) == session.Outcome(3, done=False)
+  finally:
+    workdir.release()
+  train(tmp_path)
+  assert outcome(tmp_path) == outcome(straight)
