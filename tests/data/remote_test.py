@@ -230,17 +230,18 @@ def test_a_worker_names_a_slow_source_and_is_not_taken_for_a_stalled_one(both, s
 def test_no_worker_outlives_its_parent(both):
   code = (
     "import sys, time; from jaxmoe.core.recipe import from_json; from jaxmoe.data import *\n"
-    "stream = open_corpus(from_json(Data, sys.argv[1])).stream(4, 0)\n"
-    "next(stream)\n"
-    "print(stream._producer._workers[0]._process.pid, flush=True)\n"
+    "corpus = open_corpus(from_json(Data, sys.argv[1]))\n"
+    "streams = [corpus.stream(4, 0) for _ in range(2)]\n"
+    "next(streams[0])\n"  # the other worker waits to be told where to begin
+    "print(*(stream._producer._workers[0]._process.pid for stream in streams), flush=True)\n"
     "time.sleep(600)\n"
   )
   command = [sys.executable, "-c", code, to_json(both[1])]
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-    worker = int(parent.stdout.readline())
-    assert _runs(worker)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2 and all(map(_runs, workers))
     parent.kill()
-  _wait_until(lambda: not _runs(worker))
+  _wait_until(lambda: not any(map(_runs, workers)))
 
 
 def test_a_stream_that_is_dropped_left_open_or_closed_ends_its_worker_without_a_sound(both):
