@@ -160,7 +160,8 @@ class Decoder:
 
   def embed(self, params: Params, ids_BL: jax.Array) -> jax.Array:
     """Returns (B, L, D) in the model's dtype."""
-    return nnx.merge(self._graphs["embed"], params["embed"])(ids_BL, self.dtype)
+    with jax.named_scope("embed"):
+      return nnx.merge(self._graphs["embed"], params["embed"])(ids_BL, self.dtype)
 
   def blocks(
     self, params: Params, x_BLD: jax.Array, tokens: Tokens, caches: Any = None,
@@ -173,7 +174,8 @@ class Decoder:
 
   def final_norm(self, params: Params, x_BLD: jax.Array) -> jax.Array:
     """Returns (B, L, D) in x.dtype."""
-    return nnx.merge(self._graphs["final_norm"], params["final_norm"])(x_BLD)
+    with jax.named_scope("final_norm"):
+      return nnx.merge(self._graphs["final_norm"], params["final_norm"])(x_BLD)
 
   def head(self, params: Params) -> tuple[Any, str]:
     """Returns the head's weight and the einsum that makes logits of rows with it."""

@@ -99,10 +99,13 @@ class MoELayer(nnx.Module):
     A token that is not valid gets zeros from the experts.
     """
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
-    routing, carry = self.router(x_TD, tokens, carry, keys)
+    with jax.named_scope("route"):
+      routing, carry = self.router(x_TD, tokens, carry, keys)
     y_TD, dropped = self.dispatch(x_TD, routing, self.experts)
     if self.shared is not None:
-      y_TD = y_TD + self.shared(x_TD)
+      with jax.named_scope("shared"):
+        y_TD = y_TD + self.shared(x_TD)
     rows = x_BLD.shape[0] if tokens.by_row else None
-    sums = MoESums(sum_routing(routing, tokens.valid.reshape(-1), rows), dropped)
+    with jax.named_scope("sums"):
+      sums = MoESums(sum_routing(routing, tokens.valid.reshape(-1), rows), dropped)
     return y_TD.reshape(x_BLD.shape), carry, sums

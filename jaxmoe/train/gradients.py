@@ -103,6 +103,7 @@ def _loss(
   return total, {"loss": nll, "total_loss": total, "balance": balance, "layers": sums}
 
 
+@jax.named_scope("balance")
 def _balance(
   term: Any,
   num_micro: int,

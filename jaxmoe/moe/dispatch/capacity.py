@@ -44,6 +44,7 @@ class Capacity:
     mean = tokens * num_active / num_experts
     return min(tokens, max(1, math.ceil(self.factor * mean)))
 
+  @jax.named_scope("plan")
   def plan(self, routing: Routing) -> Plan:
     """Returns the plan of E * C rows; choices past place C have none."""
     tokens, num_experts = routing.scores_TE.shape

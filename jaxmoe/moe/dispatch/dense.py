@@ -18,6 +18,7 @@ from jaxmoe.moe.routing import Routing
 class Dense:
   """All experts on all tokens; R = E * T."""
 
+  @jax.named_scope("plan")
   def plan(self, routing: Routing) -> Plan:
     """Returns the plan whose row e * T + t is token t at expert e."""
     tokens, num_experts = routing.scores_TE.shape

@@ -37,6 +37,7 @@ class Dropless:
 
   backend: Literal["auto", "fused", "blocks", "ragged", "loop"] = "auto"
 
+  @jax.named_scope("plan")
   def plan(self, routing: Routing) -> Plan:
     """Returns the plan of T * A rows in order of expert, then of token."""
     num_rows = routing.expert_TA.size

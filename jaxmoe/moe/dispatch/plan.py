@@ -62,10 +62,12 @@ class Plan:
   groups: Groups
   dropped: dict[str, jax.Array]
 
+  @jax.named_scope("move")
   def move(self, values_TD: jax.Array) -> jax.Array:
     """Returns (R, D): per-token values in order of rows."""
     return values_TD.at[self.token_R].get(mode="fill", fill_value=0)
 
+  @jax.named_scope("combine")
   def combine(self, rows_RD: jax.Array) -> jax.Array:
     """Returns (T, D) in rows.dtype: each token's rows times their weights, in order of choice.
 
@@ -90,7 +92,8 @@ class Experts(Protocol):
 def through_rows(plan: Plan, x_TD: jax.Array, experts: Experts) -> jax.Array:
   """Returns (T, D): move rows, run the experts, combine."""
   rows_RD = plan.move(x_TD)
-  rows_RD = experts(rows_RD, plan.groups)
+  with jax.named_scope("experts"):
+    rows_RD = experts(rows_RD, plan.groups)
   return plan.combine(rows_RD)
 
 

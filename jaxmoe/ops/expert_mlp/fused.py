@@ -65,9 +65,11 @@ def _forward(
   places = place_choices(slot_TA, num_slots, capacity)
   rows_RD = _gather(x_TD, places.choice_R[:num_own], num_active)
   rows_SCD = rows_RD.reshape(num_slots, capacity, -1)
-  pre_SCGF = _up("scd,sde->sce", rows_SCD, gate_up_SDGF)
-  own_SCD = _dot("scf,sfd->scd", activation(pre_SCGF), down_SFD)
+  with jax.named_scope("experts"):
+    pre_SCGF = _up("scd,sde->sce", rows_SCD, gate_up_SDGF)
+    own_SCD = _dot("scf,sfd->scd", activation(pre_SCGF), down_SFD)
 
+  @jax.named_scope("overflow")
   def add_block(block: jax.Array, over_RD: jax.Array) -> jax.Array:
     slot, start, choice_B = _block(places, block, capacity)
     rows_BD = _gather(x_TD, choice_B, num_active)
@@ -100,14 +102,15 @@ def _backward(activation: Activation, saved: _Saved, grad_y_TD: jax.Array) -> tu
   grad_RD = _gather(grad_y_TD, choice_R, num_active)
   grad_SCD = grad_RD.reshape(num_slots, capacity, -1)
 
-  hidden_SCF, activation_vjp = jax.vjp(activation, saved.pre_SCGF)
-  back_SCF = _dot("scd,sfd->scf", grad_SCD, saved.down_SFD)
-  grad_weight_SC = _inner(hidden_SCF, back_SCF)
-  weight_SC = weight_R.reshape(num_slots, capacity)
-  (grad_pre_SCGF,) = activation_vjp(_scale(back_SCF, weight_SC))
-  grad_down_SFD = _dot("scf,scd->sfd", _scale(hidden_SCF, weight_SC), grad_SCD, jnp.float32)
-  grad_up_SDGF = _up("scd,sce->sde", rows_SCD, grad_pre_SCGF, jnp.float32)
-  grad_own_SCD = _dot("sce,sde->scd", _flat(grad_pre_SCGF), _flat(saved.gate_up_SDGF))
+  with jax.named_scope("experts"):
+    hidden_SCF, activation_vjp = jax.vjp(activation, saved.pre_SCGF)
+    back_SCF = _dot("scd,sfd->scf", grad_SCD, saved.down_SFD)
+    grad_weight_SC = _inner(hidden_SCF, back_SCF)
+    weight_SC = weight_R.reshape(num_slots, capacity)
+    (grad_pre_SCGF,) = activation_vjp(_scale(back_SCF, weight_SC))
+    grad_down_SFD = _dot("scf,scd->sfd", _scale(hidden_SCF, weight_SC), grad_SCD, jnp.float32)
+    grad_up_SDGF = _up("scd,sce->sde", rows_SCD, grad_pre_SCGF, jnp.float32)
+    grad_own_SCD = _dot("sce,sde->scd", _flat(grad_pre_SCGF), _flat(saved.gate_up_SDGF))
 
   grad_own_RD, over_RD = jax.lax.optimization_barrier((grad_own_SCD.reshape(num_own, -1), grad_RD))
   carry = over_RD, jnp.zeros_like(weight_R), grad_up_SDGF, grad_down_SFD
@@ -128,6 +131,7 @@ def _backward(activation: Activation, saved: _Saved, grad_y_TD: jax.Array) -> tu
   )
 
 
+@jax.named_scope("overflow")
 def _add_block_gradient(
   activation: Activation,
   saved: _Saved,
@@ -196,6 +200,7 @@ def _at(stack: jax.Array, slot: jax.Array) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(stack, slot, keepdims=False)
 
 
+@jax.named_scope("move")
 def _gather(source: jax.Array, choice_R: jax.Array, num_active: int) -> jax.Array:
   """Returns the source row of each choice's token, and zeros where there is no choice."""
   return source.at[choice_R // num_active].get(mode="fill", fill_value=0)
@@ -211,6 +216,7 @@ def _block(
   return slot, block * rows, choice_B
 
 
+@jax.named_scope("combine")
 def _combine(
   own_RD: jax.Array, over_RD: jax.Array, places: Places, weight_TA: jax.Array
 ) -> jax.Array:

@@ -43,6 +43,7 @@ def block_rows(capacity: int) -> int:
   return min(128, capacity)
 
 
+@jax.named_scope("plan")
 def place_choices(slot_TA: jax.Array, num_slots: int, capacity: int) -> Places:
   """Returns the place of every choice; nothing is dropped."""
   num_tokens, num_active = slot_TA.shape
