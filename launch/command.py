@@ -1,0 +1,83 @@
+"""What every command shares: flags, and one line and an exit code for a mistake. Without JAX.
+
+Exit codes: 0 done; 2 bad input; 3 loss not finite; 4 no intact checkpoint; 42 preempted, state
+saved; 130 interrupted, state saved.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
+
+Main = Callable[[list[str]], int | None]
+PREEMPTED, INTERRUPTED = 42, 130
+
+
+def run(main: Main, values: flags.FlagValues, doc: str | None, takes: Sequence[str] = ()) -> None:
+  """Parses the flags of one command into `values`, calls `main`, and exits.
+
+  Args:
+    main: Gets what was not a flag of `values`, which begins with one of `takes`; returns an exit
+      code or None for 0.
+    values: The command's flags.
+    doc: What `--help` prints first.
+    takes: Prefixes of arguments that are left to `main`, such as '--config.'.
+  """
+
+  def parse(argv: list[str]) -> list[str]:
+    return _parse(argv, values, doc or "", takes)
+
+  def guarded(argv: list[str]) -> int:
+    try:
+      return main(argv[1:]) or 0
+    except (InputError, NotFiniteError, CheckpointError) as error:
+      fail(str(error), error.code)
+    except KeyboardInterrupt:
+      fail("interrupted; what was saved stays", INTERRUPTED)
+    except BrokenPipeError:
+      return _output_is_closed()
+    except SystemExit as stop:
+      if stop.code != 1:
+        raise
+      return _output_is_closed()  # rich turns a broken pipe into this
+    return 1
+
+  # A line is seen when it is written, also in a pipe, and whatever the terminal can show.
+  sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
+  app.run(guarded, flags_parser=parse)
+
+
+def fail(message: str, code: int) -> None:
+  """Prints one line to standard error and exits."""
+  print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+def _output_is_closed() -> int:
+  """Ends in silence, as any filter whose reader has gone; returns the code a shell would give."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at exit
+  return 128 + signal.SIGPIPE
+
+
+def _parse(
+  argv: list[str], values: flags.FlagValues, doc: str, takes: Sequence[str]
+) -> list[str]:
+  if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in argv[1:]):
+    print(f"{doc.strip()}\n\nFlags:\n{values.main_module_help() or values.get_help()}")
+    sys.exit(0)
+  left = [argument for argument in argv[1:] if argument.startswith(tuple(takes))] if takes else []
+  mine = [argument for argument in argv[1:] if argument not in left]
+  flags.FLAGS(argv[:1])  # absl insists that its own flags are parsed too
+  try:
+    extra = values([argv[0], *mine])[1:]
+  except flags.Error as error:
+    fail(f"{error}; --help lists the flags", 2)
+  if extra:
+    fail(f"unexpected argument {extra[0]!r}; --help lists the flags", 2)
+  return [argv[0], *left]
