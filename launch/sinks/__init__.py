@@ -1,0 +1,35 @@
+"""Sinks: places besides the workdir that a run's metrics go to, named on the command line.
+
+They are a matter of where a run runs, not of its recipe. To add one, write its file and add one
+line to SINKS; `jaxmoe/train/sinks.py` says what a sink is.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import unknown
+from jaxmoe.train.sinks import Sink
+from launch.sinks.tensorboard import TensorBoard
+from launch.sinks.wandb import WandB
+
+SINKS = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def make_sinks(names: str, workdir: pathlib.Path) -> tuple[Sink, ...]:
+  """Returns the sinks of `name,name` for the run in `workdir`; nothing is started or written.
+
+  Raises:
+    InputError: no such sink, one named twice, or its package is not installed.
+  """
+  chosen = [name.strip() for name in names.split(",") if name.strip()]
+  for name in chosen:
+    if name not in SINKS:
+      raise unknown("--sinks", "sink", name, SINKS)
+    if chosen.count(name) > 1:
+      raise InputError(f"--sinks={names}: {name} is given twice")
+  return tuple(SINKS[name](workdir) for name in chosen)
+
+
+__all__ = ["SINKS", "TensorBoard", "WandB", "make_sinks"]
