@@ -1,24 +1,41 @@
 """Trains the model of a recipe; the same command goes on where it stopped.
 
 python -m launch.train --config=configs/tiny.py --workdir=runs/tiny [--config.train.num_steps=50]
+  [--sinks=tensorboard,wandb] [--profile_steps=10:12]
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import jax
 from absl import flags
 
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
+from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
-from jaxmoe.train.journal import read_lines
+from jaxmoe.train.journal import Journal, read_lines
+from jaxmoe.train.ledger import Ledger
+from jaxmoe.train.profile import Profiler, parse_steps
 from jaxmoe.train.session import Around, Session
+from jaxmoe.train.sinks import Sinks
+from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.recipes import PREFIX, load_recipe, recipe_origin
+from launch.sinks import make_sinks
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "sinks", "", "Where metrics also go: tensorboard, wandb, or both with a comma.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "profile_steps", "", "FIRST:LAST; traces these steps into WORKDIR/profile.", flag_values=FLAGS
+)
 
 
 def main(overrides: list[str]) -> int:
@@ -29,12 +46,11 @@ def main(overrides: list[str]) -> int:
   workdir.check(experiment)
   make_schedule(experiment.optim, experiment.train.num_steps)  # its checks, before anything is read
   # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
-  around = Around(recipe_origin(FLAGS.config, experiment), ledger)
-  cli.set_up_jax()
-  stop = cli.StopSignals()
-  corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
-  session = Session(experiment, workdir, corpus, one_device(), around)
-  outcome = session.train(stop)
+  with around(experiment, workdir, ledger) as onlookers:
+    cli.set_up_jax()
+    stop = cli.StopSignals()
+    corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
+    outcome = Session(experiment, workdir, corpus, one_device(), onlookers).train(stop)
   print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
   if not outcome.done:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")
@@ -44,6 +60,33 @@ def main(overrides: list[str]) -> int:
   print(f"  write text:  python -m launch.generate --workdir={workdir.path} --prompt='def main('")
   print("  go on:       the same command with a larger --config.train.num_steps")
   return 0
+
+
+@contextlib.contextmanager
+def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator[Around]:
+  """Gives what the flags say that a run is given besides its recipe, and ends it with the run.
+
+  Raises:
+    InputError: no such sink, its package is missing, or no such steps.
+  """
+  profiler = None
+  if FLAGS.profile_steps:
+    steps = parse_steps(FLAGS.profile_steps, experiment.train.num_steps)
+    profiler = Profiler(*steps, workdir.path / "profile")
+    # Or a program from the compile cache would carry the names of the code that compiled it.
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+  targets = make_sinks(FLAGS.sinks, workdir.path)
+  sinks = Sinks(targets, Journal(workdir.metrics, workdir.events).event, print)
+  wait_s = 5.0
+  try:
+    yield Around(recipe_origin(FLAGS.config, experiment), ledger, (sinks,), profiler)
+  except KeyboardInterrupt:
+    wait_s = 0.5  # the person does not want to wait
+    raise
+  finally:
+    if profiler is not None:
+      profiler.close()
+    sinks.close(wait_s)
 
 
 if __name__ == "__main__":

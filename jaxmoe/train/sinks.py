@@ -29,7 +29,10 @@ class Sink(Protocol):
   name: str
 
   def resume(self, step: int) -> None:
-    """Starts, or goes on after a rollback: the next line is that of `step + 1`."""
+    """Starts, or goes on after a rollback: the next line is that of `step + 1`.
+
+    Points of later steps, of this process or of one before it, are of no value any more.
+    """
 
   def write(self, line: dict[str, Any]) -> None:
     """Takes the line of a step."""
@@ -39,25 +42,29 @@ class Sink(Protocol):
 
 
 class Sinks:
-  """Hands lines to sinks and returns at once. Called as the journal is: `resume`, `step`, ..."""
+  """Hands the lines of a run to its sinks and returns at once: the loop sees them as one."""
 
   def __init__(
     self, sinks: Sequence[Sink], event: Callable[..., None], say: Callable[[str], None]
   ):
-    """Takes the sinks, and the journal's `event` and the display's `say` for what fails."""
+    """Takes the sinks, and what writes an event and prints a line about one that fails."""
     self._couriers = [_Courier(sink) for sink in sinks]
     self._event, self._say = event, say
+    self._started = False
 
-  def resume(self, step: int) -> None:
-    """Tells that the next line is that of `step + 1`: at the start, and after each rollback."""
-    for courier in self._couriers:
-      courier.put(lambda sink: sink.resume(step), vital=True)
-    self._tell()
-
-  def step(self, line: dict[str, Any]) -> None:
+  def __call__(self, line: dict[str, Any]) -> None:
     """Hands on the line of a step, which must not be changed afterwards."""
+    if not self._started:
+      self.rollback(line["step"] - 1)
     for courier in self._couriers:
       courier.put(lambda sink: sink.write(line))
+    self._tell()
+
+  def rollback(self, step: int) -> None:
+    """Tells that the next line is that of `step + 1`, whatever was handed on before."""
+    self._started = True
+    for courier in self._couriers:
+      courier.put(lambda sink: sink.resume(step), vital=True)
     self._tell()
 
   def close(self, timeout_s: float = 5.0) -> None:

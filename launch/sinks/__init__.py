@@ -7,6 +7,7 @@ line to SINKS; `jaxmoe/train/sinks.py` says what a sink is.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import unknown
@@ -14,7 +15,7 @@ from jaxmoe.train.sinks import Sink
 from launch.sinks.tensorboard import TensorBoard
 from launch.sinks.wandb import WandB
 
-SINKS = {"tensorboard": TensorBoard, "wandb": WandB}
+SINKS: dict[str, Callable[[pathlib.Path], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def make_sinks(names: str, workdir: pathlib.Path) -> tuple[Sink, ...]:

@@ -240,7 +240,7 @@ def test_help_lists_every_flag_with_its_default(here, name):
     "train": {},
   }
   flags = {
-    "train": ["config", "workdir"],
+    "train": ["config", "workdir", "sinks", "profile_steps"],
     "evaluate": ["workdir"],
     "generate": ["workdir", "prompt"],
     "score": ["workdir", "ids", "out"],

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import one_device
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
@@ -13,7 +14,7 @@ from jaxmoe.optim import Optim, make_optimizer, make_schedule
 from jaxmoe.train import profile
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.profile import Profiler, parse_steps
-from jaxmoe.train.state import State
+from jaxmoe.train.state import StateSpec
 from jaxmoe.train.step import make_step
 
 BLOCK = ("attention", "mlp", "moe/route", "moe/move", "moe/experts", "moe/combine", "moe/shared")
@@ -36,7 +37,7 @@ def dense_then(block):
 
 
 @pytest.fixture
-def compiled(decoder_of, params_of, batch_of, _names_are_fresh):
+def compiled(decoder_of, batch_of, _names_are_fresh):
   """Returns a function from fields of MoE to the compiled step, a state and a batch."""
 
   def make(**fields):
@@ -44,9 +45,7 @@ def compiled(decoder_of, params_of, batch_of, _names_are_fresh):
     optim = Optim()
     transform = make_optimizer(optim, 1000, decoder.parameter_names, decoder.dims)
     step = make_step(make_gradients(decoder, 2), transform, make_schedule(optim, 1000), 0)
-    params = params_of(decoder)
-    zero = jnp.zeros((), jnp.int32)
-    state = State(zero, params, transform.init(params), zero)
+    state = StateSpec(decoder, transform, one_device(), 4).init(0)
     batch = jax.tree.map(jnp.asarray, batch_of([[8], [5, 3], [7], [8]], 8))
     return jax.jit(step).lower(state, batch).compile(), state, batch
 

@@ -101,15 +101,14 @@ def steps(first, last):
 
 def feed(to, first, last):
   for step in range(first, last + 1):
-    to.step({"step": step})
+    to({"step": step})
 
 
 def test_a_sink_gets_every_line_in_order_and_is_closed(world):
   kept = Kept()
   to = world.make(kept)
-  to.resume(4)
   feed(to, 5, 9)
-  to.resume(6)
+  to.rollback(6)
   feed(to, 7, 9)
   to.close(60)
   expected = [("resume", 4), *steps(5, 9), ("resume", 6), *steps(7, 9), ("close",)]
@@ -119,7 +118,6 @@ def test_a_sink_gets_every_line_in_order_and_is_closed(world):
 
 def test_without_sinks_there_is_nothing_to_do(world):
   to = world.make()
-  to.resume(0)
   feed(to, 1, 3)
   to.close()
   assert world.events == []
@@ -131,7 +129,6 @@ def test_without_sinks_there_is_nothing_to_do(world):
 def test_a_sink_that_raises_is_switched_off_and_told_once_while_the_others_go_on(world, error):
   failing, kept = Failing(error), Kept()
   to = world.make(failing, kept)
-  to.resume(0)
   feed(to, 1, 9)
   to.close(60)
   assert failing.calls == [("resume", 0), *steps(1, 3), ("close",)]
@@ -149,9 +146,9 @@ def test_a_sink_that_was_switched_off_is_told_of_while_the_run_goes_on(world):
   feed(to, 1, 3)
   to._couriers[0]._thread.join(60)
   assert world.events == []
-  to.step({"step": 4})
+  to({"step": 4})
   assert len(world.events) == len(world.said) == 1
-  to.step({"step": 5})
+  to({"step": 5})
   to.close(60)
   assert len(world.events) == len(world.said) == 1
 
@@ -161,7 +158,7 @@ def test_a_passing_failure_costs_its_lines_only(world):
   to = world.make(failing)
   feed(to, 1, 9)
   to.close(60)
-  assert failing.calls == [*steps(1, 9), ("close",)]
+  assert failing.calls == [("resume", 0), *steps(1, 9), ("close",)]
   assert world.events == [
     {
       "event": "sink_failed",
@@ -175,7 +172,6 @@ def test_a_passing_failure_costs_its_lines_only(world):
 def test_a_sink_that_cannot_start_or_end_is_told_at_once(world, at, why):
   failing = Failing(OSError(30, "Read-only file system"), at=at)
   to = world.make(failing)
-  to.resume(0)
   feed(to, 1, 2)
   to.close(60)
   (event,) = world.events
@@ -187,7 +183,6 @@ def test_a_sink_that_cannot_start_or_end_is_told_at_once(world, at, why):
 def test_a_sink_that_hangs_holds_up_neither_lines_nor_the_end(world, at):
   hanging, kept = Hanging(at), Kept()
   to = world.make(hanging, kept)
-  to.resume(0)
   feed(to, 1, 5)
   if at == "close":
     to._couriers[0].put(lambda sink: sink.entered.set())
@@ -206,14 +201,14 @@ def test_a_sink_that_hangs_holds_up_neither_lines_nor_the_end(world, at):
 def test_a_slow_sink_loses_lines_that_are_counted_but_no_rollback(world):
   slow = Hanging()
   to = world.make(slow)
-  to.step({"step": 1})
+  to({"step": 1})
   slow.entered.wait(60)
   feed(to, 2, 1 + MAX_WAITING + 7)
-  to.resume(3)
+  to.rollback(3)
   slow.at = None
   slow.go.set()
   to.close(60)
-  assert slow.calls == [*steps(1, 1 + MAX_WAITING), ("resume", 3), ("close",)]
+  assert slow.calls == [("resume", 0), *steps(1, 1 + MAX_WAITING), ("resume", 3), ("close",)]
   assert [event["why"] for event in world.events] == [
     "7 lines were dropped, too slow, and 0 failed"
   ]
