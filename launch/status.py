@@ -1,0 +1,175 @@
+"""Says how a run stands, while it runs or after, from its files alone; it never disturbs the run.
+
+python -m launch.status --workdir=runs/tiny [--watch=5]
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from jaxmoe.core.errors import InputError
+from launch import command
+from launch.columns import ago, clock, fit, labelled, shown
+from launch.load_table import BLOCKS, LETTERS, load_table
+from launch.snapshot import RECENT, Snapshot, take
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "The run to look at.", flag_values=FLAGS)
+flags.DEFINE_float(
+  "watch", 0.0, "Seconds between two looks, until the run ends; 0 for one.", 0, flag_values=FLAGS
+)
+
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  del arguments
+  if not FLAGS.workdir:
+    raise InputError("--workdir is missing; give the folder of the run, such as --workdir=runs/a")
+  terminal = sys.stdout.isatty()
+  while True:
+    snapshot = take(pathlib.Path(FLAGS.workdir))
+    rows = shutil.get_terminal_size().lines if terminal else None
+    lines = report(snapshot, rows, sys.stdout.encoding)
+    print((_CLEAR if terminal and FLAGS.watch else "") + "\n".join(lines))
+    if not FLAGS.watch or snapshot.state != "running":
+      return 0
+    try:
+      time.sleep(FLAGS.watch)
+    except KeyboardInterrupt:
+      return 0
+    if not terminal:
+      print()
+
+
+def report(
+  snapshot: Snapshot, rows: int | None = None, encoding: str | None = "utf-8"
+) -> list[str]:
+  """Returns the lines of the report, each at most 80 cells wide and without control characters.
+
+  Args:
+    snapshot: What the run's files say.
+    rows: Lines that the terminal has; None to leave no layer out.
+    encoding: That of the output; signs it lacks are replaced.
+  """
+  lines = [*_state(snapshot), *_step(snapshot), *_scores(snapshot), *_upkeep(snapshot)]
+  layers = snapshot.lines[-1].get("layers") if snapshot.lines else None
+  if layers:
+    signs = BLOCKS if shown(BLOCKS, encoding) == BLOCKS else LETTERS
+    fitting = None if rows is None else rows - len(lines) - 4
+    lines += ["", *load_table(layers, fitting, signs)]
+  return [shown(fit(line), encoding) for line in lines]
+
+
+def _state(snapshot: Snapshot) -> Iterator[str]:
+  state, process = snapshot.state, snapshot.last_event("process") or {}
+  alive = f"last sign of life {ago(snapshot.now_unix_s - snapshot.alive_unix_s)} ago"
+  end = snapshot.last_event("failed", "stalled") or {}
+  why = {
+    "running": f"running, process {process.get('pid', '?')}; {alive}",
+    "done": f"done; {alive}",
+    "stopped": f"stopped as it was told to; {alive}; the same command goes on",
+    "failed": f"failed with exit code {end.get('code', '?')}; {alive}",
+    "stalled": f"stalled, exit code 42: no step after {end.get('phase', '?')}; {alive}",
+    "killed": f"killed: no process runs here, and none said that it ended; {alive}",
+    "elsewhere": f"not seen from here: it ran on {process.get('host')}; {alive}",
+  }
+  yield from labelled("run", [str(snapshot.path)])
+  yield from labelled("state", [*why[state].split("; ")], gap="; ")
+  if state == "failed":
+    words = str(end.get("why", "")).split()
+    yield from labelled("why", words, gap=" ")
+
+
+def _step(snapshot: Snapshot) -> Iterator[str]:
+  total = snapshot.config.get("train", {}).get("num_steps")
+  if not snapshot.lines:
+    yield from labelled("step", [f"none of {_count(total)} yet"])
+    return
+  line = snapshot.lines[-1]
+  items = [f"{line['step']:,} of {_count(total)}"]
+  if isinstance(total, int) and total > 0:
+    items[0] += f" ({min(line['step'] / total, 1):.1%})"
+  tokens = _tokens(line)
+  items += [f"{tokens:,.0f} tokens"] if tokens else []
+  if snapshot.state == "running" and isinstance(total, int):
+    items.append(f"{clock(_step_s(snapshot.lines) * (total - line['step']))} left")
+  yield from labelled("step", items)
+  loss = line.get("loss")
+  told = "loss not finite" if loss is None else f"loss {loss:.4f} nats/token"
+  items = [told, *_numbers(line, ("grad_norm", "learning_rate"), ".3g")]
+  yield from labelled("training", items)
+  clocks = [line.get("time", {}) for line in snapshot.lines]
+  speed = [c["tokens_per_s"] for c in clocks if "tokens_per_s" in c]
+  mfu = [c["mfu"] for c in clocks if "mfu" in c]
+  if speed and mfu:
+    shown_speed = f"{statistics.median(speed):,.0f} tokens/s, MFU {statistics.median(mfu):.1%}"
+    yield from labelled("speed", [f"{shown_speed} (median of the last {min(len(speed), RECENT)})"])
+
+
+def _scores(snapshot: Snapshot) -> Iterator[str]:
+  if snapshot.scored is None:
+    return
+  scores, step = snapshot.scored["eval"], snapshot.scored["step"]
+  items = [f"bits/byte at step {step:,}: {_bits(scores.get('bits_per_byte'))}"]
+  items += [f"{name} {_bits(value)}" for name, value in scores.get("domains", {}).items()]
+  yield from labelled("held out", items)
+
+
+def _upkeep(snapshot: Snapshot) -> Iterator[str]:
+  skipped = snapshot.lines[-1].get("skipped", 0) if snapshot.lines else 0
+  counts = {"skipped steps": skipped}
+  for name, kind in (("rollbacks", "rollback"), ("failed saves", "save_failed")):
+    counts[name] = snapshot.count(kind)
+  for name, kind in (("checkpoints set aside", "set_aside"), ("sinks failed", "sink_failed")):
+    if snapshot.count(kind):
+      counts[name] = snapshot.count(kind)
+  yield from labelled("trouble", [f"{count} {name}" for name, count in counts.items()])
+  saved = sorted(snapshot.checkpoints)
+  if saved:
+    age = ago(snapshot.now_unix_s - snapshot.checkpoints[saved[-1]])
+    others = ", ".join(f"{step:,}" for step in saved[:-1])
+    items = [f"step {saved[-1]:,}, {age} ago", *([f"also {others}"] if others else [])]
+    yield from labelled("saved", items)
+  else:
+    yield from labelled("saved", ["no checkpoint yet"])
+  if snapshot.goodput is not None:
+    yield from labelled("time", str(snapshot.goodput).split(), gap=" ")
+
+
+def _numbers(line: dict[str, Any], names: tuple[str, ...], form: str) -> list[str]:
+  found = [(name, line.get(name)) for name in names]
+  return [f"{name.replace('_', ' ')} {value:{form}}" for name, value in found if value is not None]
+
+
+def _tokens(line: dict[str, Any]) -> float:
+  """Returns the tokens so far: those handed out, or the last step's times the steps."""
+  handed_out = sum(part.get("tokens", 0) for part in line.get("data", {}).values())
+  return handed_out or line["step"] * (line.get("tokens") or 0)
+
+
+def _step_s(lines: list[dict[str, Any]]) -> float:
+  """Returns the median wall time of a step with all that belongs to it."""
+  seconds = [line.get("time", {}).get("seconds", {}) for line in lines]
+  return statistics.median(each.get("total", sum(each.values())) for each in seconds)
+
+
+def _bits(value: float | None) -> str:
+  return "not finite" if value is None else f"{value:.3f}"
+
+
+def _count(value: Any) -> str:
+  return f"{value:,}" if isinstance(value, int) else "?"
+
+
+if __name__ == "__main__":
+  command.run(main, FLAGS, __doc__)

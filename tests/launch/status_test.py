@@ -1,0 +1,405 @@
+"""What launch.status says of runs in every state, from their files, within 80 columns."""
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from rich.cells import cell_len
+
+from jaxmoe.core.errors import CheckpointError, InputError
+from launch import lock, snapshot, status
+from launch.columns import ago, clock, fit, labelled
+from launch.load_table import BLOCKS, LETTERS, bar, load_table
+from launch.snapshot import take
+
+NOW = 2_000_000_000.0
+PROCESS = {"event": "process", "pid": os.getpid(), "host": socket.gethostname()}
+STARTED = {"unix_s": NOW, "started_unix_s": NOW - 10, "last_alive_unix_s": None}
+
+
+def layer(experts, used=None, **fields):
+  used = experts if used is None else used
+  load = [1 / used] * used + [0.0] * (experts - used)
+  values = {"load_entropy": 0.98765, "max_violation": experts / used - 1, "dead": experts - used}
+  return {"load": load, **values, "drop_rate": 0.0123, "effective_k": 1.9876, **fields}
+
+
+def line(step, layers=2, experts=8, **fields):
+  seconds = {"step": 0.5, "data": 0.25, "compile": 0.0}
+  speed = {"unix_s": NOW + step, "tokens_per_s": 1000.0 + step, "mfu": 0.125, "seconds": seconds}
+  return {
+    "step": step,
+    "loss": 3.25,
+    "grad_norm": 0.5,
+    "learning_rate": 1e-3,
+    "tokens": 256,
+    "skipped": 1,
+    "layers": {str(depth): layer(experts) for depth in range(layers)},
+    "time": speed,
+    **fields,
+  }
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+  """Returns a function that writes the files of a run and returns its folder."""
+  monkeypatch.setattr(snapshot.time, "time", lambda: NOW + 100)
+
+  def write(lines=(), events=(), num_steps=100, checkpoints=(), name="run"):
+    run = tmp_path / name
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"train": {"num_steps": num_steps}}))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (run / "events.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
+    (run / "lock").touch()
+    for step in checkpoints:
+      (run / "checkpoints" / str(step)).mkdir(parents=True)
+      os.utime(run / "checkpoints" / str(step), (NOW, NOW))
+    for file in ("metrics.jsonl", "lock"):
+      os.utime(run / file, (NOW + 97, NOW + 97))
+    return run
+
+  return write
+
+
+@pytest.fixture
+def held(monkeypatch):
+  """Returns a function that holds the lock of a run as launch.train does, until the test ends."""
+  files = []
+
+  def hold(run):
+    files.append(open(run / "lock", "ab"))  # noqa: SIM115 - held until the test ends
+    fcntl.flock(files[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+  yield hold
+  for file in files:
+    file.close()
+
+
+def told(run, **options):
+  return "\n".join(status.report(take(run), **options))
+
+
+# States.
+
+
+def test_a_run_whose_folder_is_held_is_running(make, held):
+  run = make([line(n) for n in range(1, 41)], [PROCESS, {"event": "start"}])
+  held(run)
+  text = told(run)
+  assert f"state     running, process {os.getpid()}; last sign of life 3 s ago" in text
+  # A step takes 0.75 s with its data; 60 are to come.
+  assert "step      40 of 100 (40.0%)  10,240 tokens  0:45 left" in text
+  assert "loss 3.2500 nats/token  grad norm 0.5  learning rate 0.001" in text
+  assert "1,030 tokens/s, MFU 12.5% (median of the last 20)" in text
+
+
+def test_looking_at_a_run_takes_no_lock(make, held):
+  run = make([], [])
+  seen = []
+
+  def watched(event, arguments):
+    if event in ("fcntl.flock", "fcntl.lockf", "fcntl.fcntl") and watching:
+      seen.append(event)
+
+  watching = [True]
+  sys.addaudithook(watched)
+  take(run)
+  watching.clear()
+  assert seen == []
+  held(run)  # nothing is in the way
+
+
+def test_the_lock_of_another_file_is_not_taken_for_it(make, held):
+  one, other = make(name="one"), make(name="other")
+  held(other)
+  assert not lock.is_held(one / "lock", None)
+  assert lock.is_held(other / "lock", None)
+  assert not lock.is_held(one / "nothing", None)
+
+
+def test_a_lock_that_the_system_files_under_another_device_is_found_by_who_has_it_open(
+  make, held, tmp_path, monkeypatch
+):
+  run = make()
+  held(run)
+  inode = (run / "lock").stat().st_ino
+  entry = "1: FLOCK  ADVISORY  {} {} 00:99:{} 0 EOF\n"
+  monkeypatch.setattr(lock, "TABLE", tmp_path / "locks")
+  for kind, pid, number, expected in (
+    ("WRITE", os.getpid(), inode, True),
+    ("WRITE", 1 << 22, inode, False),
+    ("WRITE", os.getpid(), inode + 1, False),
+    ("READ", os.getpid(), inode, False),
+  ):
+    lock.TABLE.write_text(entry.format(kind, pid, number))
+    assert lock.is_held(run / "lock", None) == expected
+  lock.TABLE.write_text(f"1: -> FLOCK  ADVISORY  WRITE {os.getpid()} 00:99:{inode} 0 EOF\n")
+  assert not lock.is_held(run / "lock", None)
+
+
+def test_without_a_list_of_locks_a_living_process_counts(make, tmp_path, monkeypatch):
+  run = make()
+  monkeypatch.setattr(lock, "TABLE", tmp_path / "nothing")
+  child = subprocess.Popen([sys.executable, "-c", ""])
+  child.wait()
+  assert lock.is_held(run / "lock", os.getpid())
+  assert not lock.is_held(run / "lock", child.pid)
+  assert not lock.is_held(run / "lock", None)
+
+
+ENDS = {
+  "done": ({"event": "done", "step": 1}, "state     done; last sign"),
+  "stopped": ({"event": "stopped", "step": 1}, "stopped as it was told to"),
+  "failed": (
+    {"event": "failed", "code": 3, "why": "step 7: not\x1b[31m finite"},
+    "why       step 7: not [31m finite",
+  ),
+  "stalled": ({"event": "stalled", "phase": "step 7"}, "exit code 42: no step after step 7"),
+}
+
+
+@pytest.mark.parametrize("state", ENDS)
+def test_a_run_that_ended_says_how(make, held, state):
+  event, words = ENDS[state]
+  run = make([line(1)], [PROCESS, {"event": "start"}, event, {"event": "sink_failed"}])
+  assert take(run).state == state
+  assert words in told(run)
+  if state == "failed":
+    assert "failed with exit code 3" in told(run)
+  held(run)  # the process that said so still winds up
+  assert take(run).state == state
+
+
+def test_a_run_that_goes_on_after_an_end_is_not_taken_for_ended(make, held):
+  run = make([line(1)], [PROCESS, {"event": "stopped"}, PROCESS, {"event": "resume"}])
+  assert take(run).state == "killed"
+  assert "killed: no process runs here" in told(run)
+  held(run)
+  assert take(run).state == "running"
+
+
+def test_a_run_of_another_machine_is_not_said_to_be_dead(make):
+  run = make([line(1)], [{**PROCESS, "host": "node-7"}])
+  assert take(run).state == "elsewhere"
+  assert "not seen from here: it ran on node-7; last sign of life 3 s ago" in told(run)
+
+
+def test_an_old_run_without_process_events_is_read_too(make):
+  old = {"step": 2, "loss": 1.0, "skipped": 0, "tokens": 8, "layers": {"1": {"load": [0.5, 0.5]}}}
+  old["time"] = {"tokens_per_s": 5.0, "mfu": 0.1, "seconds": {"total": 1.0, "step": 0.9}}
+  run = make([old], [{"event": "start", "time": {"unix_s": NOW}}])
+  text = told(run)
+  assert "step      2 of 100 (2.0%)  16 tokens" in text
+  assert "    1 ▅▅ " in text
+  assert take(run).goodput is None
+
+
+# What is told.
+
+
+def test_scores_counts_and_checkpoints_are_told(make):
+  scores = {"bits_per_byte": 1.5, "domains": {"code": 1.25, "prose": None}}
+  lines = [line(n) for n in range(1, 61)]
+  lines[9]["eval"] = scores
+  events = [PROCESS, *({"event": "rollback"},) * 2, *({"event": "save_failed"},) * 3]
+  text = told(make(lines, events, checkpoints=(20, 40)))
+  assert "held out  bits/byte at step 10: 1.500  code 1.250  prose not finite" in text
+  assert "trouble   1 skipped steps  2 rollbacks  3 failed saves" in text
+  assert "saved     step 40, 100 s ago  also 20" in text
+
+
+def test_the_last_scores_are_told_and_those_too_far_back_are_not_searched(make, monkeypatch):
+  lines = [line(n) for n in range(1, 61)]
+  for n in (9, 19):
+    lines[n]["eval"] = {"bits_per_byte": n, "domains": {}}
+  run = make(lines)
+  assert take(run).scored["step"] == 20
+  monkeypatch.setattr(snapshot, "SEARCHED_BYTES", 100)
+  assert take(run).scored is None
+
+
+def test_where_the_time_went_is_told_unless_the_file_is_too_long_to_sum(make, monkeypatch):
+  event = {**PROCESS, "time": {**STARTED, "seconds": {"start": 10.0}}}
+  run = make([line(n) for n in range(1, 41)], [event])
+  assert take(run).goodput.seconds["step"] == 20.0
+  assert "time      0:50 of wall time: step 40.0%, data 20.0%" in told(run)
+  monkeypatch.setattr(snapshot, "SUMMED_BYTES", 100)
+  assert take(run).goodput is None
+  assert "wall time" not in told(run)
+
+
+def test_a_run_that_has_no_line_yet_is_told(make):
+  text = told(make(events=[PROCESS]))
+  assert "step      none of 100 yet" in text
+  assert "no checkpoint yet" in text
+
+
+def test_a_torn_last_line_is_left_out(make):
+  run = make([line(1), line(2)])
+  with open(run / "metrics.jsonl", "a") as file:
+    file.write('{"step": 3, "loss": 1.')
+  assert take(run).lines[-1]["step"] == 2
+
+
+def test_a_folder_without_a_run_and_a_damaged_one_are_refused(tmp_path, make):
+  with pytest.raises(CheckpointError, match="no run here"):
+    take(tmp_path / "nothing")
+  run = make()
+  for text in ("{", "[]", "\x00"):
+    (run / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+      take(run)
+
+
+# The table.
+
+
+@pytest.mark.parametrize("signs", [BLOCKS, LETTERS])
+def test_a_bar_has_a_sign_for_each_expert_by_its_load_over_the_fair_share(signs):
+  heights = {0.0: "x", 1e-9: signs[0], 0.24: signs[0], 0.25: signs[1], 0.99: signs[3]}
+  heights |= {1.0: signs[4], 1.74: signs[6], 1.76: signs[7], 2.5: signs[7]}
+  load = [times / len(heights) for times in heights]
+  assert bar(load, signs) == "".join(heights.values())
+  assert bar([], signs) == ""
+
+
+@pytest.mark.parametrize("experts", [32, 33, 48, 100, 256])
+def test_many_experts_share_32_signs_in_order(experts):
+  half = experts // 2
+  load = [2 / experts] * half + [0.0] * (experts - half)
+  drawn = bar(load, LETTERS)
+  assert len(drawn) == 32
+  assert drawn.startswith("@" * 15) and drawn.endswith("x" * 15)
+
+
+def test_columns_of_the_table_stand_below_their_heads():
+  head, *rows, _ = load_table({str(n): layer(256, used=n + 1) for n in range(64)})
+  assert len(rows) == 64
+  for word in ("entropy", "max.viol", "dead", "drops", "eff.k"):
+    end = head.index(word) + len(word)
+    assert all(row[end - 1] != " " and row[end : end + 1] in ("", " ") for row in rows)
+  assert rows[0].split()[2:] == ["0.988", "255.00", "255", "1.2%", "1.99"]
+
+
+def test_a_short_terminal_gets_the_first_the_last_and_the_worst_layers_in_order():
+  layers = {str(n): layer(64) for n in range(64)}
+  layers["31"], layers["7"] = layer(64, used=3), layer(64, max_violation=5.0)
+  lines = load_table(layers, rows=10)
+  shown = [row.split()[0] for row in lines[1:-1]]
+  assert shown == ["0", "1", "...", "7", "...", "31", "...", "62", "63"]
+  assert all(len(load_table(layers, rows)) - 2 <= max(rows, 5) for rows in range(-5, 70))
+  left_out = sum(int(row.split()[1]) for row in lines[1:-1] if row.split()[0] == "...")
+  assert left_out + sum(name != "..." for name in shown) == 64
+
+
+# Width.
+
+
+RUNS = {
+  "64 layers of 256 experts": [line(n, 64, 256) for n in range(1, 4)],
+  "no MoE layer": [line(1, 0)],
+  "one expert": [line(1, 1, 1)],
+  "not finite": [line(1, loss=None, grad_norm=None)],
+  "huge numbers": [
+    line(10**9, tokens=10**12, grad_norm=1e30, data={"d" * 99: {"tokens": 10**18}}),
+  ],
+  "many domains": [
+    line(1, eval={"bits_per_byte": 1.0, "domains": {f"domain-{n}" * 9: 1.0 for n in range(40)}})
+  ],
+  "wide names": [
+    line(1, eval={"bits_per_byte": 1.0, "domains": {"数据" * 50: 1.0, "\x1b[31mred\x07": 2.0}})
+  ],
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", None])
+@pytest.mark.parametrize("rows", [None, 40])
+@pytest.mark.parametrize("name", RUNS)
+def test_every_line_fits_80_columns_and_its_encoding(make, name, rows, encoding):
+  failed = {"event": "failed", "code": 4, "why": "the disk is full and é " * 30}
+  process = {**PROCESS, "time": {**STARTED, "seconds": {"start": 10.0, "data": 1.0}}}
+  run = make(RUNS[name], [process, failed], checkpoints=range(1, 60), name="run-" + "long" * 40)
+  lines = status.report(take(run), rows, encoding)
+  for text in lines:
+    assert cell_len(text) <= 80, text
+    assert text.isprintable()
+    text.encode(encoding or "ascii")
+  assert rows is None or len(RUNS[name][0]["layers"]) < 9 or len(lines) <= rows
+
+
+def test_pieces_of_text_are_cut_and_told_shortly():
+  assert fit("a" * 81) == "a" * 77 + "..."
+  assert fit("a\tb\x1b[0m\n") == "a b [0m "
+  assert list(labelled("x", ["aa", "bb", "cc"], 16)) == ["x         aa  bb", "          cc"]
+  assert [ago(s) for s in (-1, 5, 150, 7300, 10**6)] == ["0 s", "5 s", "2 min", "2 h", "12 days"]
+  assert [clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
+
+
+# The command.
+
+
+def test_the_command_starts_no_jax_and_writes_plain_text_into_a_pipe(make, alone):
+  run = make([line(1)], [PROCESS, {"event": "done"}])
+  program = (
+    "-c",
+    "import runpy, sys, atexit\n"
+    "atexit.register(lambda: print('jax' in sys.modules, 'flax' in sys.modules))\n"
+    "runpy.run_module('launch.status', run_name='__main__')\n",
+  )
+  for encoding, sign in (("ascii", "+"), ("utf-8", "▅")):
+    environment = {"PYTHONIOENCODING": encoding}
+    result = alone("status", f"--workdir={run}", "--watch=9", program=program, env=environment)
+    assert (result.code, result.err) == (0, "")
+    *lines, modules = result.out.splitlines()
+    assert modules == "False False"
+    assert f"    0 {sign * 8} " in result.out
+    assert all(len(text) <= 80 and text.isprintable() for text in lines)
+
+
+def test_watching_ends_with_the_run(make, held, here, monkeypatch):
+  run = make([line(1)], [PROCESS])
+  held(run)
+  waits = []
+
+  def sleep(seconds):
+    waits.append(seconds)
+    if len(waits) == 2:
+      with open(run / "events.jsonl", "a") as file:
+        file.write('{"event": "done"}\n')
+
+  monkeypatch.setattr("time.sleep", sleep)
+  result = here("status", f"--workdir={run}", "--watch=2.5")
+  assert result.code == 0, result
+  assert waits == [2.5, 2.5]
+  assert result.out.count("state     running") == 2
+  assert result.out.count("state     done") == 1
+
+
+@pytest.mark.parametrize(
+  "arguments, code, words",
+  [
+    ((), 2, "--workdir is missing"),
+    (("--workdir=/nowhere/at/all",), 4, "no run here"),
+    (("--workdir=x", "--watch=-1"), 2, "watch"),
+    (("--workdir=x", "stray"), 2, "'stray'"),
+  ],
+)
+def test_bad_arguments_end_in_one_line(here, arguments, code, words):
+  result = here("status", *arguments)
+  assert result.code == code
+  assert len(result.err.splitlines()) == 1
+  assert words in result.err
+
+
+def test_a_finished_run_of_the_real_trainer_is_told(trained):
+  text = told(trained)
+  assert take(trained).state == "done"
+  assert "step      6 of 6 (100.0%)" in text
+  assert "held out  bits/byte at step 6: " in text
+  assert "saved     step 6, " in text
+  assert "of wall time: " in text
