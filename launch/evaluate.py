@@ -55,7 +55,8 @@ def table(result: dict) -> Table:
   for column in columns:
     shown.add_column(column, justify="left" if column == "domain" else "right")
   for domain, bits in result["domains"].items():
-    others = [f"{scores[domain]:.3f}" for scores in result["compressors"].values()]
+    scores = [of.get(domain) for of in result["compressors"].values()]
+    others = ["-" if score is None else f"{score:.3f}" for score in scores]
     shown.add_row(domain, f"{bits:.3f}", *others)
   return shown
 

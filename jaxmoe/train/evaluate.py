@@ -123,8 +123,15 @@ def evaluate(
 
 
 def compressors(domains: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float]]:
-  """Returns bits per byte of gzip -9 and xz -9 on the documents of each domain as one stream."""
-  raw = {name: b"".join(document.raw for document in of) for name, of in domains.items()}
+  """Returns bits per byte of gzip -9 and xz -9 on the documents of each domain as one stream.
+
+  A domain of which only answers are scored is left out: a compressor's bits are those of all bytes.
+  """
+  raw = {
+    name: b"".join(document.raw for document in of)
+    for name, of in domains.items()
+    if all(document.scored is None for document in of)
+  }
   squeeze = {
     "gzip -9": lambda data: gzip.compress(data, 9),
     "xz -9": lambda data: lzma.compress(data, preset=9),

@@ -278,10 +278,14 @@ class Session:
     )
 
   def _bytes_per_token(self) -> float:
-    """Returns the mean over a few held-out documents, for the display alone."""
+    """Returns the mean over what is learned of a few held-out documents, for the display."""
     documents = [doc for name in self.corpus.domains for doc in self.corpus.held_out(name)[:8]]
-    tokens = sum(len(document.ids) + 1 for document in documents)
-    return sum(document.num_bytes for document in documents) / tokens
+    learned = [document.scored for document in documents]
+    tokens = sum(
+      len(document.ids) + 1 if mask is None else int(mask.sum())
+      for document, mask in zip(documents, learned)
+    )
+    return sum(document.scored_bytes for document in documents) / tokens
 
 
 def _process() -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import gzip
+import lzma
 import math
 import types
 
@@ -7,7 +9,13 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.train.evaluate import document_windows, evaluate, first_documents, packed_batches
+from jaxmoe.train.evaluate import (
+  compressors,
+  document_windows,
+  evaluate,
+  first_documents,
+  packed_batches,
+)
 
 L, EOD = 8, 18
 LENGTHS = (1, L - 1, L, L + 1, 3 * L // 2, 10 * L)
@@ -173,3 +181,35 @@ def test_first_documents_are_spread_over_all():
   assert len(chosen) == 20
   assert gaps.max() <= 3 * 50
   assert gaps.min() >= 10
+
+
+def test_the_routing_of_each_layer_counts_the_choices_of_every_valid_token_by_domain(model):
+  decoder, params = model
+  domains = {"a": DOCUMENTS[:2], "b": DOCUMENTS[2:]}
+  found = evaluate(decoder, params, domains, EOD, (3, L))["routing"]
+  assert found.keys() == {"0", "1"}
+  for layer in found.values():
+    for name, documents in domains.items():
+      windows = [w for each in documents for w in document_windows(each.ids, EOD, L)]
+      tokens = sum(len(inputs) for inputs, _ in windows)
+      assert sum(layer["counts"][name]) == 2 * tokens, "two experts a token, padding none"
+    assert 0 <= layer["mutual_information"] <= 1
+    assert layer["shuffled_95"][0] <= layer["shuffled_95"][1]
+
+
+def test_compressors_see_a_domain_as_one_stream_and_leave_out_what_is_scored_in_part():
+  texts = [b"abc" * 50, b"abc" * 50]
+  whole = [types.SimpleNamespace(raw=raw, scored=None) for raw in texts]
+  part = [types.SimpleNamespace(raw=texts[0], scored=np.array([True, False]))]
+  found = compressors({"whole": whole, "part": [*whole, *part]})
+  assert found == {
+    "gzip -9": {"whole": 8 * len(gzip.compress(texts[0] * 2, 9)) / 300},
+    "xz -9": {"whole": 8 * len(lzma.compress(texts[0] * 2, preset=9)) / 300},
+  }
+
+
+def test_every_batch_that_is_scored_is_a_sign_of_life(model):
+  beats = []
+  evaluate(*model, {"a": DOCUMENTS}, EOD, (2, L), lambda: beats.append(1))
+  windows = [w for each in DOCUMENTS for w in document_windows(each.ids, EOD, L)]
+  assert len(beats) == len(list(packed_batches(iter(windows), 2, L)))
