@@ -205,13 +205,17 @@ def quiet_orbax() -> None:
 
 
 class _NotFromOrbax(logging.Filter):
-  """Drops what was logged by a file of Orbax, or about an exception raised in one."""
+  """Drops what was logged by a file of Orbax, or about an exception raised in one or below it."""
 
   def filter(self, record: logging.LogRecord) -> bool:
     orbax = f"{os.sep}orbax{os.sep}checkpoint"
     if orbax in record.pathname:
       return False
-    trace = record.exc_info[2] if record.exc_info else None
+    error, trace = record.exc_info[1:] if record.exc_info else (None, None)
+    # Of several arrays that cannot be written Orbax awaits the first; the others come without a
+    # trace, whenever they are collected.
+    if trace is None and "tensorstore_spec" in str(error):
+      return False
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
     return not any(orbax in file for file in files)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.checkpoint.label import DamagedStepError
-from jaxmoe.checkpoint.orbax_store import OrbaxStore
+from jaxmoe.checkpoint.orbax_store import OrbaxStore, quiet_orbax
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -313,3 +314,17 @@ def test_a_save_killed_at_any_time_leaves_an_intact_step(tmp_path, like_of, same
     assert digest(store.read(3, like_of(states[3]))[0]) == digest(states[3])
   print(f"after the kills these steps were the newest intact: {found}")
   assert set(found) <= {1, 2}, "a killed save looked like a whole one"
+
+
+@pytest.mark.parametrize(
+  ("error", "kept"),
+  [
+    (ValueError("RESOURCE_EXHAUSTED: no space [tensorstore_spec='{}']"), False),
+    (ValueError("another task of ours"), True),
+  ],
+)
+def test_the_error_of_an_array_that_orbax_does_not_await_is_not_logged(error, kept):
+  said = ("asyncio", logging.ERROR, "base_events.py", 1, "Future exception was never retrieved", ())
+  record = logging.LogRecord(*said, (type(error), error, None))
+  quiet_orbax()
+  assert bool(logging.getLogger("asyncio").filter(record)) == kept
