@@ -14,8 +14,8 @@ from typing import Any
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.train.goodput import Goodput, goodput
 from jaxmoe.train.journal import read_lines
+from jaxmoe.train.lock import is_held
 from jaxmoe.train.tail import clock_of, lines_back, parse
-from launch.lock import is_held
 
 RECENT = 20
 """Lines whose median speed is told."""

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import jax
 from absl import flags
 
+from jaxmoe.core.errors import CheckpointError, NotFiniteError
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
+from jaxmoe.report import write_report
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
 from jaxmoe.train.journal import Journal, read_lines
@@ -50,8 +52,13 @@ def main(overrides: list[str]) -> int:
     cli.set_up_jax()
     stop = cli.StopSignals()
     corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
-    outcome = Session(experiment, workdir, corpus, one_device(), onlookers).train(stop)
-  print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
+    session = Session(experiment, workdir, corpus, one_device(), onlookers)
+    try:
+      outcome = session.train(stop)
+    except (NotFiniteError, CheckpointError):
+      tell(workdir)
+      raise
+  tell(workdir)
   if not outcome.done:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")
     return stop.exit_code
@@ -60,6 +67,15 @@ def main(overrides: list[str]) -> int:
   print(f"  write text:  python -m launch.generate --workdir={workdir.path} --prompt='def main('")
   print("  go on:       the same command with a larger --config.train.num_steps")
   return 0
+
+
+def tell(workdir: Workdir) -> None:
+  """Says where the wall time went, and writes the report; a disk that refuses it is told."""
+  print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
+  try:
+    print(f"what happened, as a page: {write_report(workdir.path)}")
+  except OSError as error:
+    print(f"report.html cannot be written ({error.strerror}); launch.report makes it later")
 
 
 @contextlib.contextmanager

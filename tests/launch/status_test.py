@@ -11,7 +11,8 @@ import pytest
 from rich.cells import cell_len
 
 from jaxmoe.core.errors import CheckpointError, InputError
-from launch import lock, snapshot, status
+from jaxmoe.train import lock
+from launch import snapshot, status
 from launch.columns import ago, clock, fit, labelled
 from launch.load_table import BLOCKS, LETTERS, bar, load_table
 from launch.snapshot import take

@@ -1,0 +1,113 @@
+"""Several runs laid over each other: curves, a table of figures, and how their configs differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmoe.report.chart import Axes, Series, chart
+from jaxmoe.report.html import Html, join, table, tag
+from jaxmoe.report.layout import grid
+from jaxmoe.report.numbers import short
+from jaxmoe.report.run import Run
+from jaxmoe.report.sections.experts import PER_LAYER, deaths
+from jaxmoe.report.sections.learning import domains
+from jaxmoe.report.sections.recipe import ABSENT, flat
+from jaxmoe.report.summary import figures
+
+CURVES = {
+  "loss": ("Training loss", "nats per token", "xy"),
+  "grad_norm": ("Gradient norm", "", "y"),
+  "learning_rate": ("Learning rate", "", ""),
+  "time/tokens_per_s": ("Speed", "tokens per second", ""),
+}
+
+
+def comparison(runs: Sequence[Run]) -> Html:
+  """Returns the body of a page that compares runs."""
+  runs = _named_apart(runs)
+  died = [join(tag("h3", run.name), deaths(run, most=6)) for run in runs if run.deaths]
+  unit = "tokens" if all(run.unit == "tokens" for run in runs) else "steps or tokens"
+  learned = [_curve(runs, name, unit) for name in CURVES]
+  balance = [_mean_over_layers(runs, metric, unit) for metric in PER_LAYER]
+  return join(
+    tag("h1", f"{len(runs)} runs"), _table(runs), *died,
+    tag("h2", "Learning"), grid(learned[0], *_held_out(runs, unit), *learned[1:]),
+    tag("h2", "Experts, mean over layers"), grid(*balance),
+    tag("h2", "Configs"), _configs(runs),
+  )  # fmt: skip
+
+
+def _named_apart(runs: Sequence[Run]) -> list[Run]:
+  """Returns runs with numbers behind the names that several have."""
+  names = [run.name for run in runs]
+  return [
+    dataclasses.replace(run, name=f"{run.name} ({i + 1})") if names.count(run.name) > 1 else run
+    for i, run in enumerate(runs)
+  ]
+
+
+def _table(runs: Sequence[Run]) -> Html:
+  scored = list(dict.fromkeys(name for run in runs for name in domains(run)))
+  known = [figures(run) for run in runs]
+  rows = []
+  for run, shown in zip(runs, known):
+    last = run.evaluations[-1][1].domains if run.evaluations else {}
+    scores = [short(last.get(domain, math.nan)) for domain in scored]
+    rows.append([run.name, run.state, *shown.values(), *scores])
+  return table(["run", "state", *known[0], *(f"held out: {name}" for name in scored)], rows)
+
+
+def _curve(runs: Sequence[Run], name: str, unit: str) -> Html:
+  title, y, log = CURVES[name]
+  series = [
+    Series(run.name, curve.x, curve.y, curve.low, curve.high, i)
+    for i, run in enumerate(runs) if (curve := run.curves.get(name))
+  ]  # fmt: skip
+  return chart(title, series, Axes(unit, y, log))
+
+
+def _held_out(runs: Sequence[Run], unit: str) -> list[Html]:
+  """A chart for all domains together and one for each."""
+  axes = Axes(unit, "bits per byte")
+
+  def series(domain: str | None) -> list[Series]:
+    return [
+      Series(run.name, [x for x, _ in run.evaluations], [
+        one.bits_per_byte if domain is None else one.domains.get(domain, math.nan)
+        for _, one in run.evaluations
+      ], color=i)
+      for i, run in enumerate(runs)
+    ]  # fmt: skip
+
+  scored = list(dict.fromkeys(name for run in runs for name in domains(run)))
+  cards = [chart("Held out, all domains", series(None), axes)]
+  return cards + [chart(f"Held out: {name}", series(name), axes) for name in scored]
+
+
+def _mean_over_layers(runs: Sequence[Run], metric: str, unit: str) -> Html:
+  series = []
+  for i, run in enumerate(runs):
+    curves = list(run.layer_curves(metric).values())
+    if curves:
+      length = min(len(curve.y) for curve in curves)
+      y = np.mean([curve.y[:length] for curve in curves], 0).tolist()
+      series.append(Series(run.name, curves[0].x[:length], y, color=i))
+  title, y_unit = PER_LAYER[metric]
+  return chart(title, series, Axes(unit, y_unit))
+
+
+def _configs(runs: Sequence[Run]) -> Html:
+  """The fields in which configs differ."""
+  known = [flat(run.config) for run in runs]
+  paths = list(dict.fromkeys(path for one in known for path in one))
+  rows = [
+    [path, *(one.get(path, ABSENT) for one in known)]
+    for path in paths if len({repr(one.get(path, ABSENT)) for one in known}) > 1
+  ]  # fmt: skip
+  if not rows:
+    return tag("p", "The configs are equal.")
+  return table(["field", *(run.name for run in runs)], rows)

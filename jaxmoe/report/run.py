@@ -1,0 +1,199 @@
+"""What a report needs of a run, read from its workdir in one pass over metrics.jsonl.
+
+Every picture is made from metrics.jsonl and events.jsonl alone; samples.md and config.json are
+shown as they are. Nothing here writes, and no file has to be there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any
+
+from jaxmoe.report.buckets import Curve, Curves, LoadHistory, Loads
+from jaxmoe.report.deaths import Death, DeathWatch
+from jaxmoe.report.lines import (
+  Evaluation,
+  Line,
+  count_lines,
+  parse_event,
+  parse_line,
+  read_objects,
+)  # fmt: skip
+from jaxmoe.report.numbers import counted, finite
+from jaxmoe.report.samples import Sample, parse_samples
+from jaxmoe.train.goodput import Goodput, goodput
+from jaxmoe.train.lock import is_held
+
+ENDS = ("done", "stopped", "failed", "stalled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run as its files tell it.
+
+  Attributes:
+    name: What its workdir is called.
+    state: 'done', 'stopped', 'failed', 'running', 'ended without a word' or 'not started'.
+    step: The last one with a line.
+    tokens: Trained on so far.
+    unit: Of the x of everything: 'tokens', or 'steps' for a run without token counts.
+    curves: By name; those of a layer are called `layers/0/load_entropy`.
+    loads: By layer.
+    evaluations: (tokens so far, scores), in order.
+    at: The x of some steps: of every event with a step and of every death.
+    data: What was handed out of each domain, from the last line that says so.
+    unread: Lines of both files that could not be read.
+  """
+
+  name: str
+  state: str
+  step: int
+  tokens: float
+  unit: str
+  curves: dict[str, Curve]
+  loads: dict[int, LoadHistory]
+  evaluations: list[tuple[float, Evaluation]]
+  deaths: list[Death]
+  at: dict[int, float]
+  data: dict[str, dict[str, float]]
+  last: Line | None
+  events: list[dict[str, Any]]
+  goodput: Goodput | None
+  config: Any
+  samples: list[Sample]
+  unread: int
+
+  def event(self, kind: str) -> dict[str, Any]:
+    """Returns the last event of a kind, {} if there is none."""
+    return next((event for event in reversed(self.events) if event["event"] == kind), {})
+
+  def layer_curves(self, metric: str) -> dict[int, Curve]:
+    """Returns the curve of a metric for each layer that has it."""
+    named = {f"layers/{layer}/{metric}": layer for layer in self.loads}
+    return {named[name]: curve for name, curve in self.curves.items() if name in named}
+
+  def tokens_at(self, step: int) -> str:
+    """Returns how many tokens had been seen at a step, as text."""
+    return counted(self.at.get(step, math.nan))
+
+
+def read_run(workdir: pathlib.Path) -> Run:
+  """Returns what the files of a workdir tell; never raises for what stands in them."""
+  parsed = [parse_event(plain) for plain in read_objects(workdir / "events.jsonl")]
+  events = [event for event in parsed if event is not None]
+  metrics = workdir / "metrics.jsonl"
+  total = count_lines(metrics)
+  watch = _Watch(total)
+  stream = watch.lines(metrics, total)
+  spent = _spent(stream, events)
+  for _ in stream:  # what the count of seconds did not read
+    pass
+  watch.curves.flush()
+  deaths = watch.deaths.found()
+  steps = {event.get("step") for event in events} | {death.step for death in deaths}
+  text = _text(workdir / "samples.md") or ""
+  known = watch.tokens > 0
+  return Run(
+    name=workdir.absolute().name or str(workdir), state=_state(workdir, events),
+    step=watch.step, tokens=watch.tokens if known else math.nan,
+    unit="tokens" if known else "steps",
+    curves=watch.curves.found, loads=watch.loads.found(), evaluations=watch.evaluations,
+    deaths=deaths, at=watch.x_at(steps), data=watch.data, last=watch.last,
+    events=events, goodput=spent,
+    config=_json(workdir / "config.json"), samples=parse_samples(text),
+    unread=watch.unread + parsed.count(None),
+  )  # fmt: skip
+
+
+class _Watch:
+  """Gathers everything in one pass over the lines."""
+
+  def __init__(self, total: int):
+    self.curves, self.loads, self.deaths = Curves(total), Loads(total), DeathWatch()
+    self.evaluations: list[tuple[float, Evaluation]] = []
+    self.step, self.tokens, self.unread = 0, 0.0, 0
+    self.data: dict[str, dict[str, float]] = {}
+    self.last: Line | None = None
+    self._steps, self._x = [0], [0.0]
+    self._experts: dict[int, int] = {}
+
+  def lines(self, path: pathlib.Path, total: int) -> Iterator[dict[str, Any]]:
+    """Yields what the lines say of time, after taking in everything else."""
+    for plain in read_objects(path, total):
+      line = parse_line(plain)
+      if line is None or line.step <= self.step or not self._fits(line):
+        self.unread += 1
+        continue
+      self._take(line)
+      yield {"time": line.time}
+
+  def x_at(self, steps: set[Any]) -> dict[int, float]:
+    """Returns the x of those of the given steps that have been reached."""
+    known = [s for s in steps if type(s) is int and 0 <= s <= self.step]
+    return {s: self._x[bisect_left(self._steps, s)] for s in known}
+
+  def _fits(self, line: Line) -> bool:
+    """Whether layers have as many experts as before."""
+    return all(self._experts.setdefault(n, len(of)) == len(of) for n, of in line.loads.items())
+
+  def _take(self, line: Line) -> None:
+    before, self.last = self._x[-1], line
+    tokens = line.scalars.get("tokens", 0.0)
+    missing = line.step - self.step  # more than 1 where lines are missing
+    self.tokens += (tokens if math.isfinite(tokens) else 0.0) * missing
+    self.step = line.step
+    x = self.tokens or float(line.step)
+    self._steps.append(line.step)
+    self._x.append(x)
+    values = dict(line.scalars)
+    for layer, scalars in line.layers.items():
+      values |= {f"layers/{layer}/{name}": value for name, value in scalars.items()}
+    values |= {f"time/{name}": v for name, v in line.time.items() if isinstance(v, float)}
+    self.curves.add(x, values)
+    self.loads.add(before, x, line.loads)
+    self.deaths.add(line.step, line.loads)
+    self.data = line.data or self.data
+    if line.evaluation is not None:
+      self.evaluations.append((x, line.evaluation))
+
+
+def _spent(lines: Iterator[dict[str, Any]], events: list[dict[str, Any]]) -> Goodput | None:
+  """Returns where wall time went, None where the events do not say it."""
+  try:
+    spent = goodput(lines, events)
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return None
+  return spent if math.isfinite(spent.wall_s) and spent.wall_s > 0 else None
+
+
+def _state(workdir: pathlib.Path, events: list[dict[str, Any]]) -> str:
+  kinds = [event["event"] for event in events if event["event"] in (*ENDS, "process", "start")]
+  if kinds and kinds[-1] in ENDS:
+    return kinds[-1]
+  pid = next((event.get("pid") for event in reversed(events) if event.get("pid")), None)
+  if is_held(workdir / "lock", pid if isinstance(pid, int) else None):
+    return "running"
+  return "ended without a word" if kinds else "not started"
+
+
+def _text(path: pathlib.Path) -> str | None:
+  with contextlib.suppress(OSError):
+    return path.read_bytes().decode("utf-8", errors="replace")
+  return None
+
+
+def _json(path: pathlib.Path) -> Any:
+  with contextlib.suppress(ValueError, TypeError, RecursionError):
+    return json.loads(_text(path) or "null")
+  return None
+
+
+def unix_s(event: dict[str, Any]) -> float:
+  """Returns when something happened, NaN if it is not said."""
+  return finite(event["time"].get("unix_s"))

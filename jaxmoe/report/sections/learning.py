@@ -1,0 +1,106 @@
+"""What the model learned: loss, held-out bits per byte beside compressors, and what drove it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jaxmoe.report.buckets import Curve
+from jaxmoe.report.chart import Axes, Level, Series, chart
+from jaxmoe.report.html import Html, join, table, tag
+from jaxmoe.report.layout import few, grid
+from jaxmoe.report.numbers import counted, finite, short
+from jaxmoe.report.run import Run
+
+STEADY = ("loss", "total_loss", "grad_norm", "learning_rate", "skipped", "tokens")
+MARKED = ("skipped", "rollback", "resume", "save_failed")
+
+
+def learning(run: Run) -> Html:
+  """Returns charts of loss, held-out scores, learning rate, gradient norm and balance losses."""
+  marks = [
+    (run.at[event["step"]], f"{event['event']} at step {event['step']}")
+    for event in run.events
+    if event["event"] in MARKED and event.get("step") in run.at
+  ][:200]
+  cards = [
+    _curve(run, "loss", "Training loss", "nats per token", log="xy", marks=marks),
+    _curve(run, "grad_norm", "Gradient norm", "", log="y", marks=marks),
+    _curve(run, "learning_rate", "Learning rate", "", zero=True),
+  ]
+  balance = [
+    name for name in run.curves if name not in STEADY and "/" not in name
+  ]
+  cards += [_curve(run, name, name.replace("_", " ").capitalize(), "added") for name in balance]
+  note = (
+    "Points are means over neighbouring steps where there are many; the band goes from their "
+    "least to their largest. Triangles mark restarts, skipped steps and rollbacks."
+  )
+  return join(grid(*cards[:1], *held_out(run), *cards[1:]), tag("p", note, class_="note"),
+              _domains(run))  # fmt: skip
+
+
+def of_curve(label: str, curve: Curve) -> Series:
+  """Returns a curve of a run as one of a chart."""
+  return Series(label, curve.x, curve.y, curve.low, curve.high)
+
+
+def held_out(run: Run) -> list[Html]:
+  """Returns a chart of held-out bits per byte for all domains together, then one for each."""
+  x = [tokens for tokens, _ in run.evaluations]
+  axes = Axes(run.unit, "bits per byte")
+  overall = [one.bits_per_byte for _, one in run.evaluations]
+  cards = [chart("Held out, all domains", [Series("model", x, overall)], axes)]
+  baselines = compressors(run)
+  for domain in domains(run):
+    y = [one.domains.get(domain, math.nan) for _, one in run.evaluations]
+    levels = [Level(name, of[domain]) for name, of in baselines.items() if domain in of]
+    cards.append(chart(f"Held out: {domain}", [Series("model", x, y)], axes, levels))
+  return few(cards, 9, "domains")
+
+
+def domains(run: Run) -> list[str]:
+  """Returns the domains that were ever scored, in order."""
+  return list(dict.fromkeys(name for _, one in run.evaluations for name in one.domains))
+
+
+def compressors(run: Run) -> dict[str, dict[str, float]]:
+  """Returns {compressor: {domain: bits per byte}} as the start of the run says it."""
+  found = _get(run.event("start"), "data", "compressors")
+  return {
+    str(name): {str(domain): finite(bits) for domain, bits in of.items()}
+    for name, of in found.items()
+    if isinstance(of, dict)
+  }
+
+
+def _get(plain: dict[str, Any], *path: str) -> dict[str, Any]:
+  for name in path:
+    inner = plain.get(name)
+    plain = inner if isinstance(inner, dict) else {}
+  return plain
+
+
+def _curve(
+  run: Run, name: str, title: str, unit: str, log: str = "", zero: bool = False,
+  marks: list[tuple[float, str]] | None = None,
+) -> Html:  # fmt: skip
+  curve = run.curves.get(name)
+  series = [of_curve(name, curve)] if curve else []
+  return chart(title, series, Axes(run.unit, unit, log, from_zero=zero), marks=marks or ())
+
+
+def _domains(run: Run) -> Html | None:
+  """A row for each domain: what was handed out of it, and how much there is."""
+  if not run.data:
+    return None
+  there = _get(run.event("start"), "data", "domains")
+  total = sum(of.get("tokens", 0.0) for of in run.data.values()) or 1.0
+  rows = []
+  for name, of in run.data.items():
+    tokens, epochs, read = (of.get(key, math.nan) for key in ("tokens", "epochs", "bytes"))
+    kept = [finite(_get(there, name, part).get("bytes")) for part in ("train", "held_out")]
+    sizes = [counted(size) for size in (read, *kept)]
+    rows.append([name, counted(tokens), f"{100 * tokens / total:.1f}%", short(epochs, 3), *sizes])
+  head = ["trained on", "tokens", "share", "epochs", "bytes", "bytes there", "bytes held out"]
+  return table(head, rows)

@@ -1,0 +1,70 @@
+"""Whether routing knows the domains: domain x expert tables and their mutual information."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxmoe.report.chart import Axes, Series, chart
+from jaxmoe.report.heatmap import Sides, heatmap, legend
+from jaxmoe.report.html import Html, join, tag
+from jaxmoe.report.layout import few, grid
+from jaxmoe.report.lines import Routing
+from jaxmoe.report.numbers import percent, short
+from jaxmoe.report.run import Run
+
+CHANCE = 5  # the colour of what is not the model
+
+
+def routing(run: Run) -> Html | None:
+  """Returns for each layer where the tokens of each domain went last, and how that came about."""
+  scored = [(x, one.routing) for x, one in run.evaluations if one.routing]
+  if not scored:
+    return None
+  note = (
+    "Rows are domains: where the choices of a domain's held-out tokens go, each row for itself. "
+    "Mutual information is between a token's domain and its expert, 0 where routing ignores the "
+    "domain. Chance is the middle 95% of the same figure with domains shuffled over rows of text: "
+    "what lies inside is no sign of specialization."
+  )
+  layers = list(scored[-1][1])
+  cards = [_normalized(run, scored)]
+  for layer in layers:
+    cards += [_matrix(scored[-1][1][layer], layer), _information(run, scored, layer)]
+  return join(tag("p", note), legend(), grid(*few(cards, 13, "charts of layers")))
+
+
+def _matrix(found: Routing, layer: int) -> Html:
+  total_D1 = np.maximum(found.counts_DE.sum(1, keepdims=True), 1)
+  ratio_DE = found.counts_DE / total_D1 * found.counts_DE.shape[1]
+  names = [name if len(name) <= 12 else name[:11] + "…" for name in found.domains]
+  left = min(max(30, 8 + 7 * max(map(len, names))), 96)
+  low, high = found.shuffled
+  verdict = "more than chance" if found.bits > high else "no more than chance"
+  share = percent(found.normalized(found.bits))
+  note = (
+    f"{short(found.bits, 3)} bits, {share} of the most possible: {verdict} "
+    f"({short(low, 3)} to {short(high, 3)})."
+  )
+  return heatmap(f"Domain x expert, layer {layer}", ratio_DE, Sides(names, left=left), note)
+
+
+def _information(run: Run, scored: list[tuple[float, dict[int, Routing]]], layer: int) -> Html:
+  known = [(x, tables[layer]) for x, tables in scored if layer in tables]
+  x = [at for at, _ in known]
+  low, high = ([one.shuffled[side] for _, one in known] for side in (0, 1))
+  series = [
+    Series("domain-expert", x, [one.bits for _, one in known]),
+    Series("chance, 95% below", x, high, low, high, CHANCE),
+  ]
+  return chart(f"Mutual information, layer {layer}", series, Axes(run.unit, "bits"))
+
+
+def _normalized(run: Run, scored: list[tuple[float, dict[int, Routing]]]) -> Html:
+  layers = sorted({layer for _, tables in scored for layer in tables})
+  series = []
+  for layer in layers:
+    known = [(x, tables[layer]) for x, tables in scored if layer in tables]
+    y = [one.normalized(one.bits) for _, one in known]
+    series.append(Series(f"layer {layer}", [x for x, _ in known], y))
+  axes = Axes(run.unit, "of min(H(domain), H(expert))", from_zero=True)
+  return chart("Mutual information, normalized", series, axes)

@@ -1,0 +1,65 @@
+"""Where the wall time of a run went, over all its processes, and how fast it was."""
+
+from __future__ import annotations
+
+from jaxmoe.report.chart import Axes, chart
+from jaxmoe.report.html import Html, data, join, table, tag
+from jaxmoe.report.layout import grid
+from jaxmoe.report.numbers import percent, plain, seconds
+from jaxmoe.report.run import Run
+from jaxmoe.report.sections.learning import of_curve
+
+COLORS = {
+  "step": "--s0", "data": "--s1", "evaluation": "--s2", "samples": "--l3", "checkpoint": "--s3",
+  "compile": "--s4", "start": "--s5", "lost": "--bad", "down": "--l0", "other": "--line",
+}  # fmt: skip
+MEANS = {
+  "step": "training steps that stayed",
+  "data": "waiting for a batch",
+  "evaluation": "scoring held-out text",
+  "samples": "writing samples",
+  "checkpoint": "waiting for a checkpoint",
+  "compile": "compiling",
+  "start": "interpreter, imports, corpus, restoring",
+  "lost": "work that was done again or thrown away",
+  "down": "no process alive",
+  "other": "not accounted for",
+}
+RATES = {
+  "time/tokens_per_s": ("Speed", "tokens per second"),
+  "time/mfu": ("Model FLOPs utilization", "share of the matmul peak"),
+  "time/data_share": ("Making batches", "busy share of the step, beside it"),
+}
+
+
+def wall_time(run: Run) -> Html:
+  """Returns a bar and a table of seconds by category, and charts of speed."""
+  charts = [
+    chart(title, [of_curve(title, run.curves[name])], Axes(run.unit, unit, from_zero=True))
+    for name, (title, unit) in RATES.items() if name in run.curves
+  ]  # fmt: skip
+  return join(_spent(run), grid(*charts))
+
+
+def _spent(run: Run) -> Html:
+  if run.goodput is None:
+    return tag("p", "The events of this run do not say how its wall time was spent.")
+  wall, spent = run.goodput.wall_s, run.goodput.seconds
+  processes = sum(event["event"] == "process" for event in run.events)
+  rows, pieces = [], []
+  for name, value in spent.items():
+    share = value / wall
+    color = f"background:var({COLORS.get(name, '--line')})"
+    if share > 0:
+      title = f"{name}: {seconds(value)}, {percent(share)}"
+      pieces.append(tag("i", style=f"{color};flex:{share:.5f} 1 0", title=title))
+    swatch = tag("span", tag("i", style=color), class_="scale")
+    rows.append([join(swatch, name), MEANS.get(name, ""), seconds(value), percent(share)])
+  count = "one process" if processes == 1 else f"{processes} processes"
+  text = f"{seconds(wall)} of wall time over {count}; {percent(run.goodput.share)} was goodput: "
+  numbers = {"chart": "wall time", "seconds": {n: plain(v) for n, v in spent.items()}}
+  return join(
+    tag("p", text, "steps that stayed."), tag("div", *pieces, class_="bar", role="img",
+        aria_label="wall time by category"),
+    table(["", "what", "time", "share"], rows, text_columns=2), data(numbers),
+  )  # fmt: skip

@@ -1,0 +1,82 @@
+"""The top of a report: where the run stands, in figures a person looks for first."""
+
+from __future__ import annotations
+
+import math
+
+from jaxmoe.report.html import Html, join, table, tag
+from jaxmoe.report.numbers import counted, finite, percent, seconds, short
+from jaxmoe.report.run import Run
+from jaxmoe.report.sections.experts import deaths
+from jaxmoe.report.sections.learning import compressors, domains
+from jaxmoe.report.sections.recipe import flat
+
+GOOD = ("done", "running")
+
+
+def heading(run: Run) -> Html:
+  """Returns the name of a run and its state."""
+  mark = tag("span", run.state, class_="state" if run.state in GOOD else "state bad")
+  return tag("h1", run.name, " ", mark)
+
+
+def summary(run: Run) -> Html:
+  """Returns what a person looks for first: figures, who died, and scores by domain."""
+  tiles = [tag("div", tag("span", name), tag("b", value), class_="tile")
+           for name, value in figures(run).items()]  # fmt: skip
+  strange = None
+  if run.unread:
+    lines = "1 line" if run.unread == 1 else f"{run.unread} lines"
+    strange = tag("p", f"{lines} could not be read and are left out.", class_="note")
+  return join(tag("div", *tiles, class_="tiles"), _failure(run), strange, deaths(run, most=6),
+              _scores(run))  # fmt: skip
+
+
+def figures(run: Run) -> dict[str, str]:
+  """Returns the figures of a run, by name."""
+  planned = flat(run.config).get("train.num_steps")
+  total = sum(len(of.last_E) for of in run.loads.values())
+  last = run.evaluations[-1][1].bits_per_byte if run.evaluations else math.nan
+  spent = run.goodput
+  return {
+    "step": f"{run.step:,}" + (f" of {planned:,}" if isinstance(planned, int) else ""),
+    "tokens": counted(run.tokens),
+    "parameters": counted(finite(run.event("start").get("params"))),
+    "loss, nats/token": short(final_loss(run)),
+    "held-out bits/byte": short(last),
+    "goodput": f"{percent(spent.share)}" if spent else "-",
+    "wall time": seconds(spent.wall_s) if spent else "-",
+    "dead experts": f"{len(run.deaths)} of {total}" if total else "-",
+  }
+
+
+def final_loss(run: Run) -> float:
+  """Returns the loss of the last step."""
+  return run.last.scalars.get("loss", math.nan) if run.last else math.nan
+
+
+def _failure(run: Run) -> Html | None:
+  failed = run.event("failed") if run.state == "failed" else {}
+  if not failed:
+    return None
+  return tag("div", tag("b", "Failed"), f" with exit code {failed.get('code', '?')}: ",
+             failed.get("why", ""), class_="alert")  # fmt: skip
+
+
+def _scores(run: Run) -> Html | None:
+  """Held-out bits per byte by domain, the best of each row in bold."""
+  if not run.evaluations:
+    return None
+  last, baselines = run.evaluations[-1][1], compressors(run)
+  rows = []
+  for domain in domains(run):
+    values = [last.domains.get(domain, math.nan)]
+    values += [of.get(domain, math.nan) for of in baselines.values()]
+    best = min((value for value in values if math.isfinite(value)), default=math.nan)
+    cells = [tag("b", short(v)) if v == best and len(values) > 1 else short(v) for v in values]
+    rows.append([domain, *cells])
+  note = (
+    "Bits per byte of held-out text, lower is better. The model is scored on a fixed part of each "
+    "domain (evaluation.max_bytes), compressors on the same bytes as one stream."
+  )
+  return join(table(["domain", "model", *baselines], rows), tag("p", note, class_="note"))

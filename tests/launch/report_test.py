@@ -1,0 +1,41 @@
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+  """Returns a copy of the short finished run."""
+  return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_a_run_leaves_its_report_and_the_command_writes_it_again(here, run):
+  left = (run / "report.html").read_text()
+  (run / "report.html").unlink()
+  result = here("report", f"--workdir={run}")
+  assert result.code == 0 and str(run / "report.html") in result.out
+  again = (run / "report.html").read_text()
+  assert "Training loss" in again and "Domain x expert, layer 1" in again
+  assert left.replace("trained", "x").count("<figure") == again.count("<figure")
+
+
+def test_several_runs_are_laid_over_each_other(here, run, tmp_path):
+  other = shutil.copytree(run, tmp_path / "other")
+  out = tmp_path / "both.html"
+  result = here("report", f"--workdir={run}", f"--workdir={other}", f"--out={out}")
+  assert result.code == 0
+  assert "Comparison of runs" in out.read_text()
+  assert here("report", f"--workdir={run}", f"--workdir={other}").code == 0
+  assert (run / "comparison.html").is_file()
+
+
+@pytest.mark.parametrize(
+  "arguments, why",
+  [((), "--workdir is missing"), (("--workdir=nowhere",), "no run here"),
+   (("--workdir=RUN", "--out=RUN/no/such/page.html"), "no folder"),
+   (("--workdir=RUN", "--out=RUN"), "no folder")],
+)  # fmt: skip
+def test_what_cannot_be_told_is_one_line(here, run, arguments, why):
+  result = here("report", *(argument.replace("RUN", str(run)) for argument in arguments))
+  assert result.code == 2
+  assert why in result.err and len(result.err.splitlines()) == 1

@@ -1,0 +1,96 @@
+"""The page as a browser shows it: on a phone and on a wide screen, by day and by night."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from jaxmoe.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+  not CHROMIUM, reason="no chromium here; the page is not looked at (apt-get install chromium)"
+)
+FLAGS = (
+  "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+  "--disable-background-networking", "--disable-component-update", "--disable-sync",
+  "--hide-scrollbars", "--enable-logging=stderr", "--v=0",
+)  # fmt: skip
+# Only the copy that is looked at holds a script.
+PROBE = """<script>
+addEventListener("load", () => {
+  const sizes = [];
+  for (const text of document.querySelectorAll("body *")) {
+    const own = [...text.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || text.closest("script, title, style, details:not([open]) > :not(summary)")) continue;
+    const box = text.getBoundingClientRect();
+    if (!box.width) continue;
+    let size = parseFloat(getComputedStyle(text).fontSize);
+    const svg = text.closest("svg");
+    if (svg) size *= svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    sizes.push([size, text.textContent.trim().slice(0, 40)]);
+  }
+  sizes.sort((a, b) => a[0] - b[0]);
+  const root = document.documentElement;
+  const found = {
+    width: innerWidth, scroll: root.scrollWidth, smallest: sizes[0], texts: sizes.length,
+    background: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.body).color,
+  };
+  const out = document.createElement("pre");
+  out.id = "probe";
+  out.textContent = JSON.stringify(found);
+  document.body.append(out);
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(run_of, tmp_path_factory):
+  """Returns the path of a page with a probe in it."""
+  folder = tmp_path_factory.mktemp("browser") / "run"
+  run_of(folder, dying={3: 42})
+  text = write_report(folder).read_text()
+  probed = folder / "probed.html"
+  probed.write_text(text.replace("</body>", PROBE + "</body>"))
+  return probed
+
+
+def look(page, width, dark, folder):
+  """Returns what the probe found, and what the console said."""
+  scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+  command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", f"--window-size={width},2000", scheme]
+  # A headless window is not made narrower than 500; a frame is.
+  frame = page.with_name(f"frame{width}.html")
+  frame.write_text(
+    f'<body style="margin:0"><iframe src="{page.name}" width="{width}" height="1900" '
+    'style="border:0"></iframe><script>onload = () => { const found = '
+    'document.querySelector("iframe").contentDocument.getElementById("probe"); '
+    "document.body.append(found); }</script></body>"
+  )
+  url = f"file://{frame}"
+  options = ["--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom"]
+  done = subprocess.run([*command, *options, url], capture_output=True, text=True, timeout=120)
+  (found,) = re.findall(r'<pre id="probe">(.*?)</pre>', done.stdout)
+  said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+  return json.loads(found.replace("&amp;", "&")), said
+
+
+def brightness(color):
+  red, green, blue = map(int, re.findall(r"\d+", color)[:3])
+  return 0.3 * red + 0.59 * green + 0.11 * blue
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_is_readable(page, tmp_path, width, dark):
+  found, said = look(page, width, dark, tmp_path)
+  assert found["width"] == width
+  assert found["scroll"] <= width, "nothing reaches over the side"
+  assert found["texts"] > 100
+  assert found["smallest"][0] >= 10, found["smallest"]
+  paper, ink = brightness(found["background"]), brightness(found["ink"])
+  assert (paper < 60 and ink > 180) if dark else (paper > 200 and ink < 80)
+  assert said == []
