@@ -20,7 +20,7 @@ from jaxmoe.train import narrator, progress
 from jaxmoe.train.experiment import Experiment
 from launch import cli
 
-COMMANDS = ("train", "evaluate", "generate", "score")
+COMMANDS = ("train", "evaluate", "generate", "score", "status", "doctor")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -238,12 +238,16 @@ def test_help_lists_every_flag_with_its_default(here, name):
     "evaluate": {"batch_size": "16"},
     "score": {"logits": "false"},
     "train": {},
+    "status": {"watch": "0.0"},
+    "doctor": {"workdir": "runs"},
   }
   flags = {
     "train": ["config", "workdir", "sinks", "profile_steps"],
     "evaluate": ["workdir"],
     "generate": ["workdir", "prompt"],
     "score": ["workdir", "ids", "out"],
+    "status": ["workdir"],
+    "doctor": ["workdir", "out"],
   }
   for flag in flags[name]:
     assert f"--{flag}:" in result.out

@@ -1,0 +1,101 @@
+"""Says whether this machine and installation are fit to train, what is wrong, and how to mend it.
+
+python -m launch.doctor [--workdir=runs/tiny] [--out=report.txt]
+
+It writes 64 MB next to the workdir and trains three steps in a temporary folder, and removes both.
+Exit code 0 if there is no problem (warnings do not count), else 1.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+import sys
+import textwrap
+from collections.abc import Iterable
+
+from absl import flags
+
+from jaxmoe.core.errors import InputError
+from launch import command
+from launch.columns import WIDTH, fit, shown
+from launch.diagnosis import Finding, diagnose
+from launch.facts import Facts, collect
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", "runs", "Where runs are to be written.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "A new text file for a bug report.", flag_values=FLAGS)
+
+_HEAD = 20  # cells of a line before its text
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  del arguments
+  if FLAGS.out:
+    check_out(pathlib.Path(FLAGS.out))
+  home = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
+  print("looking at this machine, and training three steps (about 20 s) ...")
+  facts = collect(pathlib.Path(FLAGS.workdir), pathlib.Path(home) / "jaxmoe")
+  findings = diagnose(facts)
+  lines = [without_home(line) for line in told(findings)]
+  for line in lines:
+    print(shown(line, sys.stdout.encoding))
+  if FLAGS.out:
+    pathlib.Path(FLAGS.out).write_text(report(lines, facts), encoding="utf-8")
+    print(f"written to {FLAGS.out}")
+  return 1 if any(finding.level == "problem" for finding in findings) else 0
+
+
+def check_out(path: pathlib.Path) -> None:
+  """Returns if a report can be written at `path`.
+
+  Raises:
+    InputError: it is a folder, exists, or cannot be written.
+  """
+  if os.path.lexists(path):
+    raise InputError(f"--out={path}: is there already; give a new name")
+  try:
+    path.touch()
+    path.unlink()
+  except OSError as error:
+    why = error.strerror
+    raise InputError(f"--out={path}: cannot be written ({why}); choose another") from None
+
+
+def told(findings: Iterable[Finding]) -> list[str]:
+  """Returns the findings as lines of at most 80 cells, and a last line that counts them."""
+  findings, lines = list(findings), []
+  for finding in findings:
+    text = f"{finding.level:<8} {finding.name:<10} {finding.text}"
+    lines += _wrapped(text)
+    if finding.cure and finding.level != "ok":
+      lines += _wrapped(f"{'':<{_HEAD - 1}} fix: {finding.cure}")
+  counts = {level: sum(f.level == level for f in findings) for level in ("problem", "warning")}
+  ends = [f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items() if count]
+  return [*lines, ", ".join(ends) or "all is well"]
+
+
+def report(lines: Iterable[str], facts: Facts) -> str:
+  """Returns the text of a bug report: the lines, the system, and how the trial run failed."""
+  parts = ["jaxmoe doctor", f"system: {platform.platform()}", "", *lines]
+  if facts.trial.errors:
+    parts += ["", "The trial run's last words:", "", *facts.trial.errors.splitlines()[-60:]]
+  return without_home("\n".join(parts)) + "\n"
+
+
+def without_home(text: str) -> str:
+  """Returns text with `~` for the home directory, which may name a person."""
+  home = str(pathlib.Path.home()).rstrip("/")
+  return text.replace(home, "~") if home else text
+
+
+def _wrapped(text: str) -> list[str]:
+  indent = " " * _HEAD
+  lines = textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+  return [fit(line) for line in lines]
+
+
+if __name__ == "__main__":
+  command.run(main, FLAGS, __doc__)

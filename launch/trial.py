@@ -1,0 +1,81 @@
+"""What this machine computes with, and three steps of the smallest recipe, as lines of JSON.
+
+`launch.doctor` runs it as a process of its own: an installation that is broken, or a crash in a
+driver, then costs the doctor nothing but this part of what it tells.
+
+python -m launch.trial FOLDER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+
+from jaxmoe.core.layout import one_device
+from jaxmoe.cost.peak import matmul_peak
+from jaxmoe.data.corpus import open_corpus
+from jaxmoe.train.journal import read_lines
+from jaxmoe.train.session import Session
+from jaxmoe.train.workdir import Workdir
+from launch import cli
+from launch.recipes import load_recipe
+
+RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "tiny.py"
+STEPS = 3
+CHANGES = (
+  f"train.num_steps={STEPS}", "evaluation.every=0", "samples.every=0", "train.log_every=1"
+)  # fmt: skip
+
+
+def main(folder: pathlib.Path) -> None:
+  """Prints what is found, a line of JSON for each part."""
+  started = time.monotonic()
+  cli.set_up_jax()
+  tell(devices=[described(device) for device in jax.local_devices()])
+  with contextlib.redirect_stdout(sys.stderr):
+    result = train_and_restore(folder)
+  tell(run={**result, "seconds": round(time.monotonic() - started, 1)})
+  on_cpu = jax.default_backend() == "cpu"
+  dtypes = ("float32",) if on_cpu else ("float32", "bfloat16")
+  tell(peak_flops_per_s={dtype: matmul_peak(dtype) for dtype in dtypes})
+
+
+def tell(**found: Any) -> None:
+  """Prints a line of JSON."""
+  print(json.dumps(found), flush=True)
+
+
+def described(device: jax.Device) -> dict[str, Any]:
+  """Returns what a device is, and its memory in bytes where it tells."""
+  memory = (device.memory_stats() or {}) if hasattr(device, "memory_stats") else {}
+  limit = memory.get("bytes_limit")
+  return {"platform": device.platform, "kind": device.device_kind, "memory_bytes": limit}
+
+
+def train_and_restore(folder: pathlib.Path) -> dict[str, Any]:
+  """Trains three steps, then goes on from the checkpoint, which has nothing left to do.
+
+  Returns:
+    `losses`, and `equal`: whether the digest of the state that was restored is that of the state
+    that was saved.
+  """
+  experiment = load_recipe(str(RECIPE), [f"--config.{change}" for change in CHANGES])
+  corpus = open_corpus(experiment.data, None)
+  for _ in range(2):
+    workdir = Workdir(folder / "run")
+    Session(experiment, workdir, corpus, one_device()).train()
+    workdir.release()
+  done = [event for event in read_lines(workdir.events) if event["event"] == "done"]
+  digests = [event["digest"] for event in done]
+  losses = [line["loss"] for line in read_lines(workdir.metrics)]
+  return {"losses": losses, "equal": len(digests) == 2 and len(set(digests)) == 1}
+
+
+if __name__ == "__main__":
+  main(pathlib.Path(sys.argv[1]))
