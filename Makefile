@@ -23,7 +23,8 @@ test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/faults
+	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -56,9 +56,9 @@ def main(overrides: list[str]) -> int:
     try:
       outcome = session.train(stop)
     except (NotFiniteError, CheckpointError):
-      tell(workdir)
+      tell(workdir, ledger)
       raise
-  tell(workdir)
+  tell(workdir, ledger)
   if not outcome.done:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")
     return stop.exit_code
@@ -69,13 +69,15 @@ def main(overrides: list[str]) -> int:
   return 0
 
 
-def tell(workdir: Workdir) -> None:
+def tell(workdir: Workdir, ledger: Ledger) -> None:
   """Says where the wall time went, and writes the report; a disk that refuses it is told."""
   print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
   try:
     print(f"what happened, as a page: {write_report(workdir.path)}")
   except OSError as error:
     print(f"report.html cannot be written ({error.strerror}); launch.report makes it later")
+  journal = Journal(workdir.metrics, workdir.events)
+  journal.event("report", time={"seconds": ledger.take("report")})
 
 
 @contextlib.contextmanager

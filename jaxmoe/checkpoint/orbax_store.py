@@ -212,9 +212,9 @@ class _NotFromOrbax(logging.Filter):
     if orbax in record.pathname:
       return False
     error, trace = record.exc_info[1:] if record.exc_info else (None, None)
-    # Of several arrays that cannot be written Orbax awaits the first; the others come without a
-    # trace, whenever they are collected.
-    if trace is None and "tensorstore_spec" in str(error):
+    # Of several arrays that cannot be written Orbax awaits the first; the others are reported, most
+    # without a trace, whenever they are collected.
+    if record.name == "asyncio" and "tensorstore" in str(error):
       return False
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
     return not any(orbax in file for file in files)

@@ -2,7 +2,8 @@
 
 From the start of the first process to the last sign of life every second falls into one category:
 `start` (interpreter, imports, reading the corpus, making or restoring the state), `compile`, `data`
-(waiting for a batch), `step`, `evaluation`, `samples`, `checkpoint` (waiting for one), `lost` (what
+(waiting for a batch), `step`, `evaluation`, `samples`, `checkpoint` (waiting for one), `report`
+(writing report.html at the end, which cannot tell its own), `lost` (what
 a process did after its last checkpoint and another had to do again, or what a rollback threw away),
 `down` (no process alive) and `other` (what none of the records accounts for: clocks and rounding).
 Goodput is the share of `step`.
@@ -15,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 CATEGORIES = (
-  "step", "data", "evaluation", "samples", "checkpoint", "compile", "start", "lost", "down", "other"
+  "step", "data", "evaluation", "samples", "checkpoint", "compile", "start", "report", "lost",
+  "down", "other",
 )  # fmt: skip
 _ENDS = ("done", "stopped", "failed")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.train.append import AppendFile
@@ -74,8 +75,11 @@ class SamplesHook:
   def __call__(self, step: int, state: State) -> dict[str, Any]:
     """Writes a section; returns nothing for the line."""
     prompts = [encode_prompt(self._tokenizer, text) for text in self._prompts]
-    rows = generate(self._decoder, state.params, prompts, self._sampling, self._limits)
     parts = [f"## step {step}\n"]
+    try:
+      rows = generate(self._decoder, state.params, prompts, self._sampling, self._limits)
+    except NotFiniteError as error:  # whether that ends the run is for its steps to say
+      rows, parts = [], [*parts, f"No samples: {error}\n"]
     for text, row in zip(self._prompts, rows):
       written = text + self._tokenizer.decode(row)
       fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", written)), 3)

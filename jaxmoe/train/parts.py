@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxmoe.checkpoint import Store
+from jaxmoe.core.errors import CheckpointError
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
 from jaxmoe.train.append import AppendFile
@@ -38,8 +39,15 @@ class Parts:
   samples: AppendFile
 
   def forget(self, step: int) -> Cut:
-    """Cuts off what was written of steps after `step`, and returns the lines that went."""
-    cut = self.watch.journal.resume(step)
-    self.samples.flush()
-    cut_samples(self.samples.path, step)
+    """Cuts off what was written of steps after `step`, and returns the lines that went.
+
+    Raises:
+      CheckpointError: the disk refuses to change the files.
+    """
+    try:
+      cut = self.watch.journal.resume(step)
+      self.samples.flush()
+      cut_samples(self.samples.path, step)
+    except OSError as error:
+      raise CheckpointError(f"cannot cut the files of the run to step {step}: {error}") from error
     return cut

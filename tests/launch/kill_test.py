@@ -6,7 +6,6 @@ waits for the right moment.
 
 import json
 import signal
-import time
 
 import pytest
 
@@ -33,8 +32,7 @@ def wrap(owner, name, before=None, after=None):
     return result
   setattr(owner, name, wrapped)
 
-from jaxmoe.checkpoint import OrbaxStore
-from jaxmoe.train import evaluate, hooks, journal, session
+from jaxmoe.train import journal, session
 
 def at(wanted, act=shoot):
   return lambda call, args: act() if call == wanted else None
@@ -51,27 +49,12 @@ def stay():
 Journal, Session = journal.Journal, session.Session
 {
   "compile": lambda: wrap(Session, "compiled_step", at(1, lambda: soon(0.2))),
-  "after_compile": lambda: wrap(Session, "compiled_step", after=at(1)),
   "line_2": lambda: wrap(Journal, "step", after=at(2)),
   "line_5_saved": lambda: wrap(Journal, "step", after=at(5, lambda: wait_for(4))),
-  "line_5_soon": lambda: wrap(Journal, "step", after=at(5, lambda: soon(0.004))),
-  "before_save": lambda: wrap(OrbaxStore, "write", at(1)),
-  "in_save": lambda: wrap(OrbaxStore, "write", after=at(1)),
-  "late_in_save": lambda: wrap(OrbaxStore, "write", after=at(1, lambda: soon(0.05))),
-  "in_last_save": lambda: wrap(OrbaxStore, "write", after=at(2)),
-  "in_eval": lambda: wrap(evaluate, "score_rows", after=at(2)),
-  "after_samples": lambda: wrap(hooks.SamplesHook, "__call__", after=at(1)),
-  "before_done": lambda: wrap(session, "digest", at(1)),
   "stay": lambda: wrap(Journal, "step", after=at(2, stay)),
 }[point]()
 runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
 """
-
-POINTS = (
-  "compile", "after_compile", "line_2", "line_5_soon", "before_save", "in_save", "late_in_save",
-  "in_last_save", "in_eval", "after_samples", "before_done",
-)
-
 
 @pytest.fixture
 def end_at(started, again, tmp_path):
@@ -152,34 +135,6 @@ def test_the_same_command_twice_leaves_the_same_numbers(alone, again, trained, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
-def test_a_run_killed_anywhere_ends_up_undisturbed(end_at, go_on, trained, tmp_path, point):
-  code, _, err = end_at(point)
-  assert code == -signal.SIGKILL, err
-  go_on()
-  assert left_behind(tmp_path / "run") == left_behind(trained)
-
-
-@pytest.mark.slow
-def test_a_run_killed_over_and_over_ends_up_undisturbed(end_at, go_on, trained, tmp_path):
-  for point in ("line_2", "compile", "in_eval", "in_save", "compile", "line_2"):
-    code, _, err = end_at(point)
-    assert code == -signal.SIGKILL, err
-  go_on()
-  assert left_behind(tmp_path / "run") == left_behind(trained)
-
-
-@pytest.mark.slow
-def test_sigint_finishes_the_step_and_saves(end_at, go_on, trained, tmp_path):
-  code, out, err = end_at("line_2", "SIGINT")
-  assert code == 130, err
-  assert "stopped at step 3, saved" in out
-  assert "Traceback" not in err
-  go_on()
-  assert left_behind(tmp_path / "run")["metrics"] == left_behind(trained)["metrics"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [("SIGTERM", 42), ("SIGINT", 130)])
 def test_a_signal_before_the_first_step_ends_at_once_without_a_traceback(
   end_at, go_on, trained, tmp_path, number, expected
@@ -213,17 +168,3 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after(
   process.communicate()
   go_on()
   assert left_behind(workdir) == left_behind(trained)
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_does_not_wait(started, again, tmp_path):
-  arguments = ("stay", "SIGKILL", *again, f"--workdir={tmp_path}/run")
-  process = started("train", *arguments, program=("-c", KILLER))
-  while process.stdout.readline() != "here\n":
-    assert process.poll() is None
-  for _ in range(2):
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 130
-  assert "Traceback" not in err

@@ -89,6 +89,15 @@ def test_the_same_step_writes_the_same_samples_again(model, samples, tmp_path):
   assert halves[: len(halves) // 2] == halves[len(halves) // 2 :]
 
 
+def test_a_model_that_is_broken_writes_no_sample_and_ends_no_run(model, samples, tmp_path):
+  params = model[1]
+  broken = {**params, "embed": {"table": params["embed"]["table"] * np.nan}}
+  assert samples()(5, state_of(broken)) == {}
+  written = (tmp_path / "samples.md").read_text()
+  assert written.startswith("## step 5\n\nNo samples: ") and "not finite" in written
+  assert "```" not in written
+
+
 def test_without_prompts_no_sample_is_ever_due(samples):
   assert samples(prompts=(), every=3).every == 0
   assert samples(every=3).every == 3

@@ -11,7 +11,8 @@ from jaxmoe.report.sections.learning import of_curve
 
 COLORS = {
   "step": "--s0", "data": "--s1", "evaluation": "--s2", "samples": "--l3", "checkpoint": "--s3",
-  "compile": "--s4", "start": "--s5", "lost": "--bad", "down": "--l0", "other": "--line",
+  "compile": "--s4", "start": "--s5", "report": "--l7", "lost": "--bad", "down": "--l0",
+  "other": "--line",
 }  # fmt: skip
 MEANS = {
   "step": "training steps that stayed",
@@ -21,6 +22,7 @@ MEANS = {
   "checkpoint": "waiting for a checkpoint",
   "compile": "compiling",
   "start": "interpreter, imports, corpus, restoring",
+  "report": "writing reports before this one",
   "lost": "work that was done again or thrown away",
   "down": "no process alive",
   "other": "not accounted for",

@@ -1,0 +1,136 @@
+"""Faults in the numbers of a run, each a function of the batches handed out and of nothing else.
+
+So a run that goes back or is started again meets the same fault, and two runs with the same fault
+can be compared. A batch with a fault is marked by a position that no document has.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.data.stream import Stream
+from jaxmoe.moe.routers.topk import TopKRouter
+from jaxmoe.train import session
+
+MARK = 1_000_003
+LEAVES = ("embed", "down", "gate")
+
+
+def on_batches(batches, change):
+  """Changes the batches with these numbers, counted from 1 over all restarts."""
+  real = Stream.__next__
+
+  def changed(self):
+    batch = real(self)
+    if self.num_batches in batches:
+      batch = {name: array.copy() for name, array in batch.items()}
+      change(batch)
+    return batch
+
+  Stream.__next__ = changed
+
+
+def set_mark(batch):
+  batch["position"][0, 0] = MARK
+
+
+def marked(position):
+  return jnp.any(position >= MARK)
+
+
+def nan_in_batch(batches, place, token):
+  """A token id that is not in the vocabulary: its embedding is NaN."""
+
+  def change(batch):
+    batch["ids"].reshape(-1)[place] = token
+
+  on_batches(batches, change)
+
+
+def wrap_step(change):
+  """Changes the state a step begins with when its batch is marked: `change(path, leaf)`."""
+  make = session.make_step
+
+  @functools.wraps(make)
+  def made(*args, **options):
+    step = make(*args, **options)
+
+    def faulty(state, batch):
+      here = marked(batch["position"])
+      batch = {**batch, "position": batch["position"] % MARK}
+
+      def one(path, leaf):
+        return jnp.where(here, change(jax.tree_util.keystr(path), leaf), leaf)
+
+      params = jax.tree_util.tree_map_with_path(one, state.params)
+      return step(dataclasses.replace(state, params=params), batch)
+
+    return faulty
+
+  session.make_step = made
+
+
+def nan_in_parameter(batches, leaf):
+  """One number of one parameter becomes NaN in memory, and stays so."""
+  on_batches(batches, set_mark)
+  hits = []
+
+  def change(path, x):
+    if leaf not in path:
+      return x
+    hits.append(path)
+    return x.at[(0,) * x.ndim].set(jnp.nan)
+
+  wrap_step(change)
+
+
+def huge_parameters(batches, factor):
+  """All parameters grow, as after a bad update: the loss spikes until the run goes back."""
+  on_batches(batches, set_mark)
+  wrap_step(lambda path, x: x * factor)
+
+
+def nan_in_router_score(batches):
+  """The scores of one token become NaN, in every layer."""
+  on_batches(batches, set_mark)
+  real = TopKRouter.__call__
+
+  def call(self, x_TD, tokens, carry, keys):
+    routing, carry = real(self, x_TD, tokens, carry, keys)
+    poison = jnp.where(marked(tokens.position), jnp.nan, 0.0)
+    scores_TE = routing.scores_TE.at[0].add(poison)
+    weight_TA = routing.weight_TA.at[0].add(poison)
+    return dataclasses.replace(routing, scores_TE=scores_TE, weight_TA=weight_TA), carry
+
+  TopKRouter.__call__ = call
+
+
+def loss_spike(batches, factor):
+  """Loss and gradient of some batches are many times what they should be."""
+  on_batches(batches, set_mark)
+  make = session.make_gradients
+
+  def made(*args, **options):
+    gradients = make(*args, **options)
+
+    def faulty(params, batch, keys):
+      scale = jnp.where(marked(batch["position"]), factor, 1.0)
+      batch = {**batch, "position": batch["position"] % MARK}
+      grads, metrics = gradients(params, batch, keys)
+      loss = dataclasses.replace(metrics["loss"], sum=metrics["loss"].sum * scale)
+      return jax.tree.map(lambda leaf: leaf * scale, grads), {**metrics, "loss": loss}
+
+    return faulty
+
+  session.make_gradients = made
+
+
+FAULTS = {
+  "nan_in_batch": nan_in_batch,
+  "nan_in_parameter": nan_in_parameter,
+  "nan_in_router_score": nan_in_router_score,
+  "huge_parameters": huge_parameters,
+  "loss_spike": loss_spike,
+}
