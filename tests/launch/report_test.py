@@ -1,3 +1,5 @@
+import html
+import json
 import shutil
 
 import pytest
@@ -39,3 +41,29 @@ def test_what_cannot_be_told_is_one_line(here, run, arguments, why):
   result = here("report", *(argument.replace("RUN", str(run)) for argument in arguments))
   assert result.code == 2
   assert why in result.err and len(result.err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_without_balance_says_which_of_its_experts_died_and_when(alone, tiny, tmp_path):
+  moe = "--config.model.stack.0.pattern.0.ffn"
+  result = alone(
+    "train", tiny, f"--workdir={tmp_path / 'run'}", f"{moe}.num_experts=16", f"{moe}.num_active=1",
+    f"{moe}.balance.0.weight=0", f"{moe}.balance.1.weight=0", "--config.train.num_steps=400",
+    "--config.optim.learning_rate=0.003",
+  )  # fmt: skip
+  assert result.code == 0, result.err
+  lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+  last = {}
+  for line in lines:
+    for layer, of in line["layers"].items():
+      for expert, share in enumerate(of["load"]):
+        last.setdefault((layer, expert), 0)
+        if share:
+          last[layer, expert] = line["step"]
+  dead = {place: step for place, step in last.items() if step <= 380}
+  assert dead, "without balance some expert starves"
+  page = html.unescape((tmp_path / "run" / "report.html").read_text())
+  for (layer, expert), step in dead.items():
+    since = f"has had no token since step {step}" if step else "has never had a token"
+    assert f"layer {layer}: expert {expert} {since}" in page
+  assert page.count("has had no token since step") >= len([step for step in dead.values() if step])
