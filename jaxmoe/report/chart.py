@@ -113,10 +113,15 @@ def _legend(series: Sequence[Series]) -> Html:
   for one in series:
     last = next((y for y in reversed(one.y) if math.isfinite(y)), math.nan)
     if len(series) == 1:
-      return tag("div", tag("span", "last ", tag("b", short(last))), class_="legend")
+      return tag("div", tag("span", "last ", tag("b", _last(last))), class_="legend")
     swatch = tag("i", style=f"background:{color_of(one.color or 0, len(series))}")
-    items.append(tag("span", swatch, one.label, " ", tag("b", short(last)), class_="key"))
+    value = tag("b", _last(last))
+    items.append(tag("span", swatch, one.label, " ", value, class_="key"))
   return tag("div", *items, class_="legend")
+
+
+def _last(value: float) -> str:
+  return counted(value) if abs(value) >= 1e4 else short(value)
 
 
 def _numbers(
@@ -174,8 +179,8 @@ def _grid(x_scale: Scale, y_scale: Scale, axes: Axes) -> Html:
   for value in ticks:
     y = round(y_scale(value), 1)
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-    shown = scientific(value) if small else counted(value)
-    parts.append(tag("text", shown, x=LEFT - 6, y=y + 4, text_anchor="end"))
+    text = scientific(value) if small else counted(value)
+    parts.append(tag("text", text, x=LEFT - 6, y=y + 4, text_anchor="end"))
   bottom = HEIGHT - BOTTOM
   parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
   for value in x_scale.ticks(5):

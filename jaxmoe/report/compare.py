@@ -21,8 +21,8 @@ from jaxmoe.report.summary import figures
 CURVES = {
   "loss": ("Training loss", "nats per token", "xy"),
   "grad_norm": ("Gradient norm", "", "y"),
-  "learning_rate": ("Learning rate", "", ""),
-  "time/tokens_per_s": ("Speed", "tokens per second", ""),
+  "learning_rate": ("Learning rate", "", "y"),
+  "time/tokens_per_s": ("Speed", "tokens per second", "y"),
 }
 
 

@@ -21,7 +21,9 @@ from jaxmoe.report.numbers import counted, plain, short
 from jaxmoe.report.scale import Scale
 
 BOUNDS = (0.0, 1 / 8, 1 / 4, 1 / 2, 0.8, 1.25, 2.0, 4.0, 8.0)
-NAMES = ("none", "to 1/8", "1/4", "1/2", "0.8", "even", "2x", "4x", "8x", "more")
+NAMES = (
+  "none", "< 1/8", "< 1/4", "< 1/2", "< 0.8", "even", "> 1.25", "> 2", "> 4", "> 8"
+)  # fmt: skip
 TOLD = 2000  # cells with a text of their own; where there are more, rows have one
 
 
@@ -75,7 +77,7 @@ def legend() -> Html:
     tag("span", tag("i", style=f"background:var(--l{i})"), name) for i, name in enumerate(NAMES)
   ]
   what = "Load over the even share (1 / experts): "
-  return tag("p", what, *swatches, class_="scale")
+  return tag("div", what, *swatches, class_="scale")
 
 
 def color_class(ratio: float) -> int:

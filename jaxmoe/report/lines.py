@@ -17,8 +17,6 @@ import numpy as np
 
 from jaxmoe.report.numbers import finite
 
-NESTED = ("layers", "data", "eval", "time", "step")
-
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
@@ -109,12 +107,12 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def _line(plain: dict[str, Any]) -> Line:
-  if type(plain["step"]) is not int or plain["step"] < 1:
+  if type(plain["step"]) is not int or not 0 < plain["step"] < 2**53:
     raise ValueError("step")
   layers = {int(name): layer for name, layer in plain.get("layers", {}).items()}
   return Line(
     step=plain["step"],
-    scalars=_numbers(plain),
+    scalars={name: value for name, value in _numbers(plain).items() if name != "step"},
     loads={n: _load(layer["load"]) for n, layer in sorted(layers.items()) if "load" in layer},
     layers={n: _numbers(layer) for n, layer in sorted(layers.items())},
     data={str(name): _numbers(of) for name, of in plain.get("data", {}).items()},
@@ -128,7 +126,7 @@ def _numbers(plain: dict[str, Any]) -> dict[str, float]:
   return {
     name: finite(value)
     for name, value in plain.items()
-    if name not in NESTED and (value is None or isinstance(value, (int, float)))
+    if value is None or isinstance(value, (int, float))
   }
 
 
@@ -155,7 +153,7 @@ def _routing(plain: dict[str, Any]) -> Routing:
 
 
 def _clock(plain: dict[str, Any]) -> dict[str, Any]:
-  numbers = {name: finite(value) for name, value in plain.get("seconds", {}).items()}
-  known = {name: value for name, value in numbers.items() if math.isfinite(value)}
-  steady = {name: value for name, value in _numbers(plain).items() if math.isfinite(value)}
+  seconds = plain.get("seconds", {})
+  known = {n: v for n, v in _numbers(seconds).items() if math.isfinite(v)}
+  steady = {n: v for n, v in _numbers(plain).items() if math.isfinite(v)}
   return {**steady, "seconds": known}

@@ -10,7 +10,7 @@ UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def finite(value: Any) -> float:
   """Returns a number of a file as a float, NaN for anything that is not a finite number."""
-  if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e100:
     return math.nan
   return float(value)
 

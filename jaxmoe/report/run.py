@@ -96,7 +96,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     pass
   watch.curves.flush()
   deaths = watch.deaths.found()
-  steps = {event.get("step") for event in events} | {death.step for death in deaths}
+  steps = [event.get("step") for event in events] + [death.step for death in deaths]
   text = _text(workdir / "samples.md") or ""
   known = watch.tokens > 0
   return Run(
@@ -133,7 +133,7 @@ class _Watch:
       self._take(line)
       yield {"time": line.time}
 
-  def x_at(self, steps: set[Any]) -> dict[int, float]:
+  def x_at(self, steps: list[Any]) -> dict[int, float]:
     """Returns the x of those of the given steps that have been reached."""
     known = [s for s in steps if type(s) is int and 0 <= s <= self.step]
     return {s: self._x[bisect_left(self._steps, s)] for s in known}
@@ -167,7 +167,7 @@ def _spent(lines: Iterator[dict[str, Any]], events: list[dict[str, Any]]) -> Goo
   """Returns where wall time went, None where the events do not say it."""
   try:
     spent = goodput(lines, events)
-  except (AttributeError, KeyError, TypeError, ValueError):
+  except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
     return None
   return spent if math.isfinite(spent.wall_s) and spent.wall_s > 0 else None
 

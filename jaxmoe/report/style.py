@@ -35,7 +35,8 @@ nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 12px 0; font-size: 
 .state.bad { color: var(--bad); }
 .alert { border-left: 4px solid var(--bad); background: var(--bad-page); padding: 8px 14px;
   border-radius: 4px; margin: 14px 0; max-width: none; }
-.alert ul { margin: 4px 0; padding-left: 20px; }
+.alert ul { margin: 4px 0; padding-left: 20px; columns: 340px;
+  column-gap: 32px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(148px, 46%), 1fr));
   gap: 8px; margin: 14px 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
@@ -85,7 +86,12 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 th, td { padding: 4px 12px 4px 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-th.text, td.text { text-align: left; overflow-wrap: anywhere; min-width: 64px; max-width: 60ch; }
+th.text, td.text { text-align: left; overflow-wrap: break-word; max-width: 60ch; }
+td.text:nth-child(3) { overflow-wrap: anywhere; min-width: 160px; }
+td:not(.text) { white-space: nowrap; }
+.swatch { white-space: nowrap; }
+.swatch i { display: inline-block; width: 16px; height: 12px; margin-right: 6px;
+  vertical-align: -1px; }
 .bar { display: flex; height: 30px; border-radius: 6px; overflow: hidden; margin: 12px 0 6px;
   gap: 1px; background: var(--card); }
 .bar i { display: block; min-width: 1px; }

@@ -20,7 +20,7 @@ WITHIN = 0.01
 def train(workdir, home, kill_at=None):
   """Runs a process of its own to its end, or until so many lines are written.
 
-  Returns when its output ended: what the interpreter does after that nobody can book.
+  Returns when it printed its last line: what the interpreter does after that nobody can book.
   """
   changes = {
     "train.num_steps": STEPS, "train.checkpoint_every": 400, "evaluation.every": 500,
@@ -39,8 +39,10 @@ def train(workdir, home, kill_at=None):
       process.send_signal(signal.SIGKILL)
       break
     time.sleep(0.05)
-  out = "".join(process.stdout)  # up to the last line that it printed
-  last_s = time.time()
+  out, last_s = [], 0.0
+  for line in process.stdout:
+    out.append(line)
+    last_s = time.time()
   assert process.wait(timeout=600) == (0 if kill_at is None else -signal.SIGKILL), out
   return last_s
 

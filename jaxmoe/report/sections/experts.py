@@ -21,6 +21,7 @@ PER_LAYER = {
   "effective_k": ("Effective k", "rows computed per token"),
   "router_z": ("Router z by layer", "mean squared logsumexp"),
 }
+FROM_ZERO = ("max_violation", "dead", "drop_rate", "effective_k")
 
 
 def experts(run: Run) -> Html | None:
@@ -40,7 +41,7 @@ def deaths(run: Run, most: int = 12) -> Html | None:
     return None
   total = sum(len(of.last_E) for of in run.loads.values())
   if not run.deaths:
-    return tag("p", f"No dead experts: each of {total} was chosen in the last steps.")
+    return tag("p", f"No expert died: each of {total} has had tokens in the last steps.")
   tokens = {death.step: run.tokens_at(death.step) for death in run.deaths}
   told = [tag("li", text) for text in sentences(run.deaths, tokens)]
   head = tag("b", f"{len(told)} of {total} experts {'is' if len(told) == 1 else 'are'} dead")
@@ -83,7 +84,7 @@ def _history(run: Run, layer: int, columns: int, told: bool) -> Html:
   died = {death.expert: death.step for death in run.deaths if death.layer == layer}
   marks = {expert: f"expert {expert}: no token since step {step}" for expert, step in died.items()}
   since = [f"{e} (step {s}, {run.tokens_at(s)} {run.unit})" for e, s in died.items()]
-  note = f"Dead ▸ since: {', '.join(since[:16])}{' …' if since[16:] else ''}" if since else ""
+  note = f"◂ no token since: {', '.join(since[:16])}{' …' if since[16:] else ''}" if since else ""
   names = [str(expert) for expert in range(len(ratio_EC))]
   sides = Sides(names, run.unit, edges, marks=marks)
   return heatmap(f"Load over time, layer {layer}", ratio_EC, sides, note, told)
@@ -95,7 +96,7 @@ def _per_layer(run: Run, metric: str) -> Html | None:
     return None
   title, unit = PER_LAYER[metric]
   series = [Series(f"layer {n}", c.x, c.y, c.low, c.high) for n, c in curves.items()]
-  return chart(title, series, Axes(run.unit, unit))
+  return chart(title, series, Axes(run.unit, unit, from_zero=metric in FROM_ZERO))
 
 
 def _table(run: Run) -> Html:

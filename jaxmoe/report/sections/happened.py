@@ -13,7 +13,7 @@ from jaxmoe.report.run import Run, unix_s
 
 MAX_ROWS, MAX_CHARACTERS = 200, 400
 COUNTED = ("checkpoint",)
-LONG = {"start": ("data",), "done": ("data",), "stopped": ("data",)}
+LONG = {"start": ("data", "recipe"), "done": ("data",), "stopped": ("data",)}
 
 
 def happened(run: Run) -> Html | None:

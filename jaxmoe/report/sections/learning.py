@@ -21,7 +21,7 @@ def learning(run: Run) -> Html:
   marks = [
     (run.at[event["step"]], f"{event['event']} at step {event['step']}")
     for event in run.events
-    if event["event"] in MARKED and event.get("step") in run.at
+    if event["event"] in MARKED and type(event.get("step")) is int and event["step"] in run.at
   ][:200]
   cards = [
     _curve(run, "loss", "Training loss", "nats per token", log="xy", marks=marks),
@@ -31,7 +31,7 @@ def learning(run: Run) -> Html:
   balance = [
     name for name in run.curves if name not in STEADY and "/" not in name
   ]
-  cards += [_curve(run, name, name.replace("_", " ").capitalize(), "added") for name in balance]
+  cards += [_curve(run, name, f"Balance loss {name}") for name in balance]
   note = (
     "Points are means over neighbouring steps where there are many; the band goes from their "
     "least to their largest. Triangles mark restarts, skipped steps and rollbacks."
@@ -82,7 +82,7 @@ def _get(plain: dict[str, Any], *path: str) -> dict[str, Any]:
 
 
 def _curve(
-  run: Run, name: str, title: str, unit: str, log: str = "", zero: bool = False,
+  run: Run, name: str, title: str, unit: str = "", log: str = "", zero: bool = False,
   marks: list[tuple[float, str]] | None = None,
 ) -> Html:  # fmt: skip
   curve = run.curves.get(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from jaxmoe.report.chart import Axes, Series, chart
@@ -66,5 +68,12 @@ def _normalized(run: Run, scored: list[tuple[float, dict[int, Routing]]]) -> Htm
     known = [(x, tables[layer]) for x, tables in scored if layer in tables]
     y = [one.normalized(one.bits) for _, one in known]
     series.append(Series(f"layer {layer}", [x for x, _ in known], y))
+  chance = [
+    [tables[n].normalized(tables[n].shuffled[1]) for n in tables] for _, tables in scored
+  ]
+  highest = [max(filter(math.isfinite, of), default=math.nan) for of in chance]
+  zero = [0.0] * len(highest)
+  x = [at for at, _ in scored]
+  series.append(Series("chance, 95% below", x, highest, zero, highest, CHANCE))
   axes = Axes(run.unit, "of min(H(domain), H(expert))", from_zero=True)
   return chart("Mutual information, normalized", series, axes)

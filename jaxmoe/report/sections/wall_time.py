@@ -37,7 +37,7 @@ RATES = {
 def wall_time(run: Run) -> Html:
   """Returns a bar and a table of seconds by category, and charts of speed."""
   charts = [
-    chart(title, [of_curve(title, run.curves[name])], Axes(run.unit, unit, from_zero=True))
+    chart(title, [of_curve(title, run.curves[name])], Axes(run.unit, unit, "y", from_zero=True))
     for name, (title, unit) in RATES.items() if name in run.curves
   ]  # fmt: skip
   return join(_spent(run), grid(*charts))
@@ -55,8 +55,8 @@ def _spent(run: Run) -> Html:
     if share > 0:
       title = f"{name}: {seconds(value)}, {percent(share)}"
       pieces.append(tag("i", style=f"{color};flex:{share:.5f} 1 0", title=title))
-    swatch = tag("span", tag("i", style=color), class_="scale")
-    rows.append([join(swatch, name), MEANS.get(name, ""), seconds(value), percent(share)])
+    swatch = tag("span", tag("i", style=color), name, class_="swatch")
+    rows.append([swatch, MEANS.get(name, ""), seconds(value), percent(share)])
   count = "one process" if processes == 1 else f"{processes} processes"
   text = f"{seconds(wall)} of wall time over {count}; {percent(run.goodput.share)} was goodput: "
   numbers = {"chart": "wall time", "seconds": {n: plain(v) for n, v in spent.items()}}
