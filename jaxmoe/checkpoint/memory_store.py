@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmoe.checkpoint.digest import launch_digest
 from jaxmoe.checkpoint.label import check_asked, check_digests, make_label, open_label
-from jaxmoe.checkpoint.store import Arrays, Record
+from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
 from jaxmoe.core.errors import CheckpointError, InputError
 
 
@@ -59,13 +59,13 @@ class MemoryStore:
   def wait(self) -> None:
     """Returns at once: writes are not asynchronous here."""
 
-  def set_aside(self, step: int, why: str) -> None:
+  def set_aside(self, step: int, why: str, kind: str = DAMAGED) -> None:
     """Moves a step to where it never counts again."""
-    self._aside[f"{step}.damaged.{len(self._aside)}"] = self._held.pop(step)
+    self._aside[f"{step}.{kind}.{len(self._aside)}"] = self._held.pop(step)
 
   def aside(self) -> list[str]:
-    """Returns the names of what was set aside."""
-    return list(self._aside)
+    """Returns the names of what was set aside as damaged."""
+    return [name for name in self._aside if f".{DAMAGED}" in name]
 
   def close(self) -> None:
     """Forgets everything."""

@@ -32,10 +32,9 @@ from jaxmoe.checkpoint.label import (
   make_label,
   open_label,
 )
-from jaxmoe.checkpoint.store import Arrays, Record
+from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
 from jaxmoe.core.errors import CheckpointError, InputError
 
-_ASIDE = "damaged"
 _UNWRITABLE = ("uint2", "uint4")
 # What says nothing about the files themselves, and must not set a good step aside.
 _PASSING_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}
@@ -115,15 +114,15 @@ class OrbaxStore:
       _meet(f"step {self._writing} is written")
     self._writing = None
 
-  def set_aside(self, step: int, why: str) -> None:
-    """Renames `STEP` to `STEP.damaged` and writes the reason into `WHY.txt` there."""
+  def set_aside(self, step: int, why: str, kind: str = DAMAGED) -> None:
+    """Renames `STEP` to `STEP.KIND` and writes the reason into `WHY.txt` there."""
     if jax.process_index() == 0:
       source = self._path / str(step)
-      target = self._path / f"{step}.{_ASIDE}"
+      target = self._path / f"{step}.{kind}"
       count = 1
       while target.exists():
         count += 1
-        target = self._path / f"{step}.{_ASIDE}.{count}"
+        target = self._path / f"{step}.{kind}.{count}"
       source.rename(target)
       (target / "WHY.txt").write_text(why + "\n")
     _meet(f"step {step} is set aside")
@@ -131,8 +130,8 @@ class OrbaxStore:
       self._manager.reload()
 
   def aside(self) -> list[str]:
-    """Returns the names of the directories of what was set aside."""
-    return sorted(path.name for path in self._path.glob(f"*.{_ASIDE}*"))
+    """Returns the names of the directories of what was set aside as damaged."""
+    return sorted(path.name for path in self._path.glob(f"*.{DAMAGED}*"))
 
   def close(self) -> None:
     """Waits, then ends Orbax's threads."""

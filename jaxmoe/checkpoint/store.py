@@ -13,6 +13,7 @@ import jax
 from jaxmoe.checkpoint.label import DamagedStepError
 from jaxmoe.core.errors import CheckpointError
 
+DAMAGED = "damaged"
 Arrays = dict[str, jax.Array]
 Record = dict[str, Any]
 
@@ -47,11 +48,14 @@ class Store(Protocol):
   def wait(self) -> None:
     """Returns once everything is written. Raises CheckpointError if it could not be."""
 
-  def set_aside(self, step: int, why: str) -> None:
-    """Renames a step so that it never counts again; deletes nothing."""
+  def set_aside(self, step: int, why: str, kind: str = DAMAGED) -> None:
+    """Renames a step so that it never counts again; deletes nothing.
+
+    A step that is not damaged but not wanted any more is of another `kind`.
+    """
 
   def aside(self) -> list[str]:
-    """Returns the names of what was set aside."""
+    """Returns the names of what was set aside as damaged."""
 
   def close(self) -> None:
     """Waits, then releases threads and files. The store is not used afterwards."""

@@ -56,7 +56,8 @@ class Rollback:
     target, why = self._target(harm.step - harm.in_a_row + 1), f"went back from step {harm.step}"
     spec, store = self._parts.spec, self._parts.store
     for newer in [step for step in store.steps() if step > target]:
-      store.set_aside(newer, why)
+      # Not as damaged: a run killed before it saves again must be able to start anew.
+      store.set_aside(newer, why, "undone")
     self._last = target
     if not store.steps():
       return 0, spec.init(self._parts.experiment.train.seed)

@@ -150,6 +150,14 @@ def test_a_step_set_aside_never_counts_again_but_stays(store, like_of, same):
     read_latest(store, like_of(first), never)
 
 
+def test_a_step_set_aside_for_another_reason_is_no_damage(store, like_of):
+  store.write(1, {"x": jnp.zeros(3)}, {})
+  store.wait()
+  store.set_aside(1, "a reason", "undone")
+  assert store.steps() == store.aside() == []
+  assert read_latest(store, like_of({"x": jnp.zeros(3)}), never) is None
+
+
 def damage(store, step, monkeypatch):
   """Makes the store read other values than were written, as a flipped bit would."""
   real = store.read

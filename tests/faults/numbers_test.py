@@ -1,8 +1,12 @@
 """Steps that would do harm are skipped, the run goes back when they persist; also if killed."""
 
+import signal
+
 import pytest
 
-from tests.faults import numbers, runs
+from tests.faults import numbers, points, runs
+
+KILL = {"do": "shoot", "number": signal.SIGKILL}
 
 BASE = {
   "train.num_steps": 10, "train.checkpoint_every": 2, "train.keep": 3,
@@ -22,7 +26,7 @@ def recovery(rng):
 
 def fault(kind, rng):
   """Returns the plant of a fault in some batches of the run, and whether it stays in the state."""
-  first = rng.randint(5, 8)
+  first = rng.randint(3, 8)
   batches = list(range(first, first + rng.randint(1, 4)))
   if kind == "nan_in_batch":
     token = rng.choice((257, 10**6, -1, -(10**6)))
@@ -72,3 +76,16 @@ def check(ended, workdir, changes, stays, why):
   assert ended.code == 3, ended
   assert len(rollbacks) == allowed, (ended, changes, skipped)
   assert len(ended.err.splitlines()) == 1 and "rollbacks are allowed" in ended.err, ended.err
+
+
+@pytest.mark.slow
+def test_a_run_killed_when_it_has_undone_its_only_checkpoint_starts_anew(case, twin):
+  changes = {**BASE, **QUIET, "train.recovery.patience": 1, "train.recovery.rollback_steps": 9}
+  plant = {"do": "nan_in_batch", "batches": list(range(3, 6)), "place": 0, "token": -1}
+  whole = twin.run(plant, changes=changes)
+  assert whole.code == 0, whole
+  assert [event["to"] for event in runs.events(twin.workdir, "rollback")] == [2, 0]
+  at = {"target": f"{points.STORE}.set_aside", "call": 1, "when": "after"}
+  assert case.run(plant, {**KILL, "at": at}, changes=changes).code == -signal.SIGKILL
+  assert case.run(plant, changes=changes).code == 0
+  assert runs.left_behind(case.workdir) == runs.left_behind(twin.workdir)
