@@ -18,7 +18,7 @@ from jaxmoe.report.numbers import counted, plain, scientific, short
 from jaxmoe.report.scale import Scale, span
 
 WIDTH, HEIGHT = 360, 224
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 36
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 36
 FEW = 6  # series that can be told apart by colour alone
 STRIPS = 60
 

@@ -21,10 +21,11 @@ STYLE = """
   --l6: #5a4327; --l7: #8f5a1d; --l8: #cf7a20; --l9: #ffb057; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1400px; padding: 14px 12px 60px; background: var(--page);
-  color: var(--text); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 24px; line-height: 1.25; margin: 4px 0; overflow-wrap: anywhere; }
+  color: var(--text); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  overflow-wrap: anywhere; }
+h1 { font-size: 24px; line-height: 1.25; margin: 4px 0; }
 h2 { font-size: 19px; margin: 38px 0 10px; padding-top: 10px; border-top: 1px solid var(--line); }
-p { margin: 8px 0; max-width: 76ch; overflow-wrap: anywhere; }
+p { margin: 8px 0; max-width: 76ch; }
 a { color: var(--link); }
 nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 12px 0; font-size: 14px; }
 .sub, .note, .unit, .scale { color: var(--soft); }
@@ -55,7 +56,6 @@ figcaption .unit { font-size: 13px; }
 .switch input { vertical-align: -2px; margin: 0 1px 0 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 14px; margin: 0 6px 4px; font-size: 13px;
   color: var(--soft); }
-.legend .key { overflow-wrap: anywhere; }
 .legend b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-nums; }
 .legend i { display: inline-block; width: 14px; height: 4px; border-radius: 2px;
   vertical-align: 3px; margin-right: 5px; }
@@ -84,9 +84,9 @@ line.grid { stroke: var(--line); stroke-width: 1; }
 .scroll { overflow-x: auto; max-width: 100%; margin: 10px 0; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px 4px 0; text-align: right; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
+  border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-th.text, td.text { text-align: left; overflow-wrap: break-word; max-width: 60ch; }
+th.text, td.text { text-align: left; max-width: 60ch; }
 td.text:nth-child(3) { overflow-wrap: anywhere; min-width: 160px; }
 td:not(.text) { white-space: nowrap; }
 .swatch { white-space: nowrap; }

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from jaxmoe.report import write_report
+from jaxmoe.report import write_comparison, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
@@ -21,7 +21,22 @@ FLAGS = (
 # Only the copy that is looked at holds a script.
 PROBE = """<script>
 addEventListener("load", () => {
-  const sizes = [];
+  for (const one of document.querySelectorAll("details")) one.open = true;
+  const sizes = [], bad = [];
+  for (const svg of document.querySelectorAll("svg")) {
+    const frame = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll("text")].map((t) => [t.getBoundingClientRect(), t]);
+    texts.forEach(([a, one], i) => {
+      if (!a.width) return;
+      const name = svg.getAttribute("aria-label") + ": " + one.textContent;
+      if (a.left < frame.left - 1 || a.right > frame.right + 1) bad.push(name + " is cut");
+      for (const [b, other] of texts.slice(i + 1)) {
+        const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+        const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (x > 1 && y > 3) bad.push(name + " meets " + other.textContent);
+      }
+    });
+  }
   for (const text of document.querySelectorAll("body *")) {
     const own = [...text.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
     if (!own || text.closest("script, title, style, details:not([open]) > :not(summary)")) continue;
@@ -35,7 +50,7 @@ addEventListener("load", () => {
   sizes.sort((a, b) => a[0] - b[0]);
   const root = document.documentElement;
   const found = {
-    width: innerWidth, scroll: root.scrollWidth, smallest: sizes[0], texts: sizes.length,
+    width: innerWidth, scroll: root.scrollWidth, smallest: sizes[0], texts: sizes.length, bad,
     background: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.body).color,
   };
@@ -48,14 +63,19 @@ addEventListener("load", () => {
 
 
 @pytest.fixture(scope="module")
-def page(run_of, tmp_path_factory):
-  """Returns the path of a page with a probe in it."""
-  folder = tmp_path_factory.mktemp("browser") / "run"
-  run_of(folder, dying={3: 42})
-  text = write_report(folder).read_text()
-  probed = folder / "probed.html"
-  probed.write_text(text.replace("</body>", PROBE + "</body>"))
-  return probed
+def pages(run_of, tmp_path_factory):
+  """Returns the paths of pages with a probe in them, of a run with a long name among others."""
+  folder = tmp_path_factory.mktemp("browser")
+  runs = [folder / "run", folder / ("a_name_without_a_space_longer_than_a_phone_is_wide" * 2)]
+  for run in runs:
+    run_of(run, dying={3: 42})
+  made = {"run": write_report(runs[0]), "long_name": write_report(runs[1])}
+  made["comparison"] = write_comparison(runs, folder / "comparison.html")
+  for name, page in made.items():
+    text = page.read_text().replace("</body>", PROBE + "</body>")
+    made[name] = folder / f"{name}_probed.html"
+    made[name].write_text(text)
+  return made
 
 
 def look(page, width, dark, folder):
@@ -85,10 +105,12 @@ def brightness(color):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_page_is_readable(page, tmp_path, width, dark):
-  found, said = look(page, width, dark, tmp_path)
+@pytest.mark.parametrize("name", ["run", "long_name", "comparison"])
+def test_the_page_is_readable(pages, tmp_path, name, width, dark):
+  found, said = look(pages[name], width, dark, tmp_path)
   assert found["width"] == width
   assert found["scroll"] <= width, "nothing reaches over the side"
+  assert found["bad"] == [], "no text of a picture is cut or written over another"
   assert found["texts"] > 100
   assert found["smallest"][0] >= 10, found["smallest"]
   paper, ink = brightness(found["background"]), brightness(found["ink"])

