@@ -40,9 +40,10 @@ def train(workdir, home, kill_at=None):
       break
     time.sleep(0.05)
   out, last_s = [], 0.0
-  for line in process.stdout:
-    out.append(line)
-    last_s = time.time()
+  with process.stdout:
+    for line in process.stdout:
+      out.append(line)
+      last_s = time.time()
   assert process.wait(timeout=600) == (0 if kill_at is None else -signal.SIGKILL), out
   return last_s
 
