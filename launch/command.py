@@ -1,7 +1,7 @@
 """What every command shares: flags, and one line and an exit code for a mistake. Without JAX.
 
-Exit codes: 0 done; 2 bad input; 3 loss not finite; 4 no intact checkpoint; 42 preempted, state
-saved; 130 interrupted, state saved.
+Exit codes: 0 done; 2 bad input; 3 more steps skipped or rolled back than allowed; 4 no intact
+checkpoint or three failed saves; 42 preempted, state saved, or stuck; 130 interrupted, state saved.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ older version with fewer fields. `Line` is a line of metrics.jsonl with fields o
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.report.numbers import finite
+from jaxmoe.train.tail import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +66,7 @@ def read_objects(path: pathlib.Path, most: int | None = None) -> Iterator[dict[s
       for number, raw in enumerate(file):
         if number == most:
           return
-        try:
-          value = json.loads(raw)
-        except (ValueError, RecursionError):
-          value = None
-        yield value if isinstance(value, dict) else None
+        yield parse(raw)
   except OSError:
     return
 

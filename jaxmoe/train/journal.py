@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxmoe.train.append import AppendFile
+from jaxmoe.train.tail import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +114,8 @@ def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     return
   with open(path, "rb") as file:
     for line in file:
-      try:
-        value = json.loads(line) if line.endswith(b"\n") else None
-      except ValueError:
-        continue
-      if isinstance(value, dict):
+      value = parse(line) if line.endswith(b"\n") else None
+      if value is not None:
         yield value
 
 
@@ -127,12 +125,7 @@ def _now() -> float:
 
 def _step_of(line: bytes) -> int | None:
   """Returns the step of a whole line, None for anything else."""
-  if not line.endswith(b"\n"):
-    return None
-  try:
-    return json.loads(line)["step"]
-  except (ValueError, KeyError, TypeError):
-    return None
+  return (parse(line) or {}).get("step") if line.endswith(b"\n") else None
 
 
 def _measure(lines: list[bytes]) -> Cut:

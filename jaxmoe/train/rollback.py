@@ -48,8 +48,6 @@ class Rollback:
     told = {"step": harm.step, "to": step, "skipped_batches": skip, "why": harm.why}
     watch.journal.event("rollback", time={"lost_s": round(lost_s, 3)}, **told)
     watch.display.say(f"went back to step {step}; {skip} more batches are left out")
-    if step == 0 and not self._parts.store.steps():
-      self._saver(0, state)  # or a run that is killed now would find nothing it may go on from
     return step, state
 
   def _read(self, harm: Harm) -> tuple[int, State]:

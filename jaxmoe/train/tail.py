@@ -38,7 +38,7 @@ def parse(line: bytes) -> dict[str, Any] | None:
   """Returns the object of a line, None for anything else."""
   try:
     value = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   return value if isinstance(value, dict) else None
 
