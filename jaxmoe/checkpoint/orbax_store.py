@@ -145,6 +145,9 @@ class OrbaxStore:
     if self._manager is None:
       options = ocp.CheckpointManagerOptions(
         max_to_keep=self._keep,
+        # A directory that cannot be made later leaves threads that wait for it, and keep the
+        # process from ending, for 300 s.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         cleanup_tmp_directories=True,  # left by a killed or failed save
         save_root_metadata=False,
       )

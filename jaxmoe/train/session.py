@@ -191,7 +191,13 @@ class Session:
     told = {"step": step, "digest": self._digest(state), "data": parts.stream.stats()}
     seconds = parts.watch.ledger.take("checkpoint")
     parts.watch.journal.event(kind, time={"seconds": seconds}, **told)
-    parts.watch.journal.sync()
+    try:
+      parts.watch.journal.sync()
+    except OSError as error:
+      raise CheckpointError(
+        f"step {step} is saved, but its last lines cannot be written: {error}; the same command "
+        "goes on once they can"
+      ) from None
 
   def _sample(self, samples: SamplesHook, state: State, watch: Watch) -> None:
     """Writes what the untrained model has to say."""

@@ -4,10 +4,12 @@ import contextlib
 import json
 import logging
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -330,3 +332,27 @@ def test_the_error_of_an_array_that_orbax_does_not_await_is_not_logged(error, ke
   record = logging.LogRecord(*said, (type(error), error, None))
   quiet_orbax()
   assert bool(logging.getLogger("asyncio").filter(record)) == kept
+
+
+def test_a_directory_that_cannot_be_made_leaves_no_thread_that_waits(tmp_path, monkeypatch):
+  """Such a thread would keep the process from ending."""
+  before = set(threading.enumerate())
+  store = OrbaxStore(tmp_path / "store")
+  x = {"x": jnp.arange(3.0)}
+  store.write(1, x, {})
+  store.wait()
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "mkdir", refuse)
+    patch.setattr(os, "mkdir", refuse)
+    with pytest.raises(CheckpointError, match="saving step 2 failed"):
+      store.write(2, x, {})
+      store.wait()
+  store.close()
+  for thread in set(threading.enumerate()) - before:
+    if not thread.daemon:
+      thread.join(20)
+      assert not thread.is_alive(), thread
+
+
+def refuse(*arguments, **options):
+  raise OSError(30, "Read-only file system")

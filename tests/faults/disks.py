@@ -24,7 +24,7 @@ def unmount(folder):
 
 def make(folder, num_bytes):
   """Mounts a file system of so many bytes at a folder."""
-  folder.mkdir()
+  folder.mkdir(exist_ok=True)
   mount("none", folder, "tmpfs", 0, f"size={num_bytes}")
 
 

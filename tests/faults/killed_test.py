@@ -28,7 +28,8 @@ def test_a_run_killed_while_it_goes_on_ends_up_undisturbed(case, broken_off, see
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_up_undisturbed(case, seed):
   rng = case.begin("sigkill_again_and_again", seed)
-  phases = rng.choices((*PHASES, "restore"), k=5)
+  case.hit(rng.choice(PHASES))
+  phases = rng.choices((*PHASES, "restore"), k=4)
   codes = [case.run({**KILL, "at": points.draw(phase, rng)}).code for phase in phases]
-  assert set(codes) <= {0, -signal.SIGKILL} and codes[0], codes
+  assert set(codes) <= {0, -signal.SIGKILL}, codes
   case.recover()

@@ -26,13 +26,13 @@ def recovery(rng):
 
 def fault(kind, rng):
   """Returns the plant of a fault in some batches of the run, and whether it stays in the state."""
-  first = rng.randint(3, 8)
+  first = rng.randint(4, 8)  # the window of spikes is full then
   batches = list(range(first, first + rng.randint(1, 4)))
   if kind == "nan_in_batch":
     token = rng.choice((257, 10**6, -1, -(10**6)))
     return {"do": kind, "batches": batches, "place": rng.randrange(256), "token": token}, False
   if kind == "nan_in_parameter":
-    return {"do": kind, "batches": batches[:1], "leaf": rng.choice(numbers.LEAVES)}, True
+    return {"do": kind, "batches": batches[:1], "leaf": rng.choice(list(numbers.LEAVES))}, True
   if kind == "loss_spike" and rng.random() < 0.5:
     return {"do": "huge_parameters", "batches": batches[:1], "factor": 30.0}, True
   factor = {"factor": 100.0} if kind == "loss_spike" else {}

@@ -502,3 +502,21 @@ def test_a_run_whose_batches_come_from_another_process_is_the_same(straight, tra
     workdir.release()
   train(tmp_path)
   assert outcome(tmp_path) == outcome(straight)
+
+
+def test_a_disk_that_refuses_the_last_event_ends_the_run_with_one_line_and_it_goes_on(
+  train, straight, tmp_path, monkeypatch
+):
+  real = AppendFile._write
+
+  def refuse(self, data):
+    if b'"event":"done"' in data:
+      raise OSError(30, "Read-only file system")
+    real(self, data)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(AppendFile, "_write", refuse)
+    with pytest.raises(CheckpointError, match=r"last lines cannot be written.*Read-only"):
+      train(tmp_path)
+  assert train(tmp_path) == session.Outcome(STEPS, done=True)
+  assert outcome(tmp_path) == outcome(straight)
