@@ -4,6 +4,8 @@ python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
 Any 2-core machine, about 10 s with compiling. It learns the form of the tasks, not yet the answers.
 
 Components by name: --config=configs/tiny.py:router=topk,dispatch=capacity,optimizer=lion
+The balance loss named takes the place of load_balance; a router that knows only one number of
+experts a token is given that number.
 """
 
 from jaxmoe.core.recipe import component
@@ -13,6 +15,7 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.balance import BALANCE, RouterZ
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.layer import MoE
@@ -27,15 +30,19 @@ def get_config(
   router: str = "topk",
   experts: str = "swiglu",
   dispatch: str = "dropless",
+  balance: str = "load_balance",
   optimizer: str = "adamw",
 ) -> Experiment:
   """Returns the recipe with the named components."""
+  rule = component(ROUTERS, "router", router)
+  term = component(BALANCE, "balance", balance)
   moe = MoE(
     num_experts=4,
-    num_active=2,
-    router=component(ROUTERS, "router", router),
+    num_active=rule.fixed_active or 2,
+    router=rule,
     experts=component(EXPERTS, "experts", experts),
     dispatch=component(DISPATCHERS, "dispatch", dispatch),
+    balance=(term,) if isinstance(term, RouterZ) else (term, RouterZ()),
   )
   block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), moe)
   return Experiment(

@@ -1,4 +1,4 @@
-"""What a model knows of each token besides its hidden vector."""
+"""What a model knows of each token besides its hidden vector, and what is asked of its routers."""
 
 from __future__ import annotations
 
@@ -13,31 +13,42 @@ import jax.numpy as jnp
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["id", "position", "segment", "slot"],
-  meta_fields=["by_row"],
+  data_fields=["id", "position", "segment", "slot", "given"],
+  meta_fields=["by_row", "record"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """Per-token records, int32, all of shape (B, L).
+  """Per-token records, int32, of shape (B, L) unless stated otherwise.
 
   Attributes:
     id: The token's id in the vocabulary.
     position: Its place in its document, from 0; what rotary embeddings turn by.
     segment: Which document of the row it belongs to, from 1; 0 is padding.
     slot: Its place in the row (and in a cache), which orders it in time.
+    given: Choices to take in place of the routers' own, (layers, B, L, A) by depth, or
+      (B, L, A) inside a layer; -1 is no choice. None to let routers choose.
     by_row: Whether routers also count choices row by row, for tables of what goes where.
+    record: Whether layers return every token's routing beside their sums.
   """
 
   id: jax.Array
   position: jax.Array
   segment: jax.Array
   slot: jax.Array
+  given: jax.Array | None = None
   by_row: bool = False
+  record: bool = False
 
   @property
   def valid(self) -> jax.Array:
     """(B, L) bool: a token that is not valid is routed and counted nowhere, writes nowhere."""
     return self.segment > 0
+
+  def at(self, depth: jax.Array | int) -> Tokens:
+    """Returns what one layer is told; `depth` may be traced."""
+    if self.given is None:
+      return self
+    return dataclasses.replace(self, given=self.given[depth])
 
   @classmethod
   def of_batch(cls, batch: Mapping[str, Any]) -> Tokens:

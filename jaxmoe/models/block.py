@@ -45,6 +45,10 @@ class Block:
   attention: Attention = Attention()
   ffn: Any = choice(FFNS, MoE())
 
+  def __post_init__(self) -> None:
+    if isinstance(self.ffn, MoE):
+      self.ffn.router.check_causal()
+
   def build(self, init: Init, dim: int, eps: float) -> BlockLayer:
     """Returns the module with its weights."""
     return BlockLayer(self, init, dim, eps)

@@ -101,6 +101,7 @@ def run_stack(
   flow: Flow,
   caches: dict[str, dict[str, Any]] | None = None,
   keys: Keys | None = None,
+  carry: Any = None,
 ) -> tuple[jax.Array, Any, Any]:
   """Runs every block over the stream.
 
@@ -112,12 +113,13 @@ def run_stack(
     flow: Scan or not, remat or not.
     caches: Caches by segment and position, stacked over repeats; None to attend afresh.
     keys: Randomness of the forward pass, for routers that use it.
+    carry: What the first block is handed by the gates of earlier ones.
 
   Returns:
     The stream, the caches (None without any) and the MoE sums by segment and position, stacked
     over repeats (None for dense blocks).
   """
-  carry, new_caches, sums, depth = None, {}, {}, 0
+  new_caches, sums, depth = {}, {}, 0
   for s, segment_params in params.items():
     repeats = jax.tree.leaves(segment_params)[0].shape[0]
     indices = depth + jnp.arange(repeats) * len(segment_params)
@@ -136,10 +138,10 @@ def _segment_step(graphs: dict[str, Any], tokens: Tokens, keys: Keys | None, rem
     (x_BLD, carry), (params, caches, index) = state, inputs
     new_caches, sums = {}, {}
     for j, block_params in params.items():
-      block = nnx.merge(graphs[j], block_params)
+      block, depth = nnx.merge(graphs[j], block_params), index + int(j)
       cache = Fresh() if caches is None else caches[j]
-      here = None if keys is None else keys.at(index + int(j))
-      x_BLD, carry, cache, sums[j] = block(x_BLD, carry, tokens, cache, here)
+      here = None if keys is None else keys.at(depth)
+      x_BLD, carry, cache, sums[j] = block(x_BLD, carry, tokens.at(depth), cache, here)
       new_caches[j] = None if caches is None else cache
     return (x_BLD, carry), (new_caches, sums)
 

@@ -64,6 +64,21 @@ class Transformer:
       )
     if not self.stack:
       raise InputError("a stack needs at least one segment")
+    carried = {layer.num_experts for layer in self.moe_records() if layer.router.gate.carries}
+    if carried and len({layer.num_experts for layer in self.moe_records()}) > 1:
+      raise InputError(
+        "a gate that adds the logits of the layer before needs one num_experts in all MoE layers: "
+        f"{sorted({layer.num_experts for layer in self.moe_records()})}; set them alike"
+      )
+
+  def moe_records(self) -> list[MoE]:
+    """Returns the record of each MoE block of each pattern, in order."""
+    return [
+      block.ffn
+      for segment in self.stack
+      for block in segment.pattern
+      if isinstance(block.ffn, MoE)
+    ]
 
   @property
   def num_layers(self) -> int:
@@ -168,9 +183,30 @@ class Decoder:
     keys: Keys | None = None,
   ) -> tuple[jax.Array, Any, Any]:
     """Runs every block; see `run_stack`."""
+    carry = self._first_carry(tokens)
     return run_stack(
-      self._graphs["stack"], params["stack"], x_BLD, tokens, self.flow, caches, keys
+      self._graphs["stack"], params["stack"], x_BLD, tokens, self.flow, caches, keys, carry
     )
+
+  def update_buffers(self, before: Params, params: Params, layers: Any) -> Params:
+    """Returns the parameters with what routers keep from step to step brought up to date.
+
+    Args:
+      before: The parameters of the step that `layers` came from; their buffers are moved.
+      params: These parameters as the optimizer has moved them.
+      layers: `MoESums` of the whole step, by segment and position, stacked over repeats.
+    """
+    stack = params["stack"]
+    for s, blocks in self.moe_layers().items():
+      for j, layer in blocks.items():
+        buffers = before["stack"][s][j]["moe"]["router"].get("buffers")
+        if not buffers:
+          continue
+        sums, moe = layers[s][j], stack[s][j]["moe"]
+        moved = jax.vmap(layer.router.update)(buffers, sums.router, sums.samples)
+        moe = {**moe, "router": {**moe["router"], "buffers": moved}}
+        stack = {**stack, s: {**stack[s], j: {**stack[s][j], "moe": moe}}}
+    return {**params, "stack": stack}
 
   def final_norm(self, params: Params, x_BLD: jax.Array) -> jax.Array:
     """Returns (B, L, D) in x.dtype."""
@@ -221,6 +257,13 @@ class Decoder:
       }
       for s, segment in enumerate(self.config.stack)
     }
+
+  def _first_carry(self, tokens: Tokens) -> Any:
+    """Returns what the gate of the first layer is handed: zero logits if gates carry any."""
+    layers = self.config.moe_records()
+    if not any(layer.router.gate.carries for layer in layers):
+      return None
+    return jnp.zeros((tokens.id.size, layers[0].num_experts), jnp.float32)
 
   def _embed(self, init: Init) -> Embed:
     return Embed(init / "embed", self.vocab_size, self.config.dim, self.config.tied)

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
@@ -19,7 +20,8 @@ from jaxmoe.moe.dispatch import DISPATCHERS, Dropless
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.routers import ROUTERS, TopK
-from jaxmoe.moe.routing import RouterSums, sum_routing
+from jaxmoe.moe.routers.router import Samples
+from jaxmoe.moe.routing import RouterSums, Routing, sum_routing, sum_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,15 @@ class MoE:
       )
     if self.shared_hidden < 0:
       raise InputError(f"shared_hidden must not be negative: shared_hidden={self.shared_hidden}")
+    self.router.check(self.num_experts, self.num_active)
+    self.experts.check(self.num_experts)
+    names = [term.name for term in self.balance]
+    for term in self.balance:
+      term.check(self)
+      if names.count(term.name) > 1:
+        raise InputError(
+          f"balance has two losses called {term.name}; add up their weights, or change a scope"
+        )
 
   def build(self, init: Init, dim: int) -> MoELayer:
     """Returns the module with its weights."""
@@ -60,11 +71,19 @@ class MoE:
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""
     shared = 3 * dim * self.shared_hidden
-    return dim * self.num_experts + self.num_active * self.experts.num_params(dim) + shared
+    routed = self.experts.active_params(dim, self.num_experts, self.num_active)
+    return self.router.num_params(dim, self.num_experts) + routed + shared
+
+  @property
+  def needs_rows(self) -> bool:
+    """Whether a balance loss needs the sums of each row of the batch."""
+    return any(term.needs_rows for term in self.balance)
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["router", "dropped"], meta_fields=[]
+  jax.tree_util.register_dataclass,
+  data_fields=["router", "dropped", "by_row", "samples", "routing"],
+  meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class MoESums:
@@ -73,10 +92,16 @@ class MoESums:
   Attributes:
     router: What balance losses and load metrics are computed from.
     dropped: float32 numbers of dropped choices, by reason.
+    by_row: The router's sums row by row of the batch, where `Tokens.by_row` or a loss needs them.
+    samples: What the buffers of the router are updated from, where it has any.
+    routing: Every token's choices, where `Tokens.record` asks for them.
   """
 
   router: RouterSums
   dropped: dict[str, jax.Array]
+  by_row: RouterSums | None = None
+  samples: Samples | None = None
+  routing: Routing | None = None
 
 
 class MoELayer(nnx.Module):
@@ -84,6 +109,8 @@ class MoELayer(nnx.Module):
 
   def __init__(self, config: MoE, init: Init, dim: int):
     self.dispatch = config.dispatch
+    self.num_experts = config.num_experts
+    self.needs_rows = config.needs_rows
     self.router = config.router.build(
       init / "router", dim, config.num_experts, config.num_active
     )
@@ -101,11 +128,45 @@ class MoELayer(nnx.Module):
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     with jax.named_scope("route"):
       routing, carry = self.router(x_TD, tokens, carry, keys)
-    y_TD, dropped = self.dispatch(x_TD, routing, self.experts)
+    y_TD, dropped = self._experts(x_TD, routing)
     if self.shared is not None:
       with jax.named_scope("shared"):
         y_TD = y_TD + self.shared(x_TD)
-    rows = x_BLD.shape[0] if tokens.by_row else None
     with jax.named_scope("sums"):
-      sums = MoESums(sum_routing(routing, tokens.valid.reshape(-1), rows), dropped)
+      sums = self._sums(routing, tokens, dropped)
     return y_TD.reshape(x_BLD.shape), carry, sums
+
+  def _experts(
+    self, x_TD: jax.Array, routing: Routing
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the combined outputs of all kinds of experts, and the drops by reason."""
+    routing = self.experts.reweigh(routing)
+    rows_TD = self.experts.enter(x_TD)
+    total_TD: jax.Array | None = None
+    dropped: dict[str, jax.Array] = {}
+    for part in self.experts.parts(self.num_experts):
+      chosen = routing
+      if (part.start, part.stop) != (0, self.num_experts):
+        chosen = routing.part(part.start, part.stop)
+      if part.takes_rows:
+        y_TD, lost = self.dispatch(rows_TD, chosen, part.module)
+      else:
+        y_TD, lost = part.module.at_tokens(rows_TD, chosen), {}
+      total_TD = y_TD if total_TD is None else total_TD + y_TD
+      dropped |= {reason: dropped.get(reason, 0.0) + number for reason, number in lost.items()}
+    assert total_TD is not None
+    return self.experts.leave(total_TD), dropped
+
+  def _sums(
+    self, routing: Routing, tokens: Tokens, dropped: dict[str, jax.Array]
+  ) -> MoESums:
+    valid_T = tokens.valid.reshape(-1)
+    by_row = None
+    if tokens.by_row or self.needs_rows:
+      by_row = sum_rows(routing, valid_T, tokens.id.shape[0])
+      router = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), by_row)
+    else:
+      router = sum_routing(routing, valid_T)
+    margins_TE = routing.margins_TE
+    samples = None if margins_TE is None else Samples(margins_TE, valid_T)
+    return MoESums(router, dropped, by_row, samples, routing if tokens.record else None)

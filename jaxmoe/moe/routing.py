@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core.rng import Keys
-from jaxmoe.core.tokens import Tokens
-
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T"],
+  data_fields=[
+    "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE"
+  ],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +26,9 @@ class Routing:
     valid_TA: bool, whether the choice counts at all; False throughout for padding.
     scores_TE: float32, what the router scored every expert with (a softmax sums to 1).
     log_z_T: float32, logsumexp of the router's logits, for the z-loss.
+    load_TE: float32, how probably each expert is chosen under the router's noise, differentiable;
+      None from a router without noise.
+    margins_TE: float32, what the buffers of the router are updated from; None for most.
   """
 
   expert_TA: jax.Array
@@ -35,64 +36,80 @@ class Routing:
   valid_TA: jax.Array
   scores_TE: jax.Array
   log_z_T: jax.Array
+  load_TE: jax.Array | None = None
+  margins_TE: jax.Array | None = None
+
+  def part(self, start: int, stop: int) -> Routing:
+    """Returns the choices of experts start..stop-1, numbered from 0; others are not valid."""
+    inside_TA = self.valid_TA & (self.expert_TA >= start) & (self.expert_TA < stop)
+    return dataclasses.replace(
+      self,
+      expert_TA=jnp.where(inside_TA, self.expert_TA - start, 0),
+      valid_TA=inside_TA,
+      scores_TE=self.scores_TE[:, start:stop],
+    )
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["counts_E", "scores_E", "tokens", "log_z_squared", "counts_BE"],
+  data_fields=["counts_E", "scores_E", "tokens", "log_z_squared", "entropy", "load_E"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class RouterSums:
-  """Sums over valid tokens; they add up over microbatches and devices.
+  """Sums over valid tokens; they add up over rows, microbatches and devices.
 
   Attributes:
     counts_E: float32, how often each expert was chosen, before any drop; no gradient.
     scores_E: float32, summed scores; differentiable.
     tokens: float32, the number of valid tokens; no gradient.
     log_z_squared: float32, summed squared logsumexp of the logits; differentiable.
-    counts_BE: The counts row by row, where `Tokens.by_row` asks for them; they do not add up.
+    entropy: float32, summed entropy of each token's scores over their sum, in nats;
+      differentiable.
+    load_E: float32, how often each expert is chosen in expectation over the router's noise,
+      differentiable; the counts where there is no noise.
   """
 
   counts_E: jax.Array
   scores_E: jax.Array
   tokens: jax.Array
   log_z_squared: jax.Array
-  counts_BE: jax.Array | None = None
+  entropy: jax.Array
+  load_E: jax.Array
 
 
-class Router(Protocol):
-  """What a router's record builds: a gate with parameters, then a pure rule on its scores."""
-
-  def __call__(
-    self, x_TD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
-  ) -> tuple[Routing, Any]:
-    """Returns the routing of T = B * L tokens and the carry of the next layer."""
+@jax.named_scope("sums")
+def sum_routing(routing: Routing, valid_T: jax.Array) -> RouterSums:
+  """Returns the sums of a routing over the tokens with `valid_T`. O(T * (A + E))."""
+  by_row = sum_rows(routing, valid_T, 1)
+  return jax.tree.map(lambda leaf: leaf[0], by_row)
 
 
-def sum_routing(routing: Routing, valid_T: jax.Array, rows: int | None = None) -> RouterSums:
-  """Returns the sums of a routing over the tokens with `valid_T`. O(T * (A + E)).
-
-  Args:
-    routing: Of T tokens, row after row.
-    valid_T: Which tokens count.
-    rows: B, to count choices row by row as well.
-  """
+def sum_rows(routing: Routing, valid_T: jax.Array, rows: int) -> RouterSums:
+  """Returns the sums of each of `rows` equal parts of T tokens, in dim 0 of every leaf."""
   num_experts = routing.scores_TE.shape[1]
   # An index of E lies outside and is dropped by the scatter.
   chosen_TA = jnp.where(routing.valid_TA, routing.expert_TA, num_experts)
-  counts_BE = None
-  if rows is None:
-    counts_E = jnp.zeros(num_experts, jnp.float32).at[chosen_TA.reshape(-1)].add(1, mode="drop")
-  else:
-    zeros_BE = jnp.zeros((rows, num_experts), jnp.float32)
-    row_B1 = jnp.arange(rows)[:, None]
-    counts_BE = zeros_BE.at[row_B1, chosen_TA.reshape(rows, -1)].add(1, mode="drop")
-    counts_E = jnp.sum(counts_BE, axis=0)
+  row_B1 = jnp.arange(rows)[:, None]
+  counts_BE = jnp.zeros((rows, num_experts), jnp.float32)
+  counts_BE = counts_BE.at[row_B1, chosen_TA.reshape(rows, -1)].add(1, mode="drop")
+
+  def total(leaf: jax.Array) -> jax.Array:
+    valid = valid_T.reshape(-1, *[1] * (leaf.ndim - 1))
+    return jnp.sum(jnp.where(valid, leaf, 0).reshape(rows, -1, *leaf.shape[1:]), axis=1)
+
   return RouterSums(
-    counts_E=counts_E,
-    scores_E=jnp.sum(jnp.where(valid_T[:, None], routing.scores_TE, 0), axis=0),
-    tokens=jnp.sum(valid_T.astype(jnp.float32)),
-    log_z_squared=jnp.sum(jnp.where(valid_T, routing.log_z_T**2, 0)),
-    counts_BE=counts_BE,
+    counts_E=counts_BE,
+    scores_E=total(routing.scores_TE),
+    tokens=total(jnp.ones(valid_T.shape, jnp.float32)),
+    log_z_squared=total(routing.log_z_T**2),
+    entropy=total(entropy_of(routing.scores_TE)),
+    load_E=counts_BE if routing.load_TE is None else total(routing.load_TE),
   )
+
+
+def entropy_of(scores_TE: jax.Array) -> jax.Array:
+  """Returns (T,) float32, the entropy in nats of each token's scores over their sum."""
+  share_TE = scores_TE / jnp.maximum(jnp.sum(scores_TE, axis=1, keepdims=True), 1e-20)
+  # The floor keeps the gradient finite where a share is 0.
+  return -jnp.sum(share_TE * jnp.log(jnp.maximum(share_TE, 1e-20)), axis=1)

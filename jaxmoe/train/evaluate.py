@@ -170,7 +170,7 @@ def score_rows(
   hidden_BLD, _, sums = decoder.hidden(params, tokens)
   nats_B = jnp.sum(decoder.nll(params, hidden_BLD, batch["labels"]), axis=1)
   layers = by_layer(sums, decoder.splits)
-  return nats_B, {depth: of_layer.router.counts_BE for depth, of_layer in layers.items()}
+  return nats_B, {depth: of_layer.by_row.counts_E for depth, of_layer in layers.items()}
 
 
 def _batch(rows: list[list[Window]], batch_size: int, length: int) -> dict[str, np.ndarray]:

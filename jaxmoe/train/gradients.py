@@ -19,13 +19,14 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params
-from jaxmoe.moe.balance import LoadBalance, Reference, load_balance
+from jaxmoe.moe.balance import Reference
 from jaxmoe.moe.layer import MoE, MoESums
+from jaxmoe.moe.routing import RouterSums
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
 Layers = dict[str, dict[str, MoE]]
-Counts = dict[str, dict[str, Any]]
+Sums = dict[str, dict[str, Any]]
 Gradients = Callable[[Params, Batch, Keys], tuple[Params, Metrics]]
 
 
@@ -36,40 +37,49 @@ class Whole:
   Attributes:
     labels: float32, the number of scored labels, at least 1.
     tokens: float32, the number of valid tokens.
-    counts: Choices of the whole step by segment and position, (repeats, E), or None.
-    running: Choices of the earlier microbatches, likewise.
+    rows: float32, the number of rows that hold a valid token.
+    num_micro: The number of microbatches.
+    num_groups: On how many data-parallel devices a microbatch lies.
+    sums: Router sums of the whole step by segment and position, stacked over repeats, or None.
+    running: Those of the earlier microbatches.
   """
 
   labels: jax.Array
   tokens: jax.Array
-  counts: Counts | None
-  running: Counts
+  rows: jax.Array
+  num_micro: int
+  num_groups: int
+  sums: Sums | None
+  running: Sums
 
 
 def counts_first(decoder: Decoder, num_micro: int) -> bool:
-  """Whether a step runs a forward pass for the counts before its gradient pass."""
-  terms = (term for _, _, term in _terms(decoder.moe_layers()))
-  return num_micro > 1 and any(term.needs_counts and term.weight > 0 for term in terms)
+  """Whether a step runs a forward pass for the router's sums before its gradient pass."""
+  terms = (term for _, _, _, term in _terms(decoder.moe_layers()))
+  return num_micro > 1 and any(term.needs_whole and term.weight > 0 for term in terms)
 
 
-def make_gradients(decoder: Decoder, num_micro: int) -> Gradients:
+def make_gradients(decoder: Decoder, num_micro: int, num_groups: int = 1) -> Gradients:
   """Returns the function from parameters, batch and keys to the gradient and the metrics.
 
   The loss is the mean negative log-likelihood in nats over scored labels, plus the weighted
-  balance losses summed over MoE layers. Batch arrays are (B, L), B a multiple of `num_micro`.
+  balance losses summed over MoE layers. Batch arrays are (B, L), B a multiple of `num_micro`;
+  each microbatch lies on `num_groups` data-parallel devices in equal parts.
   """
   count_first = counts_first(decoder, num_micro)
 
   def gradients(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
-    zeros = _zero_counts(decoder)
+    zeros = _zero_sums(decoder)
     labels = jnp.maximum(jnp.sum(batch["labels"] >= 0), 1).astype(jnp.float32)
-    tokens = jnp.sum(batch["segment"] > 0).astype(jnp.float32)
+    valid_BL = batch["segment"] > 0
+    tokens = jnp.sum(valid_BL).astype(jnp.float32)
+    rows = jnp.sum(jnp.any(valid_BL, axis=1)).astype(jnp.float32)
     micro = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
-    counts = _count(decoder, params, micro, keys) if count_first else None
-    whole = Whole(labels, tokens, counts, zeros)
-    share = jax.value_and_grad(functools.partial(_loss, decoder, num_micro), has_aux=True)
+    sums = _count(decoder, params, micro, keys) if count_first else None
+    whole = Whole(labels, tokens, rows, num_micro, num_groups, sums, zeros)
+    share = jax.value_and_grad(functools.partial(_loss, decoder), has_aux=True)
 
-    def one(running: Counts, batch: Batch, index: jax.Array | int) -> tuple[Params, Metrics]:
+    def one(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Params, Metrics]:
       known = dataclasses.replace(whole, running=running)
       (_, metrics), grads = share(params, batch, keys.at(index), known)
       return grads, metrics
@@ -78,14 +88,14 @@ def make_gradients(decoder: Decoder, num_micro: int) -> Gradients:
       grads, metrics = one(zeros, jax.tree.map(lambda x: x[0], micro), 0)
     else:
       grads, metrics = _accumulate(one, zeros, micro, num_micro)
-    corrections = _corrections(decoder, metrics, tokens, count_first)
+    corrections = _corrections(decoder, metrics, count_first)
     return grads, {**metrics, "tokens": tokens, **corrections}
 
   return gradients
 
 
 def _loss(
-  decoder: Decoder, num_micro: int, params: Params, batch: Batch, keys: Keys, whole: Whole
+  decoder: Decoder, params: Params, batch: Batch, keys: Keys, whole: Whole
 ) -> tuple[jax.Array, Metrics]:
   """Returns a microbatch's share of the step's loss, and its shares of the metrics."""
   tokens = Tokens.of_batch(batch)
@@ -95,110 +105,140 @@ def _loss(
     nll = Mean.of(nll_BL, batch["labels"] >= 0)
   total = nll.sum / whole.labels
   balance: dict[str, Any] = {}
-  for s, j, term in _terms(decoder.moe_layers()):
-    counts = None if whole.counts is None else whole.counts[s][j]
-    share = _balance(term, num_micro, whole.tokens, sums[s][j], counts, whole.running[s][j])
+  for s, j, layer, term in _terms(decoder.moe_layers()):
+    known = None if whole.sums is None else whole.sums[s][j]
+    share = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
     balance[term.name] = balance.get(term.name, 0.0) + share
     total = total + term.weight * share
-  return total, {"loss": nll, "total_loss": total, "balance": balance, "layers": sums}
+  layers = map_layers(lambda of_layer: dataclasses.replace(of_layer, by_row=None), sums)
+  return total, {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
 
 
 @jax.named_scope("balance")
 def _balance(
-  term: Any,
-  num_micro: int,
-  tokens: jax.Array,
-  sums: MoESums,
-  counts_RE: jax.Array | None,
-  running_RE: jax.Array,
+  term: Any, layer: MoE, whole: Whole, sums: MoESums, known: Any, running: Any
 ) -> jax.Array:
   """Returns a balance loss summed over the R repeats that one pattern position stands for."""
 
-  def of_layer(sums: Any, counts_E: Any, running_E: jax.Array) -> jax.Array:
-    return term.loss(sums, Reference(tokens, num_micro, counts_E, running_E))
+  def of_layer(sums: Any, by_row: Any, known: Any, running: Any) -> jax.Array:
+    reference = Reference(
+      whole.tokens, whole.rows, whole.num_micro, whole.num_groups, known, running
+    )
+    return term.share(sums, by_row, reference, layer)
 
-  return jnp.sum(jax.vmap(of_layer)(sums.router, counts_RE, running_RE))
+  return jnp.sum(jax.vmap(of_layer)(sums.router, sums.by_row, known, running))
 
 
 def _accumulate(
-  one: Callable[..., tuple[Params, Metrics]], zeros: Counts, micro: Batch, num_micro: int
+  one: Callable[..., tuple[Params, Metrics]], zeros: Sums, micro: Batch, num_micro: int
 ) -> tuple[Params, Metrics]:
   """Returns the summed gradients and metrics of all microbatches, one at a time in memory."""
 
-  def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+  def summed(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Any, Sums]:
+    grads, metrics = one(running, batch, index)
+    samples = map_layers(lambda of_layer: of_layer.samples, metrics["layers"])
+    return (grads, {**metrics, "layers": without_samples(metrics["layers"])}), samples
+
+  def body(carry: Any, inputs: Any) -> tuple[Any, Sums]:
     batch, index = inputs
-    (grads, metrics), running = carry
-    new_grads, new_metrics = one(running, batch, index)
-    running = jax.tree.map(jnp.add, running, _router_counts(new_metrics["layers"]))
-    return (jax.tree.map(jnp.add, (grads, metrics), (new_grads, new_metrics)), running), None
+    total, running = carry
+    new, samples = summed(running, batch, index)
+    running = jax.tree.map(jnp.add, running, _router_sums(new[1]["layers"]))
+    return (jax.tree.map(jnp.add, total, new), running), samples
 
   first = jax.tree.map(lambda x: x[0], micro)
-  shapes = jax.eval_shape(one, zeros, first, jnp.zeros((), jnp.int32))
+  shapes, _ = jax.eval_shape(summed, zeros, first, jnp.zeros((), jnp.int32))
   empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  ((grads, metrics), _), _ = jax.lax.scan(body, (empty, zeros), (micro, jnp.arange(num_micro)))
-  return grads, metrics
+  ((grads, metrics), _), samples = jax.lax.scan(
+    body, (empty, zeros), (micro, jnp.arange(num_micro))
+  )
+  layers = {
+    s: {j: _with_samples(sums, samples[s][j]) for j, sums in blocks.items()}
+    for s, blocks in metrics["layers"].items()
+  }
+  return grads, {**metrics, "layers": layers}
 
 
-def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Counts:
-  """Returns the choices of the whole step, by a forward pass over the microbatches."""
+def _with_samples(sums: MoESums | None, samples_MRT: Any) -> MoESums | None:
+  """Returns a layer's sums with the samples of M microbatches, one after the other."""
 
-  def body(counts: Counts, inputs: Any) -> tuple[Counts, None]:
+  def joined(leaf: jax.Array) -> jax.Array:
+    leaf = jnp.moveaxis(leaf, 0, 1)
+    return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
+
+  if sums is None:
+    return None
+  return dataclasses.replace(sums, samples=jax.tree.map(joined, samples_MRT))
+
+
+def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
+  """Returns the router sums of the whole step, by a forward pass over the microbatches."""
+
+  def body(total: Sums, inputs: Any) -> tuple[Sums, None]:
     batch, index = inputs
     tokens = Tokens.of_batch(batch)
     x_BLD = decoder.embed(params, tokens.id)
     _, _, sums = decoder.blocks(params, x_BLD, tokens, keys=keys.at(index))
-    return jax.tree.map(jnp.add, counts, _router_counts(sums)), None
+    return jax.tree.map(jnp.add, total, _router_sums(sums)), None
 
   num_micro = micro["ids"].shape[0]
   with jax.named_scope("count_choices"):
-    counts, _ = jax.lax.scan(body, _zero_counts(decoder), (micro, jnp.arange(num_micro)))
-  return jax.lax.stop_gradient(counts)
+    sums, _ = jax.lax.scan(body, _zero_sums(decoder), (micro, jnp.arange(num_micro)))
+  return jax.lax.stop_gradient(sums)
 
 
-def _terms(layers: Layers) -> Iterator[tuple[str, str, Any]]:
-  """Yields segment, position and term of every balance loss."""
-  for s, blocks in layers.items():
-    for j, moe in blocks.items():
-      for term in moe.balance:
-        yield s, j, term
-
-
-def _zero_counts(decoder: Decoder) -> Counts:
-  repeats = {str(s): segment.repeats for s, segment in enumerate(decoder.config.stack)}
+def map_layers(function: Callable[[MoESums], Any], layers: Any) -> Any:
+  """Returns `function` of the sums of each MoE layer, by segment and position; None elsewhere."""
   return {
-    s: {j: jnp.zeros((repeats[s], moe.num_experts)) for j, moe in blocks.items()}
-    for s, blocks in decoder.moe_layers().items()
-  }
-
-
-def _router_counts(layers: Any) -> Counts:
-  return {
-    s: {j: sums.router.counts_E for j, sums in blocks.items() if sums is not None}
+    s: {j: None if sums is None else function(sums) for j, sums in blocks.items()}
     for s, blocks in layers.items()
   }
 
 
-def _exact_balance(decoder: Decoder, metrics: Metrics, tokens: jax.Array, name: str) -> Any:
-  """Returns the load-balancing loss over the whole step, of the layers with a term `name`."""
-  exact = None
-  for s, j, term in _terms(decoder.moe_layers()):
-    if term.name == name:
-      sums = metrics["layers"][s][j].router
-      layer_loss = jax.vmap(load_balance, (0, 0, None))
-      loss = jnp.sum(layer_loss(sums.counts_E, sums.scores_E, tokens))
-      exact = loss if exact is None else exact + loss
-  return exact
+def without_samples(layers: Any) -> Any:
+  """Returns the sums of layers without what serves the update of buffers alone."""
+  return map_layers(lambda sums: dataclasses.replace(sums, samples=None), layers)
 
 
-def _corrections(
-  decoder: Decoder, metrics: Metrics, tokens: jax.Array, counted: bool
-) -> Metrics:
+def _terms(layers: Layers) -> Iterator[tuple[str, str, MoE, Any]]:
+  """Yields segment, position, layer and term of every balance loss."""
+  for s, blocks in layers.items():
+    for j, moe in blocks.items():
+      for term in moe.balance:
+        yield s, j, moe, term
+
+
+def _zero_sums(decoder: Decoder) -> Sums:
+  repeats = {str(s): segment.repeats for s, segment in enumerate(decoder.config.stack)}
+
+  def zeros(repeats: int, num_experts: int) -> RouterSums:
+    one, each = jnp.zeros(repeats), jnp.zeros((repeats, num_experts))
+    return RouterSums(each, each, one, one, one, each)
+
+  return {
+    s: {j: zeros(repeats[s], moe.num_experts) for j, moe in blocks.items()}
+    for s, blocks in decoder.moe_layers().items()
+  }
+
+
+def _router_sums(layers: Any) -> Sums:
+  return {
+    s: {j: sums.router for j, sums in blocks.items() if sums is not None}
+    for s, blocks in layers.items()
+  }
+
+
+def _corrections(decoder: Decoder, metrics: Metrics, counted: bool) -> Metrics:
   """Returns what only the sums of the whole step tell: exact values, and errors from them."""
-  running, exactly = (LoadBalance(scope=scope).name for scope in ("global_running", "global"))
   balance = dict(metrics["balance"])
-  if exactly in balance and not counted:  # of weight 0: microbatches did not know the counts
-    balance[exactly] = _exact_balance(decoder, metrics, tokens, exactly)
-  if running not in balance:
-    return {"balance": balance}
-  error = balance[running] - _exact_balance(decoder, metrics, tokens, running)
-  return {"balance": balance, f"{running}_error": error}
+  exact: dict[str, Any] = {}
+  for s, j, layer, term in _terms(decoder.moe_layers()):
+    if term.scope in ("global", "global_running") and not term.additive:
+      of_layer = jax.vmap(functools.partial(term.loss, layer=layer))
+      value = jnp.sum(of_layer(metrics["layers"][s][j].router))
+      exact[term.name] = exact.get(term.name, 0.0) + value
+  running = {name for name in exact if name.endswith("_running")}
+  if not counted:  # of weight 0: microbatches did not know the whole
+    balance.update({name: exact[name] for name in exact.keys() - running})
+  errors = {f"{name}_error": balance[name] - exact[name] for name in running}
+  return {"balance": balance, **errors}

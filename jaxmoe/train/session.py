@@ -150,7 +150,9 @@ class Session:
     train = self.experiment.train
     gradients = make_gradients(self.decoder, train.num_micro)
     factor = train.recovery.spike_factor
-    step = make_step(gradients, self._transform, self._schedule, train.seed, factor)
+    step = make_step(
+      gradients, self._transform, self._schedule, train.seed, factor, self.decoder.update_buffers
+    )
     shardings = (self.spec.shardings, self.layout.replicated)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     return jitted.lower(state, batch).compile()

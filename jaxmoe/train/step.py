@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmoe.core.rng import Keys
-from jaxmoe.train.gradients import Batch, Gradients, Metrics
+from jaxmoe.train.gradients import Batch, Gradients, Metrics, without_samples
 from jaxmoe.train.state import Recent, State
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
@@ -27,12 +27,22 @@ def make_step(
   schedule: Callable[[Any], Any],
   seed: int,
   spike_factor: float = 6.0,
+  update_buffers: Callable[[Any, Any, Any], Any] | None = None,
 ) -> Step:
   """Returns the step; jit it with its first argument donated.
 
   A step whose loss or gradient is not finite, or spikes above the last ones (`Recovery`), moves
   neither parameters nor optimizer; it counts in `state.skipped`. The learning rate is a function
   of the updates made, not of the steps.
+
+  Args:
+    gradients: Makes the gradient and the metrics.
+    transform: The optimizer.
+    schedule: The learning rate by update, for the metrics.
+    seed: Of the randomness of forward passes.
+    spike_factor: Deviations above which a step does harm.
+    update_buffers: `Decoder.update_buffers`: buffers follow a rule of their own, from where they
+      stood, whatever the optimizer made of them; None for a model without any.
   """
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -46,6 +56,9 @@ def make_step(
     with jax.named_scope("optimizer"):
       updates, optimizer = transform.update(grads, state.optimizer, state.params)
       params = optax.apply_updates(state.params, updates)
+    if update_buffers is not None:
+      params = update_buffers(state.params, params, metrics["layers"])
+      metrics["layers"] = without_samples(metrics["layers"])
     keep = functools.partial(jnp.where, harmless)
     skipped = 1 - harmless.astype(jnp.int32)
     new = State(

@@ -20,7 +20,7 @@ from jaxmoe.ops.grouped_matmul import BACKENDS
 ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=4)
 MIXED = MoE(5, 2, experts=SwiGLU(hidden=6), shared_hidden=6)
 RANK, SCALE = 2, 0.5
-MATRICES = ("*/table", "*/attention/?", "*/gate_up", "*/down", "*/gate")
+MATRICES = ("*/table", "*/attention/?", "*/gate_up", "*/down", "*/gate/weight")
 B, L, VOCAB = 2, 7, 11
 # Every einsum that models and layers call `dot` with: (spec, shape of x, shape of the weight,
 # where left ends and right begins).

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.data.stream import Stream
-from jaxmoe.moe.routers.topk import TopKRouter
+from jaxmoe.moe.routers.router import RouterModule
 from jaxmoe.train import session
 
 MARK = 1_000_003
@@ -95,7 +95,7 @@ def huge_parameters(batches, factor):
 def nan_in_router_score(batches):
   """The scores of one token become NaN, in every layer."""
   on_batches(batches, set_mark)
-  real = TopKRouter.__call__
+  real = RouterModule.__call__
 
   def call(self, x_TD, tokens, carry, keys):
     routing, carry = real(self, x_TD, tokens, carry, keys)
@@ -104,7 +104,7 @@ def nan_in_router_score(batches):
     weight_TA = routing.weight_TA.at[0].add(poison)
     return dataclasses.replace(routing, scores_TE=scores_TE, weight_TA=weight_TA), carry
 
-  TopKRouter.__call__ = call
+  RouterModule.__call__ = call
 
 
 def loss_spike(batches, factor):

@@ -67,7 +67,7 @@ def _moe(x, weights, config, tokens):
   """Every choice computed: the layer without drops."""
   out = np.zeros(x.shape)
   for token in np.flatnonzero(tokens["segment"]):
-    logits = x[token] @ weights["router/gate"]
+    logits = x[token] @ weights["router/gate/weight"]
     scores = np.exp(logits - logits.max())
     scores /= scores.sum()
     chosen = np.argsort(-scores, kind="stable")[: config.num_active]

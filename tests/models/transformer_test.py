@@ -22,7 +22,7 @@ DOCUMENT = Attention(4, 2, 4)
 
 def moe(dispatch=Dropless(), shared=0, normalize=True):  # noqa: B008
   return MoE(
-    5, 2, TopK(normalize), SwiGLU(hidden=6), dispatch=dispatch, shared_hidden=shared
+    5, 2, TopK(normalize=normalize), SwiGLU(hidden=6), dispatch=dispatch, shared_hidden=shared
   )
 
 

@@ -45,7 +45,7 @@ def params_of():
       rng = np.random.default_rng([seed, *name.encode()])
       if name.endswith("scale"):
         return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
-      deviation = 1.0 if name.endswith("gate") else 0.35
+      deviation = 1.0 if name.endswith("gate/weight") else 0.35
       return jnp.asarray(rng.normal(0, deviation, leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(at, decoder.shapes)

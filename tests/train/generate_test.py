@@ -19,7 +19,7 @@ GREEDY = Sampling(max_tokens=12, temperature=0.0)
 def model(decoder_of, params_of):
   """An untied model with a sharp head, so that the likeliest token is clearly so."""
   decoder = decoder_of()
-  params = params_of(decoder)
+  params = params_of(decoder, 3)
   params["head"]["weight"] = params["head"]["weight"] * 8
   return decoder, params
 

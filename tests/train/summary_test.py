@@ -17,7 +17,8 @@ def sums_of(counts, dropped=None, tokens=None, log_z_squared=0.0):
   tokens = np.asarray(counts.sum(-1) / 2 if tokens is None else tokens, np.float32)
   scores = np.ones_like(counts)
   log_z_squared = np.asarray(log_z_squared, np.float32)
-  return MoESums(RouterSums(counts, scores, tokens, log_z_squared), dropped or {})
+  router = RouterSums(counts, scores, tokens, log_z_squared, np.zeros_like(tokens), counts)
+  return MoESums(router, dropped or {})
 
 
 COUNTS = ([9, 0, 3, 1, 0, 7], [5] * E, [0, 0, 40, 0, 0, 0], [1e6, 1, 1, 0, 0, 2])

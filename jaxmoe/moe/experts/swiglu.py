@@ -12,6 +12,7 @@ from flax import nnx
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain
+from jaxmoe.moe.experts.family import ExpertFamily, Experts
 
 
 def swiglu(gate_up_GF: jax.Array) -> jax.Array:
@@ -31,7 +32,7 @@ class PlainWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class SwiGLU:
+class SwiGLU(Experts):
   """SwiGLU experts.
 
   Attributes:
@@ -53,7 +54,7 @@ class SwiGLU:
     return 3 * dim * self.hidden
 
 
-class SwiGLUExperts(nnx.Module):
+class SwiGLUExperts(ExpertFamily):
   """The weights of E SwiGLU experts, gate and up side by side so that one product makes both."""
 
   def __init__(self, init: Init, dim: int, hidden: int, num_experts: int):

@@ -1,0 +1,144 @@
+"""What all balance losses share: a pure function of summed counts and scores, and its scope.
+
+What matters is over which tokens the sums run (Qiu et al. 2025, "Demons in the Detail"):
+
+- `sequence`: each row of the batch by itself; the mean over rows that hold tokens.
+- `micro`: the tokens of a microbatch on one data-parallel device, as most code does; the mean.
+- `data_parallel`: the tokens of a microbatch on all devices; the mean over microbatches.
+- `global`: all tokens of the step. Exact: with accumulation, a forward pass of its own makes the
+  sums first (about a third more compute), because no loss but the z-loss adds up.
+- `global_running`: the microbatches so far, as if the rest were like them. One pass, but early
+  microbatches know little: an approximation, whose error is logged.
+
+Padding never counts, choices count before drops, and counts carry no gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.moe.routing import RouterSums
+
+Scope = Literal["sequence", "micro", "data_parallel", "global", "global_running"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """What a microbatch must know of the whole step to add its exact share of a loss.
+
+  Attributes:
+    tokens: float32, the number of valid tokens of the whole step.
+    rows: float32, the number of rows of the whole step that hold a valid token.
+    num_micro: The number of microbatches.
+    num_groups: On how many data-parallel devices a microbatch lies, row after row.
+    whole: The sums of the whole step, or None where no pass made them.
+    running: The sums of the earlier microbatches of the step.
+  """
+
+  tokens: jax.Array
+  rows: jax.Array
+  num_micro: int
+  num_groups: int
+  whole: RouterSums | None
+  running: RouterSums
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """The base of balance losses; a loss overrides `loss` and says what it is called.
+
+  Attributes:
+    weight: Its factor in the training loss.
+    scope: The tokens over which sums run.
+  """
+
+  weight: float = 0.01
+  scope: Scope = "global"
+
+  kind: ClassVar[str] = ""
+  """What metrics call the loss, followed by its scope."""
+  additive: ClassVar[bool] = False
+  """Whether shares of microbatches add up once the number of tokens is known."""
+
+  def __post_init__(self) -> None:
+    if self.weight < 0:
+      raise InputError(f"weight must not be negative: weight={self.weight}")
+
+  @property
+  def name(self) -> str:
+    """What metrics call the loss."""
+    return f"{self.kind}_{self.scope}"
+
+  @property
+  def needs_rows(self) -> bool:
+    """Whether the sums of each row must be made."""
+    return self.scope in ("sequence", "micro")
+
+  @property
+  def needs_whole(self) -> bool:
+    """Whether the sums of the whole step must be known before the gradient pass."""
+    return self.scope == "global" and not self.additive
+
+  def check(self, layer: Any) -> None:
+    """Refuses a layer (`MoE`) that the loss makes no sense for.
+
+    Raises:
+      InputError: what, why and the cure in one line.
+    """
+
+  def loss(self, sums: RouterSums, layer: Any) -> jax.Array:
+    """Returns the loss over the tokens that `sums` counts, float32; 0 where there are none."""
+    raise NotImplementedError
+
+  def share(
+    self, sums: RouterSums, by_row: RouterSums | None, reference: Reference, layer: Any
+  ) -> jax.Array:
+    """Returns a microbatch's share of the loss of the step, unweighted, float32.
+
+    Shares of all microbatches sum to the loss of the scope, and their gradients to its gradient.
+    """
+    if self.scope == "sequence":
+      assert by_row is not None
+      each_B = jax.vmap(lambda row: self.loss(row, layer))(by_row)
+      return jnp.sum(jnp.where(by_row.tokens > 0, each_B, 0)) / jnp.maximum(reference.rows, 1)
+    if self.scope == "micro":
+      assert by_row is not None
+      each_G = jax.vmap(lambda group: self.loss(group, layer))(_groups(by_row, reference))
+      return jnp.mean(each_G) / reference.num_micro
+    if self.scope == "data_parallel":
+      return self.loss(sums, layer) / reference.num_micro
+    if self.additive:
+      return self.loss(dataclasses.replace(sums, tokens=reference.tokens), layer)
+    value = self.loss(_seen_from(sums, self._estimate(sums, reference)), layer)
+    # The gradient of a share is whole as it is; its value is that of its share of the tokens.
+    part = sums.tokens / jnp.maximum(reference.tokens, 1)
+    return value - jax.lax.stop_gradient(value * (1 - part))
+
+  def _estimate(self, sums: RouterSums, reference: Reference) -> RouterSums:
+    """Returns the sums of the step as far as a microbatch knows them."""
+    if self.scope == "global" and reference.whole is not None:
+      return reference.whole
+    # Without a weight nobody makes the sums first, and the value is mended afterwards.
+    known = reference.num_micro == 1 or self.weight == 0
+    assert known or self.scope == "global_running", "the exact scope needs the sums of the step"
+    so_far = jax.tree.map(jnp.add, sums, reference.running)
+    scale = reference.tokens / jnp.maximum(so_far.tokens, 1)
+    return jax.tree.map(lambda leaf: leaf * scale, so_far)
+
+
+def _seen_from(sums: RouterSums, whole: RouterSums) -> RouterSums:
+  """Returns the value of `whole` with the gradient of `sums`, which are a part of it."""
+  return jax.tree.map(lambda part, all: part + jax.lax.stop_gradient(all - part), sums, whole)
+
+
+def _groups(by_row: RouterSums, reference: Reference) -> RouterSums:
+  """Returns the sums of each of `num_groups` equal parts of the rows."""
+  groups = reference.num_groups
+  return jax.tree.map(
+    lambda leaf: jnp.sum(leaf.reshape(groups, -1, *leaf.shape[1:]), axis=1), by_row
+  )

@@ -1,0 +1,250 @@
+"""What all routers share: gate -> scores -> a pure rule that chooses -> weights.
+
+A router is a frozen record derived from `Router`. It states its settings, what its decision
+depends on, and one pure function, `choose`; gate and score function are its parts, so that every
+rule works with all of them. Its module (`RouterModule`) is the same for all: it holds the gate's
+parameters and the rule's buffers, and writes to neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.recipe import choice
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.moe.routers.gates import GATES, Linear
+from jaxmoe.moe.routers.scores import SCORES
+from jaxmoe.moe.routing import RouterSums, Routing
+
+Buffers = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What a rule decides from.
+
+  Attributes:
+    logits_TE: float32, from the gate.
+    scores_TE: float32, of the router's score function.
+    tokens: Of shape (B, L) with B * L = T.
+    num_active: A, how many experts a token is sent to, or at most if the rule decides that.
+    buffers: What the rule keeps from step to step; no gradient.
+    keys: Randomness of the forward pass; None where there is none (evaluation, serving).
+    x_TD: float32, the tokens themselves, for rules with parameters of their own.
+    parameters: Those, by name.
+  """
+
+  logits_TE: jax.Array
+  scores_TE: jax.Array
+  tokens: Tokens
+  num_active: int
+  buffers: Buffers
+  keys: Keys | None
+  x_TD: jax.Array
+  parameters: dict[str, jax.Array]
+
+  @property
+  def valid_T(self) -> jax.Array:
+    """(T,) bool: which tokens count."""
+    return self.tokens.valid.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """What a rule chose; the fields are those of `Routing`.
+
+  Attributes:
+    valid_TA: None where every choice of a valid token counts.
+  """
+
+  expert_TA: jax.Array
+  weight_TA: jax.Array
+  valid_TA: jax.Array | None = None
+  load_TE: jax.Array | None = None
+  margins_TE: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+  """The base of routers; a rule overrides `choose`, and what else it needs.
+
+  Attributes:
+    gate: What makes the logits.
+    score: What makes scores of them: softmax, sigmoid, sqrt_softplus or relu.
+    normalize: Whether the weights of a token's chosen experts are divided by their sum.
+    scale: What weights are multiplied by at last (DeepSeek-V3's routed scaling factor).
+  """
+
+  gate: Any = choice(GATES, Linear())
+  score: Literal["softmax", "sigmoid", "sqrt_softplus", "relu"] = "softmax"
+  normalize: bool = True
+  scale: float = 1.0
+
+  fixed_active: ClassVar[int | None] = None
+  """How many experts a token is sent to, for a rule that knows only one number."""
+  depends_on: ClassVar[Literal["token", "batch"]] = "token"
+  """Whether a token is routed by itself, or by all tokens of the batch, later ones too."""
+  varies: ClassVar[bool] = False
+  """Whether the number of a token's experts differs from token to token."""
+
+  def __post_init__(self) -> None:
+    if self.scale <= 0:
+      raise InputError(f"scale must be above 0: scale={self.scale}")
+
+  def check(self, num_experts: int, num_active: int) -> None:
+    """Refuses numbers of experts that the rule cannot serve.
+
+    Raises:
+      InputError: what, why and the cure in one line.
+    """
+    if self.fixed_active not in (None, num_active):
+      raise InputError(
+        f"{type(self).__name__} sends a token to {self.fixed_active}: num_active={num_active}; "
+        f"set num_active={self.fixed_active}"
+      )
+
+  def check_causal(self) -> None:
+    """Refuses to serve a causal model where a later token may change an earlier one's experts.
+
+    Raises:
+      InputError: what, why and the cure in one line.
+    """
+
+  def build(self, init: Init, dim: int, num_experts: int, num_active: int) -> RouterModule:
+    """Returns the module with the gate's parameters and the rule's own and its buffers."""
+    return RouterModule(self, init, dim, num_experts, num_active)
+
+  def parameters(self, init: Init, dim: int, num_experts: int) -> dict[str, nnx.Param]:
+    """Returns the parameters of the rule itself, beside the gate's."""
+    del init, dim, num_experts
+    return {}
+
+  def num_params(self, dim: int, num_experts: int) -> int:
+    """Returns the number of the gate's and the rule's parameters."""
+    return self.gate.num_params(dim, num_experts)
+
+  def buffers(self, num_experts: int) -> Buffers:
+    """Returns the first values of what the rule keeps from step to step, float32."""
+    del num_experts
+    return {}
+
+  def update(self, buffers: Buffers, sums: RouterSums, samples: Samples | None) -> Buffers:
+    """Returns the buffers after a step, from the sums of all its tokens."""
+    del sums, samples
+    return buffers
+
+  def choose(self, seen: Seen) -> Choice:
+    """Returns the experts of each token and their weights; pure."""
+    raise NotImplementedError
+
+  def weigh(self, scores_TE: jax.Array, expert_TA: jax.Array) -> jax.Array:
+    """Returns (T, A) float32: scores of chosen experts, over their sum if asked, times `scale`."""
+    weight_TA = jnp.take_along_axis(scores_TE, expert_TA, axis=1)
+    if self.normalize:
+      weight_TA = weight_TA / jnp.maximum(jnp.sum(weight_TA, axis=1, keepdims=True), 1e-20)
+    return weight_TA if self.scale == 1 else weight_TA * self.scale
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchRouter(Router):
+  """The base of rules that look at all tokens of a batch at once.
+
+  Attributes:
+    allow_future: Whether to serve a causal model although a later token may change an earlier
+      one's experts, so that training sees what generation cannot.
+  """
+
+  allow_future: bool = False
+
+  depends_on: ClassVar[Literal["token", "batch"]] = "batch"
+
+  def check_causal(self) -> None:
+    """Refuses to serve a causal model unless that is allowed."""
+    if not self.allow_future:
+      raise InputError(
+        f"{type(self).__name__} routes a token by later ones, which no causal model can do when "
+        "it generates; set allow_future=true to train with it all the same"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """What a router's buffers are updated from beside sums: values of every token of a step.
+
+  Attributes:
+    margins_TE: float32, of `Routing`.
+    valid_T: bool, which tokens count.
+  """
+
+  margins_TE: jax.Array
+  valid_T: jax.Array
+
+
+jax.tree_util.register_dataclass(Samples, ["margins_TE", "valid_T"], [])
+
+
+class RouterModule(nnx.Module):
+  """The gate of a router, the parameters of its rule and its buffers."""
+
+  def __init__(self, config: Router, init: Init, dim: int, num_experts: int, num_active: int):
+    self.config = config
+    self.num_active = num_active
+    self.gate = config.gate.build(init / "gate", dim, num_experts)
+    self.rule = nnx.Dict(config.parameters(init / "rule", dim, num_experts))
+    buffers = config.buffers(num_experts).items()
+    self.buffers = nnx.Dict(
+      {name: nnx.Param(value, dims=(None,) * value.ndim) for name, value in buffers}
+    )
+
+  def __call__(
+    self, x_TD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
+  ) -> tuple[Routing, Any]:
+    """Returns the routing of T = B * L tokens, all float32, and the carry of the next layer."""
+    logits_TE, carry = self.gate(x_TD, carry)
+    scores_TE = SCORES[self.config.score](logits_TE)
+    buffers = {name: jax.lax.stop_gradient(leaf[...]) for name, leaf in self.buffers.items()}
+    parameters = {name: leaf.get_value() for name, leaf in self.rule.items()}
+    seen = Seen(
+      logits_TE, scores_TE, tokens, self.num_active, buffers, keys,
+      x_TD.astype(jnp.float32), parameters,
+    )
+    if tokens.given is None:
+      chosen = self.config.choose(seen)
+    else:
+      chosen = self._replay(scores_TE, tokens.given)
+    valid_TA = jnp.broadcast_to(seen.valid_T[:, None], chosen.expert_TA.shape)
+    if chosen.valid_TA is not None:
+      valid_TA = valid_TA & chosen.valid_TA
+    routing = Routing(
+      expert_TA=chosen.expert_TA,
+      weight_TA=chosen.weight_TA,
+      valid_TA=valid_TA,
+      scores_TE=scores_TE,
+      log_z_T=jax.nn.logsumexp(logits_TE, axis=-1),
+      load_TE=chosen.load_TE,
+      margins_TE=chosen.margins_TE,
+    )
+    return routing, carry
+
+  def _replay(self, scores_TE: jax.Array, given_BLA: jax.Array) -> Choice:
+    """Takes the given choices, weighed by this router's scores; a choice below 0 is none."""
+    given_TA = given_BLA.reshape(-1, given_BLA.shape[-1])
+    valid_TA = given_TA >= 0
+    expert_TA = jnp.maximum(given_TA, 0)
+    score_TA = jnp.where(valid_TA, jnp.take_along_axis(scores_TE, expert_TA, axis=1), 0)
+    if self.config.normalize:
+      score_TA = score_TA / jnp.maximum(jnp.sum(score_TA, axis=1, keepdims=True), 1e-20)
+    return Choice(expert_TA, score_TA * self.config.scale, valid_TA)
+
+
+def best(rank_TE: jax.Array, num: int) -> jax.Array:
+  """Returns (T, num) int32, the experts of the highest rank; ties go to the lower expert."""
+  return jax.lax.top_k(jax.lax.stop_gradient(rank_TE), num)[1]
