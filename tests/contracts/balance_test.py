@@ -7,17 +7,34 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.balance import BALANCE, LoadBalance, Reference, RouterZ, Scope
+from jaxmoe.moe.balance import (
+  BALANCE,
+  Heterogeneous,
+  LatencyAware,
+  LoadBalance,
+  LoadConcentration,
+  MutualInformation,
+  NullAveraged,
+  Reference,
+  RouterZ,
+  Scope,
+)
+from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routing import RouterSums, Routing, sum_rows
 from tests.contracts.oracles import balance as oracle
 
 # M microbatches of B rows of L tokens, on G devices.
 E, A, M, B, L, G = 5, 2, 3, 4, 3, 2
 SCOPES = typing.get_args(Scope)
+INSTANCES = {
+  **{name: instance for name, (_, instance) in BALANCE.items()},
+  "latency_aware": LatencyAware(latency=(3.0, 1.0, 1.0, 0.5, 2.0)),
+}
 MEMBERS = {
   f"{name}, {scope}": dataclasses.replace(instance, scope=scope)
-  for name, (_, instance) in BALANCE.items()
+  for name, instance in INSTANCES.items()
   for scope in SCOPES
 }
 member = pytest.mark.parametrize("balance", MEMBERS.values(), ids=MEMBERS.keys())
@@ -30,7 +47,17 @@ CASES = (
   "all padding",
 )
 cases = pytest.mark.parametrize("case", CASES)
-LAYER = MoE(num_experts=E, num_active=A)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithIdle(SwiGLU):
+  """Experts of which the last two are said to compute nothing."""
+
+  def num_idle(self, num_experts):
+    return 2
+
+
+LAYER = MoE(num_experts=E, num_active=A, experts=WithIdle(hidden=4))
 
 
 def draw(case, seed=0):
@@ -59,6 +86,7 @@ def sums_of(logits, expert, valid):
     valid_TA=jnp.broadcast_to(valid[:, None], expert.shape),
     scores_TE=jax.nn.softmax(logits),
     log_z_T=jax.nn.logsumexp(logits, axis=-1),
+    load_TE=jax.nn.softmax(2 * logits),
   )
   by_row = sum_rows(routing, valid, B)
   return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), by_row), by_row
@@ -172,3 +200,68 @@ def test_a_negative_weight_is_refused(cls):
 def test_two_losses_of_one_name_are_refused():
   with pytest.raises(InputError, match="two losses called load_balance_micro"):
     MoE(balance=(LoadBalance(0.1, "micro"), RouterZ(), LoadBalance(0.2, "micro")))
+
+
+REFUSED = {
+  "has none": (NullAveraged(), {}),
+  "compute nothing": (Heterogeneous(), {}),
+  "one number an expert": (LatencyAware(latency=(1.0, 2.0)), {}),
+  "defined on a softmax": (MutualInformation(), {"router": TopK(score="sigmoid")}),
+  "load_concentration is defined": (LoadConcentration(), {"router": TopK(score="sigmoid")}),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_loss_that_makes_no_sense_for_a_layer_is_refused(why):
+  term, options = REFUSED[why]
+  with pytest.raises(InputError, match=why):
+    MoE(num_experts=E, balance=(term,), **options)
+
+
+def descend(balance, layer, num_choices, rate=0.5, steps=400):
+  """Moves the gate of a noisy top-1 router over fixed tokens, by the loss alone.
+
+  Returns the share of hard choices by expert, and the last scores of all tokens.
+  """
+  rng = np.random.default_rng(0)
+  tokens, num_experts = 256, layer.num_experts
+  # Without a direction that all tokens share no linear gate could prefer an expert.
+  x = jnp.asarray(np.hstack([np.ones((tokens, 1)), rng.normal(size=(tokens, 7))]), jnp.float32)
+  noise = jnp.asarray(rng.normal(size=(steps, tokens, num_experts)), jnp.float32)
+
+  def sums(w, noise):
+    logits = x @ w
+    seen = logits + noise
+    expert = jax.lax.top_k(seen, num_choices)[1]
+    # P(chosen) for one choice of noisy top-1, by the largest of the others' noisy logits.
+    top = jax.lax.top_k(seen, 2)[0]
+    others = jnp.where(seen == top[:, :1], top[:, 1:], top[:, :1])
+    load = jax.scipy.stats.norm.cdf(logits - others)
+    valid = jnp.ones(tokens, bool)
+    routing = Routing(
+      expert, jnp.ones(expert.shape), jnp.ones(expert.shape, bool),
+      jax.nn.softmax(logits), jax.nn.logsumexp(logits, axis=-1), load_TE=load,
+    )
+    return jax.tree.map(lambda leaf: leaf[0], sum_rows(routing, valid, 1))
+
+  def step(w, noise):
+    grad = jax.grad(lambda w: balance.loss(sums(w, noise), layer))(w)
+    return w - rate * grad, sums(w, noise).counts_E
+
+  w = jnp.asarray(rng.normal(size=(8, num_experts)), jnp.float32)
+  w, counts = jax.jit(lambda w: jax.lax.scan(step, w, noise))(w)
+  late = np.asarray(counts[-100:]).sum(0)
+  return late / late.sum(), np.asarray(jax.nn.softmax(x @ w), np.float64)
+
+
+def test_latency_aware_balance_brings_hard_choices_into_inverse_proportion_to_latency():
+  layer = MoE(num_experts=2, num_active=1)
+  share, _ = descend(LatencyAware(latency=(3.0, 1.0)), layer, 1)
+  np.testing.assert_allclose(share, [0.25, 0.75], atol=0.05)
+
+
+def test_mutual_information_alone_spreads_tokens_and_makes_each_sure():
+  layer = MoE(num_experts=4, num_active=1)
+  _, scores = descend(MutualInformation(), layer, 1, rate=2.0)
+  assert oracle.entropy(scores.mean(0)) > np.log(4) - 0.02
+  assert np.mean([oracle.entropy(token) for token in scores]) < 0.3

@@ -4,13 +4,23 @@ To add one, write its file (a record derived from `Term` with a `loss`), add one
 and the contract test runs it at every scope.
 """
 
-from jaxmoe.moe.balance.load_balance import LoadBalance, shares
+from jaxmoe.moe.balance.information import LoadConcentration, MutualInformation
+from jaxmoe.moe.balance.latency import LatencyAware
+from jaxmoe.moe.balance.load_balance import Heterogeneous, LoadBalance, NullAveraged
 from jaxmoe.moe.balance.router_z import RouterZ
 from jaxmoe.moe.balance.term import Reference, Scope, Term
 
 BALANCE = {
   "load_balance": (LoadBalance, LoadBalance()),
   "router_z": (RouterZ, RouterZ()),
+  "mutual_information": (MutualInformation, MutualInformation()),
+  "load_concentration": (LoadConcentration, LoadConcentration()),
+  "null_averaged": (NullAveraged, NullAveraged()),
+  "heterogeneous": (Heterogeneous, Heterogeneous()),
+  "latency_aware": (LatencyAware, LatencyAware()),
 }
 
-__all__ = ["BALANCE", "LoadBalance", "Reference", "RouterZ", "Scope", "Term", "shares"]
+__all__ = [
+  "BALANCE", "Heterogeneous", "LatencyAware", "LoadBalance", "LoadConcentration",
+  "MutualInformation", "NullAveraged", "Reference", "RouterZ", "Scope", "Term",
+]

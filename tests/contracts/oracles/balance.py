@@ -1,12 +1,20 @@
 """Balance losses in float64 NumPy: what a loss is over a set of tokens, and which sets there are.
 
-A loss is `loss(config, layer, scores, logits, expert, valid)` over tokens in any order. Counts
-are constants: `held` replaces their share where a gradient is taken.
+A loss is `loss(config, layer, logits, expert, valid)` over tokens in any order. A router's noise
+is stood for by a load of softmax(2 logits).
 """
 
 import numpy as np
 
-from jaxmoe.moe.balance import LoadBalance, RouterZ
+from jaxmoe.moe.balance import (
+  Heterogeneous,
+  LatencyAware,
+  LoadBalance,
+  LoadConcentration,
+  MutualInformation,
+  NullAveraged,
+  RouterZ,
+)
 
 
 def softmax(logits):
@@ -36,7 +44,65 @@ def router_z(config, layer, logits, expert, valid):
   return total / max(valid.sum(), 1)
 
 
-LOSSES = {LoadBalance: load_balance, RouterZ: router_z}
+def mean_scores(logits, valid):
+  return softmax(logits)[valid].sum(0) / max(valid.sum(), 1)
+
+
+def entropy(p):
+  return -sum(share * np.log(share) for share in p if share > 0)
+
+
+def mutual_information(config, layer, logits, expert, valid):
+  """sum_m p(m) log p(m) - 1/|X| sum_x sum_m g(m|x) log g(m|x)."""
+  own = sum(entropy(softmax(logits[token])) for token in np.flatnonzero(valid))
+  return own / max(valid.sum(), 1) - entropy(mean_scores(logits, valid))
+
+
+def load_concentration(config, layer, logits, expert, valid):
+  """- sum_m p(m) log p(m)."""
+  return entropy(mean_scores(logits, valid))
+
+
+def idle_of(layer):
+  num = layer.experts.num_idle(layer.num_experts)
+  return np.arange(layer.num_experts) >= layer.num_experts - num
+
+
+def null_averaged(config, layer, logits, expert, valid):
+  """(n + m) sum_i f~_i p_i, with f~ of a null expert the mean over null experts."""
+  counts, idle = counts_of(expert, valid, logits.shape[-1]), idle_of(layer)
+  share = counts / max(counts.sum(), 1)
+  share[idle] = share[idle].mean()
+  return len(share) * np.sum(share * mean_scores(logits, valid))
+
+
+def heterogeneous(config, layer, logits, expert, valid):
+  """E sum_i eta_i f_i P_i, eta 1 for those that compute and tau for the others."""
+  counts = counts_of(expert, valid, logits.shape[-1])
+  eta = np.where(idle_of(layer), config.idle, 1)
+  return len(eta) * np.sum(eta * counts / max(counts.sum(), 1) * mean_scores(logits, valid))
+
+
+def latency_aware(config, layer, logits, expert, valid):
+  """SCV(alpha S) + SCV(alpha Q)."""
+  alpha = np.asarray(config.latency or np.ones(layer.num_experts))
+  alpha = alpha / alpha.sum()
+  total = 0.0
+  for scores in (softmax(logits), softmax(2 * logits)):
+    weighed = alpha * scores[valid].sum(0)
+    total += (weighed.std() / weighed.mean()) ** 2 if valid.any() else 0.0
+  return total
+
+
+LOSSES = {
+  LoadBalance: load_balance,
+  RouterZ: router_z,
+  MutualInformation: mutual_information,
+  LoadConcentration: load_concentration,
+  NullAveraged: null_averaged,
+  Heterogeneous: heterogeneous,
+  LatencyAware: latency_aware,
+}
 
 
 def step_loss(config, layer, num_groups, logits, expert, valid):
