@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -157,6 +158,8 @@ class StopSignals:
     self._asked = False
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._note)
+    self._unraisable = sys.unraisablehook
+    sys.unraisablehook = self._swallowed
 
   def __call__(self) -> bool:
     """Whether the run should stop."""
@@ -167,6 +170,13 @@ class StopSignals:
   def exit_code(self) -> int:
     """The exit code that says why."""
     return INTERRUPTED if self.received == signal.SIGINT else PREEMPTED
+
+  def _swallowed(self, unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupts again where the garbage collector or a destructor swallowed it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+      threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+      self._unraisable(unraisable)
 
   def _note(self, number: int, frame: types.FrameType | None) -> None:
     if self.received is not None:

@@ -216,7 +216,8 @@ class _NotFromOrbax(logging.Filter):
     error, trace = record.exc_info[1:] if record.exc_info else (None, None)
     # Of several arrays that cannot be written Orbax awaits the first; the others are reported, most
     # without a trace, whenever they are collected.
-    if record.name == "asyncio" and "tensorstore" in str(error):
+    marks = ("tensorstore", ".orbax-checkpoint-tmp")
+    if record.name == "asyncio" and any(mark in str(error) for mark in marks):
       return False
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
     return not any(orbax in file for file in files)

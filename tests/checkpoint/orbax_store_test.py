@@ -324,6 +324,7 @@ def test_a_save_killed_at_any_time_leaves_an_intact_step(tmp_path, like_of, same
   ("error", "kept"),
   [
     (ValueError("RESOURCE_EXHAUSTED: no space [tensorstore_spec='{}']"), False),
+    (ValueError('RESOURCE_EXHAUSTED: local file "run/6.orbax-checkpoint-tmp/d/2"'), False),
     (ValueError("another task of ours"), True),
   ],
 )
