@@ -98,6 +98,11 @@ class Router:
   def __post_init__(self) -> None:
     if self.scale <= 0:
       raise InputError(f"scale must be above 0: scale={self.scale}")
+    if self.normalize and self.fixed_active == 1:
+      raise InputError(
+        "the weight of a token's only expert must be its score, or the gate learns nothing: "
+        "normalize=True; set normalize=false"
+      )
 
   def check(self, num_experts: int, num_active: int) -> None:
     """Refuses numbers of experts that the rule cannot serve.
@@ -140,6 +145,11 @@ class Router:
     """Returns the buffers after a step, from the sums of all its tokens."""
     del sums, samples
     return buffers
+
+  def gate_input(self, x_TD: jax.Array, keys: Keys | None) -> jax.Array:
+    """Returns what the gate sees in place of the tokens, such as tokens with noise."""
+    del keys
+    return x_TD
 
   def choose(self, seen: Seen) -> Choice:
     """Returns the experts of each token and their weights; pure."""
@@ -208,7 +218,7 @@ class RouterModule(nnx.Module):
     self, x_TD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
   ) -> tuple[Routing, Any]:
     """Returns the routing of T = B * L tokens, all float32, and the carry of the next layer."""
-    logits_TE, carry = self.gate(x_TD, carry)
+    logits_TE, carry = self.gate(self.config.gate_input(x_TD, keys), carry)
     scores_TE = SCORES[self.config.score](logits_TE)
     buffers = {name: jax.lax.stop_gradient(leaf[...]) for name, leaf in self.buffers.items()}
     parameters = {name: leaf.get_value() for name, leaf in self.rule.items()}
