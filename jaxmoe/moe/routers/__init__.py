@@ -4,14 +4,29 @@ To add one, write its file (a record derived from `Router` with a `choose`), add
 ROUTERS, and the contract test runs it. A name may also stand for settings of another's record.
 """
 
-from jaxmoe.moe.routers.gates import GATES
+from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
+from jaxmoe.moe.routers.bias import AuxFree, Quantile
+from jaxmoe.moe.routers.gates import GATES, Cosine
+from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.router import Choice, Router, Seen, best
-from jaxmoe.moe.routers.topk import TopK
+from jaxmoe.moe.routers.token_hash import Hash
+from jaxmoe.moe.routers.topk import GShard, Switch, TopK
 
 ROUTERS = {
   "topk": (TopK, TopK()),
   "sigmoid": (TopK, TopK(score="sigmoid")),
   "sqrt_softplus": (TopK, TopK(score="sqrt_softplus")),
+  "cosine": (TopK, TopK(gate=Cosine(width=8))),
+  "switch": (Switch, Switch(jitter=0.01)),
+  "gshard": (GShard, GShard()),
+  "noisy": (Noisy, Noisy()),
+  "gumbel": (Gumbel, Gumbel()),
+  "aux_free": (AuxFree, AuxFree()),
+  "group_limited": (AuxFree, AuxFree(num_groups=2)),
+  "quantile": (Quantile, Quantile()),
+  "sinkhorn": (Sinkhorn, Sinkhorn(allow_future=True)),
+  "base": (Auction, Auction(allow_future=True)),
+  "hash": (Hash, Hash()),
 }
 
 __all__ = ["GATES", "ROUTERS", "Choice", "Router", "Seen", "TopK", "best"]

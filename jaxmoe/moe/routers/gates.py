@@ -7,6 +7,7 @@ float32 logits (T, E) and the carry of the next layer. To add one, add one line 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -93,7 +94,63 @@ class MLPGate(nnx.Module):
     return dot(self.weight.get_value(), hidden_TH, "th,he->te"), carry
 
 
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+  """Cosines in a low dimension over a learnt temperature (X-MoE, arXiv:2204.09179; Tutel).
+
+  Attributes:
+    width: The dimension (X-MoE: E / 2, Tutel: 256).
+    temperature: What cosines are divided by at first.
+    least: The temperature never falls below it, and has no gradient there.
+  """
+
+  width: int = 256
+  temperature: float = 0.3
+  least: float = 0.01
+  carries = False
+
+  def __post_init__(self) -> None:
+    if self.width < 1 or not 0 < self.least <= self.temperature:
+      raise InputError(
+        "width must be at least 1, and 0 < least <= temperature: "
+        f"width={self.width}, least={self.least}, temperature={self.temperature}"
+      )
+
+  def build(self, init: Init, dim: int, num_experts: int) -> CosineGate:
+    """Returns the module with its projection, the experts' directions and the temperature."""
+    return CosineGate(self, init, dim, num_experts)
+
+  def num_params(self, dim: int, num_experts: int) -> int:
+    """Returns the number of parameters."""
+    return self.width * (dim + num_experts) + 1
+
+
+class CosineGate(nnx.Module):
+  """The weights of a `Cosine` gate; `sharpness` is the logarithm of 1 / temperature."""
+
+  def __init__(self, config: Cosine, init: Init, dim: int, num_experts: int):
+    self.most, width = -math.log(config.least), config.width
+    self.down = init.weight("down", (dim, width), ("embed", None), fan_in=dim)
+    self.weight = init.weight("weight", (width, num_experts), (None, "expert"), fan_in=width)
+    sharpness_1 = jnp.full(1, -math.log(config.temperature), init.dtype)
+    self.sharpness = nnx.Param(sharpness_1, dims=(None,))
+
+  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E) and the carry as it came."""
+    low_TP = _unit(dot(self.down.get_value(), x_TD.astype(jnp.float32), "td,dp->tp"), axis=1)
+    weight_PE = _unit(self.weight.get_value().astype(jnp.float32), axis=0)
+    sharpness_1 = jnp.minimum(self.sharpness.get_value().astype(jnp.float32), self.most)
+    return dot(weight_PE, low_TP, "tp,pe->te") * jnp.exp(sharpness_1)[None], carry
+
+
+def _unit(x: jax.Array, axis: int) -> jax.Array:
+  """Returns x over its norm along `axis`; zeros stay zeros and have no gradient that is not."""
+  square = jnp.sum(x * x, axis=axis, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
 GATES = {
   "linear": (Linear, Linear()),
   "mlp": (MLP, MLP(hidden=16)),
+  "cosine": (Cosine, Cosine(width=8)),
 }

@@ -1,0 +1,81 @@
+"""Noise that lets a token try other experts while training; without keys both rules are top-k."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.weights import dot
+from jaxmoe.moe.routers.router import Choice, Seen, best
+from jaxmoe.moe.routers.scores import SCORES
+from jaxmoe.moe.routers.topk import TopK
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy(TopK):
+  """The A best of H = x W + N(0, 1) softplus(x W_noise), times their scores in H.
+
+  Shazeer et al. 2017, arXiv:1701.06538, equations 3 to 5; W_noise starts at zero (appendix A).
+  With keys the routing holds `load_TE`, without them counts are the load.
+  """
+
+  def parameters(self, init: Init, dim: int, num_experts: int) -> dict[str, nnx.Param]:
+    """Returns W_noise."""
+    zeros_DE = jnp.zeros((dim, num_experts), init.dtype)
+    return {"noise": nnx.Param(zeros_DE, dims=("embed", "expert"))}
+
+  def num_params(self, dim: int, num_experts: int) -> int:
+    """Returns the number of the gate's parameters and of W_noise."""
+    return super().num_params(dim, num_experts) + dim * num_experts
+
+  def choose(self, seen: Seen) -> Choice:
+    """Routes each token by itself."""
+    if seen.keys is None:
+      return super().choose(seen)
+    deviation_TE = jax.nn.softplus(dot(seen.parameters["noise"], seen.x_TD, "td,de->te"))
+    normal_TE = jax.random.normal(seen.keys("noise"), deviation_TE.shape)
+    noisy_TE = seen.logits_TE + normal_TE * deviation_TE
+    expert_TA = best(noisy_TE, seen.num_active)
+    return Choice(
+      expert_TA,
+      self.weigh(SCORES[self.score](noisy_TE), expert_TA),
+      load_TE=_load(seen.logits_TE, noisy_TE, deviation_TE, seen.num_active),
+    )
+
+
+def _load(
+  logits_TE: jax.Array, noisy_TE: jax.Array, deviation_TE: jax.Array, num_active: int
+) -> jax.Array:
+  """Returns P(x, i) of appendix A: that i is chosen under new noise for i, all other as drawn.
+
+  It is so where i beats the A-th best of the others; gradients pass through that one, too.
+  """
+  if num_active == logits_TE.shape[1]:
+    return jnp.ones_like(logits_TE)
+  sorted_TA = jax.lax.top_k(noisy_TE, num_active + 1)[0]
+  last_T1, next_T1 = sorted_TA[:, -2:-1], sorted_TA[:, -1:]
+  # Of the others: without i, what comes after the chosen ones moves up.
+  beat_TE = jnp.where(noisy_TE >= last_T1, next_T1, last_T1)
+  # The floor keeps gradients finite where a deviation has died.
+  return jax.scipy.special.ndtr((logits_TE - beat_TE) / jnp.maximum(deviation_TE, 1e-6))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gumbel(TopK):
+  """The A best of logits + Gumbel noise, times their scores without it.
+
+  That draws A experts without replacement, each in proportion to its softmax (Kool et al. 2019,
+  arXiv:1903.06059, section 2.3).
+  """
+
+  def choose(self, seen: Seen) -> Choice:
+    """Routes each token by itself."""
+    if seen.keys is None:
+      return super().choose(seen)
+    noise_TE = jax.random.gumbel(seen.keys("noise"), seen.logits_TE.shape)
+    expert_TA = best(seen.logits_TE + noise_TE, seen.num_active)
+    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
