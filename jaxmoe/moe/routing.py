@@ -14,7 +14,7 @@ import jax.numpy as jnp
   data_fields=[
     "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE"
   ],
-  meta_fields=[],
+  meta_fields=["among"],
 )
 @dataclasses.dataclass(frozen=True)
 class Routing:
@@ -29,6 +29,8 @@ class Routing:
     load_TE: float32, how probably each expert is chosen under the router's noise, differentiable;
       None from a router without noise.
     margins_TE: float32, what the buffers of the router are updated from; None for most.
+    among: Over how many experts the choices are spread: more than E in a part of a layer, None
+      for E. Buffers are sized by it.
   """
 
   expert_TA: jax.Array
@@ -38,6 +40,12 @@ class Routing:
   log_z_T: jax.Array
   load_TE: jax.Array | None = None
   margins_TE: jax.Array | None = None
+  among: int | None = None
+
+  @property
+  def num_among(self) -> int:
+    """Over how many experts the choices are spread."""
+    return self.scores_TE.shape[1] if self.among is None else self.among
 
   def part(self, start: int, stop: int) -> Routing:
     """Returns the choices of experts start..stop-1, numbered from 0; others are not valid."""
@@ -47,6 +55,7 @@ class Routing:
       expert_TA=jnp.where(inside_TA, self.expert_TA - start, 0),
       valid_TA=inside_TA,
       scores_TE=self.scores_TE[:, start:stop],
+      among=self.num_among,
     )
 
 

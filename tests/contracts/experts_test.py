@@ -155,4 +155,5 @@ def test_it_is_the_same_without_jit_and_bfloat16_is_close_on_medians(experts):
 @member
 def test_the_stated_number_of_parameters_is_what_an_expert_has(experts):
   _, state = build(experts)
-  assert sum(leaf.size for leaf in jax.tree.leaves(state)) == E * experts.num_params(D)
+  numbers = experts.expert_params(D, E)
+  assert sum(leaf.size for leaf in jax.tree.leaves(state)) == sum(numbers) and len(numbers) == E

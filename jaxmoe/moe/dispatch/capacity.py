@@ -40,7 +40,7 @@ class Capacity:
       raise InputError(f"factor must be above 0: factor={self.factor}")
 
   def rows_per_expert(self, tokens: int, num_active: int, num_experts: int) -> int:
-    """Returns C, at least 1 and at most T."""
+    """Returns C, at least 1 and at most T; `num_experts` are those that choices spread over."""
     mean = tokens * num_active / num_experts
     return min(tokens, max(1, math.ceil(self.factor * mean)))
 
@@ -48,7 +48,7 @@ class Capacity:
   def plan(self, routing: Routing) -> Plan:
     """Returns the plan of E * C rows; choices past place C have none."""
     tokens, num_experts = routing.scores_TE.shape
-    capacity = self.rows_per_expert(tokens, routing.expert_TA.shape[1], num_experts)
+    capacity = self.rows_per_expert(tokens, routing.expert_TA.shape[1], routing.num_among)
     num_rows = num_experts * capacity
     place_TA, sizes_E = place_choices(routing)
     fits_TA = routing.valid_TA & (place_TA < capacity)

@@ -65,7 +65,8 @@ class Dropless:
     num_experts = routing.scores_TE.shape[1]
     slot_TA = jnp.where(routing.valid_TA, routing.expert_TA, num_experts)
     y_TD = expert_mlp.fused(
-      x_TD, plain.gate_up, plain.down, slot_TA, routing.weight_TA, plain.activation
+      x_TD, plain.gate_up, plain.down, slot_TA, routing.weight_TA, plain.activation,
+      routing.num_among,
     )
     return y_TD, {}
 

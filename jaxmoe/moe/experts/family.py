@@ -3,17 +3,20 @@
 Most families are one kind of network, E times, and override nothing. A mixed family says by
 `parts` which ids are of which kind. A part either takes rows, `part(rows_RD, groups)`, or, being
 cheap, is computed for all tokens at once where they are: `part.at_tokens(x_TD, routing)`; then it
-takes no rows.
+takes no rows. An id in no part gives zeros and costs nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
+from jaxmoe.core.errors import InputError
 from jaxmoe.moe.routing import Routing
 
 
@@ -28,19 +31,46 @@ class Experts:
       InputError: what, why and the cure in one line.
     """
 
-  def num_params(self, dim: int) -> int:
-    """Returns the number of parameters of one expert."""
+  def expert_params(self, dim: int, num_experts: int) -> tuple[int, ...]:
+    """Returns each expert's number of parameters."""
     raise NotImplementedError
 
+  def shared_params(self, dim: int) -> int:
+    """Returns the number of parameters that are no one expert's, and act on every token."""
+    del dim
+    return 0
+
   def active_params(self, dim: int, num_experts: int, num_active: int) -> int:
-    """Returns how many parameters act on one token, under perfect balance if that decides."""
-    del num_experts
-    return num_active * self.num_params(dim)
+    """Returns how many parameters act on one token; the mean at perfect balance."""
+    total = sum(self.expert_params(dim, num_experts))
+    return self.shared_params(dim) + num_active * total // num_experts
 
   def num_idle(self, num_experts: int) -> int:
     """Returns how many experts, the last ones, compute nothing or next to nothing."""
     del num_experts
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForward(Experts):
+  """The base of families of one kind of network with a hidden layer.
+
+  Attributes:
+    hidden: F, the width of one expert.
+  """
+
+  hidden: int
+
+  matrices: ClassVar[int]
+  """How many matrices of D times F an expert has."""
+
+  def __post_init__(self) -> None:
+    if self.hidden < 1:
+      raise InputError(f"hidden must be at least 1: hidden={self.hidden}")
+
+  def expert_params(self, dim: int, num_experts: int) -> tuple[int, ...]:
+    """Returns the same number for every expert."""
+    return (self.matrices * dim * self.hidden,) * num_experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +92,7 @@ class ExpertFamily(nnx.Module):
   """The base of modules of experts."""
 
   def parts(self, num_experts: int) -> tuple[Part, ...]:
-    """Returns the kinds of experts, which together are 0..E-1."""
+    """Returns the kinds of experts by their ids, 0..E-1; ids in no part give zeros."""
     return (Part(0, num_experts, self),)
 
   def reweigh(self, routing: Routing) -> Routing:
@@ -76,3 +106,12 @@ class ExpertFamily(nnx.Module):
   def leave(self, y_TD: jax.Array) -> jax.Array:
     """Returns the layer's output of the combined outputs of experts; inverse of `enter`'s dims."""
     return y_TD
+
+
+def runs(values: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
+  """Yields (value, start, stop) of each run of equal values."""
+  start = 0
+  for value, run in itertools.groupby(values):
+    stop = start + len(list(run))
+    yield value, start, stop
+    start = stop

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain
-from jaxmoe.moe.experts.family import ExpertFamily, Experts
+from jaxmoe.moe.experts.family import ExpertFamily, FeedForward
 
 
 def swiglu(gate_up_GF: jax.Array) -> jax.Array:
@@ -32,26 +32,14 @@ class PlainWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class SwiGLU(Experts):
-  """SwiGLU experts.
+class SwiGLU(FeedForward):
+  """SwiGLU experts."""
 
-  Attributes:
-    hidden: F, the width of one expert.
-  """
-
-  hidden: int
-
-  def __post_init__(self) -> None:
-    if self.hidden < 1:
-      raise InputError(f"hidden must be at least 1: hidden={self.hidden}")
+  matrices: ClassVar[int] = 3
 
   def build(self, init: Init, dim: int, num_experts: int) -> SwiGLUExperts:
     """Returns the module with the weights of all experts."""
     return SwiGLUExperts(init, dim, self.hidden, num_experts)
-
-  def num_params(self, dim: int) -> int:
-    """Returns the number of parameters of one expert."""
-    return 3 * dim * self.hidden
 
 
 class SwiGLUExperts(ExpertFamily):

@@ -25,7 +25,7 @@ from jaxmoe.ops.expert_mlp.places import Places, block_rows, place_choices, row_
 Activation = Callable[[jax.Array], jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def fused(
   x_TD: jax.Array,
   gate_up_SDGF: jax.Array,
@@ -33,9 +33,14 @@ def fused(
   slot_TA: jax.Array,
   weight_TA: jax.Array,
   activation: Activation,
+  among: int | None = None,
 ) -> jax.Array:
-  """Returns the layer's output in x.dtype, computing little more than the rows in use."""
-  return _forward(x_TD, gate_up_SDGF, down_SFD, slot_TA, weight_TA, activation)[0]
+  """Returns the layer's output in x.dtype, computing little more than the rows in use.
+
+  `among` is over how many slots the choices are spread, S if None; more where it is known that
+  some choices have no row, so that each slot owns fewer.
+  """
+  return _forward(x_TD, gate_up_SDGF, down_SFD, slot_TA, weight_TA, activation, among)[0]
 
 
 class _Saved(NamedTuple):
@@ -56,11 +61,12 @@ def _forward(
   slot_TA: jax.Array,
   weight_TA: jax.Array,
   activation: Activation,
+  among: int | None,
 ) -> tuple[jax.Array, _Saved]:
   """Returns the output and what the backward pass needs."""
   chex.assert_equal_shape([slot_TA, weight_TA])
   num_slots, num_active = gate_up_SDGF.shape[0], slot_TA.shape[1]
-  capacity = row_capacity(slot_TA.size, num_slots)
+  capacity = row_capacity(slot_TA.size, among or num_slots)
   num_own = num_slots * capacity
   places = place_choices(slot_TA, num_slots, capacity)
   rows_RD = _gather(x_TD, places.choice_R[:num_own], num_active)
@@ -92,8 +98,11 @@ def _forward(
   )
 
 
-def _backward(activation: Activation, saved: _Saved, grad_y_TD: jax.Array) -> tuple[Any, ...]:
+def _backward(
+  activation: Activation, among: int | None, saved: _Saved, grad_y_TD: jax.Array
+) -> tuple[Any, ...]:
   """Returns the gradients of x, both weights and `weight_TA`; None for the slots."""
+  del among
   num_slots, capacity = saved.pre_SCGF.shape[:2]
   num_own, num_active = num_slots * capacity, saved.weight_TA.shape[1]
   choice_R = saved.places.choice_R[:num_own]
