@@ -64,11 +64,11 @@ class Transformer:
       )
     if not self.stack:
       raise InputError("a stack needs at least one segment")
-    carried = {layer.num_experts for layer in self.moe_records() if layer.router.gate.carries}
-    if carried and len({layer.num_experts for layer in self.moe_records()}) > 1:
+    sizes = {layer.num_open for layer in self.moe_records()}
+    if len(sizes) > 1 and any(layer.router.gate.carries for layer in self.moe_records()):
       raise InputError(
-        "a gate that adds the logits of the layer before needs one num_experts in all MoE layers: "
-        f"{sorted({layer.num_experts for layer in self.moe_records()})}; set them alike"
+        "a gate that adds the logits of the layer before needs one number of open experts in all "
+        f"MoE layers: {sorted(sizes)}; set them alike"
       )
 
   def moe_records(self) -> list[MoE]:
@@ -263,7 +263,7 @@ class Decoder:
     layers = self.config.moe_records()
     if not any(layer.router.gate.carries for layer in layers):
       return None
-    return jnp.zeros((tokens.id.size, layers[0].num_experts), jnp.float32)
+    return jnp.zeros((tokens.id.size, layers[0].num_open), jnp.float32)
 
   def _embed(self, init: Init) -> Embed:
     return Embed(init / "embed", self.vocab_size, self.config.dim, self.config.tied)

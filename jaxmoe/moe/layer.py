@@ -36,6 +36,8 @@ class MoE:
     dispatch: How rows reach experts, and what happens where too many do.
     shared_hidden: Width of a shared expert that every token passes; 0 for none.
     balance: Losses that keep the load of experts even.
+    closed: How many experts, the last ones, no token is sent to: they have weights, but the router
+      does not know them, so that outputs are those of a layer without them, bit for bit.
   """
 
   num_experts: int = 8
@@ -45,6 +47,7 @@ class MoE:
   dispatch: Any = choice(DISPATCHERS, Dropless())
   shared_hidden: int = 0
   balance: tuple[Any, ...] = choice(BALANCE, (LoadBalance(), RouterZ()))
+  closed: int = 0
 
   def __post_init__(self) -> None:
     if not 1 <= self.num_active <= self.num_experts:
@@ -54,7 +57,17 @@ class MoE:
       )
     if self.shared_hidden < 0:
       raise InputError(f"shared_hidden must not be negative: shared_hidden={self.shared_hidden}")
-    self.router.check(self.num_experts, self.num_active)
+    if not 0 <= self.closed <= self.num_experts - self.num_active:
+      raise InputError(
+        "closed must leave num_active experts open: "
+        f"closed={self.closed}, num_experts={self.num_experts}, num_active={self.num_active}"
+      )
+    if self.closed and self.experts.num_idle(self.num_experts):
+      raise InputError(
+        f"{type(self.experts).__name__} has other kinds of experts last, which cannot be closed: "
+        f"closed={self.closed}; set closed=0"
+      )
+    self.router.check(self.num_open, self.num_active)
     self.experts.check(self.num_experts)
     names = [term.name for term in self.balance]
     for term in self.balance:
@@ -72,7 +85,12 @@ class MoE:
     """Returns how many parameters act on one token."""
     shared = 3 * dim * self.shared_hidden
     routed = self.experts.active_params(dim, self.num_experts, self.num_active)
-    return self.router.num_params(dim, self.num_experts) + routed + shared
+    return self.router.num_params(dim, self.num_open) + routed + shared
+
+  @property
+  def num_open(self) -> int:
+    """How many experts, the first ones, the router knows; sums and scores are over these."""
+    return self.num_experts - self.closed
 
   @property
   def needs_rows(self) -> bool:
@@ -109,10 +127,10 @@ class MoELayer(nnx.Module):
 
   def __init__(self, config: MoE, init: Init, dim: int):
     self.dispatch = config.dispatch
-    self.num_experts = config.num_experts
+    self.num_experts, self.num_open = config.num_experts, config.num_open
     self.needs_rows = config.needs_rows
     self.router = config.router.build(
-      init / "router", dim, config.num_experts, config.num_active
+      init / "router", dim, config.num_open, config.num_active
     )
     self.experts = config.experts.build(init / "experts", dim, config.num_experts)
     width = config.shared_hidden
@@ -140,13 +158,14 @@ class MoELayer(nnx.Module):
     self, x_TD: jax.Array, routing: Routing
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the combined outputs of all kinds of experts, and the drops by reason."""
-    routing = self.experts.reweigh(routing)
-    rows_TD = self.experts.enter(x_TD)
+    experts = self._open()
+    routing = experts.reweigh(routing)
+    rows_TD = experts.enter(x_TD)
     total_TD: jax.Array | None = None
     dropped: dict[str, jax.Array] = {}
-    for part in self.experts.parts(self.num_experts):
+    for part in experts.parts(self.num_open):
       chosen = routing
-      if (part.start, part.stop) != (0, self.num_experts):
+      if (part.start, part.stop) != (0, self.num_open):
         chosen = routing.part(part.start, part.stop)
       if part.takes_rows:
         y_TD, lost = self.dispatch(rows_TD, chosen, part.module)
@@ -155,7 +174,21 @@ class MoELayer(nnx.Module):
       total_TD = y_TD if total_TD is None else total_TD + y_TD
       dropped |= {reason: dropped.get(reason, 0.0) + number for reason, number in lost.items()}
     assert total_TD is not None
-    return self.experts.leave(total_TD), dropped
+    return experts.leave(total_TD), dropped
+
+  def _open(self) -> Any:
+    """Returns the experts without those closed; their weights are copied where any are."""
+    if self.num_open == self.num_experts:
+      return self.experts
+    graph, state = nnx.split(self.experts)
+
+    def cut(leaf: nnx.Variable) -> nnx.Variable:
+      if leaf.get_metadata()["dims"][:1] != ("expert",):
+        return leaf
+      return leaf.replace(jax.tree.map(lambda part: part[: self.num_open], leaf.get_value()))
+
+    is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    return nnx.merge(graph, jax.tree.map(cut, state, is_leaf=is_leaf))
 
   def _sums(
     self, routing: Routing, tokens: Tokens, dropped: dict[str, jax.Array]

@@ -216,7 +216,7 @@ def _zero_sums(decoder: Decoder) -> Sums:
     return RouterSums(each, each, one, one, one, each)
 
   return {
-    s: {j: zeros(repeats[s], moe.num_experts) for j, moe in blocks.items()}
+    s: {j: zeros(repeats[s], moe.num_open) for j, moe in blocks.items()}
     for s, blocks in decoder.moe_layers().items()
   }
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.moe.dispatch import Capacity, Dense
+from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 
@@ -78,3 +79,32 @@ def test_the_stated_active_parameters_are_those_one_token_meets():
   sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(child)) for name, child in state.items()}
   active = sizes["router"] + A * sizes["experts"] // E + sizes["shared"]
   assert config.active_params(D) == active
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHERS)
+def test_closed_experts_change_no_bit_of_output_sums_and_gradients_and_get_none(dispatch):
+  x, parts = draw(), {"experts": SwiGLU(4), "dispatch": DISPATCHERS[dispatch][1]}
+  config, closed = MoE(E, A, **parts), MoE(E + 3, A, closed=3, **parts)
+  y, sums, state = run(config, x)
+  _, _, wide = run(closed, x)
+  grown = jax.tree.map(lambda few, many: many.at[:E].set(few), state["experts"], wide["experts"])
+  y_closed, sums_closed, _ = run(closed, x, {**state, "experts": grown})
+  np.testing.assert_array_equal(y_closed, y)
+  jax.tree.map(np.testing.assert_array_equal, sums_closed, sums)
+
+  def gradient(config, state):
+    graph = nnx.graphdef(nnx.eval_shape(lambda: config.build(Init(Keys.from_seed(0)), D)))
+    loss = lambda state: jnp.sum(nnx.merge(graph, state)(x, tokens_of(SEGMENT), None, None)[0] ** 2)  # noqa: E731
+    return jax.jit(jax.grad(loss))(state)
+
+  right, got = gradient(config, state), gradient(closed, {**state, "experts": grown})
+  jax.tree.map(np.testing.assert_array_equal, got["router"], right["router"])
+  for few, many in zip(*map(jax.tree.leaves, (right["experts"], got["experts"])), strict=True):
+    np.testing.assert_array_equal(many[:E], few)
+    np.testing.assert_array_equal(many[E:], 0)
+
+
+@pytest.mark.parametrize("closed", [-1, E - A + 1])
+def test_closed_must_leave_the_active_experts_open(closed):
+  with pytest.raises(InputError, match="must leave num_active experts open"):
+    MoE(E, A, closed=closed)
