@@ -1,5 +1,19 @@
-"""What changes a model that is already trained: low-rank updates of its weights."""
+"""What changes a model that is already trained: low-rank updates, and surgery on its experts."""
 
 from jaxmoe.adapt.low_rank import LowRank, add_low_rank, merge_low_rank
+from jaxmoe.adapt.surgery import Surgery, clone, insert, open_closed, prune, upcycle
+from jaxmoe.adapt.transplant import transplant_moments, transplant_params
 
-__all__ = ["LowRank", "add_low_rank", "merge_low_rank"]
+__all__ = [
+  "LowRank",
+  "Surgery",
+  "add_low_rank",
+  "clone",
+  "insert",
+  "merge_low_rank",
+  "open_closed",
+  "prune",
+  "transplant_moments",
+  "transplant_params",
+  "upcycle",
+]
