@@ -5,6 +5,7 @@ after it are the same for all. What an optimizer does to a layer is the same how
 in memory: names and dims say what is one matrix, shapes never do.
 """
 
+from jaxmoe.optim.freeze import freeze, frozen_masks
 from jaxmoe.optim.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
 from jaxmoe.optim.schedules import SCHEDULES, Constant, Cosine, Wsd
 from jaxmoe.optim.state import state_dims
@@ -22,6 +23,8 @@ __all__ = [
   "Optim",
   "Wsd",
   "decay_mask",
+  "freeze",
+  "frozen_masks",
   "make_optimizer",
   "make_schedule",
   "state_dims",

@@ -32,6 +32,8 @@ class Optim:
   scales and biases do not decay, being no maps, nor do embeddings: a row gets no gradient while
   its token is absent, so decay shrinks the rare rows, and a norm behind them then blows up their
   gradient (arXiv:2501.00656). An untied head decays; a tied one is the embedding.
+
+  `frozen` are such patterns of what does not move at all, see `optim/freeze.py`.
   """
 
   optimizer: Optimizer = choice(OPTIMIZERS, AdamW())
@@ -39,6 +41,7 @@ class Optim:
   learning_rate: float = 1e-3
   clip_norm: float | None = 1.0
   no_decay: tuple[str, ...] = ("*scale", "*bias", "embed/*")
+  frozen: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if not self.learning_rate > 0:

@@ -7,11 +7,13 @@ import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
+import optax
+
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import diff
 from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, Transformer
-from jaxmoe.optim import Optim
+from jaxmoe.optim import Optim, freeze, frozen_masks, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,19 @@ class Experiment:
   def decoder(self) -> Decoder:
     """Returns the functions of the model; its vocabulary is the tokenizer's."""
     return Decoder(self.model, self.data.tokenizer.vocab_size)
+
+  def transform(self, decoder: Decoder) -> optax.GradientTransformation:
+    """Returns the optimizer of a run over the decoder's parameters.
+
+    Raises:
+      InputError: the schedule does not fit, a pattern of `frozen` names nothing, or the optimizer
+        cannot treat a parameter.
+    """
+    frozen = frozen_masks(self.optim.frozen, decoder.shapes, decoder.dims, decoder.splits)
+    steps = self.train.num_steps
+    return freeze(
+      make_optimizer(self.optim, steps, decoder.parameter_names, decoder.dims), frozen
+    )
 
 
 SAFE_TO_CHANGE = (

@@ -23,7 +23,7 @@ from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
-from jaxmoe.optim import make_optimizer, make_schedule
+from jaxmoe.optim import make_schedule
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first, make_gradients
@@ -85,9 +85,7 @@ class Session:
     self._check_prompts()
     self.decoder = experiment.decoder()
     self._schedule = make_schedule(experiment.optim, train.num_steps)
-    self._transform = make_optimizer(
-      experiment.optim, train.num_steps, self.decoder.parameter_names, self.decoder.dims
-    )
+    self._transform = experiment.transform(self.decoder)
     window = train.recovery.spike_window
     self.spec = StateSpec(self.decoder, self._transform, layout, window)
 

@@ -1,0 +1,123 @@
+"""Freezing by name: what a glob names does not move, nor decay, nor do its moments.
+
+`layers/*/attention/*` freezes whole leaves, `layers/*/moe/*@0:4` of leaves with experts the first
+four, so that experts inserted later learn beside old ones that stay (ModuleFormer, Shen et al.
+2023, section 3.4). A frozen entry's gradient counts for nothing, not even the norm to clip by; its
+weight and its moments keep every bit, and go on from there if it is freed. An average that an
+optimizer keeps over frozen and free experts moves.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmoe.core import names
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import Dims
+from jaxmoe.optim.matrices import is_dims
+
+Masks = Mapping[str, np.ndarray]
+_RANGE = re.compile(r"(.*)@(\d+):(\d+)")
+
+
+def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.Splits) -> Masks:
+  """Returns {path: bool}, True where frozen, of 1 in every dim but layers and experts.
+
+  Args:
+    patterns: Globs of canonical names, in which `*` also crosses `/`, and after `@` a range of
+      experts.
+    shapes: The parameters or their shapes.
+    dims: A tree like the parameters of tuples of logical dims.
+    splits: How layers are grouped in memory.
+
+  Raises:
+    InputError: a pattern names nothing, or experts that a leaf does not have.
+  """
+  flat = names.flatten(shapes)
+  owners = dict(zip(flat, jax.tree.leaves(dims, is_leaf=is_dims), strict=True))
+  masks: dict[str, np.ndarray] = {}
+  for pattern in patterns:
+    ranged = _RANGE.fullmatch(pattern)
+    glob = ranged[1] if ranged else pattern
+    span = slice(int(ranged[2]), int(ranged[3])) if ranged else None
+    hit = False
+    for path, leaf in flat.items():
+      several = names.layer_names(path, splits)
+      rows = [fnmatch.fnmatchcase(name, glob) for name in several or [path]]
+      if any(rows):
+        hit = True
+        mask = _mask(pattern, leaf.shape, owners[path], rows if several else None, span)
+        masks[path] = masks.get(path, False) | mask
+    if not hit:
+      raise InputError(f"frozen: {pattern!r} names no parameter; one is {_one(flat, splits)!r}")
+  return masks
+
+
+def freeze(inner: optax.GradientTransformation, masks: Masks) -> optax.GradientTransformation:
+  """Returns `inner` with the entries of `masks` left alone; its state is that of `inner`."""
+  if not masks:
+    return inner
+
+  def still(tree: Any, old: Any, params: Mapping[str, Any]) -> Any:
+    flat, before = names.flatten(tree), names.flatten(old)
+    kept = {path: _keep(path, leaf, before[path], masks, params) for path, leaf in flat.items()}
+    return names.unflatten(tree, kept)
+
+  def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, Any]:
+    flat, zeros = names.flatten(updates), jax.tree.map(jnp.zeros_like, updates)
+    moves, after = inner.update(still(updates, zeros, flat), state, params)
+    return still(moves, jax.tree.map(jnp.zeros_like, moves), flat), still(after, state, flat)
+
+  return optax.GradientTransformation(inner.init, update)
+
+
+def _mask(
+  pattern: str, shape: tuple[int, ...], dims: Dims, rows: list[bool] | None, span: slice | None
+) -> np.ndarray:
+  """Returns the mask of one leaf; `rows` are the layers hit, None if it is not stacked."""
+  mask = np.ones([1] * len(shape), bool)
+  if rows is not None:
+    mask = mask & np.array(rows).reshape(-1, *[1] * (len(shape) - 1))
+  if span is None:
+    return mask
+  if "expert" not in dims or not 0 <= span.start < span.stop <= shape[dims.index("expert")]:
+    raise InputError(f"frozen: {pattern!r} names experts that a leaf of shape {shape} has not")
+  axis = dims.index("expert")
+  experts = np.zeros(shape[axis], bool)
+  experts[span] = True
+  return mask & experts.reshape(-1, *[1] * (len(shape) - axis - 1))
+
+
+def _keep(
+  path: str, new: jax.Array, old: jax.Array, masks: Masks, params: Mapping[str, Any]
+) -> jax.Array:
+  """Returns a leaf of parameters or of state with the old values where it is frozen."""
+  pieces = path.split("/")
+  tails = ("/".join(pieces[start:]) for start in range(len(pieces)))
+  owner = next((tail for tail in tails if tail in masks), None)
+  if owner is None:
+    return new
+  mask = _of_state(masks[owner], params[owner].shape, new.shape)
+  return jnp.where(jnp.broadcast_to(mask, new.shape), old, new)
+
+
+def _of_state(mask: np.ndarray, shape: tuple[int, ...], like: tuple[int, ...]) -> np.ndarray:
+  """Returns the mask of state of shape `like`: the parameter's own, or less the dims it lacks."""
+  if shape == like:
+    return mask
+  lacking = [axis for axis in range(len(shape)) if shape[:axis] + shape[axis + 1 :] == like]
+  if lacking:  # of two dims of one size either may be the missing one
+    return np.logical_and.reduce([np.broadcast_to(mask.all(axis), like) for axis in lacking])
+  return np.zeros([1] * len(like), bool)  # a placeholder, which never changes
+
+
+def _one(flat: Mapping[str, Any], splits: names.Splits) -> str:
+  return names.canonical_name(next(iter(flat)), splits)
