@@ -297,3 +297,32 @@ def test_the_stated_number_of_parameters_is_what_the_router_has(router):
 
 def _like(flags, leaf):
   return flags.reshape(*flags.shape, *[1] * (leaf.ndim - flags.ndim))
+
+
+@pytest.mark.parametrize("cls", routing.RULES)
+def test_a_rule_works_with_every_score_and_every_gate(cls):
+  num_active = cls.fixed_active or 2
+  routers = [
+    *(cls(score=score) for score in SCORES), *(cls(gate=gate) for _, gate in GATES.values())
+  ]
+  built = [build(router, num_active) for router in routers]
+  x, tokens = draw(14), tokens_of(CASES["rows with padding"][1])
+
+  @jax.jit
+  def run(x, states):
+    def value(x, states):
+      got = [route(graph, state, x, tokens, True) for (graph, _), state in zip(built, states)]
+      total = sum(jnp.sum(one.weight_TA**2) + jnp.sum(one.scores_TE**2) for one in got)
+      return total, [(one.expert_TA, one.weight_TA) for one in got]
+
+    return jax.grad(value, argnums=(0, 1), has_aux=True)(x, states)
+
+  grads, found = run(x, [state for _, state in built])
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+  for router, (expert, weight) in zip(routers, found, strict=True):
+    assert all(len(set(row)) == num_active for row in np.asarray(expert))
+    assert np.isfinite(weight).all() and (np.asarray(weight) >= 0).all()
+    whole = np.sum(weight, axis=1)
+    if router.normalize:
+      np.testing.assert_allclose(whole[whole > 0], 1, rtol=1e-5)
+      assert (whole > 0).all() or router.score == "relu"

@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.rng import Keys
+from jaxmoe.moe.routers.gates import Cosine
+
+T, D, E = 20, 6, 5
+
+
+def build(**fields):
+  gate = Cosine(width=3, **fields).build(Init(Keys.from_seed(0)), D, E)
+  graph, state = nnx.graphdef(gate), nnx.to_pure_dict(nnx.state(gate))
+  return state, lambda state, x: nnx.merge(graph, state)(x, "carry")[0]
+
+
+def test_cosine_logits_know_no_length_and_lie_within_one_over_the_temperature():
+  state, run = build(temperature=0.25)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(T, D)), jnp.float32)
+  logits = np.asarray(run(state, x))
+  longer = {**state, "weight": 7 * state["weight"]}
+  np.testing.assert_allclose(run(longer, 100 * x), logits, rtol=1e-4, atol=1e-5)
+  assert np.abs(logits).max() <= 4.00001 and np.abs(logits).max() > 3
+  along_DE = np.linalg.pinv(state["down"]).T @ np.asarray(state["weight"])
+  np.testing.assert_allclose(np.diag(run(state, jnp.asarray(along_DE.T))), 4, rtol=1e-4)
+
+
+def test_the_temperature_never_falls_below_its_least_and_has_no_gradient_there():
+  state, run = build(least=0.1)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(T, D)), jnp.float32)
+  value = lambda sharpness: jnp.sum(run({**state, "sharpness": sharpness}, x) ** 2)  # noqa: E731
+  least = value(jnp.full(1, np.log(10.0)))
+  np.testing.assert_allclose(value(jnp.full(1, 9.0)), least, rtol=1e-6)
+  assert jax.grad(value)(jnp.full(1, 9.0)) == 0 and jax.grad(value)(jnp.full(1, 2.0)) > 0
+
+
+def test_a_token_of_zeros_has_logits_of_zero_and_finite_gradients():
+  state, run = build()
+  value = lambda state, x: jnp.sum(run(state, x) ** 2 + run(state, x))  # noqa: E731
+  grads = jax.grad(value, argnums=(0, 1))(state, jnp.zeros((2, D)))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+  np.testing.assert_array_equal(run(state, jnp.zeros((2, D))), 0)
+
+
+@pytest.mark.parametrize("fields", [{"width": 0}, {"least": 0.0}, {"temperature": 0.001}])
+def test_a_cosine_gate_that_cannot_be_is_refused(fields):
+  with pytest.raises(InputError, match="width must be at least 1, and 0 < least <= temperature"):
+    Cosine(**fields)

@@ -1,0 +1,107 @@
+"""What routers keep from step to step, through whole steps of training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoe.core import names
+from jaxmoe.core.rng import Keys
+from jaxmoe.models.stack import Segment
+from jaxmoe.moe.dispatch import Capacity, Dropless
+from jaxmoe.moe.routers.bias import AuxFree, Quantile
+from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
+from jaxmoe.train.gradients import make_gradients
+from jaxmoe.train.state import State
+from jaxmoe.train.step import make_step
+
+LENGTH, MICRO = 12, 4
+# Two rows a microbatch, full, half, of one token and of padding alone.
+ROWS = ((9,), (4, 3), (1,), (), (12,), (7, 5), (), ())
+RATE = 0.125
+OPTIM = Optim(AdamW(weight_decay=0.5), Constant(), learning_rate=0.1, clip_norm=1e-3)
+ROUTERS = {"bias": AuxFree(bias_rate=RATE), "beta": Quantile()}
+
+
+@pytest.fixture(scope="module")
+def run(decoder_of, params_of, batch_of):
+  """Returns a function (buffer, num_micro, drops, bad) -> state before and after a step, metrics."""
+  made = {}
+
+  def get(name, num_micro=1, drops=False, bad=False):
+    decoder = decoder_of(
+      stack=lambda block: (Segment((block,), repeats=2),), router=ROUTERS[name],
+      dispatch=Capacity(0.5) if drops else Dropless(),
+    )
+    if (name, num_micro, drops) not in made:
+      transform = make_optimizer(OPTIM, 9, decoder.parameter_names, decoder.dims)
+      step = make_step(
+        make_gradients(decoder, num_micro), transform, make_schedule(OPTIM, 9), 0,
+        update_buffers=decoder.update_buffers,
+      )
+      params = params_of(decoder)
+      made[name, num_micro, drops] = State.first(params, transform.init(params)), jax.jit(step)
+    state, step = made[name, num_micro, drops]
+    batch = batch_of(ROWS, LENGTH)
+    if bad:
+      params = jax.tree.map(lambda leaf: leaf, state.params)
+      params["embed"]["table"] = jnp.full_like(params["embed"]["table"], jnp.inf)
+      state = dataclasses.replace(state, params=params)
+    return jax.device_get((state, *step(state, batch)))
+
+  return get
+
+
+def buffer_of(params, name):
+  return params["stack"]["0"]["0"]["moe"]["router"]["buffers"][name]
+
+
+@pytest.mark.parametrize("num_micro, drops", [(1, True), (MICRO, False)])
+def test_the_bias_moves_by_its_rate_against_the_load_of_the_step_before_drops(
+  run, num_micro, drops
+):
+  before, after, metrics = run("bias", num_micro, drops)
+  sums = metrics["layers"]["0"]["0"]
+  counts = sums.router.counts_E
+  assert (sums.dropped["capacity"].min() > 0) if drops else not sums.dropped
+  assert (counts.sum(axis=1) == 2 * sum(map(sum, ROWS))).all()
+  sign = np.sign(counts.mean(axis=1, keepdims=True) - counts)
+  assert {-1, 1} <= set(sign.reshape(-1).tolist())
+  # To the last bit: neither decayed, clipped nor moved by AdamW.
+  right = buffer_of(before.params, "bias") + np.float32(RATE) * sign
+  np.testing.assert_array_equal(buffer_of(after.params, "bias"), right)
+
+
+def test_buffers_have_no_gradient_and_no_part_in_the_norm(run, decoder_of, params_of, batch_of):
+  decoder = decoder_of(router=ROUTERS["bias"])
+  gradients = make_gradients(decoder, 1)
+  grads = jax.jit(lambda params: gradients(params, batch_of(ROWS, LENGTH), Keys.from_seed(0))[0])
+  flat = names.flatten(grads(params_of(decoder)))
+  zero = {path for path, leaf in flat.items() if not np.any(leaf)}
+  assert zero == {"stack/0/0/moe/router/buffers/bias"}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_accumulation_gives_the_same_buffers(run, name):
+  (_, whole, _), (_, parts, _) = run(name, 1), run(name, MICRO)
+  np.testing.assert_allclose(
+    buffer_of(whole.params, name), buffer_of(parts.params, name), rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_step_that_is_skipped_leaves_buffers_where_they_were(run, name):
+  before, after, _ = run(name, 1, bad=True)
+  assert after.skipped == 1
+  np.testing.assert_array_equal(buffer_of(after.params, name), buffer_of(before.params, name))
+
+
+def test_beta_has_no_mean_and_differs_from_layer_to_layer(run):
+  before, after, metrics = run("beta", MICRO)
+  beta = buffer_of(after.params, "beta")
+  np.testing.assert_allclose(beta.mean(axis=1), 0, atol=1e-6)
+  assert np.abs(beta[0] - beta[1]).max() > 0.1
+  assert np.abs(beta - buffer_of(before.params, "beta")).max() > 0.1
+  assert metrics["layers"]["0"]["0"].samples is None
