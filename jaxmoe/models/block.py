@@ -47,7 +47,7 @@ class Block:
 
   def __post_init__(self) -> None:
     if isinstance(self.ffn, MoE):
-      self.ffn.router.check_causal()
+      self.ffn.check_causal()
 
   def build(self, init: Init, dim: int, eps: float) -> BlockLayer:
     """Returns the module with its weights."""

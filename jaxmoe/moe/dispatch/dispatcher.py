@@ -1,0 +1,93 @@
+"""What all dispatchers share: a Routing becomes outputs of experts, with every drop counted.
+
+A dispatcher is a frozen record derived from `Dispatcher`. It says by a `plan` which rows the
+experts see, or overrides `run` with a form that equals one. Where experts have replicas, a
+dispatcher sees slots: each is an expert to it, whose weights are those of the expert it holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.rng import Keys
+from jaxmoe.moe.dispatch.placement import deal, weights_of_slots
+from jaxmoe.moe.dispatch.plan import Experts, Plan, through_rows
+from jaxmoe.moe.routing import Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """What a dispatcher is told beside the routing, whose experts may be a part of the layer's.
+
+  Attributes:
+    others: How many slots of other parts take rows too.
+    idle: How many experts of the layer take none.
+    slots: The expert of each slot; empty where each expert has one, in order.
+    keys: Randomness of the forward pass; None where there is none.
+  """
+
+  others: int = 0
+  idle: int = 0
+  slots: tuple[int, ...] = ()
+  keys: Keys | None = None
+
+
+WHOLE = Site()
+"""A layer of one kind of experts, one slot each, no randomness."""
+
+
+class Counts(NamedTuple):
+  """Float32 numbers of choices, by reason: without a row, and with one of another expert."""
+
+  dropped: dict[str, jax.Array]
+  spilled: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatcher:
+  """The base of dispatchers; one overrides `plan` or `run`."""
+
+  @property
+  def looks_ahead(self) -> bool:
+    """Whether a later token may take away the row of an earlier one."""
+    return False
+
+  @property
+  def drop_limit(self) -> float:
+    """The share of a layer's choices above which drops end the run."""
+    return 1.0
+
+  def check_causal(self) -> None:
+    """Refuses to serve a causal model where a later token may change an earlier one's rows.
+
+    Raises:
+      InputError: what, why and the cure in one line.
+    """
+    if self.looks_ahead and not getattr(self, "allow_future", False):
+      raise InputError(
+        f"a causal model cannot drop a token's choice for a later one's when it generates: {self}; "
+        "set allow_future=true to train with it all the same, or overflow=position"
+      )
+
+  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
+    """Returns which rows the experts see."""
+    raise NotImplementedError
+
+  def run(
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site
+  ) -> tuple[jax.Array, Counts]:
+    """Returns what a call does, over slots."""
+    plan = self.plan(routing, site)
+    return through_rows(plan, x_TD, experts), Counts(plan.dropped, plan.spilled)
+
+  def __call__(
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site = WHOLE
+  ) -> tuple[jax.Array, Counts]:
+    """Returns (T, D), each token's outputs of its experts times their weights, and the counts."""
+    if site.slots:
+      routing, experts = deal(routing, site.slots), weights_of_slots(experts, site.slots)
+    return self.run(x_TD, routing, experts, site)
