@@ -1,7 +1,7 @@
 """The gradient of a step's loss, whole or accumulated over microbatches: the same numbers.
 
 Token losses are divided by the labels of the whole step, and balance losses are given what they
-must know of it (`moe/balance.py`), so that the microbatches' losses, gradients and metrics are
+must know of it (`moe/balance/term.py`), so that the microbatches' losses, gradients and metrics are
 shares that add up.
 """
 
