@@ -27,7 +27,7 @@ ROUTERS = {"bias": AuxFree(bias_rate=RATE), "beta": Quantile()}
 
 @pytest.fixture(scope="module")
 def run(decoder_of, params_of, batch_of):
-  """Returns a function (buffer, num_micro, drops, bad) -> state before and after a step, metrics."""
+  """Returns a function (buffer, num_micro, drops, bad) -> states around a step, metrics."""
   made = {}
 
   def get(name, num_micro=1, drops=False, bad=False):
