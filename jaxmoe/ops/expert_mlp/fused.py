@@ -85,7 +85,8 @@ def _forward(
 
   # The gathered rows are not needed any more: overflow is written over them, which saves clearing
   # a buffer that is as large and nearly unused. Only rows that a block wrote are read.
-  own_RD, over_RD = jax.lax.optimization_barrier((own_SCD.reshape(num_own, -1), rows_RD))
+  over_RD = _room(rows_RD, places)
+  own_RD, over_RD = jax.lax.optimization_barrier((own_SCD.reshape(num_own, -1), over_RD))
   over_RD = jax.lax.fori_loop(0, places.num_blocks, add_block, over_RD)
   y_TD = _combine(own_RD, over_RD, places, weight_TA).astype(x_TD.dtype)
   return y_TD, _Saved(
@@ -121,8 +122,9 @@ def _backward(
     grad_up_SDGF = _up("scd,sce->sde", rows_SCD, grad_pre_SCGF, jnp.float32)
     grad_own_SCD = _dot("sce,sde->scd", _flat(grad_pre_SCGF), _flat(saved.gate_up_SDGF))
 
-  grad_own_RD, over_RD = jax.lax.optimization_barrier((grad_own_SCD.reshape(num_own, -1), grad_RD))
-  carry = over_RD, jnp.zeros_like(weight_R), grad_up_SDGF, grad_down_SFD
+  over_RD, own_RD = _room(grad_RD, saved.places), grad_own_SCD.reshape(num_own, -1)
+  grad_own_RD, over_RD = jax.lax.optimization_barrier((own_RD, over_RD))
+  carry = over_RD, jnp.zeros(over_RD.shape[0], jnp.float32), grad_up_SDGF, grad_down_SFD
   add_block = functools.partial(_add_block_gradient, activation, saved, grad_y_TD)
   carry = jax.lax.fori_loop(0, saved.places.num_blocks, add_block, carry)
   over_RD, over_weight_R, grad_up_SDGF, grad_down_SFD = carry
@@ -213,6 +215,12 @@ def _at(stack: jax.Array, slot: jax.Array) -> jax.Array:
 def _gather(source: jax.Array, choice_R: jax.Array, num_active: int) -> jax.Array:
   """Returns the source row of each choice's token, and zeros where there is no choice."""
   return source.at[choice_R // num_active].get(mode="fill", fill_value=0)
+
+
+def _room(rows_RD: jax.Array, places: Places) -> jax.Array:
+  """Returns a buffer for the overflow: the slots' own rows, longer if all choices are more."""
+  num_over = places.choice_R.shape[0] - rows_RD.shape[0]
+  return jnp.pad(rows_RD, ((0, max(0, num_over - rows_RD.shape[0])), (0, 0)))
 
 
 def _block(
