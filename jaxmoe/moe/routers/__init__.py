@@ -6,6 +6,7 @@ ROUTERS, and the contract test runs it. A name may also stand for settings of an
 
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
+from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.gates import GATES, Cosine
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.router import Choice, Router, Seen, best
@@ -27,6 +28,8 @@ ROUTERS = {
   "sinkhorn": (Sinkhorn, Sinkhorn(allow_future=True)),
   "base": (Auction, Auction(allow_future=True)),
   "hash": (Hash, Hash()),
+  "top_p": (TopP, TopP()),
+  "threshold": (Threshold, Threshold()),
 }
 
 __all__ = ["GATES", "ROUTERS", "Choice", "Router", "Seen", "TopK", "best"]

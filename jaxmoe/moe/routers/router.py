@@ -155,9 +155,16 @@ class Router:
     """Returns the experts of each token and their weights; pure."""
     raise NotImplementedError
 
-  def weigh(self, scores_TE: jax.Array, expert_TA: jax.Array) -> jax.Array:
-    """Returns (T, A) float32: scores of chosen experts, over their sum if asked, times `scale`."""
+  def weigh(
+    self, scores_TE: jax.Array, expert_TA: jax.Array, valid_TA: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns (T, A) float32: scores of chosen experts, over their sum if asked, times `scale`.
+
+    A choice that is not valid weighs nothing and counts in no sum.
+    """
     weight_TA = jnp.take_along_axis(scores_TE, expert_TA, axis=1)
+    if valid_TA is not None:
+      weight_TA = jnp.where(valid_TA, weight_TA, 0)
     if self.normalize:
       weight_TA = weight_TA / jnp.maximum(jnp.sum(weight_TA, axis=1, keepdims=True), 1e-20)
     return weight_TA if self.scale == 1 else weight_TA * self.scale
@@ -249,10 +256,7 @@ class RouterModule(nnx.Module):
     given_TA = given_BLA.reshape(-1, given_BLA.shape[-1])
     valid_TA = given_TA >= 0
     expert_TA = jnp.maximum(given_TA, 0)
-    score_TA = jnp.where(valid_TA, jnp.take_along_axis(scores_TE, expert_TA, axis=1), 0)
-    if self.config.normalize:
-      score_TA = score_TA / jnp.maximum(jnp.sum(score_TA, axis=1, keepdims=True), 1e-20)
-    return Choice(expert_TA, score_TA * self.config.scale, valid_TA)
+    return Choice(expert_TA, self.config.weigh(scores_TE, expert_TA, valid_TA), valid_TA)
 
 
 def best(rank_TE: jax.Array, num: int) -> jax.Array:
