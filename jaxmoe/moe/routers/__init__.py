@@ -10,6 +10,7 @@ from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.gates import GATES, Cosine
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.router import Choice, Router, Seen, best
+from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch, TopK
 
@@ -30,6 +31,7 @@ ROUTERS = {
   "hash": (Hash, Hash()),
   "top_p": (TopP, TopP()),
   "threshold": (Threshold, Threshold()),
+  "sparse_mixer": (SparseMixer, SparseMixer()),
 }
 
 __all__ = ["GATES", "ROUTERS", "Choice", "Router", "Seen", "TopK", "best"]

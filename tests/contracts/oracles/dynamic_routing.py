@@ -1,8 +1,10 @@
-"""Rules that decide how many experts a token gets, in float64 NumPy; see `routing.py`."""
+"""Rules that draw experts or decide how many there are, in float64 NumPy; see `routing.py`."""
 
+import jax
 import numpy as np
 
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
+from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 
 CLEAR = 1e-5
 
@@ -50,4 +52,31 @@ def threshold(config, seen):
           "clear": clear}  # fmt: skip
 
 
-RULES = {TopP: top_p, Threshold: threshold}
+def sparse_mixer(config, seen):
+  """Twice, the second time without the first: mask what is far, softmax, draw; m or m / 3."""
+  tokens, num_experts = seen.logits.shape
+  expert, clear = np.zeros((tokens, 2), int), np.ones(tokens, bool)
+  weight, estimated = np.zeros((tokens, 2)), np.zeros((tokens, 2))
+  for place, name in enumerate(("first", "second")):
+    if seen.keys is not None:
+      keys = seen.keys / name
+      gumbel = np.asarray(jax.random.gumbel(keys("draw"), seen.logits.shape), np.float64)
+      uniform = np.asarray(jax.random.uniform(keys("heun"), (tokens,)))
+    for token, row in enumerate(seen.logits):
+      left = [e for e in range(num_experts) if place == 0 or e != expert[token, 0]]
+      top = max(row[left])
+      gap = {e: (top - row[e]) / max(abs(row[e]), top, 1e-30) - 2 * config.band for e in left}
+      near = np.array([e for e in left if gap[e] <= 0])
+      clear[token] &= all(abs(gap[e]) > CLEAR for e in left if row[e] < top)
+      share = np.exp(row[near] - top) / np.exp(row[near] - top).sum()
+      rank = row[near] + (0 if seen.keys is None else gumbel[token, near])
+      at = np.argmax(rank)
+      clear[token] &= np.sum(rank > rank[at] - CLEAR) == 1
+      third = seen.keys is not None and row[near[at]] < top and uniform[token] <= 0.75
+      expert[token, place], estimated[token, place] = near[at], share[at]
+      weight[token, place] = share[at] / 3 if third else share[at]
+  return {"expert": expert, "weight": weight * config.scale, "clear": clear,
+          "estimated": estimated * config.scale}  # fmt: skip
+
+
+RULES = {TopP: top_p, Threshold: threshold, SparseMixer: sparse_mixer}

@@ -1,0 +1,80 @@
+"""SparseMixer-v2: experts are drawn, and the gate gets a gradient as if all had been computed.
+
+GRIN (Liu et al. 2024, arXiv:2409.12136, section 2), as Phi-3.5-MoE has it. The first expert is
+drawn from a softmax over those near the best, the second alike over all but the first. What f, the
+rest of the model, would lose without the expert of weight m, f(m) - f(0), is an integral of f' from
+0 to m, for which Heun's rule takes f'(m / 3) with weight 3/4 and f'(m) with 1/4: so the forward
+pass multiplies by m / 3 or m by chance, while the gradient passes to m as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.rng import Keys
+from jaxmoe.moe.routers.router import Choice, Router, Seen
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseMixer(Router):
+  """Two draws in training, the two best without keys; `score` serves balance losses alone.
+
+  Attributes:
+    band: Experts take part in a draw if their logit z lies within 2 band max(|z|, best) of the
+      best logit (r of the paper).
+  """
+
+  normalize: bool = False
+  band: float = 0.01
+
+  fixed_active: ClassVar[int | None] = 2
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.normalize:
+      raise InputError(
+        "SparseMixer's weights belong to two draws and have no common sum: normalize=True; "
+        "set normalize=false"
+      )
+    if self.band < 0:
+      raise InputError(f"band must not be negative: band={self.band}; 0.01 is usual")
+
+  def choose(self, seen: Seen) -> Choice:
+    """Routes each token by itself."""
+    open_TE = jnp.ones(seen.logits_TE.shape, bool)
+    first_T, first_weight_T = self._pick(seen, open_TE, "first")
+    open_TE = open_TE & (jnp.arange(open_TE.shape[1])[None] != first_T[:, None])
+    second_T, second_weight_T = self._pick(seen, open_TE, "second")
+    weight_TA = jnp.stack([first_weight_T, second_weight_T], axis=1)
+    return Choice(jnp.stack([first_T, second_T], axis=1), weight_TA * self.scale)
+
+  def _pick(self, seen: Seen, open_TE: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    """Returns (T,) int32 and float32: an open expert of each token and its weight."""
+    held_TE = jax.lax.stop_gradient(seen.logits_TE)
+    best_T1 = jnp.max(jnp.where(open_TE, held_TE, -jnp.inf), axis=1, keepdims=True)
+    # A product, since the usual quotient is 0 / 0 where all logits are 0.
+    far_TE = best_T1 - held_TE > 2 * self.band * jnp.maximum(jnp.abs(held_TE), best_T1)
+    near_TE = jnp.where(open_TE & ~far_TE, seen.logits_TE, -jnp.inf)
+    share_TE = jax.nn.softmax(near_TE, axis=1)
+    best_T = jnp.argmax(near_TE, axis=1)
+    if seen.keys is None:
+      return best_T.astype(jnp.int32), _of(share_TE, best_T)
+    keys = seen.keys / name
+    drawn_T = jnp.argmax(near_TE + jax.random.gumbel(keys("draw"), near_TE.shape), axis=1)
+    whole_T = (drawn_T == best_T) | _a_quarter(keys, drawn_T.shape)
+    weight_T = _of(share_TE, drawn_T)
+    third_T = jax.lax.stop_gradient(jnp.where(whole_T, 0, weight_T * (1 / 3 - 1)))
+    return drawn_T.astype(jnp.int32), weight_T + third_T
+
+
+def _a_quarter(keys: Keys, shape: tuple[int, ...]) -> jax.Array:
+  return jax.random.uniform(keys("heun"), shape) > 0.75
+
+
+def _of(share_TE: jax.Array, expert_T: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(share_TE, expert_T[:, None], axis=1)[:, 0]
