@@ -9,12 +9,14 @@ from flax import nnx
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.dispatch.plan import Ragged, Uniform
-from jaxmoe.moe.experts import EXPERTS, SwiGLU
+from jaxmoe.moe.experts import NETWORKS
 from jaxmoe.ops.grouped_matmul import BACKENDS
+from tests.contracts.oracles import experts as oracles
 
 D, E, R = 6, 4, 20
-MEMBERS = {name: instance for name, (_, instance) in EXPERTS.items()}
-member = pytest.mark.parametrize("experts", MEMBERS.values(), ids=MEMBERS.keys())
+network = pytest.mark.parametrize(
+  "experts", [instance for _, instance in NETWORKS.values()], ids=NETWORKS.keys()
+)
 backend = pytest.mark.parametrize("name", ["uniform", *BACKENDS])
 SIZES = {
   "sizes that divide nothing": [7, 1, 3, 9],
@@ -26,23 +28,17 @@ SIZES = {
 }
 
 
-def swiglu_oracle(params, expert, row, grad_out):
-  """down(silu(gate(x)) * up(x)) of one row, and the gradients of x, gate_up and down (float64)."""
-  gate, up = np.einsum("d,dgf->gf", row, params["gate_up"][expert])
-  sigmoid = 1 / (1 + np.exp(-gate))
-  hidden = gate * sigmoid * up
-  grad_hidden = params["down"][expert] @ grad_out
-  slope = sigmoid * (1 + gate * (1 - sigmoid))
-  grad_gate_up = np.stack([grad_hidden * up * slope, grad_hidden * gate * sigmoid])
+def network_oracle(network, params, expert, row, grad_out):
+  """down(f(up(x))) of one row, and the gradients of x and both matrices, in float64."""
+  first = next(key for key in params if key != "down")
+  up = params[first][expert].reshape(D, -1, params["down"].shape[1])
+  hidden, slope = oracles.ACTIVATIONS[network](np.einsum("d,dgf->gf", row, up))
+  grad_pre = slope * (params["down"][expert] @ grad_out)
   grads = {
-    "gate_up": np.einsum("d,gf->dgf", row, grad_gate_up),
+    first: np.einsum("d,gf->dgf", row, grad_pre).reshape(params[first][expert].shape),
     "down": np.outer(hidden, grad_out),
   }
-  grad_row = np.einsum("gf,dgf->d", grad_gate_up, params["gate_up"][expert])
-  return hidden @ params["down"][expert], grad_row, grads
-
-
-ORACLES = {SwiGLU: swiglu_oracle}
+  return hidden @ params["down"][expert], np.einsum("gf,dgf->d", grad_pre, up), grads
 
 
 def build(experts, seed=0):
@@ -69,11 +65,11 @@ def draw(seed=0):
   return rng.normal(size=(R, D)).astype(np.float32), rng.normal(size=(R, D)).astype(np.float32)
 
 
-def test_every_expert_family_has_an_oracle():
-  assert {cls for cls, _ in EXPERTS.values()} == ORACLES.keys()
+def test_every_network_has_an_oracle():
+  assert {cls for cls, _ in NETWORKS.values()} == oracles.ACTIVATIONS.keys()
 
 
-@member
+@network
 @backend
 def test_values_and_gradients_equal_the_float64_loop(experts, name):
   graph, state = build(experts)
@@ -84,8 +80,9 @@ def test_values_and_gradients_equal_the_float64_loop(experts, name):
     right, right_rows = np.zeros((R, D)), np.zeros((R, D))
     right_grads = {key: np.zeros_like(leaf) for key, leaf in params.items()}
     for at, expert in enumerate(np.repeat(np.arange(E), sizes)):
-      oracle = ORACLES[type(experts)]
-      right[at], right_rows[at], of_row = oracle(params, expert, rows[at], grad_out[at])
+      right[at], right_rows[at], of_row = network_oracle(
+        type(experts), params, expert, rows[at], grad_out[at]
+      )
       for key, grad in of_row.items():
         right_grads[key][expert] += grad
     np.testing.assert_allclose(out, right, rtol=1e-5, atol=5e-6, err_msg=case)
@@ -94,11 +91,11 @@ def test_values_and_gradients_equal_the_float64_loop(experts, name):
       np.testing.assert_allclose(grads[key], grad, rtol=1e-5, atol=3e-5, err_msg=case)
 
 
-@member
+@network
 def test_the_gradients_of_the_oracle_are_its_finite_differences(experts):
   _, state = build(experts)
   params = {key: np.asarray(leaf, np.float64) for key, leaf in state.items()}
-  rng, oracle = np.random.default_rng(3), ORACLES[type(experts)]
+  rng, oracle = np.random.default_rng(3), functools.partial(network_oracle, type(experts))
   row, grad_out = rng.normal(size=D), rng.normal(size=D)
   _, grad_row, grads = oracle(params, 1, row, grad_out)
   ways = {key: rng.normal(size=leaf.shape) for key, leaf in params.items()}
@@ -111,7 +108,7 @@ def test_the_gradients_of_the_oracle_are_its_finite_differences(experts):
   np.testing.assert_allclose((ends[0] - ends[1]) / 2e-6, right, rtol=1e-6)
 
 
-@member
+@network
 @pytest.mark.parametrize("name", BACKENDS)
 def test_rows_past_the_sizes_are_exact_zeros_and_give_no_gradient(experts, name):
   graph, state = build(experts)
@@ -124,7 +121,7 @@ def test_rows_past_the_sizes_are_exact_zeros_and_give_no_gradient(experts, name)
   np.testing.assert_array_equal(plain[0][used:], 0)
 
 
-@member
+@network
 @backend
 def test_a_permutation_of_an_experts_rows_permutes_outputs(experts, name):
   graph, state = build(experts)
@@ -138,7 +135,7 @@ def test_a_permutation_of_an_experts_rows_permutes_outputs(experts, name):
   np.testing.assert_array_equal(np.asarray(grad_rows)[order], moved_rows)
 
 
-@member
+@network
 def test_it_is_the_same_without_jit_and_bfloat16_is_close_on_medians(experts):
   graph, state = build(experts)
   rows, grad_out = draw()
@@ -152,7 +149,7 @@ def test_it_is_the_same_without_jit_and_bfloat16_is_close_on_medians(experts):
   assert np.median(np.abs(np.asarray(rough, np.float32) - exact)) < 2e-2
 
 
-@member
+@network
 def test_the_stated_number_of_parameters_is_what_an_expert_has(experts):
   _, state = build(experts)
   numbers = experts.expert_params(D, E)
