@@ -66,9 +66,9 @@ class MoE:
         "closed must leave num_active experts open: "
         f"closed={self.closed}, num_experts={self.num_experts}, num_active={self.num_active}"
       )
-    if self.closed and self.experts.num_idle(self.num_experts):
+    if self.closed and self.experts.mixed:
       raise InputError(
-        f"{type(self.experts).__name__} has other kinds of experts last, which cannot be closed: "
+        f"{type(self.experts).__name__} has several kinds of experts, which cannot be closed: "
         f"closed={self.closed}; set closed=0"
       )
     self.router.check(self.num_open, self.num_active)
@@ -210,7 +210,7 @@ class MoELayer(nnx.Module):
   def _site(self, part: Part, keys: Keys | None) -> Site:
     """Returns what the dispatcher is told of the rest of the layer."""
     parts = self.experts.parts(self.num_open)
-    idle = sum(other.stop - other.start for other in parts if not other.takes_rows)
+    idle = self.num_open - sum(other.stop - other.start for other in parts if other.takes_rows)
     slots = tuple(e - part.start for e in self.placement if part.start <= e < part.stop)
     num_slots = len(self.placement) or self.num_open - idle
     mine = len(slots) or part.stop - part.start

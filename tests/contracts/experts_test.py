@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -8,8 +9,14 @@ from flax import nnx
 
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
+from jaxmoe.moe.dispatch import DISPATCHERS
+from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.plan import Ragged, Uniform
-from jaxmoe.moe.experts import NETWORKS
+from jaxmoe.moe.experts import EXPERTS, NETWORKS, SwiGLU
+from jaxmoe.moe.experts.mlp import GELU
+from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routing import Routing
 from jaxmoe.ops.grouped_matmul import BACKENDS
 from tests.contracts.oracles import experts as oracles
 
@@ -154,3 +161,115 @@ def test_the_stated_number_of_parameters_is_what_an_expert_has(experts):
   _, state = build(experts)
   numbers = experts.expert_params(D, E)
   assert sum(leaf.size for leaf in jax.tree.leaves(state)) == sum(numbers) and len(numbers) == E
+
+
+# The whole layer: every family behind every dispatcher.
+A, T = 2, 13
+MEMBERS = {name: instance for name, (_, instance) in EXPERTS.items()}
+MORE = {
+  "zero keeps its weight": ZeroCopyConstant(SwiGLU(4), zero_gives_weight=False),
+  "no constant": ZeroCopyConstant(GELU(4), num_copy=2, num_constant=0),
+}
+FAMILIES = MEMBERS | MORE
+family = pytest.mark.parametrize("name", FAMILIES)
+CASES = ("random", "padding", "an expert without tokens", "all on the same", "one token", "none")
+
+
+def layer_of(name, dispatch):
+  """Returns the record, and (graph, state) of a layer that drops nothing."""
+  record = DISPATCHERS[dispatch][1]
+  if isinstance(record, Limited):
+    record = dataclasses.replace(record, factor=100.0)
+  config = MoE(E, A, experts=FAMILIES[name], dispatch=record)
+  module = config.build(Init(Keys.from_seed(0)), D)
+  return config, nnx.graphdef(module), nnx.to_pure_dict(nnx.state(module))
+
+
+def choices(case, seed):
+  """Returns the choices of T tokens, their scores and which of them count, (T, A) each."""
+  rng = np.random.default_rng(seed)
+  expert = np.argsort(rng.random((T, E)), axis=1)[:, :A]
+  if case == "all on the same":
+    expert[:] = [seed % E, (seed + 1) % E]
+  valid = np.ones((T, A), bool)
+  if case == "random":
+    valid = rng.random((T, A)) < 0.8
+  if case == "padding":
+    valid &= rng.random((T, 1)) < 0.6
+  if case == "an expert without tokens":
+    valid &= expert != 0
+  if case in ("one token", "none"):
+    valid &= np.arange(T)[:, None] == (4 if case == "one token" else T)
+  return expert, rng.uniform(0.1, 1, (T, A)), valid
+
+
+# The code of one family behind one dispatcher runs six times: compiling it well does not pay.
+@functools.partial(
+  jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
+)
+def run_layer(graph, state, x, scores_TA, expert_TA, valid_TA, grad_y):
+  """Returns outputs, drops, and the gradients of the parameters, of x and of the scores."""
+
+  def compute(state, x, scores_TA):
+    total_T1 = jnp.sum(jnp.where(valid_TA, scores_TA, 0), axis=1, keepdims=True)
+    weight_TA = scores_TA / jnp.where(total_T1 > 0, total_T1, 1)
+    routing = Routing(expert_TA, weight_TA, valid_TA, jnp.ones((T, E)), jnp.zeros(T))
+    y, counts = nnx.merge(graph, state)._experts(x, routing, Keys.from_seed(1))
+    return y, sum(counts.dropped.values())
+
+  y, vjp, dropped = jax.vjp(compute, state, x, scores_TA, has_aux=True)
+  return y, dropped, *vjp(grad_y)
+
+
+@pytest.mark.parametrize(
+  "name, dispatch",
+  [*((name, dispatch) for name in MEMBERS for dispatch in DISPATCHERS),
+   *((name, "dropless") for name in MORE)],
+)  # fmt: skip
+def test_a_layer_equals_the_float64_loop_in_values_and_slopes(name, dispatch):
+  """A slope is the change of outputs along one random direction for each leaf."""
+  config, graph, state = layer_of(name, dispatch)
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state)["experts"]
+  for seed, case in enumerate(CASES):
+    rng = np.random.default_rng(seed)
+    x, grad_y = rng.normal(size=(2, T, D)).astype(np.float32).astype(np.float64)
+    expert, scores, valid = choices(case, seed)
+    f32 = jnp.float32
+    y, dropped, grads, *of_inputs = run_layer(
+      graph, state, f32(x), f32(scores), jnp.int32(expert), valid, f32(grad_y)
+    )
+    run_oracle = functools.partial(oracles.layer, config.experts, E, expert, valid)
+    right = run_oracle(params, x, scores)
+    np.testing.assert_allclose(y, right, rtol=1e-5, atol=1e-5, err_msg=case)
+    assert dropped == 0
+    leaves, tree = jax.tree.flatten((oracles.seen(config.experts, params), x, scores))
+    got = jax.tree.leaves((grads["experts"], of_inputs))
+    for at, (leaf, grad) in enumerate(zip(leaves, got, strict=True)):
+      way, ends = rng.normal(size=leaf.shape), []
+      for step in (1e-5, -1e-5):
+        moved = jax.tree.unflatten(tree, [*leaves[:at], leaf + step * way, *leaves[at + 1 :]])
+        ends.append(np.sum(grad_y * run_oracle(*moved)))
+      slope = (ends[0] - ends[1]) / 2e-5
+      # Float32 sums of up to 26 rows.
+      np.testing.assert_allclose(np.sum(way * grad), slope, rtol=1e-4, atol=1e-4, err_msg=case)
+
+
+@family
+def test_the_stated_numbers_of_parameters_are_those_of_the_leaves(name):
+  config, _, state = layer_of(name, "dropless")
+  numbers = config.experts.expert_params(D, E)
+  total = sum(leaf.size for leaf in jax.tree.leaves(state["experts"]))
+  assert total == sum(numbers) + config.experts.shared_params(D) and len(numbers) == E
+  gate = state["router"]["gate"]["weight"].size
+  assert config.active_params(D) == gate + A * sum(numbers) // E + config.experts.shared_params(D)
+
+
+@family
+def test_exactly_the_experts_that_are_said_to_be_idle_take_no_rows(name):
+  config, graph, state = layer_of(name, "dropless")
+  module, num_idle = nnx.merge(graph, state), config.experts.num_idle(E)
+  parts = [part for part in module.experts.parts(E) if part.takes_rows]
+  assert [e for part in parts for e in range(part.start, part.stop)] == list(range(E - num_idle))
+  for part in parts:
+    site = module._site(part, None)
+    assert (site.idle, site.others) == (num_idle, E - num_idle - (part.stop - part.start))

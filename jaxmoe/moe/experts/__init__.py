@@ -4,9 +4,20 @@ To add one, write its file, add one line to EXPERTS, and the contract test runs 
 those of one kind, which other families are made of.
 """
 
+from jaxmoe.moe.experts.duo import Duo
+from jaxmoe.moe.experts.latent import Latent
 from jaxmoe.moe.experts.networks import NETWORKS
+from jaxmoe.moe.experts.null import Null
 from jaxmoe.moe.experts.swiglu import SwiGLU
+from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 
-EXPERTS = {**NETWORKS}
+_SMALL = SwiGLU(hidden=32)
+EXPERTS = {
+  **NETWORKS,
+  "null": (Null, Null(_SMALL, num_null=2)),
+  "zero_copy_constant": (ZeroCopyConstant, ZeroCopyConstant(_SMALL)),
+  "duo": (Duo, Duo(widths=(32, 32, 8, 0))),
+  "latent": (Latent, Latent(_SMALL, dim=16)),
+}
 
 __all__ = ["EXPERTS", "NETWORKS", "SwiGLU"]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
@@ -23,6 +24,9 @@ from jaxmoe.moe.routing import Routing
 @dataclasses.dataclass(frozen=True)
 class Experts:
   """The base of records of experts: `build` gives the module with the weights of all E."""
+
+  mixed: ClassVar[bool] = False
+  """Whether experts are of several kinds, which their ids tell; the last ones cannot be closed."""
 
   def check(self, num_experts: int) -> None:
     """Refuses a number of experts that the family cannot have.
@@ -106,6 +110,47 @@ class ExpertFamily(nnx.Module):
   def leave(self, y_TD: jax.Array) -> jax.Array:
     """Returns the layer's output of the combined outputs of experts; inverse of `enter`'s dims."""
     return y_TD
+
+
+class SeveralKinds(ExpertFamily):
+  """Experts of several kinds side by side; ids that no kind has compute nothing.
+
+  Each kind is (name, first id, last id + 1, module); one with `at_tokens` takes no rows.
+  """
+
+  def __init__(self, *kinds: tuple[str, int, int, nnx.Module]):
+    self.kinds = nnx.Dict({name: module for name, _, _, module in kinds})
+    self.spans = tuple((name, start, stop) for name, start, stop, _ in kinds)
+
+  def parts(self, num_experts: int) -> tuple[Part, ...]:
+    """Returns a part for each kind."""
+    del num_experts
+    modules = [(start, stop, self.kinds[name]) for name, start, stop in self.spans]
+    return tuple(Part(*part, not hasattr(part[2], "at_tokens")) for part in modules)
+
+
+def hand_over(routing: Routing, from_TA: jax.Array) -> Routing:
+  """Returns the routing in which some choices weigh nothing and the token's others all the more.
+
+  What the choices `from_TA` weighed goes to the others in proportion, so that a token's weights
+  keep their sum; where there are no others all weigh nothing.
+  """
+  from_TA = from_TA & routing.valid_TA
+  weight_TA = jnp.where(routing.valid_TA, routing.weight_TA, 0)
+  kept_TA = jnp.where(from_TA, 0, weight_TA)
+  kept_T1 = jnp.sum(kept_TA, axis=1, keepdims=True)
+  some_T1 = kept_T1 > 0
+  grown_TA = kept_TA * (jnp.sum(weight_TA, axis=1, keepdims=True) / jnp.where(some_T1, kept_T1, 1))
+  # A token without such choices keeps its weights and their gradients bit for bit.
+  weight_TA = jnp.where(jnp.any(from_TA, axis=1, keepdims=True) & some_T1, grown_TA, kept_TA)
+  return dataclasses.replace(routing, weight_TA=weight_TA)
+
+
+def gates(routing: Routing) -> jax.Array:
+  """Returns (T, E) float32: what each token multiplies each expert's output by, 0 for none."""
+  one_hot_TAE = jax.nn.one_hot(routing.expert_TA, routing.scores_TE.shape[1])
+  weight_TA = jnp.where(routing.valid_TA, routing.weight_TA, 0)
+  return jnp.sum(one_hot_TAE * weight_TA[:, :, None], axis=1)
 
 
 def runs(values: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:

@@ -1,11 +1,21 @@
-"""Expert families in float64 NumPy, from the papers: what each expert makes of one token."""
+"""Expert families in float64 NumPy, from the papers: what each expert makes of one token.
+
+`expert(config, params, e, x)` is the output of expert e of the layer for one token; `weigh(config,
+num_experts, expert, weight)` what the weights of a token's choices become. `params` is the tree of
+the module's numbers.
+"""
 
 import math
 
 import numpy as np
 
+from jaxmoe.moe.experts.duo import Duo
+from jaxmoe.moe.experts.latent import Latent
 from jaxmoe.moe.experts.mlp import GELU, ReLUSquared
+from jaxmoe.moe.experts.null import Null
 from jaxmoe.moe.experts.swiglu import SwiGLU
+from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
+from tests.contracts.oracles.routing import softmax
 
 
 def swiglu(pre):
@@ -29,3 +39,77 @@ def relu_squared(pre):
 
 
 ACTIVATIONS = {SwiGLU: swiglu, GELU: gelu, ReLUSquared: relu_squared}
+
+
+def network(config, params, e, x):
+  """down(f(up(x)))."""
+  first = params["gate_up"][e] if "gate_up" in params else params["up"][e][:, None]
+  return ACTIVATIONS[type(config)](np.einsum("d,dgf->gf", x, first))[0] @ params["down"][e]
+
+
+def null(config, params, e, x):
+  """Nothing from the last m experts."""
+  params = params["kinds"]["true"]
+  num_true = len(params["down"])
+  return network(config.network, params, e, x) if e < num_true else np.zeros_like(x)
+
+
+def zero_copy_constant(config, params, e, x):
+  """0; x; a1 x + a2 v_j."""
+  local, params = params["kinds"].get("local"), params["kinds"]["network"]
+  place = e - len(params["down"])
+  if place < 0:
+    return network(config.network, params, e, x)
+  if place < config.num_zero + config.num_copy:
+    return x * (place >= config.num_zero)
+  constant = place - config.num_zero - config.num_copy
+  share = softmax(x @ local["mix"][constant])
+  return share[0] * x + share[1] * local["value"][constant]
+
+
+def duo(config, params, e, x):
+  """The SwiGLU network of the expert's width."""
+  width = config.widths[e]
+  if not width:
+    return np.zeros_like(x)
+  start = config.widths.index(width)
+  return network(SwiGLU(width), params["kinds"][f"from_{start}"], e - start, x)
+
+
+def latent(config, params, e, x):
+  """up(E(down(x)))."""
+  return network(config.network, params["network"], e, x @ params["down"]) @ params["up"]
+
+
+FAMILIES = {
+  SwiGLU: network, GELU: network, ReLUSquared: network,
+  Null: null, ZeroCopyConstant: zero_copy_constant, Duo: duo, Latent: latent,
+}  # fmt: skip
+
+
+def weigh(config, num_experts, expert, weight):
+  """w_i over the sum of those that are no null expert, or no zero expert, which have none."""
+  if isinstance(config, Null):
+    kept = [e < num_experts - config.num_null for e in expert]
+  elif isinstance(config, ZeroCopyConstant) and config.zero_gives_weight:
+    first = num_experts - config.num_zero - config.num_copy - config.num_constant
+    kept = [not first <= e < first + config.num_zero for e in expert]
+  else:
+    return weight
+  weight = np.where(kept, weight, 0)
+  return weight / (weight.sum() or 1)
+
+
+def seen(config, params):
+  """What products see of the numbers, and gradients are taken by."""
+  return params
+
+
+def layer(config, num_experts, expert, valid, params, x, scores):
+  """sum_a w_a E_a(x) of each token, w the scores of the choices that count over their sum."""
+  y = np.zeros_like(x)
+  for token, counts in enumerate(valid):
+    chosen, weight = expert[token, counts], scores[token, counts]
+    for e, w in zip(chosen, weigh(config, num_experts, chosen, weight / weight.sum())):
+      y[token] += w * FAMILIES[type(config)](config, params, e, x[token])
+  return y
