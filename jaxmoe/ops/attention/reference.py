@@ -12,25 +12,43 @@ def reference(
 
   Holds (B, N, L, S) float32 scores.
   """
-  batch, num_queries, num_heads, head_size = q_BLNH.shape
-  num_kv_heads = k_BSKH.shape[2]
-  chex.assert_equal_shape([k_BSKH, v_BSKH])
-  chex.assert_shape(mask_BLS, (batch, num_queries, k_BSKH.shape[1]))
-  if num_heads % num_kv_heads:
-    raise ValueError(f"key heads must divide query heads: {num_heads=} {num_kv_heads=}")
-  group = num_heads // num_kv_heads
-  q_BLKGH = q_BLNH.reshape(batch, num_queries, num_kv_heads, group, head_size)
-  score_BKGLS = scale * jnp.einsum(
-    "blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
-  )
-  mask_BKGLS = jnp.broadcast_to(mask_BLS[:, None, None], score_BKGLS.shape)
+  score_BKGLS, mask_BKGLS = scores(q_BLNH, k_BSKH, mask_BLS, scale)
   # The lowest finite number, not -inf: a row without keys would give inf - inf.
   score_BKGLS = jnp.where(mask_BKGLS, score_BKGLS, jnp.finfo(jnp.float32).min)
   peak = jax.lax.stop_gradient(jnp.max(score_BKGLS, axis=-1, keepdims=True))
   prob_BKGLS = jnp.where(mask_BKGLS, jnp.exp(score_BKGLS - peak), 0.0)
   total = jnp.sum(prob_BKGLS, axis=-1, keepdims=True)
   prob_BKGLS = prob_BKGLS / jnp.where(total > 0, total, 1.0)
+  return mix(prob_BKGLS, v_BSKH, q_BLNH)
+
+
+def scores(
+  q_BLNH: jax.Array, k_BSKH: jax.Array, mask_BLS: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns float32 scale * q k^T as (B, K, N / K, L, S), and the mask in that shape."""
+  batch, num_queries, num_heads, head_size = q_BLNH.shape
+  num_kv_heads = k_BSKH.shape[2]
+  check_shapes(q_BLNH, k_BSKH, mask_BLS)
+  group = num_heads // num_kv_heads
+  q_BLKGH = q_BLNH.reshape(batch, num_queries, num_kv_heads, group, head_size)
+  score_BKGLS = scale * jnp.einsum(
+    "blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
+  )
+  return score_BKGLS, jnp.broadcast_to(mask_BLS[:, None, None], score_BKGLS.shape)
+
+
+def check_shapes(q_BLNH: jax.Array, k_BSKH: jax.Array, mask_BLS: jax.Array) -> None:
+  """Refuses a mask of another shape, and key heads that do not divide query heads."""
+  chex.assert_shape(mask_BLS, (*q_BLNH.shape[:2], k_BSKH.shape[1]))
+  num_heads, num_kv_heads = q_BLNH.shape[2], k_BSKH.shape[2]
+  if num_heads % num_kv_heads:
+    raise ValueError(f"key heads must divide query heads: {num_heads=} {num_kv_heads=}")
+
+
+def mix(prob_BKGLS: jax.Array, v_BSKH: jax.Array, like_BLNH: jax.Array) -> jax.Array:
+  """Returns the values weighted by `prob_BKGLS`, in the shape and dtype of `like_BLNH`."""
+  chex.assert_axis_dimension(v_BSKH, 1, prob_BKGLS.shape[-1])
   out_BLKGH = jnp.einsum(
     "bkgls,bskh->blkgh", prob_BKGLS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
   )
-  return out_BLKGH.reshape(q_BLNH.shape).astype(q_BLNH.dtype)
+  return out_BLKGH.reshape(like_BLNH.shape).astype(like_BLNH.dtype)
