@@ -29,7 +29,7 @@ def write_mixed(path: pathlib.Path) -> None:
 
 
 def run(out: pathlib.Path, rows: str, scope: str, seed: int) -> tuple[float, float]:
-  """Returns (bits of mutual information of domain and expert, a mean over layers; bits per byte)."""
+  """Returns the divergence in bits, a mean over layers, and bits per byte, over the tasks."""
   workdir = out / f"{rows}-{scope}-{seed}"
   mixed = f",mixed={out / 'mixed.jsonl'}" if rows == "mixed" else ""
   command = [
