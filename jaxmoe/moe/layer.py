@@ -98,7 +98,8 @@ class MoE:
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""
     shared = 3 * dim * self.shared_hidden
-    routed = self.experts.active_params(dim, self.num_experts, self.num_active)
+    num_active = round(self.router.mean_active(self.num_active))
+    routed = self.experts.active_params(dim, self.num_experts, num_active)
     return self.router.num_params(dim, self.num_open) + routed + shared
 
   @property
@@ -225,7 +226,9 @@ class MoELayer(nnx.Module):
     else:
       router = sum_routing(routing, valid_T)
     margins_TE = routing.margins_TE
-    samples = None if margins_TE is None else Samples(margins_TE, valid_T)
+    samples = None
+    if margins_TE is not None:
+      samples = Samples(margins_TE, valid_T, routing.num_active)
     record = routing if tokens.record else None
     return MoESums(router, counts.dropped, by_row, samples, record, counts.spilled)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
   data_fields=[
     "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE"
   ],
-  meta_fields=["among"],
+  meta_fields=["among", "active"],
 )
 @dataclasses.dataclass(frozen=True)
 class Routing:
@@ -31,6 +31,7 @@ class Routing:
     margins_TE: float32, what the buffers of the router are updated from; None for most.
     among: Over how many experts the choices are spread: more than E in a part of a layer, None
       for E. Buffers are sized by it.
+    active: How many choices of a token count in the mean; None for A. Buffers are sized by it.
   """
 
   expert_TA: jax.Array
@@ -41,11 +42,17 @@ class Routing:
   load_TE: jax.Array | None = None
   margins_TE: jax.Array | None = None
   among: int | None = None
+  active: float | None = None
 
   @property
   def num_among(self) -> int:
     """Over how many experts the choices are spread."""
     return self.scores_TE.shape[1] if self.among is None else self.among
+
+  @property
+  def num_active(self) -> float:
+    """How many choices of a token count in the mean."""
+    return self.expert_TA.shape[1] if self.active is None else self.active
 
   def part(self, start: int, stop: int) -> Routing:
     """Returns the choices of experts start..stop-1, numbered from 0; others are not valid."""

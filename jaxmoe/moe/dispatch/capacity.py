@@ -49,16 +49,15 @@ class Limited(Dispatcher):
     """The share of a layer's choices above which drops end the run."""
     return self.max_drop_rate
 
-  def rows_per_expert(self, tokens: int, num_active: int, num_experts: int, idle: int = 0) -> int:
+  def rows_per_expert(self, tokens: int, num_active: float, num_experts: int, idle: int = 0) -> int:
     """Returns C, at least 1 and at most T; `idle` more experts take no rows."""
     mean = tokens * num_active * self.idle_share / (self.idle_share * num_experts + idle)
     return min(tokens, max(1, math.ceil(self.factor * mean)))
 
   def rows_for(self, routing: Routing, site: Site) -> int:
     """Returns C for the experts of a part of the layer."""
-    tokens, num_active = routing.expert_TA.shape
-    num_experts = routing.scores_TE.shape[1] + site.others
-    return self.rows_per_expert(tokens, num_active, num_experts, site.idle)
+    tokens, num_slots = routing.scores_TE.shape
+    return self.rows_per_expert(tokens, routing.num_active, num_slots + site.others, site.idle)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,9 +57,11 @@ class Dropless(Dispatcher):
       return super().run(x_TD, routing, experts, site)
     num_experts = routing.scores_TE.shape[1]
     slot_TA = jnp.where(routing.valid_TA, routing.expert_TA, num_experts)
+    # Of many choices that do not count, each slot has its share, too.
+    among = round(routing.num_among * slot_TA.shape[1] / routing.num_active)
     y_TD = expert_mlp.fused(
       x_TD, plain.gate_up, plain.down, slot_TA, routing.weight_TA, plain.activation,
-      routing.num_among,
+      among,
     )
     return y_TD, Counts({}, {})
 

@@ -7,6 +7,8 @@ ROUTERS, and the contract test runs it. A name may also stand for settings of an
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
+from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
+from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
 from jaxmoe.moe.routers.gates import GATES, Cosine
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.router import Choice, Router, Seen, best
@@ -29,6 +31,11 @@ ROUTERS = {
   "sinkhorn": (Sinkhorn, Sinkhorn(allow_future=True)),
   "base": (Auction, Auction(allow_future=True)),
   "hash": (Hash, Hash()),
+  "expert_choice": (ExpertChoice, ExpertChoice(allow_future=True)),
+  "causal_expert_choice": (CausalExpertChoice, CausalExpertChoice()),
+  "balanced": (Balanced, Balanced()),
+  "skewed": (Skewed, Skewed()),
+  "given": (Given, Given(experts=(0, 2, 1, 3))),
   "top_p": (TopP, TopP()),
   "threshold": (Threshold, Threshold()),
   "sparse_mixer": (SparseMixer, SparseMixer()),

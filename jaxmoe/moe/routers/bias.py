@@ -110,11 +110,11 @@ class Quantile(Router):
     """
     if samples is None:
       return buffers
+    del sums
     num_experts = buffers["beta"].shape[0]
     tokens = jnp.sum(samples.valid_T.astype(jnp.int32))
-    active = jnp.round(jnp.sum(sums.counts_E) / jnp.maximum(sums.tokens, 1)).astype(jnp.int32)
     margins_TE = jnp.where(samples.valid_T[:, None], samples.margins_TE, -jnp.inf)
-    nth = jnp.maximum(tokens * active // num_experts, 1)
+    nth = jnp.maximum(tokens * int(samples.active) // num_experts, 1)
     beta_E = jnp.sort(margins_TE, axis=0)[-nth]
     return {"beta": jnp.where(tokens > 0, beta_E - jnp.mean(beta_E), buffers["beta"])}
 

@@ -116,6 +116,10 @@ class Router:
         f"set num_active={self.fixed_active}"
       )
 
+  def mean_active(self, num_active: int) -> float:
+    """Returns how many experts a token is sent to in the mean, or at most if nobody knows."""
+    return num_active
+
   def check_causal(self) -> None:
     """Refuses to serve a causal model where a later token may change an earlier one's experts.
 
@@ -199,13 +203,15 @@ class Samples:
   Attributes:
     margins_TE: float32, of `Routing`.
     valid_T: bool, which tokens count.
+    active: How many experts a token is sent to in the mean.
   """
 
   margins_TE: jax.Array
   valid_T: jax.Array
+  active: float
 
 
-jax.tree_util.register_dataclass(Samples, ["margins_TE", "valid_T"], [])
+jax.tree_util.register_dataclass(Samples, ["margins_TE", "valid_T"], ["active"])
 
 
 class RouterModule(nnx.Module):
@@ -248,6 +254,7 @@ class RouterModule(nnx.Module):
       log_z_T=jax.nn.logsumexp(logits_TE, axis=-1),
       load_TE=chosen.load_TE,
       margins_TE=chosen.margins_TE,
+      active=self.config.mean_active(self.num_active),
     )
     return routing, carry
 

@@ -38,8 +38,14 @@ class Hash(Router):
     drawn_TE = mix(mix(id_T1 ^ mix(jnp.uint32(self.seed))) + expert_1E)
     # float32 holds 24 bits.
     expert_TA = best((drawn_TE >> 8).astype(jnp.float32), seen.num_active)
-    alike_TE = seen.scores_TE if self.by_score else jnp.ones_like(seen.scores_TE)
-    return Choice(expert_TA, self.weigh(alike_TE, expert_TA))
+    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+
+  def weigh(
+    self, scores_TE: jax.Array, expert_TA: jax.Array, valid_TA: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns weights alike, or by score if asked."""
+    alike_TE = scores_TE if self.by_score else jnp.ones_like(scores_TE)
+    return super().weigh(alike_TE, expert_TA, valid_TA)
 
 
 def mix(number: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from jaxmoe.moe.routers.gates import MLP, Cosine, Linear
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch
-from tests.contracts.oracles import dynamic_routing
+from tests.contracts.oracles import batch_routing, dynamic_routing
 
 CLEAR = 1e-5
 
@@ -208,6 +208,7 @@ RULES = {
   TopK: topk, Switch: topk, GShard: gshard, Noisy: noisy, Gumbel: gumbel, AuxFree: aux_free,
   Quantile: quantile, Sinkhorn: sinkhorn, Auction: auction, Hash: hashed,
   **dynamic_routing.RULES,
+  **batch_routing.RULES,
 }  # fmt: skip
 
 

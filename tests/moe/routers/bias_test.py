@@ -122,7 +122,7 @@ def quantile_oracle(margins, active):
 
 def step(router, seen, chosen, valid=None):
   valid = np.ones(len(chosen.expert_TA), bool) if valid is None else valid
-  samples = Samples(chosen.margins_TE, jnp.asarray(valid))
+  samples = Samples(chosen.margins_TE, jnp.asarray(valid), seen.num_active)
   return router.update(seen.buffers, sums_of(chosen.expert_TA, valid), samples)["beta"]
 
 
