@@ -1,13 +1,17 @@
 """Scores given token ids: the log probability of each next id.
 
 python -m launch.score --workdir=runs/tiny --ids=ids.npy --out=scores.npz [--logits]
+  [--record_routing=FILE.npz | --replay_routing=FILE.npz]
 
 ids.npy holds int32 (B, L); scores.npz gets float32 `logprobs` (B, L-1), in nats, of each next id,
-and with --logits `logits` (B, L, V).
+and with --logits `logits` (B, L, V). --record_routing writes which experts every token went to, and
+--replay_routing sends tokens there again, whatever the routers say: the same weights give the same
+scores, bit for bit, because both come from one compiled program.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -19,7 +23,8 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.train.trace import choices_of, experts_by_depth, labels_of, read_trace, write_trace
 from launch import cli
 
 FLAGS = flags.FlagValues()
@@ -27,6 +32,8 @@ flags.DEFINE_string("workdir", None, "The run whose model scores.", flag_values=
 flags.DEFINE_string("ids", None, "An .npy of int32 (B, L).", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "The .npz to write.", flag_values=FLAGS)
 flags.DEFINE_bool("logits", False, "Also write logits (B, L, V).", flag_values=FLAGS)
+flags.DEFINE_string("record_routing", None, "The .npz to write choices to.", flag_values=FLAGS)
+flags.DEFINE_string("replay_routing", None, "An .npz of choices to take.", flag_values=FLAGS)
 
 
 def main(arguments: list[str]) -> int:
@@ -35,40 +42,96 @@ def main(arguments: list[str]) -> int:
   if not FLAGS.ids or not FLAGS.out:
     raise InputError("--ids and --out are needed: an .npy to read and an .npz to write")
   out = pathlib.Path(FLAGS.out)
-  check_out(out)
+  check_out(out, "out")
+  record = check_record(FLAGS.record_routing, FLAGS.replay_routing, out)
   workdir = cli.need_workdir(FLAGS.workdir)
   experiment = workdir.experiment()
-  ids_BL = read_ids(FLAGS.ids, experiment.data.tokenizer.vocab_size, experiment.data.seq_len)
+  vocab_size = experiment.data.tokenizer.vocab_size
+  ids_BL = read_ids(FLAGS.ids, vocab_size, experiment.data.seq_len)
+  given = check_routing(experiment.model, vocab_size, ids_BL, record, FLAGS.replay_routing)
   run = cli.load_run(FLAGS.workdir)
-  rows = [score(run.decoder, FLAGS.logits, run.params, row[None]) for row in ids_BL]
+  if record is not None:
+    each = [np.asarray(route(run.decoder, run.params, row[None])) for row in ids_BL]
+    given = np.concatenate(each, axis=1)
+  rows = [
+    score(
+      run.decoder, FLAGS.logits, run.params, row[None],
+      None if given is None else given[:, index : index + 1],
+    )
+    for index, row in enumerate(ids_BL)
+  ]
   arrays = {"logprobs": np.concatenate([np.asarray(row[0]) for row in rows])}
   if FLAGS.logits:
     arrays["logits"] = np.concatenate([np.asarray(row[1]) for row in rows])
   temporary = beside(out)
   np.savez(temporary, **arrays)  # type: ignore[arg-type]
   temporary.replace(out)
+  if record is not None and given is not None:
+    temporary = beside(record)
+    write_trace(temporary, given, labels_of(experiment.model, vocab_size, ids_BL))
+    temporary.replace(record)
   shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
   print(f"wrote {out}: {shapes} at step {run.step}")
   return 0
 
 
-def check_out(out: pathlib.Path) -> None:
+def check_record(
+  record: str | None, replay: str | None, out: pathlib.Path
+) -> pathlib.Path | None:
+  """Returns where choices are to be written, if asked.
+
+  Raises:
+    InputError: they are to be read, too, nothing can be written there, or it is the other output.
+  """
+  if record is None:
+    return None
+  path = pathlib.Path(record)
+  if replay is not None:
+    raise InputError("--record_routing and --replay_routing: give one, replayed choices are known")
+  if path.resolve() == out.resolve():
+    raise InputError(f"--record_routing={record}: is what --out writes; choose another")
+  check_out(path, "record_routing")
+  return path
+
+
+def check_routing(
+  model: Transformer, vocab_size: int, ids_BL: np.ndarray, record: pathlib.Path | None,
+  replay: str | None,
+) -> np.ndarray | None:
+  """Returns the checked choices to take, None where routers choose.
+
+  Raises:
+    InputError: the model has no experts, or the file does not fit it.
+  """
+  if record is None and replay is None:
+    return None
+  flag = "record_routing" if replay is None else "replay_routing"
+  if not any(experts_by_depth(model)):
+    raise InputError(f"--{flag}: the model has no experts; leave it out")
+  if replay is None:
+    return None
+  return read_trace(replay, f"--replay_routing={replay}", model, vocab_size, ids_BL)
+
+
+def check_out(out: pathlib.Path, flag: str) -> None:
   """Returns if a file can be written at `out`; leaves nothing there.
 
   Raises:
     InputError: it is a folder, or its folder is missing or cannot be written.
   """
   if os.path.isdir(out):
-    raise InputError(f"--out={out}: is a folder; give the .npz file to write")
+    raise InputError(f"--{flag}={out}: is a folder; give the .npz file to write")
   try:
     beside(out).touch()
     beside(out).unlink()
   except OSError as error:
-    raise InputError(f"--out={out}: cannot be written ({error.strerror}); choose another") from None
+    raise InputError(
+      f"--{flag}={out}: cannot be written ({error.strerror}); choose another"
+    ) from None
 
 
 def beside(out: pathlib.Path) -> pathlib.Path:
-  """Returns where the scores lie until they are whole."""
+  """Returns where a file lies until it is whole."""
   return out.with_name(f".{out.name}.{os.getpid()}.npz")
 
 
@@ -103,16 +166,26 @@ def read_ids(path: str, vocab_size: int, context: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def score(
-  decoder: Decoder, with_logits: bool, params: Params, ids_BL: jax.Array
+  decoder: Decoder, with_logits: bool, params: Params, ids_BL: jax.Array,
+  given: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns the log probabilities (B, L-1) of each next id, and the logits (B, L, V) if asked.
 
-  Rows are scored as given: no start of text is put before them.
+  Rows are scored as given: no start of text is put before them. `given` are choices to take in
+  place of the routers' own, (layers, B, L, A).
   """
-  hidden_BLD, _, _ = decoder.hidden(params, Tokens.of_ids(ids_BL))
+  given = None if given is None else given.astype(jnp.int32)
+  tokens = dataclasses.replace(Tokens.of_ids(ids_BL), given=given)
+  hidden_BLD, _, _ = decoder.hidden(params, tokens)
   labels_BL = jnp.pad(ids_BL[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
   logprobs = -decoder.nll(params, hidden_BLD, labels_BL)[:, :-1]
   return logprobs, decoder.logits(params, hidden_BLD) if with_logits else None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def route(decoder: Decoder, params: Params, ids_BL: jax.Array) -> jax.Array:
+  """Returns the routers' choices, int16 (layers, B, L, A)."""
+  return choices_of(decoder, params, dataclasses.replace(Tokens.of_ids(ids_BL), record=True))
 
 
 if __name__ == "__main__":

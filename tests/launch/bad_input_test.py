@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import string
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 from jaxmoe.core.recipe import to_json, to_plain
+from jaxmoe.train.trace import labels_of, write_trace
 from launch import cli
 from launch.recipes import load_recipe
 
@@ -509,6 +511,48 @@ def test_ids_that_are_not_there_are_refused(refuses, shallow, tmp_path, path):
 def test_scores_that_could_not_be_written_are_refused(refuses, shallow, save_ids, tmp_path, path):
   ids, _ = save_ids(np.zeros((1, 4), np.int32))
   refuses("score", f"--workdir={shallow}", ids, f"--out={tmp_path}/{path}", words=("--out=",))
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (("--replay_routing=nowhere.npz",), ("--replay_routing=", "cannot be read")),
+    (("--replay_routing=README.md",), ("--replay_routing=", "is damaged or no .npz")),
+    (("--record_routing=nowhere/x.npz",), ("--record_routing=", "cannot be written")),
+    (("--record_routing=a.npz", "--replay_routing=b.npz"), ("give one",)),
+  ],
+)
+def test_a_routing_that_cannot_be_read_or_written_is_refused(
+  refuses, shallow, save_ids, flags, words
+):
+  ids = save_ids(np.zeros((1, 4), np.int32))
+  refuses("score", f"--workdir={shallow}", *ids, *flags, words=words)
+
+
+def test_a_routing_of_other_ids_or_in_place_of_the_scores_is_refused(
+  refuses, shallow, save_ids, tmp_path, tiny
+):
+  ids = save_ids(np.zeros((1, 4), np.int32))
+  model = load_recipe(tiny.removeprefix("--config="), []).model
+  labels = labels_of(model, 257, np.ones((1, 4), np.int32))
+  write_trace(tmp_path / "routing.npz", np.zeros((1, 1, 4, 1), np.int16), labels)
+  flags = (f"--workdir={shallow}", *ids)
+  replay = f"--replay_routing={tmp_path}/routing.npz"
+  refuses("score", *flags, replay, words=(replay, "other token ids"))
+  same = f"--record_routing={tmp_path}/scores.npz"
+  refuses("score", *flags, same, words=(same, "--out"))
+
+
+def test_routing_of_a_model_without_experts_is_refused(refuses, shallow, save_ids):
+  path = shallow / "config.json"
+  plain = json.loads(path.read_text())
+  for segment in plain["model"]["stack"]:
+    for block in segment["pattern"]:
+      block["ffn"] = {"kind": "mlp", "hidden": 8}
+  path.write_text(json.dumps(plain))
+  ids = save_ids(np.zeros((1, 4), np.int32))
+  flags = (f"--workdir={shallow}", *ids, "--record_routing=x.npz")
+  refuses("score", *flags, words=("--record_routing", "no experts"))
 
 
 @pytest.mark.parametrize("flags", [("--ids=x.npy",), ("--out=x.npz",), ()])

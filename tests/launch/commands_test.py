@@ -161,6 +161,46 @@ def test_a_row_s_scores_do_not_depend_on_the_other_rows(here, run, tmp_path):
   assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".npy", ".npz"}
 
 
+@pytest.fixture(scope="module")
+def recorded(trained, here, tmp_path_factory):
+  """Returns flags of the ids and the scores, and a routing that was recorded with them."""
+  folder = tmp_path_factory.mktemp("recorded")
+  ids_BL = np.random.default_rng(0).integers(0, 257, (3, 24)).astype(np.int32)
+  np.save(folder / "ids.npy", ids_BL)
+  flags = (f"--workdir={trained}", f"--ids={folder}/ids.npy", f"--out={folder}/scores.npz")
+  routing = folder / "routing.npz"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cli, "set_up_jax", lambda: None)
+    result = here("score", *flags, "--logits", f"--record_routing={routing}")
+  assert result.code == 0, result
+  assert {path.name for path in folder.iterdir()} == {"ids.npy", "scores.npz", "routing.npz"}
+  return flags, routing, read_npz(folder / "scores.npz")
+
+
+def test_replayed_routing_gives_the_recorded_scores_bit_for_bit(here, recorded):
+  flags, routing, scores = recorded
+  assert here("score", *flags, "--logits", f"--replay_routing={routing}").code == 0
+  again = read_npz(flags[2].removeprefix("--out="))
+  for name in ("logprobs", "logits"):
+    np.testing.assert_array_equal(again[name], scores[name])
+  assert here("score", *flags).code == 0
+  # Another compiled program, the same formula.
+  alone = read_npz(flags[2].removeprefix("--out="))["logprobs"]
+  np.testing.assert_allclose(alone, scores["logprobs"], rtol=1e-5, atol=1e-6)
+
+
+def test_replayed_routing_is_what_tokens_take_whatever_the_routers_say(here, recorded, tmp_path):
+  flags, routing, scores = recorded
+  content = read_npz(routing)
+  assert content["choices"].shape[1:3] == (3, 24)
+  content["choices"][:, 1] = np.roll(content["choices"][:, 1], 5, axis=1)
+  np.savez(tmp_path / "other.npz", **content)
+  assert here("score", *flags, f"--replay_routing={tmp_path}/other.npz").code == 0
+  other = read_npz(flags[2].removeprefix("--out="))["logprobs"]
+  np.testing.assert_array_equal(other[[0, 2]], scores["logprobs"][[0, 2]])
+  assert np.abs(other[1] - scores["logprobs"][1]).max() > 1e-4
+
+
 # Generation.
 
 

@@ -83,7 +83,8 @@ def test_a_capacity_factor_of_1_has_room_for_what_experts_choose_and_no_more(
 def update(router, threshold, scores, valid=None, active=A):
   valid = np.ones(len(scores), bool) if valid is None else valid
   samples = Samples(jnp.asarray(scores), jnp.asarray(valid), active)
-  return np.asarray(router.update({"threshold": jnp.asarray(threshold)}, None, samples)["threshold"])
+  buffers = {"threshold": jnp.asarray(threshold)}
+  return np.asarray(router.update(buffers, None, samples)["threshold"])
 
 
 def test_thresholds_let_each_expert_take_its_share_of_the_step_they_came_from(seen_of, skewed):
