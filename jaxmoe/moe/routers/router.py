@@ -170,7 +170,8 @@ class Router:
     if valid_TA is not None:
       weight_TA = jnp.where(valid_TA, weight_TA, 0)
     if self.normalize:
-      weight_TA = weight_TA / jnp.maximum(jnp.sum(weight_TA, axis=1, keepdims=True), 1e-20)
+      # The floor's square must be a float32, or choices without a score have no finite gradient.
+      weight_TA = weight_TA / jnp.maximum(jnp.sum(weight_TA, axis=1, keepdims=True), 1e-15)
     return weight_TA if self.scale == 1 else weight_TA * self.scale
 
 

@@ -23,7 +23,8 @@ def sigmoid(logits_TE: jax.Array) -> jax.Array:
 
 def sqrt_softplus(logits_TE: jax.Array) -> jax.Array:
   """Returns sqrt(log(1 + e^z)), unbounded and never 0 (DeepSeek-V4)."""
-  return jnp.sqrt(jax.nn.softplus(logits_TE))
+  # Below a logit of -100 softplus is 0, where a root has no finite gradient.
+  return jnp.sqrt(jnp.maximum(jax.nn.softplus(logits_TE), 1e-30))
 
 
 def relu(logits_TE: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """Which choices get a row, and of which expert: loops over queues, from the papers.
 
 `fate(dispatch, decision, chance)` takes a router's decision as a dict of NumPy arrays (`expert`,
-`weight`, `valid` of (T, A), `scores` (T, E)) and returns a dict: `expert` (T, A) that computes the
-choice, `has_row` (T, A), and `ratio` (T, A), what its weight is multiplied by.
+`weight`, `valid` of (T, A), `scores` (T, E)), with `active` choices a token in the mean if not A,
+and returns a dict: `expert` (T, A) that computes the choice, `has_row` (T, A), and `ratio` (T, A),
+what its weight is multiplied by.
 """
 
 import math
@@ -32,7 +33,8 @@ def fate(dispatch, decision, chance=None):
   room = np.full(scores.shape[1], tokens * active)
   overflow = getattr(dispatch, "overflow", "position")
   if isinstance(dispatch, Limited):
-    room[:] = rows_of_an_expert(dispatch, tokens, active, scores.shape[1])
+    mean = decision.get("active", active)
+    room[:] = rows_of_an_expert(dispatch, tokens, mean, scores.shape[1])
   has_row, ratio = np.zeros(expert.shape, bool), np.ones(expert.shape)
   order = np.argsort(rank(overflow, decision, chance).ravel(), kind="stable")
   for token, choice in zip(*np.unravel_index(order, expert.shape)):

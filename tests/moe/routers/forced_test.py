@@ -84,3 +84,10 @@ def test_a_list_may_repeat_an_expert_where_no_token_has_it_twice():
 def test_an_exponent_out_of_bounds_is_refused(exponent):
   with pytest.raises(InputError, match="exponent must lie"):
     Skewed(exponent=exponent)
+
+
+@pytest.mark.parametrize("router", [Balanced(), Skewed(), Given()])
+def test_gradients_are_finite_where_the_forced_experts_have_no_score(router):
+  scores = jnp.full((21, 5), 1e-25)
+  grad = jax.grad(lambda scores: jnp.sum(choose(router, scores=scores).weight_TA))(scores)
+  assert np.isfinite(grad).all()
