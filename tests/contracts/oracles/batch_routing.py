@@ -1,6 +1,6 @@
 """Rules by which experts choose tokens, and rules by place, in float64 NumPy; see `routing.py`.
 
-`slope` stands for the weight where gradients are those of other weights (straight through).
+`estimated` stands for the weight where gradients are those of other weights (straight through).
 """
 
 import math
