@@ -21,7 +21,7 @@ from jaxmoe.moe.dispatch.placement import check_placement
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
 from jaxmoe.moe.experts.family import Part
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
-from jaxmoe.moe.routers import ROUTERS, TopK
+from jaxmoe.moe.routers import ROUTERS, Adaptive, TopK
 from jaxmoe.moe.routers.router import Samples
 from jaxmoe.moe.routing import RouterSums, Routing, sum_routing, sum_rows
 
@@ -77,6 +77,11 @@ class MoE:
     names = [term.name for term in self.balance]
     for term in self.balance:
       term.check(self)
+      if term.adaptive and not isinstance(self.router, Adaptive):
+        raise InputError(
+          f"{term.name} is to follow the router's factor, and {type(self.router).__name__} has "
+          "none: adaptive=True; set adaptive=false, or use the router relu or adaptive"
+        )
       if names.count(term.name) > 1:
         raise InputError(
           f"balance has two losses called {term.name}; add up their weights, or change a scope"

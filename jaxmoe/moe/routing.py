@@ -12,7 +12,8 @@ import jax.numpy as jnp
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
-    "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE"
+    "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE",
+    "pressure_T",
   ],
   meta_fields=["among", "active"],
 )
@@ -29,6 +30,8 @@ class Routing:
     load_TE: float32, how probably each expert is chosen under the router's noise, differentiable;
       None from a router without noise.
     margins_TE: float32, what the buffers of the router are updated from; None for most.
+    pressure_T: float32, what adaptive balance losses are multiplied by, the same for all tokens;
+      None from a router that keeps no such factor.
     among: Over how many experts the choices are spread: more than E in a part of a layer, None
       for E. Buffers are sized by it.
     active: How many choices of a token count in the mean; None for A. Buffers are sized by it.
@@ -41,6 +44,7 @@ class Routing:
   log_z_T: jax.Array
   load_TE: jax.Array | None = None
   margins_TE: jax.Array | None = None
+  pressure_T: jax.Array | None = None
   among: int | None = None
   active: float | None = None
 
@@ -68,7 +72,9 @@ class Routing:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["counts_E", "scores_E", "tokens", "log_z_squared", "entropy", "load_E"],
+  data_fields=[
+    "counts_E", "scores_E", "tokens", "log_z_squared", "entropy", "load_E", "pressure"
+  ],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +90,7 @@ class RouterSums:
       differentiable.
     load_E: float32, how often each expert is chosen in expectation over the router's noise,
       differentiable; the counts where there is no noise.
+    pressure: float32, the router's factor of adaptive balance losses times `tokens`; no gradient.
   """
 
   counts_E: jax.Array
@@ -92,6 +99,7 @@ class RouterSums:
   log_z_squared: jax.Array
   entropy: jax.Array
   load_E: jax.Array
+  pressure: jax.Array
 
 
 @jax.named_scope("sums")
@@ -114,13 +122,15 @@ def sum_rows(routing: Routing, valid_T: jax.Array, rows: int) -> RouterSums:
     valid = valid_T.reshape(-1, *[1] * (leaf.ndim - 1))
     return jnp.sum(jnp.where(valid, leaf, 0).reshape(rows, -1, *leaf.shape[1:]), axis=1)
 
+  tokens_B = total(jnp.ones(valid_T.shape, jnp.float32))
   return RouterSums(
     counts_E=counts_BE,
     scores_E=total(routing.scores_TE),
-    tokens=total(jnp.ones(valid_T.shape, jnp.float32)),
+    tokens=tokens_B,
     log_z_squared=total(routing.log_z_T**2),
     entropy=total(entropy_of(routing.scores_TE)),
     load_E=counts_BE if routing.load_TE is None else total(routing.load_TE),
+    pressure=tokens_B if routing.pressure_T is None else total(routing.pressure_T),
   )
 
 

@@ -107,9 +107,9 @@ def _loss(
   balance: dict[str, Any] = {}
   for s, j, layer, term in _terms(decoder.moe_layers()):
     known = None if whole.sums is None else whole.sums[s][j]
-    share = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
+    share, weighted = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
     balance[term.name] = balance.get(term.name, 0.0) + share
-    total = total + term.weight * share
+    total = total + weighted
   layers = map_layers(lambda of_layer: dataclasses.replace(of_layer, by_row=None), sums)
   return total, {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
 
@@ -117,16 +117,18 @@ def _loss(
 @jax.named_scope("balance")
 def _balance(
   term: Any, layer: MoE, whole: Whole, sums: MoESums, known: Any, running: Any
-) -> jax.Array:
-  """Returns a balance loss summed over the R repeats that one pattern position stands for."""
+) -> tuple[jax.Array, jax.Array]:
+  """Returns a balance loss summed over the repeats of a pattern's position, and times weights."""
 
-  def of_layer(sums: Any, by_row: Any, known: Any, running: Any) -> jax.Array:
+  def of_layer(sums: Any, by_row: Any, known: Any, running: Any) -> tuple[Any, Any]:
     reference = Reference(
       whole.tokens, whole.rows, whole.num_micro, whole.num_groups, known, running
     )
-    return term.share(sums, by_row, reference, layer)
+    share = term.share(sums, by_row, reference, layer)
+    return share, term.weight_of(sums) * share
 
-  return jnp.sum(jax.vmap(of_layer)(sums.router, sums.by_row, known, running))
+  shares_R, weighted_R = jax.vmap(of_layer)(sums.router, sums.by_row, known, running)
+  return jnp.sum(shares_R), jnp.sum(weighted_R)
 
 
 def _accumulate(
@@ -213,7 +215,7 @@ def _zero_sums(decoder: Decoder) -> Sums:
 
   def zeros(repeats: int, num_experts: int) -> RouterSums:
     one, each = jnp.zeros(repeats), jnp.zeros((repeats, num_experts))
-    return RouterSums(each, each, one, one, one, each)
+    return RouterSums(each, each, one, one, one, each, one)
 
   return {
     s: {j: zeros(repeats[s], moe.num_open) for j, moe in blocks.items()}

@@ -18,6 +18,7 @@ from jaxmoe.moe.balance import (
   Reference,
   RouterZ,
   Scope,
+  Sparsity,
 )
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
@@ -31,6 +32,7 @@ SCOPES = typing.get_args(Scope)
 INSTANCES = {
   **{name: instance for name, (_, instance) in BALANCE.items()},
   "latency_aware": LatencyAware(latency=(3.0, 1.0, 1.0, 0.5, 2.0)),
+  "sparsity, whatever the load": Sparsity(by_load=False),
 }
 MEMBERS = {
   f"{name}, {scope}": dataclasses.replace(instance, scope=scope)
@@ -174,7 +176,7 @@ def test_the_load_balance_loss_is_1_at_balance_and_e_over_a_at_collapse():
   zero, tokens = jnp.float32(0), jnp.float32(10)
   even, hot = jnp.full(E, 4.0), jnp.zeros(E).at[:A].set(10.0)
   for counts, scores, right in ((even, even / A, 1.0), (hot, hot / A, E / A)):
-    sums = RouterSums(counts, scores, tokens, zero, zero, counts)
+    sums = RouterSums(counts, scores, tokens, zero, zero, counts, tokens)
     np.testing.assert_allclose(LoadBalance().loss(sums, LAYER), right, rtol=1e-6)
 
 
@@ -207,6 +209,7 @@ REFUSED = {
   "compute nothing": (Heterogeneous(), {}),
   "one number an expert": (LatencyAware(latency=(1.0, 2.0)), {}),
   "defined on a softmax": (MutualInformation(), {"router": TopK(score="sigmoid")}),
+  "use the router relu or adaptive": (Sparsity(), {}),
   "load_concentration is defined": (LoadConcentration(), {"router": TopK(score="sigmoid")}),
 }
 

@@ -139,7 +139,7 @@ def loop(name, config, valid, leaves, slope=None):
   fate = dispatch_oracle.fate(config, decision, chance)
   weight = decision["weight"]
   if slope is not None:
-    weight = weight + decision["slope"] - slope
+    weight = weight + decision["estimated"] - slope
   y = np.zeros((T, D))
   for token, choice in np.argwhere(fate["has_row"]):
     expert = fate["expert"][token, choice]
@@ -180,7 +180,7 @@ def test_values_counts_and_gradients_equal_the_float64_loop(router, dispatcher):
     if case not in ("sizes that divide nothing", "all tokens alike"):
       assert all(np.isfinite(grad).all() for grad in grads.values())
       continue
-    slope = decision.get("slope")
+    slope = decision.get("estimated")
     for key, leaf in leaves.items():
       way, ends = rng.normal(size=leaf.shape), []
       for step in (1e-6, -1e-6):

@@ -139,7 +139,7 @@ def test_the_decision_equals_the_float64_oracle(router, num_active, segment, tra
     return  # One token alone may be shared out evenly, and then any expert is right.
   assert right["clear"].all(), "choose another seed"
   np.testing.assert_array_equal(got.expert_TA[valid], right["expert"][valid])
-  for name in ("weight_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE"):
+  for name in ("weight_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE", "pressure_T"):
     field, expected = getattr(got, name), right.get(name.rsplit("_", 1)[0])
     assert (field is None) == (expected is None), name
     if field is not None:

@@ -10,7 +10,9 @@ import pytest
 from jaxmoe.core import names
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.stack import Segment
+from jaxmoe.moe.balance import Sparsity
 from jaxmoe.moe.dispatch import Capacity, Dropless
+from jaxmoe.moe.routers.adaptive import ReLU
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
@@ -105,3 +107,20 @@ def test_beta_has_no_mean_and_differs_from_layer_to_layer(run):
   assert np.abs(beta[0] - beta[1]).max() > 0.1
   assert np.abs(beta - buffer_of(before.params, "beta")).max() > 0.1
   assert metrics["layers"]["0"]["0"].samples is None
+
+
+def test_an_adaptive_loss_is_multiplied_by_the_factor_of_each_layer(
+  decoder_of, params_of, batch_of
+):
+  term = Sparsity(weight=3.0)
+  decoder = decoder_of(router=ReLU(), balance=(term,))
+  params, factors = params_of(decoder), np.float32([[0.5], [2.0]])
+  params["stack"]["0"]["0"]["moe"]["router"]["buffers"]["pressure"] = jnp.asarray(factors)
+  gradients = make_gradients(decoder, MICRO)
+  run = jax.jit(lambda params: gradients(params, batch_of(ROWS, LENGTH), Keys.from_seed(0))[1])
+  metrics = run(params)
+  layer, sums = decoder.moe_layers()["0"]["0"], metrics["layers"]["0"]["0"].router
+  each = jax.vmap(lambda sums: term.loss(sums, layer))(sums)
+  np.testing.assert_allclose(metrics["balance"][term.name], jnp.sum(each), rtol=1e-5)
+  extra = metrics["total_loss"] - metrics["loss"].value
+  np.testing.assert_allclose(extra, 3 * jnp.sum(each * factors[:, 0]), rtol=1e-4)

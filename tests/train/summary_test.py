@@ -17,7 +17,7 @@ def sums_of(counts, dropped=None, tokens=None, log_z_squared=0.0):
   tokens = np.asarray(counts.sum(-1) / 2 if tokens is None else tokens, np.float32)
   scores = np.ones_like(counts)
   log_z_squared = np.asarray(log_z_squared, np.float32)
-  router = RouterSums(counts, scores, tokens, log_z_squared, np.zeros_like(tokens), counts)
+  router = RouterSums(counts, scores, tokens, log_z_squared, np.zeros_like(tokens), counts, tokens)
   return MoESums(router, dropped or {})
 
 

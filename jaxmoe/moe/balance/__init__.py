@@ -8,6 +8,7 @@ from jaxmoe.moe.balance.information import LoadConcentration, MutualInformation
 from jaxmoe.moe.balance.latency import LatencyAware
 from jaxmoe.moe.balance.load_balance import Heterogeneous, LoadBalance, NullAveraged
 from jaxmoe.moe.balance.router_z import RouterZ
+from jaxmoe.moe.balance.sparsity import Sparsity
 from jaxmoe.moe.balance.term import Reference, Scope, Term
 
 BALANCE = {
@@ -18,9 +19,10 @@ BALANCE = {
   "null_averaged": (NullAveraged, NullAveraged()),
   "heterogeneous": (Heterogeneous, Heterogeneous()),
   "latency_aware": (LatencyAware, LatencyAware()),
+  "sparsity": (Sparsity, Sparsity()),
 }
 
 __all__ = [
   "BALANCE", "Heterogeneous", "LatencyAware", "LoadBalance", "LoadConcentration",
-  "MutualInformation", "NullAveraged", "Reference", "RouterZ", "Scope", "Term",
+  "MutualInformation", "NullAveraged", "Reference", "RouterZ", "Scope", "Sparsity", "Term",
 ]

@@ -55,10 +55,12 @@ class Term:
   Attributes:
     weight: Its factor in the training loss.
     scope: The tokens over which sums run.
+    adaptive: Whether its weight is also multiplied by the factor that the router keeps.
   """
 
   weight: float = 0.01
   scope: Scope = "global"
+  adaptive: bool = False
 
   kind: ClassVar[str] = ""
   """What metrics call the loss, followed by its scope."""
@@ -90,6 +92,13 @@ class Term:
     Raises:
       InputError: what, why and the cure in one line.
     """
+
+  def weight_of(self, sums: RouterSums) -> jax.Array | float:
+    """Returns the loss's factor in the training loss, from the sums of any tokens of the step."""
+    if not self.adaptive:
+      return self.weight
+    pressure = sums.pressure / jnp.maximum(sums.tokens, 1)
+    return self.weight * jax.lax.stop_gradient(pressure)
 
   def loss(self, sums: RouterSums, layer: Any) -> jax.Array:
     """Returns the loss over the tokens that `sums` counts, float32; 0 where there are none."""

@@ -4,6 +4,7 @@ To add one, write its file (a record derived from `Router` with a `choose`), add
 ROUTERS, and the contract test runs it. A name may also stand for settings of another's record.
 """
 
+from jaxmoe.moe.routers.adaptive import Adaptive, AdaptiveTopK, ReLU
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
@@ -39,6 +40,8 @@ ROUTERS = {
   "top_p": (TopP, TopP()),
   "threshold": (Threshold, Threshold()),
   "sparse_mixer": (SparseMixer, SparseMixer()),
+  "relu": (ReLU, ReLU()),
+  "adaptive": (AdaptiveTopK, AdaptiveTopK()),
 }
 
-__all__ = ["GATES", "ROUTERS", "Choice", "Router", "Seen", "TopK", "best"]
+__all__ = ["GATES", "ROUTERS", "Adaptive", "Choice", "Router", "Seen", "TopK", "best"]

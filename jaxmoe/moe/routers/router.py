@@ -141,7 +141,10 @@ class Router:
     return self.gate.num_params(dim, num_experts)
 
   def buffers(self, num_experts: int) -> Buffers:
-    """Returns the first values of what the rule keeps from step to step, float32."""
+    """Returns the first values of what the rule keeps from step to step, float32.
+
+    Adaptive balance losses are multiplied by what is called `pressure`, of shape (1,).
+    """
     del num_experts
     return {}
 
@@ -247,6 +250,9 @@ class RouterModule(nnx.Module):
     valid_TA = jnp.broadcast_to(seen.valid_T[:, None], chosen.expert_TA.shape)
     if chosen.valid_TA is not None:
       valid_TA = valid_TA & chosen.valid_TA
+    pressure_T = None
+    if "pressure" in buffers:
+      pressure_T = jnp.broadcast_to(buffers["pressure"], seen.valid_T.shape)
     routing = Routing(
       expert_TA=chosen.expert_TA,
       weight_TA=chosen.weight_TA,
@@ -256,6 +262,7 @@ class RouterModule(nnx.Module):
       load_TE=chosen.load_TE,
       margins_TE=chosen.margins_TE,
       active=self.config.mean_active(self.num_active),
+      pressure_T=pressure_T,
     )
     return routing, carry
 

@@ -14,6 +14,7 @@ from jaxmoe.moe.balance import (
   MutualInformation,
   NullAveraged,
   RouterZ,
+  Sparsity,
 )
 
 
@@ -94,6 +95,16 @@ def latency_aware(config, layer, logits, expert, valid):
   return total
 
 
+def sparsity(config, layer, logits, expert, valid):
+  """The mean over tokens of sum_e f_e R(x)_e, f_e = E / (k T) times e's choices, or 1."""
+  load = np.ones(logits.shape[-1])
+  if config.by_load:
+    load = counts_of(expert, valid, len(load)) * len(load)
+    load = load / (layer.num_active * max(valid.sum(), 1))
+  each = [load @ softmax(logits[token]) for token in np.flatnonzero(valid)]
+  return sum(each) / max(len(each), 1)
+
+
 LOSSES = {
   LoadBalance: load_balance,
   RouterZ: router_z,
@@ -102,6 +113,7 @@ LOSSES = {
   NullAveraged: null_averaged,
   Heterogeneous: heterogeneous,
   LatencyAware: latency_aware,
+  Sparsity: sparsity,
 }
 
 

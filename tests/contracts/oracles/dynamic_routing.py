@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from jaxmoe.moe.routers.adaptive import AdaptiveTopK, ReLU
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 
@@ -79,4 +80,29 @@ def sparse_mixer(config, seen):
           "estimated": estimated * config.scale}  # fmt: skip
 
 
-RULES = {TopP: top_p, Threshold: threshold, SparseMixer: sparse_mixer}
+def relu(config, seen):
+  """What is above 0, at most A, with its score for a weight."""
+  expert, _ = ranked(seen.scores, seen.num_active)
+  score = np.take_along_axis(seen.scores, expert, -1)
+  row = np.sort(seen.scores, axis=-1)[:, ::-1]
+  apart = (-np.diff(row) > CLEAR) | (row[:, :-1] == 0)
+  clear = apart[:, : seen.num_active].all(-1) & (np.abs(seen.logits) > CLEAR).all(-1)
+  return {"expert": expert, "weight": weigh(config, seen.scores, expert, score > 0),
+          "valid": score > 0, "pressure": steered(seen), "clear": clear}  # fmt: skip
+
+
+def adaptive_top_k(config, seen):
+  """The A best."""
+  expert, clear = ranked(seen.scores, seen.num_active)
+  weight = weigh(config, seen.scores, expert, np.ones(expert.shape, bool))
+  return {"expert": expert, "weight": weight, "pressure": steered(seen), "clear": clear}
+
+
+def steered(seen):
+  return np.full(len(seen.logits), seen.params["buffers/pressure"][0])
+
+
+RULES = {
+  TopP: top_p, Threshold: threshold, SparseMixer: sparse_mixer, ReLU: relu,
+  AdaptiveTopK: adaptive_top_k,
+}  # fmt: skip
