@@ -41,10 +41,12 @@ def transplant_params(
     keys: Where fresh weights are drawn from, as the model draws its own.
 
   Raises:
-    InputError: a family of several kinds of experts, or parameters that are no plain arrays.
+    InputError: a family of several kinds of experts, a gate that cannot follow them, or
+      parameters that are no plain arrays.
   """
   if not surgery.from_dense:
     _check_family(old)
+    _check_gates(old, new)
   if names.flatten(params).keys() != names.flatten(old.shapes).keys():
     raise InputError("surgery needs plain parameters; merge low-rank updates first")
   fresh = _fresh(surgery, new, keys)
@@ -152,6 +154,19 @@ def _mixes_experts(
 
 def _changes(old: Shape, new: Shape) -> list[tuple[int, int]]:
   return [sizes for sizes in zip(old, new, strict=True) if sizes[0] != sizes[1]]
+
+
+def _check_gates(old: Decoder, new: Decoder) -> None:
+  """Refuses another number of experts where a gate has no column for each."""
+  gates = [moe.router.gate for blocks in old.moe_layers().values() for moe in blocks.values()]
+  before, after = _likes(old.shapes, old.splits), _likes(new.shapes, new.splits)
+  changed = any("/router/gate/" in name and before[name] != after[name] for name in before)
+  for gate in gates:
+    if changed and not gate.separable:
+      raise InputError(
+        f"the gate {type(gate).__name__} has no column for each expert, so it cannot lose or gain "
+        "any; use a gate that is linear, mlp or cosine"
+      )
 
 
 def _check_family(old: Decoder) -> None:

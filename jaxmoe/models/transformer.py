@@ -64,11 +64,11 @@ class Transformer:
       )
     if not self.stack:
       raise InputError("a stack needs at least one segment")
-    sizes = {layer.num_open for layer in self.moe_records()}
-    if len(sizes) > 1 and any(layer.router.gate.carries for layer in self.moe_records()):
+    sizes = {layer.num_open for layer in self.moe_records() if layer.router.gate.carries}
+    if len(sizes) > 1:
       raise InputError(
-        "a gate that adds the logits of the layer before needs one number of open experts in all "
-        f"MoE layers: {sorted(sizes)}; set them alike"
+        "gates that add the logits of the layer before need one number of open experts in all "
+        f"their layers: {sorted(sizes)}; set them alike, or give some layers another gate"
       )
 
   def moe_records(self) -> list[MoE]:
@@ -260,10 +260,10 @@ class Decoder:
 
   def _first_carry(self, tokens: Tokens) -> Any:
     """Returns what the gate of the first layer is handed: zero logits if gates carry any."""
-    layers = self.config.moe_records()
-    if not any(layer.router.gate.carries for layer in layers):
-      return None
-    return jnp.zeros((tokens.id.size, layers[0].num_open), jnp.float32)
+    for layer in self.config.moe_records():
+      if layer.router.gate.carries:
+        return jnp.zeros((tokens.id.size, layer.num_open), jnp.float32)
+    return None
 
   def _embed(self, init: Init) -> Embed:
     return Embed(init / "embed", self.vocab_size, self.config.dim, self.config.tied)

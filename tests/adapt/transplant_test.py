@@ -16,6 +16,8 @@ from jaxmoe.models.block import MLP
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import TopK
+from jaxmoe.moe.routers.gates import Residual
 from jaxmoe.optim import OPTIMIZERS, Adafactor, Constant, Optim, make_optimizer
 
 VOCAB = 11
@@ -306,3 +308,11 @@ def test_a_model_without_what_an_operation_needs_is_refused(model):
   sparse = dataclasses.replace(model(), stack=model().stack[1:])
   with pytest.raises(InputError, match="no block has a dense"):
     upcycle(sparse, MoE(4, 2))
+
+
+def test_a_gate_without_a_column_for_each_expert_keeps_its_number_of_them(model):
+  decoder = Decoder(model(router=TopK(gate=Residual())), VOCAB)
+  params = draw(decoder)
+  operate(insert(decoder.config, 2), decoder, params)  # Closed: the gate does not know them.
+  with pytest.raises(InputError, match="Residual has no column for each expert"):
+    operate(prune(decoder.config, USAGE, 3), decoder, params)

@@ -26,16 +26,16 @@ from jaxmoe.moe.routers.topk import Switch
 from jaxmoe.moe.routing import sum_routing
 from tests.contracts.oracles import routing
 
-D, E = 6, 6
+D, E = 6, 8
 MEMBERS = {
   **{name: instance for name, (_, instance) in ROUTERS.items()},
   "topk, scores as weights": TopK(normalize=False),
   "topk, scaled": TopK(scale=2.5),
   "topk, tanh gate": TopK(gate=MLP(hidden=7, activation="tanh")),
   "topk, gelu gate": TopK(gate=MLP(hidden=7)),
-  "topk, cold cosine gate": TopK(gate=Cosine(width=3, temperature=0.2, least=0.2)),
+  "topk, cold cosine gate": TopK(gate=Cosine(width=4, temperature=0.2, least=0.2)),
   "switch, jitter": Switch(jitter=0.5),
-  "group_limited, as in V2": AuxFree(num_groups=3, groups_active=2, group_best=1),
+  "group_limited, as in V2": AuxFree(num_groups=4, groups_active=2, group_best=1),
   "base, to the end": Auction(slack=1e-4, allow_future=True),
   "sparse_mixer, wide": SparseMixer(band=0.5),
   "hash, by score": Hash(seed=3, by_score=True),

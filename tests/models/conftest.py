@@ -63,11 +63,19 @@ def _sees(mask, segment, query, key):
   return segment[query] == segment[key] or not isinstance(mask, (Document, Window))
 
 
-def _moe(x, weights, config, tokens):
+def _gate(x, weights, before):
+  """Returns logits; those of a residual gate are inner + before W_g."""
+  if "router/gate/residual" not in weights:
+    return x @ weights["router/gate/weight"]
+  inner = x @ weights["router/gate/inner/weight"]
+  return inner if before is None else inner + before @ weights["router/gate/residual"]
+
+
+def _moe(x, weights, config, tokens, logits_of):
   """Every choice computed: the layer without drops."""
   out = np.zeros(x.shape)
   for token in np.flatnonzero(tokens["segment"]):
-    logits = x[token] @ weights["router/gate/weight"]
+    logits = logits_of[token]
     scores = np.exp(logits - logits.max())
     scores /= scores.sum()
     chosen = np.argsort(-scores, kind="stable")[: config.num_active]
@@ -90,13 +98,16 @@ def _decoder(config, weights, row):
   blocks = [
     block for segment in config.stack for _ in range(segment.repeats) for block in segment.pattern
   ]
+  carried = None
   for depth, block in enumerate(blocks):
     layer, eps = _below(weights, f"layers/{depth}/"), config.norm_eps
     normed = _rms(x, layer["attention_norm/scale"], eps)
     x = x + _attention(normed, _below(layer, "attention/"), block.attention, row, eps)
     normed = _rms(x, layer["ffn_norm/scale"], eps)
     if isinstance(block.ffn, MoE):
-      x = x + _moe(normed, _below(layer, "moe/"), block.ffn, row)
+      logits = _gate(normed, _below(layer, "moe/"), carried)
+      carried = logits if block.ffn.router.gate.carries else carried
+      x = x + _moe(normed, _below(layer, "moe/"), block.ffn, row, logits)
     else:
       x = x + _swiglu(normed, layer["mlp/gate_up"], layer["mlp/down"])
   x = _rms(x, weights["final_norm/scale"], config.norm_eps)

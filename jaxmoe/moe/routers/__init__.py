@@ -10,18 +10,21 @@ from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
 from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
-from jaxmoe.moe.routers.gates import GATES, Cosine
+from jaxmoe.moe.routers.gates import GATES, Cosine, Residual
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.router import Choice, Router, Seen, best
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch, TopK
+from jaxmoe.moe.routers.tree import Tree
 
 ROUTERS = {
   "topk": (TopK, TopK()),
   "sigmoid": (TopK, TopK(score="sigmoid")),
   "sqrt_softplus": (TopK, TopK(score="sqrt_softplus")),
   "cosine": (TopK, TopK(gate=Cosine(width=8))),
+  "residual": (TopK, TopK(gate=Residual())),
+  "tree": (TopK, TopK(gate=Tree())),
   "switch": (Switch, Switch(jitter=0.01)),
   "gshard": (GShard, GShard()),
   "noisy": (Noisy, Noisy()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,15 @@ from flax import nnx
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
+from jaxmoe.core.recipe import choice
 from jaxmoe.core.weights import dot
+from jaxmoe.moe.routers.gate import Gate
+from jaxmoe.moe.routers.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Gate):
   """x W (Shazeer et al. 2017, equation 3)."""
-
-  carries = False
 
   def build(self, init: Init, dim: int, num_experts: int) -> LinearGate:
     """Returns the module with its (D, E) weight."""
@@ -46,7 +47,7 @@ class LinearGate(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP:
+class MLP(Gate):
   """A two-layer gate, A act(B x) without biases.
 
   Attributes:
@@ -57,7 +58,6 @@ class MLP:
 
   hidden: int = 256
   activation: str = "gelu"
-  carries = False
 
   def __post_init__(self) -> None:
     if self.hidden < 1:
@@ -95,7 +95,7 @@ class MLPGate(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine:
+class Cosine(Gate):
   """Cosines in a low dimension over a learnt temperature (X-MoE, arXiv:2204.09179; Tutel).
 
   Attributes:
@@ -107,7 +107,6 @@ class Cosine:
   width: int = 256
   temperature: float = 0.3
   least: float = 0.01
-  carries = False
 
   def __post_init__(self) -> None:
     if self.width < 1 or not 0 < self.least <= self.temperature:
@@ -149,8 +148,52 @@ def _unit(x: jax.Array, axis: int) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-GATES = {
+ALONE = {
   "linear": (Linear, Linear()),
   "mlp": (MLP, MLP(hidden=16)),
   "cosine": (Cosine, Cosine(width=8)),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual(Gate):
+  """G(x) = inner(x) + W_g G'(x), G' of the layer before (MoE++, Jin et al. 2024, equation 6).
+
+  The layer before is the last one whose gate is residual: others in between, dense or not, hand
+  its logits on. The first has none. W_g starts at zero.
+
+  Attributes:
+    inner: The gate without the residual (`mlp` with tanh as released).
+  """
+
+  inner: Any = choice(ALONE, Linear())
+
+  carries: ClassVar[bool] = True
+  separable: ClassVar[bool] = False
+
+  def build(self, init: Init, dim: int, num_experts: int) -> ResidualGate:
+    """Returns the module with W_g beside the inner gate."""
+    return ResidualGate(self, init, dim, num_experts)
+
+  def num_params(self, dim: int, num_experts: int) -> int:
+    """Returns the number of parameters."""
+    return self.inner.num_params(dim, num_experts) + num_experts**2
+
+
+class ResidualGate(nnx.Module):
+  """The weights of a `Residual` gate."""
+
+  def __init__(self, config: Residual, init: Init, dim: int, num_experts: int):
+    self.inner = config.inner.build(init / "inner", dim, num_experts)
+    zeros_EE = jnp.zeros((num_experts, num_experts), init.dtype)
+    self.residual = nnx.Param(zeros_EE, dims=(None, "expert"))
+
+  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E), twice; the carry is None, or logits of zero in a stack."""
+    logits_TE, _ = self.inner(x_TD, None)
+    if carry is not None:
+      logits_TE = logits_TE + dot(self.residual.get_value(), carry, "te,ef->tf")
+    return logits_TE, logits_TE
+
+
+GATES = {**ALONE, "residual": (Residual, Residual()), "tree": (Tree, Tree())}

@@ -110,6 +110,7 @@ class Router:
     Raises:
       InputError: what, why and the cure in one line.
     """
+    self.gate.check(num_experts)
     if self.fixed_active not in (None, num_active):
       raise InputError(
         f"{type(self).__name__} sends a token to {self.fixed_active}: num_active={num_active}; "

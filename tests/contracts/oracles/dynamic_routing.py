@@ -6,6 +6,7 @@ import numpy as np
 from jaxmoe.moe.routers.adaptive import AdaptiveTopK, ReLU
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
+from jaxmoe.moe.routers.tree import Tree
 
 CLEAR = 1e-5
 
@@ -102,6 +103,23 @@ def steered(seen):
   return np.full(len(seen.logits), seen.params["buffers/pressure"][0])
 
 
+def tree_gate(config, x, params):
+  """log of the product, from the root to each leaf, of sigmoid(w x + b) or 1 less that."""
+  weight, bias = params["gate/weight"], params["gate/bias"]
+  num_leaves = weight.shape[1] + 1
+  logits = np.zeros((len(x), num_leaves))
+  for leaf in range(num_leaves):
+    node, low, high = 0, 0, num_leaves
+    while high - low > 1:
+      left = 1 / (1 + np.exp(-(x @ weight[:, node] + bias[node])))
+      middle, is_left = (low + high) // 2, leaf < (low + high) // 2
+      logits[:, leaf] += np.log(left if is_left else 1 - left)
+      node = 2 * node + (1 if is_left else 2)
+      low, high = (low, middle) if is_left else (middle, high)
+  return logits
+
+
+GATES = {Tree: tree_gate}
 RULES = {
   TopP: top_p, Threshold: threshold, SparseMixer: sparse_mixer, ReLU: relu,
   AdaptiveTopK: adaptive_top_k,

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
-from jaxmoe.moe.routers.gates import MLP, Cosine, Linear
+from jaxmoe.moe.routers.gates import MLP, Cosine, Linear, Residual
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch
@@ -203,7 +203,16 @@ def hashed(config, seen):
   return {"expert": expert, "weight": weigh(config, of, expert)}
 
 
-GATES = {Linear: linear_gate, MLP: mlp_gate, Cosine: cosine_gate}
+def residual_gate(config, x, params):
+  """The first of a stack has no residual."""
+  inner = {name.replace("gate/inner/", "gate/"): leaf for name, leaf in params.items()}
+  return GATES[type(config.inner)](config.inner, x, inner)
+
+
+GATES = {
+  Linear: linear_gate, MLP: mlp_gate, Cosine: cosine_gate, Residual: residual_gate,
+  **dynamic_routing.GATES,
+}  # fmt: skip
 RULES = {
   TopK: topk, Switch: topk, GShard: gshard, Noisy: noisy, Gumbel: gumbel, AuxFree: aux_free,
   Quantile: quantile, Sinkhorn: sinkhorn, Auction: auction, Hash: hashed,

@@ -7,7 +7,10 @@ from flax import nnx
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import Cosine
+from jaxmoe.moe.routers.tree import Tree, log_leaves
 
 T, D, E = 20, 6, 5
 
@@ -50,3 +53,29 @@ def test_a_token_of_zeros_has_logits_of_zero_and_finite_gradients():
 def test_a_cosine_gate_that_cannot_be_is_refused(fields):
   with pytest.raises(InputError, match="width must be at least 1, and 0 < least <= temperature"):
     Cosine(**fields)
+
+
+# ---- the tree ----
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 8])
+def test_the_softmax_of_a_trees_logits_is_its_leaves_probabilities(num_experts):
+  nodes = 3 * np.random.default_rng(0).normal(size=(T, num_experts - 1))
+  logits = log_leaves(jnp.asarray(nodes, jnp.float32))
+  assert logits.shape == (T, num_experts)
+  np.testing.assert_allclose(jax.nn.logsumexp(logits, axis=1), 0, atol=2e-6)
+  np.testing.assert_allclose(jax.nn.softmax(logits), np.exp(logits), rtol=1e-5)
+
+
+def test_sure_decisions_lead_to_one_leaf_left_first_and_have_finite_gradients():
+  # Of nodes 0; 1, 2; 3, 4, 5, 6: right, then (node 2) left, then (node 5) right: leaf 5.
+  nodes = jnp.full((1, 7), 500.0).at[0, jnp.array([0, 5])].set(-500.0)
+  np.testing.assert_array_equal(np.argmax(log_leaves(nodes)), 5)
+  np.testing.assert_allclose(np.exp(log_leaves(nodes))[0, 5], 1)
+  grads = jax.grad(lambda nodes: jnp.sum(jax.nn.softmax(log_leaves(nodes)) ** 2))(nodes)
+  assert np.isfinite(grads).all()
+
+
+def test_a_tree_of_other_than_a_power_of_two_leaves_is_refused():
+  with pytest.raises(InputError, match="a power of two: 6 open ones; use 4 or 8"):
+    MoE(num_experts=6, router=TopK(gate=Tree()))

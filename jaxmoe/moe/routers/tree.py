@@ -1,0 +1,68 @@
+"""A gate that is an oblique soft tree: log2 E decisions lead to an expert (Aranyani).
+
+Basu Roy Chowdhury et al. 2023, arXiv:2310.11401, section 3.1: node i goes left with probability
+sigmoid(x w_i + b_i), and a leaf's probability is the product along its path. All in logarithms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.weights import dot
+from jaxmoe.moe.routers.gate import Gate
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree(Gate):
+  """Logits that are log-probabilities of leaves: their softmax is these, their z-loss is 0."""
+
+  separable: ClassVar[bool] = False
+
+  def check(self, num_experts: int) -> None:
+    """Refuses numbers of leaves that no full tree has."""
+    if num_experts & (num_experts - 1):
+      raise InputError(
+        f"a tree's leaves are its experts, a power of two: {num_experts} open ones; use "
+        f"{1 << num_experts.bit_length() - 1} or {1 << num_experts.bit_length()}"
+      )
+
+  def build(self, init: Init, dim: int, num_experts: int) -> TreeGate:
+    """Returns the module with the weights of its E - 1 nodes."""
+    return TreeGate(init, dim, num_experts)
+
+  def num_params(self, dim: int, num_experts: int) -> int:
+    """Returns the number of parameters."""
+    return (dim + 1) * (num_experts - 1)
+
+
+class TreeGate(nnx.Module):
+  """The weights of a `Tree`, level by level: the children of node i are 2 i + 1 and 2 i + 2."""
+
+  def __init__(self, init: Init, dim: int, num_experts: int):
+    nodes = num_experts - 1
+    self.weight = init.weight("weight", (dim, nodes), ("embed", None), fan_in=dim)
+    self.bias = nnx.Param(jnp.zeros(nodes, init.dtype), dims=(None,))
+
+  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E) and the carry as it came."""
+    bias_N = self.bias.get_value().astype(jnp.float32)
+    node_TN = dot(self.weight.get_value(), x_TD.astype(jnp.float32), "td,dn->tn") + bias_N[None]
+    return log_leaves(node_TN), carry
+
+
+def log_leaves(node_TN: jax.Array) -> jax.Array:
+  """Returns (T, N + 1), the log-probability of each leaf, of the N decisions' logits."""
+  left_TN, right_TN = jax.nn.log_sigmoid(node_TN), jax.nn.log_sigmoid(-node_TN)
+  reach_TM = jnp.zeros_like(node_TN, shape=(node_TN.shape[0], 1))
+  while (width := reach_TM.shape[1]) <= node_TN.shape[1]:
+    level = slice(width - 1, 2 * width - 1)
+    both_TM2 = jnp.stack([left_TN[:, level], right_TN[:, level]], axis=2)
+    reach_TM = (reach_TM[:, :, None] + both_TM2).reshape(reach_TM.shape[0], 2 * width)
+  return reach_TM
