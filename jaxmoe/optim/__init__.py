@@ -6,6 +6,7 @@ in memory: names and dims say what is one matrix, shapes never do.
 """
 
 from jaxmoe.optim.freeze import freeze, frozen_masks
+from jaxmoe.optim.online_parity import OnlineParity
 from jaxmoe.optim.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
 from jaxmoe.optim.schedules import SCHEDULES, Constant, Cosine, Wsd
 from jaxmoe.optim.state import state_dims
@@ -20,6 +21,7 @@ __all__ = [
   "Cosine",
   "Lion",
   "Muon",
+  "OnlineParity",
   "Optim",
   "Wsd",
   "decay_mask",

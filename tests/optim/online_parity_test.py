@@ -1,0 +1,161 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.moe.routers.tree import log_leaves
+from jaxmoe.optim import OnlineParity
+
+T, D, N, S = 60, 3, 7, 3
+targets = pytest.mark.parametrize("target", ["parity", "load"])
+
+
+def draw(seed=0, biased=0.8):
+  """Returns parameters, rows and groups, of which none is alike another."""
+  rng = np.random.default_rng(seed)
+  params = {"weight": rng.normal(size=(D, N)), "bias": rng.normal(size=N)}
+  groups = rng.integers(0, S, T)
+  rows = rng.normal(size=(T, D)) + biased * groups[:, None]
+  return jax.tree.map(jnp.float32, params), jnp.float32(rows), jnp.asarray(groups)
+
+
+def penalty(params, rows, groups, config):
+  """The objective of all tokens at once: Huber of the difference of every two groups."""
+  logits = rows @ params["weight"] + params["bias"][None]
+  values = jax.nn.sigmoid(logits) if config.target == "parity" else jnp.exp(log_leaves(logits))
+  means = [jnp.mean(values[groups == group], axis=0) for group in np.unique(groups)]
+  total = 0.0
+  for one, other in itertools.combinations(means, 2):
+    gap = jnp.abs(one - other)
+    huber = jnp.where(gap < config.delta, gap**2 / 2, config.delta * (gap - config.delta / 2))
+    total += config.weight * jnp.sum(huber) / config.delta
+  return total
+
+
+def feed(config, params, batches):
+  """Returns what is added to a gradient of ones after these batches, and the state."""
+  transform, ones = config.transform(), jax.tree.map(jnp.ones_like, params)
+  state, update = transform.init(params), jax.jit(transform.update)
+  for rows, groups in batches:
+    updates, state = update(ones, state, params, rows=rows, groups=groups)
+  return jax.tree.map(lambda leaf: leaf - 1, updates), state
+
+
+def close(found, right):
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6), found, right
+  )
+
+
+@targets
+def test_with_frozen_parameters_a_stream_gives_the_gradient_of_the_whole_batch(target):
+  config = OnlineParity(S, target, weight=0.7, decay=1.0, delta=0.2)
+  params, rows, groups = draw()
+  right = jax.grad(penalty)(params, rows, np.asarray(groups), config)
+  assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(right)) > 0.01
+  bounds = [0, 1, 30, T]
+  batches = [(rows[a:b], groups[a:b]) for a, b in itertools.pairwise(bounds)]
+  found, state = feed(config, params, batches)
+  close(found, right)
+  shapes = [leaf.shape for leaf in config.transform().init(params)]
+  assert [leaf.shape for leaf in state] == shapes
+
+
+@targets
+def test_a_mean_that_has_just_begun_is_not_pulled_to_zero_and_old_batches_fade(target):
+  config = OnlineParity(S, target, decay=0.5, delta=0.2)
+  params, rows, groups = draw()
+  right = jax.grad(penalty)(params, rows, np.asarray(groups), config)
+  close(feed(config, params, [(rows, groups)])[0], right)
+  _, others, _ = draw(seed=5, biased=-0.8)
+  batches = [(others, groups)] + 14 * [(rows, groups)]
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4),
+    feed(config, params, batches)[0], right,
+  )  # fmt: skip
+
+
+def test_a_group_that_is_absent_keeps_its_means_and_one_never_seen_pulls_nobody():
+  config = OnlineParity(S, decay=0.01, delta=0.2)
+  params, rows, groups = draw()
+  only = jnp.where(groups == 2, -1, groups)
+  right = jax.grad(penalty)(params, rows[only >= 0], np.asarray(groups)[only >= 0], config)
+  close(feed(config, params, [(rows, only)])[0], right)
+  nobody = (rows, jnp.full_like(groups, -1))
+  before = feed(config, params, [(rows, groups)])[0]
+  close(feed(config, params, [(rows, groups)] + 40 * [nobody])[0], before)
+  alone = feed(config, params, [(rows, jnp.zeros_like(groups))])[0]
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(alone))
+
+
+def test_the_pull_grows_to_its_weight_without_a_jump():
+  params = {"weight": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
+  pulls = []
+  for gap in (0.005, 0.0099, 0.0101, 0.3):
+    state = OnlineParity().transform().init(params)
+    ones = jnp.ones((2, 1))
+    state = state._replace(
+      tokens_S=jnp.ones(2), value_SK=jnp.array([[gap], [0.0]]),
+      slope_SKHD=jnp.array([[[[0.0, 1.0]]], [[[0.0, 0.0]]]]),
+    )  # fmt: skip
+    none = (ones[:0], jnp.zeros(0, jnp.int32))
+    updates, _ = OnlineParity().transform().update(
+      params, state, params, rows=none[0], groups=none[1]
+    )
+    pulls.append(float(updates["bias"][0]))
+  np.testing.assert_allclose(pulls, [0.5, 0.99, 1.0, 1.0], rtol=1e-4)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learn(config, rows, groups, labels):
+  """Returns scores of all rows by a tree that saw the stream once, a row at a time."""
+  params = {"tree": {"weight": 0.1 * jnp.ones((rows.shape[1], 3)), "bias": jnp.zeros(3)},
+            "leaves": jnp.array([1.0, 0.3, -0.3, -1.0])}  # fmt: skip
+  transform = optax.chain(config.transform("tree/"), optax.adam(0.01))
+
+  def scores(params, rows):
+    logits = rows @ params["tree"]["weight"] + params["tree"]["bias"][None]
+    return jnp.exp(log_leaves(logits)) @ params["leaves"]
+
+  def step(state, seen):
+    params, inner = state
+    row, group, label = seen
+    loss = lambda params: optax.sigmoid_binary_cross_entropy(scores(params, row[None])[0], label)  # noqa: E731
+    updates, inner = transform.update(
+      jax.grad(loss)(params), inner, params, rows=row[None], groups=group[None]
+    )
+    return (optax.apply_updates(params, updates), inner), None
+
+  state = (params, transform.init(params))
+  (params, _), _ = jax.lax.scan(step, state, (rows, groups, labels))
+  return scores(params, rows)
+
+
+def test_on_a_biased_stream_of_single_rows_the_gap_falls_to_half_for_3_points_of_accuracy():
+  rng, num = np.random.default_rng(0), 6000
+  groups = rng.integers(0, 2, num)
+  rows = rng.normal(size=(num, 3))
+  rows[:, 0] += 0.22 * (2 * groups - 1)
+  rows[:, 1] = groups - 0.5
+  labels = (rows[:, 0] + 0.3 * rng.normal(size=num) > 0).astype(np.float32)
+  gaps, right = [], []
+  for weight in (0.0, 1.0):
+    scores = learn(OnlineParity(weight=weight), jnp.float32(rows), jnp.asarray(groups), labels)
+    yes = np.asarray(scores) > 0
+    gaps.append(abs(yes[groups == 1].mean() - yes[groups == 0].mean()))
+    right.append(np.mean(yes == labels))
+  assert right[0] > 0.85 and gaps[0] > 0.12
+  assert gaps[1] < gaps[0] / 2 and right[1] > right[0] - 0.03
+
+
+@pytest.mark.parametrize(
+  "fields", [{"num_groups": 1}, {"weight": -1.0}, {"decay": 0.0}, {"delta": 0.0}], ids=str
+)
+def test_settings_without_a_meaning_are_refused(fields):
+  with pytest.raises(InputError, match=r"must be at least 2|must not be negative"):
+    OnlineParity(**fields)
