@@ -8,6 +8,7 @@ from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.moe.experts.latent import Latent
 from jaxmoe.moe.experts.networks import NETWORKS
 from jaxmoe.moe.experts.null import Null
+from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 
@@ -17,6 +18,9 @@ EXPERTS = {
   "null": (Null, Null(_SMALL, num_null=2)),
   "zero_copy_constant": (ZeroCopyConstant, ZeroCopyConstant(_SMALL)),
   "duo": (Duo, Duo(widths=(32, 32, 8, 0))),
+  "primitives": (
+    Primitives, Primitives(hidden=32, kinds=("dense", "shift", "low_rank", "identity"), rank=2)
+  ),
   "latent": (Latent, Latent(_SMALL, dim=16)),
 }
 

@@ -13,6 +13,7 @@ from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.moe.experts.latent import Latent
 from jaxmoe.moe.experts.mlp import GELU, ReLUSquared
 from jaxmoe.moe.experts.null import Null
+from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 from tests.contracts.oracles.routing import softmax
@@ -76,6 +77,31 @@ def duo(config, params, e, x):
   return network(SwiGLU(width), params["kinds"][f"from_{start}"], e - start, x)
 
 
+def primitives(config, params, e, x):
+  """A GELU network of what is seen of its weights; x itself."""
+  kind = config.kinds[e]
+  if kind == "identity":
+    return x
+  params, e = params["kinds"][kind], e - config.kinds.index(kind)
+  if kind == "low_rank":
+    pre = x @ params["up_left"][e] @ params["up_right"][e]
+    return gelu(pre[None])[0] @ params["down_left"][e] @ params["down_right"][e]
+  return network(GELU(config.hidden), params, e, x)
+
+
+def power_of_two(weight):
+  """sign(w) 2^round(log2 |w|), the exponent at most 7 below the largest of the matrix."""
+  exponent = np.round(np.log2(np.abs(weight)))
+  top = exponent.max(axis=(1, 2), keepdims=True)
+  return np.sign(weight) * 2.0 ** np.maximum(exponent, top - 7)
+
+
+def eight_bits(weight):
+  """The nearest of 255 equal steps between the largest of a column and its opposite."""
+  step = np.abs(weight).max(axis=1, keepdims=True) / 127
+  return np.round(weight / step) * step
+
+
 def latent(config, params, e, x):
   """up(E(down(x)))."""
   return network(config.network, params["network"], e, x @ params["down"]) @ params["up"]
@@ -84,6 +110,7 @@ def latent(config, params, e, x):
 FAMILIES = {
   SwiGLU: network, GELU: network, ReLUSquared: network,
   Null: null, ZeroCopyConstant: zero_copy_constant, Duo: duo, Latent: latent,
+  Primitives: primitives,
 }  # fmt: skip
 
 
@@ -101,8 +128,14 @@ def weigh(config, num_experts, expert, weight):
 
 
 def seen(config, params):
-  """What products see of the numbers, and gradients are taken by."""
-  return params
+  """What products see of the numbers, and what the gradients of these are taken by."""
+  if not isinstance(config, Primitives):
+    return params
+  coarse = {"shift": power_of_two, "int8": eight_bits}
+  return {"kinds": {
+    kind: {name: coarse.get(kind, np.asarray)(leaf) for name, leaf in of_kind.items()}
+    for kind, of_kind in params["kinds"].items()
+  }}  # fmt: skip
 
 
 def layer(config, num_experts, expert, valid, params, x, scores):
