@@ -15,6 +15,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.weights import dot
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import DISPATCHERS, Counts, Dropless, Site
 from jaxmoe.moe.dispatch.placement import check_placement
@@ -37,6 +38,7 @@ class MoE:
     experts: What an expert computes.
     dispatch: How rows reach experts, and what happens where too many do.
     shared_hidden: Width of a shared expert that every token passes; 0 for none.
+    shared_gate: Whether its output is multiplied by sigmoid(w x) (Qwen2-MoE).
     balance: Losses that keep the load of experts even.
     closed: How many experts, the last ones, no token is sent to: they have weights, but the router
       does not know them, so that outputs are those of a layer without them, bit for bit.
@@ -49,6 +51,7 @@ class MoE:
   experts: Any = choice(EXPERTS, SwiGLU(hidden=128))
   dispatch: Any = choice(DISPATCHERS, Dropless())
   shared_hidden: int = 0
+  shared_gate: bool = False
   balance: tuple[Any, ...] = choice(BALANCE, (LoadBalance(), RouterZ()))
   closed: int = 0
   placement: tuple[int, ...] = ()
@@ -61,6 +64,8 @@ class MoE:
       )
     if self.shared_hidden < 0:
       raise InputError(f"shared_hidden must not be negative: shared_hidden={self.shared_hidden}")
+    if self.shared_gate and not self.shared_hidden:
+      raise InputError("shared_gate needs a shared expert; set shared_hidden, or shared_gate=false")
     if not 0 <= self.closed <= self.num_experts - self.num_active:
       raise InputError(
         "closed must leave num_active experts open: "
@@ -102,7 +107,7 @@ class MoE:
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""
-    shared = 3 * dim * self.shared_hidden
+    shared = 3 * dim * self.shared_hidden + dim * self.shared_gate
     num_active = round(self.router.mean_active(self.num_active))
     routed = self.experts.active_params(dim, self.num_experts, num_active)
     return self.router.num_params(dim, self.num_open) + routed + shared
@@ -120,7 +125,7 @@ class MoE:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["router", "dropped", "by_row", "samples", "routing", "spilled"],
+  data_fields=["router", "dropped", "by_row", "samples", "routing", "spilled", "idle"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +139,7 @@ class MoESums:
     samples: What the buffers of the router are updated from, where it has any.
     routing: Every token's choices, where `Tokens.record` asks for them.
     spilled: float32 numbers of choices that another expert took, by reason.
+    idle: float32 number of choices of experts that take no rows.
   """
 
   router: RouterSums
@@ -142,6 +148,7 @@ class MoESums:
   samples: Samples | None = None
   routing: Routing | None = None
   spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  idle: jax.Array | float = 0.0
 
 
 class MoELayer(nnx.Module):
@@ -150,6 +157,7 @@ class MoELayer(nnx.Module):
   def __init__(self, config: MoE, init: Init, dim: int):
     self.dispatch = config.dispatch
     self.num_experts, self.num_open = config.num_experts, config.num_open
+    self.num_idle = config.experts.num_idle(config.num_experts)
     self.placement = config.placement
     self.needs_rows = config.needs_rows
     self.router = config.router.build(
@@ -158,6 +166,8 @@ class MoELayer(nnx.Module):
     self.experts = config.experts.build(init / "experts", dim, config.num_experts)
     width = config.shared_hidden
     self.shared = SwiGLUMLP(init / "shared", dim, width) if width else None
+    weight = functools.partial(init.weight, "shared_gate", (dim, 1), ("embed", None), fan_in=dim)
+    self.shared_gate = weight() if config.shared_gate else None
 
   def __call__(
     self, x_BLD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
@@ -172,10 +182,19 @@ class MoELayer(nnx.Module):
     y_TD, counts = self._experts(x_TD, routing, keys / "dispatch" if keys else None)
     if self.shared is not None:
       with jax.named_scope("shared"):
-        y_TD = y_TD + self.shared(x_TD)
+        y_TD = y_TD + self._shared(x_TD)
     with jax.named_scope("sums"):
       sums = self._sums(routing, tokens, counts)
     return y_TD.reshape(x_BLD.shape), carry, sums
+
+  def _shared(self, x_TD: jax.Array) -> jax.Array:
+    """Returns the shared expert's output, times its gate (float32 inside) where there is one."""
+    assert self.shared is not None
+    y_TD = self.shared(x_TD)
+    if self.shared_gate is None:
+      return y_TD
+    gate_T1 = dot(self.shared_gate.get_value(), x_TD.astype(jnp.float32), "td,dg->tg")
+    return (jax.nn.sigmoid(gate_T1) * y_TD.astype(jnp.float32)).astype(y_TD.dtype)
 
   def _experts(
     self, x_TD: jax.Array, routing: Routing, keys: Keys | None
@@ -215,12 +234,10 @@ class MoELayer(nnx.Module):
 
   def _site(self, part: Part, keys: Keys | None) -> Site:
     """Returns what the dispatcher is told of the rest of the layer."""
-    parts = self.experts.parts(self.num_open)
-    idle = self.num_open - sum(other.stop - other.start for other in parts if other.takes_rows)
     slots = tuple(e - part.start for e in self.placement if part.start <= e < part.stop)
-    num_slots = len(self.placement) or self.num_open - idle
+    num_slots = len(self.placement) or self.num_open - self.num_idle
     mine = len(slots) or part.stop - part.start
-    return Site(num_slots - mine, idle, slots, keys / str(part.start) if keys else None)
+    return Site(num_slots - mine, self.num_idle, slots, keys / str(part.start) if keys else None)
 
   def _sums(self, routing: Routing, tokens: Tokens, counts: Counts) -> MoESums:
     valid_T = tokens.valid.reshape(-1)
@@ -235,7 +252,8 @@ class MoELayer(nnx.Module):
     if margins_TE is not None:
       samples = Samples(margins_TE, valid_T, routing.num_active)
     record = routing if tokens.record else None
-    return MoESums(router, counts.dropped, by_row, samples, record, counts.spilled)
+    idle = jnp.sum(router.counts_E[self.num_open - self.num_idle :])
+    return MoESums(router, counts.dropped, by_row, samples, record, counts.spilled, idle)
 
 
 def _add(some: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax.Array]:

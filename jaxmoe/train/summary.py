@@ -41,8 +41,8 @@ def layer_summary(sums: Any) -> dict[str, Any]:
     `load` (share of choices by expert, before drops), `load_entropy` (of that, as a share of log
     E), `max_violation` (largest load over the mean, minus 1), `dead` (experts never chosen),
     `drop_rate` (dropped choices over choices) and by reason where there are reasons,
-    `effective_k` (choices that were computed, per token), `router_z` (mean squared logsumexp of
-    the logits).
+    `effective_k` (choices that had a row, per token: not dropped, nor of an expert that computes
+    nothing), `router_z` (mean squared logsumexp of the logits).
   """
   counts_E = np.asarray(sums.router.counts_E, np.float64)
   choices = max(counts_E.sum(), 1.0)
@@ -51,6 +51,7 @@ def layer_summary(sums: Any) -> dict[str, Any]:
   entropy = float(-(used_E * np.log(used_E)).sum()) / math.log(max(len(load_E), 2))
   tokens = max(float(sums.router.tokens), 1.0)
   dropped = {reason: float(count) for reason, count in sums.dropped.items()}
+  rows = counts_E.sum() - sum(dropped.values()) - float(sums.idle)
   return {
     "load": [number(np.float32(share)) for share in load_E],
     "load_entropy": number(np.float32(entropy)),
@@ -58,7 +59,7 @@ def layer_summary(sums: Any) -> dict[str, Any]:
     "dead": int((counts_E == 0).sum()),
     "drop_rate": number(np.float32(sum(dropped.values()) / choices)),
     "dropped": {reason: number(np.float32(count)) for reason, count in dropped.items()},
-    "effective_k": number(np.float32((counts_E.sum() - sum(dropped.values())) / tokens)),
+    "effective_k": number(np.float32(rows / tokens)),
     "router_z": number(sums.router.log_z_squared / tokens),
   }
 

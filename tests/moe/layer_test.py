@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,25 @@ def test_a_shared_expert_adds_its_dense_network_to_every_token():
   right = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(state["shared"]["down"])
   np.testing.assert_allclose(y - routed, right, rtol=1e-4, atol=1e-5)
   np.testing.assert_array_equal(np.asarray(routed)[SEGMENT == 0], 0)
+
+
+def test_a_gate_multiplies_the_shared_expert_by_the_sigmoid_of_its_logit():
+  config = MoE(E, A, experts=SwiGLU(4), shared_hidden=3, shared_gate=True)
+  x = draw()
+  y, _, state = run(config, x)
+  gate = state.pop("shared_gate")
+  plain, _, _ = run(dataclasses.replace(config, shared_gate=False), x, state)
+  state.pop("shared")
+  routed, _, _ = run(MoE(E, A, experts=SwiGLU(4)), x, state)
+  share = 1 / (1 + np.exp(-np.asarray(x, np.float64) @ gate))
+  np.testing.assert_allclose(y - routed, share * (plain - routed), rtol=1e-4, atol=1e-5)
+  ungated = dataclasses.replace(config, shared_gate=False)
+  assert config.active_params(D) == ungated.active_params(D) + D
+
+
+def test_a_gate_without_a_shared_expert_is_refused():
+  with pytest.raises(InputError, match="needs a shared expert"):
+    MoE(E, A, shared_gate=True)
 
 
 def test_one_expert_that_every_token_takes_is_a_dense_network():

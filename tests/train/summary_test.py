@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -18,7 +19,7 @@ def sums_of(counts, dropped=None, tokens=None, log_z_squared=0.0):
   scores = np.ones_like(counts)
   log_z_squared = np.asarray(log_z_squared, np.float32)
   router = RouterSums(counts, scores, tokens, log_z_squared, np.zeros_like(tokens), counts, tokens)
-  return MoESums(router, dropped or {})
+  return MoESums(router, dropped or {}, idle=np.zeros_like(tokens))
 
 
 COUNTS = ([9, 0, 3, 1, 0, 7], [5] * E, [0, 0, 40, 0, 0, 0], [1e6, 1, 1, 0, 0, 2])
@@ -38,6 +39,11 @@ def test_the_numbers_of_a_layer_are_those_of_their_definitions(counts):
   assert found["dropped"] == {"full": 3.0}
   np.testing.assert_allclose(found["effective_k"], (total - 3) / (total / 2), rtol=1e-6)
   np.testing.assert_allclose(found["router_z"], 12.5 / (total / 2), rtol=1e-6)
+
+
+def test_choices_of_experts_that_compute_nothing_are_no_effective_ones():
+  sums = dataclasses.replace(sums_of([4] * E, {"full": np.float32(3)}), idle=np.float32(8))
+  np.testing.assert_allclose(layer_summary(sums)["effective_k"], (24 - 3 - 8) / 12, rtol=1e-6)
 
 
 def test_a_layer_that_saw_no_token_has_zeros_and_dead_experts():
