@@ -5,7 +5,8 @@ Any 2-core machine, about 10 s with compiling. It learns the form of the tasks, 
 
 Components by name: --config=configs/tiny.py:router=topk,dispatch=capacity,optimizer=lion
 The balance loss named takes the place of load_balance; a router that knows only one number of
-experts a token is given that number.
+experts a token is given that number. Experts are swiglu where none are named, and null or
+zero_copy_constant where the balance loss is about those.
 """
 
 from jaxmoe.core.recipe import component
@@ -23,12 +24,13 @@ from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.optim import OPTIMIZERS, Cosine, Optim
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
+EXPERTS_OF = {"null_averaged": "null", "heterogeneous": "zero_copy_constant"}
 TASKS = ("copy", "recall", "add", "brackets")
 
 
 def get_config(
   router: str = "topk",
-  experts: str = "swiglu",
+  experts: str = "",
   dispatch: str = "dropless",
   balance: str = "load_balance",
   optimizer: str = "adamw",
@@ -40,7 +42,7 @@ def get_config(
     num_experts=4,
     num_active=rule.fixed_active or 2,
     router=rule,
-    experts=component(EXPERTS, "experts", experts),
+    experts=component(EXPERTS, "experts", experts or EXPERTS_OF.get(balance, "swiglu")),
     dispatch=component(DISPATCHERS, "dispatch", dispatch),
     balance=(term,) if isinstance(term, RouterZ) else (term, RouterZ()),
   )

@@ -5,6 +5,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, override, to_json
+from jaxmoe.moe.balance import BALANCE
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
@@ -46,6 +47,14 @@ def test_a_named_component_is_the_one_in_the_recipe(spec):
   moe = recipe.model.stack[0].pattern[0].ffn
   found = recipe.optim.optimizer if keyword == "optimizer" else getattr(moe, keyword)
   assert found == FAMILIES[keyword][name][1]
+
+
+@pytest.mark.parametrize("balance", BALANCE)
+def test_a_balance_loss_brings_the_experts_that_it_is_about(balance):
+  moe = load_recipe(f"configs/tiny.py:balance={balance}", []).model.stack[0].pattern[0].ffn
+  right = {"null_averaged": "null", "heterogeneous": "zero_copy_constant"}.get(balance, "swiglu")
+  assert moe.experts == EXPERTS[right][1]
+  assert BALANCE[balance][1] in moe.balance
 
 
 @pytest.mark.parametrize("spec", CONFIGS)
