@@ -3,8 +3,12 @@
 python -m launch.bench experts [--tokens=1024 --dim=512 --hidden=512 --num_experts=8
   --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]
 
-Without sizes it runs 8 experts top-2, 64 top-8 and 128 top-8. All contestants of a race run in
-turn, round by round, so that a busy machine slows all of them alike; a ratio is the median over
+python -m launch.bench latency --experts=dense,shift,low_rank,identity --num_experts=4
+
+The second measures what a row costs at each expert, and prints it for LatencyAware(latency=...).
+
+Without sizes the first runs 8 experts top-2, 64 top-8 and 128 top-8. All contestants of a race run
+in turn, round by round, so that a busy machine slows all of them alike; a ratio is the median over
 the rounds of a contestant's time over the dense one's. What does not equal the oracle, in values
 and gradients, is not timed, and the exit code is 1.
 """
@@ -28,6 +32,7 @@ from rich.table import Table
 
 from jaxmoe.core.errors import InputError
 from launch.bench_experts import SHAPES, Race, Shape, layer_race, matmul_race
+from launch.bench_latency import family_of, latencies
 from launch.memory import keep_freed_memory
 
 FLAGS = flags.FlagValues()
@@ -37,6 +42,9 @@ for _size in SIZES:
 flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 7, "Rounds of each race.", flag_values=FLAGS)
 flags.DEFINE_float("skew", 0.0, "Expert i is chosen with weight i^-skew.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "experts", "swiglu", "Experts of `latency`: a name of EXPERTS, or kinds.", flag_values=FLAGS
+)
 flags.DEFINE_string("json", None, "A file for the results.", flag_values=FLAGS)
 
 # Largest error of a row over the rows' root mean square. Float32 leaves room for GPUs' TF32.
@@ -47,8 +55,9 @@ PASSES = ("forward", "forward_backward")
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
   keep_freed_memory()
-  if arguments != ["experts"]:
-    raise InputError(f"expected one suite, experts, got {' '.join(arguments) or 'none'}")
+  if arguments not in (["experts"], ["latency"]):
+    got = " ".join(arguments) or "none"
+    raise InputError(f"expected one suite, experts or latency, got {got}")
   if FLAGS.dtype not in TOLERANCES:
     raise InputError(f"--dtype={FLAGS.dtype} is not one of {', '.join(TOLERANCES)}")
   if FLAGS.repeats < 1:
@@ -56,6 +65,8 @@ def main(arguments: list[str]) -> int:
   if FLAGS.json and not pathlib.Path(FLAGS.json).absolute().parent.is_dir():
     raise InputError(f"--json={FLAGS.json}: no such folder")
   shapes = asked_shapes()
+  if arguments == ["latency"]:
+    return print_latencies(shapes[0])
   device = jax.devices()[0]
   console = Console()
   versions = f"{device.device_kind}, jax {jax.__version__}"
@@ -73,6 +84,18 @@ def main(arguments: list[str]) -> int:
     pathlib.Path(FLAGS.json).write_text(json.dumps(record, indent=1) + "\n")
   wrong = [row["name"] for result in results for row in result["rows"] if row["wrong"]]
   return 1 if wrong else 0
+
+
+def print_latencies(shape: Shape) -> int:
+  """Prints microseconds a row of each expert as a setting of the loss; returns the exit code."""
+  family = family_of(FLAGS.experts, shape.hidden, shape.num_experts)
+  sizes = shape.tokens, shape.dim, shape.num_experts, shape.num_active
+  costs = latencies(family, *sizes, FLAGS.repeats, _time)
+  print(f"LatencyAware(latency={costs})")
+  if FLAGS.json:
+    record = {"experts": FLAGS.experts, "shape": vars(shape), "latency_us": costs}
+    pathlib.Path(FLAGS.json).write_text(json.dumps(record, indent=1) + "\n")
+  return 0
 
 
 def asked_shapes() -> list[Shape]:

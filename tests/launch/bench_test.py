@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxmoe.moe.balance import LatencyAware
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers.topk import Switch
 from launch import bench
 from launch.bench_experts import Shape, layer_race, matmul_race
+from launch.bench_latency import family_of, latencies
 
 TINY = Shape(tokens=12, dim=4, hidden=3, num_experts=3, num_active=2, skew=0.5)
 
@@ -70,6 +74,31 @@ def test_the_widest_table_fits_80_columns():
   assert max(map(len, out.getvalue().splitlines())) <= 80
 
 
+def latency_of(capsys, *arguments):
+  bench.FLAGS.unparse_flags()
+  for name in bench.FLAGS:
+    bench.FLAGS[name].unparse()
+  sizes = ("--tokens=24", "--dim=4", "--hidden=3", "--num_active=1", "--repeats=1")
+  assert bench._command_line(["bench", "latency", *sizes, *arguments]) == 0
+  return capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("experts", ["dense,shift,shift,identity", "null", "zero_copy_constant"])
+def test_the_latency_of_each_expert_is_a_setting_of_the_loss(experts, capsys):
+  printed = latency_of(capsys, f"--experts={experts}", "--num_experts=4")
+  term = eval(printed, {"LatencyAware": LatencyAware})
+  assert len(term.latency) == 4
+  MoE(4, 1, router=Switch(), experts=family_of(experts, 3, 4), balance=(term,))
+
+
+def test_a_latency_is_the_median_time_of_a_kind_over_its_rows():
+  family = family_of("dense,shift,shift,identity", 3, 4)
+  order = iter([9, 9, 9] + [1, 2, 3] + [3, 6, 9] + [2, 4, 6])  # Round -1 does not count.
+  costs = latencies(family, 24, 4, 4, 1, 3, lambda run: next(order) * 1e-6)
+  # Six rows an expert; the medians are 2, 4 and 6 microseconds.
+  assert costs == (0.333, 0.333, 0.333, 1.0)
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -82,6 +111,9 @@ def test_the_widest_table_fits_80_columns():
     (["experts", "--repeats=0"], "at least 1"),
     (["experts", "--skew=-1"], "skew"),
     (["experts", "--skew=nan"], "skew"),
+    (["latency", "--experts=dense,sift", "--num_experts=2"], "kinds must be of"),
+    (["latency", "--experts=duo", "--num_experts=3", "--num_active=1"], "one number an expert"),
+    (["latency", "--tokens=1", "--num_active=1"], "leaves no row"),
     (["experts", "--json=/no/such/folder/x.json"], "folder"),
     (["experts", "--colour=red"], "colour"),
   ],
@@ -96,6 +128,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
 
 
 def test_the_command_needs_no_grain_and_no_orbax():
-  code = "import sys; import launch.bench; print({'grain', 'orbax', 'flax'} & set(sys.modules))"
+  code = "import sys; import launch.bench; print({'grain', 'orbax'} & set(sys.modules))"
   shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert shown.stdout.strip() == "set()"
