@@ -2,10 +2,11 @@
 
 Each slot owns mean + sqrt(mean) rows, which go through one batched matmul; the choices beyond them
 run in blocks of at most 128 rows whose number is dynamic, so balanced routing pays next to nothing
-for being dropless and skewed routing pays for the rows it has. The whole layer is one `custom_vjp`:
-a loop with a dynamic trip count has no other gradient, and it decides what is kept. Kept are the
-inputs, the pre-activations of the slots' own rows and the index maps; gathered rows and
-activations are made again, overflow is computed again, expert outputs are not needed.
+for being dropless and skewed routing pays for the rows it has. Where many choices have no row, as
+with experts that compute nothing, slots own none and all rows are in blocks. The whole layer is
+one `custom_vjp`: a loop with a dynamic trip count has no other gradient, and it decides what is
+kept. Kept are the inputs, the pre-activations of the slots' own rows and the index maps; gathered
+rows and activations are made again, overflow is computed again, expert outputs are not needed.
 
 A row that nobody fills holds zeros and weight 0, which masks all of the backward pass. The sum over
 a token's choices is in the order of the choices, so where a matmul's rows do not depend on its
@@ -37,8 +38,8 @@ def fused(
 ) -> jax.Array:
   """Returns the layer's output in x.dtype, computing little more than the rows in use.
 
-  `among` is over how many slots the choices are spread, S if None; more where it is known that
-  some choices have no row, so that each slot owns fewer.
+  `among` is over how many slots the choices are spread, S if None; more where some of them are
+  meant to have no row: then slots own none, and the time is that of the live rows.
   """
   return _forward(x_TD, gate_up_SDGF, down_SFD, slot_TA, weight_TA, activation, among)[0]
 
@@ -66,11 +67,13 @@ def _forward(
   """Returns the output and what the backward pass needs."""
   chex.assert_equal_shape([slot_TA, weight_TA])
   num_slots, num_active = gate_up_SDGF.shape[0], slot_TA.shape[1]
-  capacity = row_capacity(slot_TA.size, among or num_slots)
+  # Where choices may have no row, their number is not known: all rows are in blocks, no more of
+  # them than there are live rows.
+  capacity = row_capacity(slot_TA.size, num_slots) if among in (None, num_slots) else 0
   num_own = num_slots * capacity
   places = place_choices(slot_TA, num_slots, capacity)
   rows_RD = _gather(x_TD, places.choice_R[:num_own], num_active)
-  rows_SCD = rows_RD.reshape(num_slots, capacity, -1)
+  rows_SCD = rows_RD.reshape(num_slots, capacity, x_TD.shape[1])
   with jax.named_scope("experts"):
     pre_SCGF = _up("scd,sde->sce", rows_SCD, gate_up_SDGF)
     own_SCD = _dot("scf,sfd->scd", activation(pre_SCGF), down_SFD)
@@ -86,7 +89,7 @@ def _forward(
   # The gathered rows are not needed any more: overflow is written over them, which saves clearing
   # a buffer that is as large and nearly unused. Only rows that a block wrote are read.
   over_RD = _room(rows_RD, places)
-  own_RD, over_RD = jax.lax.optimization_barrier((own_SCD.reshape(num_own, -1), over_RD))
+  own_RD, over_RD = jax.lax.optimization_barrier((own_SCD.reshape(num_own, x_TD.shape[1]), over_RD))
   over_RD = jax.lax.fori_loop(0, places.num_blocks, add_block, over_RD)
   y_TD = _combine(own_RD, over_RD, places, weight_TA).astype(x_TD.dtype)
   return y_TD, _Saved(
@@ -106,11 +109,12 @@ def _backward(
   del among
   num_slots, capacity = saved.pre_SCGF.shape[:2]
   num_own, num_active = num_slots * capacity, saved.weight_TA.shape[1]
+  shape = num_slots, capacity, saved.x_TD.shape[1]
   choice_R = saved.places.choice_R[:num_own]
   weight_R = _gather(saved.weight_TA.reshape(-1).astype(jnp.float32), choice_R, 1)
-  rows_SCD = _gather(saved.x_TD, choice_R, num_active).reshape(num_slots, capacity, -1)
+  rows_SCD = _gather(saved.x_TD, choice_R, num_active).reshape(shape)
   grad_RD = _gather(grad_y_TD, choice_R, num_active)
-  grad_SCD = grad_RD.reshape(num_slots, capacity, -1)
+  grad_SCD = grad_RD.reshape(shape)
 
   with jax.named_scope("experts"):
     hidden_SCF, activation_vjp = jax.vjp(activation, saved.pre_SCGF)
@@ -122,7 +126,7 @@ def _backward(
     grad_up_SDGF = _up("scd,sce->sde", rows_SCD, grad_pre_SCGF, jnp.float32)
     grad_own_SCD = _dot("sce,sde->scd", _flat(grad_pre_SCGF), _flat(saved.gate_up_SDGF))
 
-  over_RD, own_RD = _room(grad_RD, saved.places), grad_own_SCD.reshape(num_own, -1)
+  over_RD, own_RD = _room(grad_RD, saved.places), grad_own_SCD.reshape(num_own, shape[2])
   grad_own_RD, over_RD = jax.lax.optimization_barrier((own_RD, over_RD))
   carry = over_RD, jnp.zeros(over_RD.shape[0], jnp.float32), grad_up_SDGF, grad_down_SFD
   add_block = functools.partial(_add_block_gradient, activation, saved, grad_y_TD)
@@ -184,7 +188,7 @@ def _dot(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
 
 def _flat(array: jax.Array) -> jax.Array:
   """Returns (..., G * F) of (..., G, F)."""
-  return array.reshape(*array.shape[:-2], -1)
+  return array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
 
 
 def _up(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
@@ -249,9 +253,11 @@ def _combine(
   def total(with_overflow: bool) -> jax.Array:
     total_TD = jnp.zeros((weight_TA.shape[0], own_RD.shape[1]), jnp.float32)
     for choice in range(weight_TA.shape[1]):
-      rows_TD = read(own_RD, places.row_TA[:, choice])
-      if with_overflow:  # One of the two is zeros.
-        rows_TD += read(over_RD, over_TA[:, choice])
+      sources = [(own_RD, places.row_TA)] * bool(num_own) + [(over_RD, over_TA)] * with_overflow
+      if not sources:
+        continue
+      # One of the two is zeros.
+      rows_TD = functools.reduce(jnp.add, (read(of, row[:, choice]) for of, row in sources))
       weight_T = jnp.where(in_use_TA[:, choice], weight_TA[:, choice].astype(jnp.float32), 0.0)
       total_TD += rows_TD.astype(jnp.float32) * weight_T[:, None]
     return total_TD

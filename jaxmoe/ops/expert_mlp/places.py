@@ -38,9 +38,10 @@ def block_rows(capacity: int) -> int:
   """Returns the rows of an overflow block.
 
   At most the capacity: a slot with b blocks then has more than b * rows choices, so all overflow
-  blocks together have fewer rows than there are choices.
+  blocks together have fewer rows than there are choices. Slots without rows of their own have
+  blocks of 64, one of which is half empty in the mean.
   """
-  return min(128, capacity)
+  return min(128, capacity) or 64
 
 
 @jax.named_scope("plan")
@@ -62,7 +63,8 @@ def place_choices(slot_TA: jax.Array, num_slots: int, capacity: int) -> Places:
   blocks_S = -(-overflow_S // rows)
   ends_S = jnp.cumsum(blocks_S)
   # One block even where none can overflow: the loop over them must still have something to index.
-  block_K = jnp.arange(max(1, num_choices // rows), dtype=jnp.int32)
+  most_blocks = max(1, num_choices // rows) + (0 if capacity else num_slots)
+  block_K = jnp.arange(most_blocks, dtype=jnp.int32)
   block_slot_K = jnp.sum(block_K[:, None] >= ends_S[None, :], axis=1, dtype=jnp.int32)
   first_row_S = num_slots * capacity + rows * (ends_S - blocks_S)
   num_rows = num_slots * capacity + rows * block_K.shape[0]

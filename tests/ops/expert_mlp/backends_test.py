@@ -1,4 +1,5 @@
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.ops.expert_mlp import BACKENDS, fused
-from jaxmoe.ops.expert_mlp.places import place_choices, row_capacity
+from jaxmoe.ops.expert_mlp.places import block_rows, place_choices, row_capacity
 
 backend = pytest.mark.parametrize("layer", BACKENDS.values(), ids=BACKENDS.keys())
 T, D, S, F, A = 70, 6, 4, 5, 2
@@ -175,9 +176,9 @@ def test_other_tokens_never_change_a_row_bit_for_bit():
   assert crossed > 5
 
 
-def test_every_choice_gets_one_row_of_its_slot_in_token_order():
+@pytest.mark.parametrize("capacity", [row_capacity(T * A, S), 0])
+def test_every_choice_gets_one_row_of_its_slot_in_token_order(capacity):
   rng = np.random.default_rng(3)
-  capacity = row_capacity(T * A, S)
   place = jax.jit(lambda slot_TA: place_choices(slot_TA, S, capacity))
   for skew in (0.0, 0.5, 1.0):
     slot_TA = rng.integers(0, S + 1, (T, A))
@@ -192,7 +193,7 @@ def test_every_choice_gets_one_row_of_its_slot_in_token_order():
       rows = row[slot_TA.ravel() == slot]
       own, over = rows[:capacity], rows[capacity:]
       np.testing.assert_array_equal(own, slot * capacity + np.arange(own.size))
-      blocks = (over - S * capacity) // min(128, capacity)
+      blocks = (over - S * capacity) // block_rows(capacity)
       assert np.all(places.block_slot_K[blocks] == slot)
       assert np.all(blocks < places.num_blocks)
 
@@ -203,8 +204,8 @@ def test_balanced_routing_computes_no_overflow():
   assert place(slot_TA).num_blocks == 0
 
 
-def test_slots_own_fewer_rows_where_choices_spread_over_more_and_outputs_stay():
-  """Sixteen slots of which 4 hold experts: a quarter of the products, at any skew."""
+def test_slots_own_no_rows_where_choices_spread_over_more_and_outputs_stay():
+  """Sixteen slots of which 4 hold experts: all products are in the loop over live blocks."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(T * 16, D)).astype(np.float32)
   gate_up, down = rng.normal(size=(S, D, 2, F)), rng.normal(size=(S, F, D))
@@ -229,3 +230,42 @@ def test_slots_own_fewer_rows_where_choices_spread_over_more_and_outputs_stay():
     for among in (None, 16)
   ]
   assert flops[1] < 0.5 * flops[0]
+
+
+def test_without_rows_of_their_own_slots_have_as_many_blocks_as_their_rows_need():
+  rng = np.random.default_rng(0)
+  place = jax.jit(lambda slot_TA: place_choices(slot_TA, S, 0))
+  for share in (0.0, 0.3, 1.0):
+    slot_TA = np.where(rng.random((T, A)) < share, rng.integers(0, S, (T, A)), NONE)
+    sizes = np.bincount(slot_TA.ravel(), minlength=S + 1)[:S]
+    assert place(slot_TA.astype(np.int32)).num_blocks == np.ceil(sizes / block_rows(0)).sum()
+
+
+@pytest.mark.slow
+def test_the_time_is_that_of_the_live_rows_within_a_fifth():
+  """Half of the slots hold experts; 1, 1/2 and 1/4 of the choices have a row, in turn."""
+  num_tokens, dim, num_slots, shares = 4096, 256, 8, (1.0, 0.5, 0.25)
+  rng = np.random.default_rng(0)
+  shapes = (num_tokens, dim), (num_slots, dim, 2, dim), (num_slots, dim, dim), (num_tokens, A)
+  arrays = [jnp.asarray(rng.normal(size=shape) / 16, jnp.float32) for shape in shapes]
+
+  @jax.jit
+  def run(slot_TA, x, gate_up, down, weight):
+    layer = lambda *args: fused(*args[:3], slot_TA, args[3], swiglu, 2 * num_slots)  # noqa: E731
+    y, vjp = jax.vjp(layer, x, gate_up, down, weight)
+    return y, vjp(y)
+
+  spread = np.argsort(rng.random((num_tokens, num_slots)), axis=1)[:, :A]
+  chosen = {
+    share: jnp.asarray(np.where(rng.random(spread.shape) < share, spread, num_slots), jnp.int32)
+    for share in shares
+  }
+  seconds = {share: [] for share in shares}
+  for _ in range(16):  # The first round compiles.
+    for share, slot_TA in chosen.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run(slot_TA, *arrays))
+      seconds[share].append(time.perf_counter() - start)
+  per_row = {share: np.median(times[1:]) / share for share, times in seconds.items()}
+  for share in shares[1:]:
+    assert 0.8 < per_row[share] / per_row[1.0] < 1.2, per_row
