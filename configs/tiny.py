@@ -12,8 +12,7 @@ zero_copy_constant where the balance loss is about those.
 from jaxmoe.core.recipe import component
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Synthetic
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import ATTENTION, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.balance import BALANCE, RouterZ
@@ -29,6 +28,7 @@ TASKS = ("copy", "recall", "add", "brackets")
 
 
 def get_config(
+  attention: str = "softmax",
   router: str = "topk",
   experts: str = "",
   dispatch: str = "dropless",
@@ -46,7 +46,7 @@ def get_config(
     dispatch=component(DISPATCHERS, "dispatch", dispatch),
     balance=(term,) if isinstance(term, RouterZ) else (term, RouterZ()),
   )
-  block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), moe)
+  block = Block(component(ATTENTION, "attention", attention), moe)
   return Experiment(
     data=Data(
       parts=tuple(Part(Synthetic(task=task, num_documents=400)) for task in TASKS), seq_len=64

@@ -16,6 +16,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.stick_breaking import StickBreaking
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.layer import MoE, MoESums
 
@@ -35,6 +36,10 @@ class MLP:
     return 3 * dim * self.hidden
 
 
+ATTENTION = {
+  "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
+}
 FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(hidden=32))}
 
 
@@ -42,7 +47,7 @@ FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(hidden=32))}
 class Block:
   """Attention, then a feed-forward part, each behind a norm and beside a residual."""
 
-  attention: Attention = Attention()
+  attention: Any = choice(ATTENTION, Attention())
   ffn: Any = choice(FFNS, MoE())
 
   def __post_init__(self) -> None:
@@ -55,7 +60,7 @@ class Block:
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters of the block's matrices act on one token."""
-    return self.attention.num_params(dim) + self.ffn.active_params(dim)
+    return self.attention.active_params(dim) + self.ffn.active_params(dim)
 
 
 class BlockLayer(nnx.Module):
@@ -74,7 +79,7 @@ class BlockLayer(nnx.Module):
   ) -> tuple[jax.Array, Any, Cache, MoESums | None]:
     """Returns the stream, the carry for the next block, the cache and the MoE's sums if any."""
     with jax.named_scope("attention"):
-      attended_BLD, cache = self.attention(self.attention_norm(x_BLD), tokens, cache)
+      attended_BLD, cache, _ = self.attention(self.attention_norm(x_BLD), tokens, cache)
       x_BLD = x_BLD + attended_BLD
     if self.mlp is not None:
       with jax.named_scope("mlp"):

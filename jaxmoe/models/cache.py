@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.ops.attention import BACKENDS
+
+Attend = Callable[..., jax.Array]
+"""A function of `ops/attention`: (q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale) -> out_BLNH."""
 
 
 class Cache(Protocol):
@@ -23,7 +26,9 @@ class Cache(Protocol):
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Cache:
     """Returns the cache with these tokens in it; tokens that are not valid write nothing."""
 
-  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any) -> jax.Array:
+  def attend(
+    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
+  ) -> jax.Array:
     """Returns (B, L, N, H), what each query finds among the keys its mask lets it see."""
 
 
@@ -37,10 +42,12 @@ class Fresh:
     """Returns a cache of just these tokens."""
     return Fresh((k_BLKH, v_BLKH, tokens))
 
-  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any) -> jax.Array:
+  def attend(
+    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
+  ) -> jax.Array:
     """Returns (B, L, N, H)."""
     k_BSKH, v_BSKH, seen = self.keys
-    return _attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))
+    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen), q_BLNH.shape[-1] ** -0.5)
 
 
 @functools.partial(
@@ -76,13 +83,9 @@ class Contiguous:
       jax.tree.map(write, self.tokens, tokens),
     )
 
-  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any) -> jax.Array:
+  def attend(
+    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
+  ) -> jax.Array:
     """Returns (B, L, N, H)."""
-    return _attend(q_BLNH, self.k_BSKH, self.v_BSKH, mask(tokens, self.tokens))
-
-
-def _attend(
-  q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BLS: jax.Array
-) -> jax.Array:
-  scale = q_BLNH.shape[-1] ** -0.5
-  return BACKENDS["reference"](q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale)
+    seen_BLS = mask(tokens, self.tokens)
+    return attend(q_BLNH, self.k_BSKH, self.v_BSKH, seen_BLS, q_BLNH.shape[-1] ** -0.5)

@@ -20,8 +20,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot, take_rows
-from jaxmoe.models.block import MoE
-from jaxmoe.models.cache import Contiguous
+from jaxmoe.models.block import Block, MoE
 from jaxmoe.models.norm import RMSNorm
 from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
 from jaxmoe.ops.cross_entropy import cross_entropy
@@ -95,16 +94,16 @@ class Transformer:
   def train_flops_per_token(self, vocab_size: int, seq_len: int) -> float:
     """Returns model FLOPs of forward and backward per token, as MFU counts them.
 
-    6 per active parameter and head weight, 12 * heads * head size * mean visible keys for the
-    two products of attention (PaLM, appendix B, halved for causality); recomputation is not work.
+    6 per active parameter and head weight, and what attention mixes with; recomputation is not
+    work.
     """
-    heads = sum(
-      segment.repeats * block.attention.num_heads * block.attention.head_dim
+    mixing = sum(
+      segment.repeats * block.attention.mixing_flops(seq_len)
       for segment in self.stack
       for block in segment.pattern
     )
     matrices = self.active_params() + self.dim * vocab_size
-    return 6.0 * matrices + 12.0 * heads * (seq_len + 1) / 2
+    return 6.0 * matrices + mixing
 
 
 class Embed(nnx.Module):
@@ -246,15 +245,12 @@ class Decoder:
   def empty_caches(self, batch: int, slots: int) -> Any:
     """Returns empty caches for every block, stacked over repeats."""
 
-    def stacked(segment: Segment, heads: tuple[int, int]) -> Contiguous:
-      one = Contiguous.empty(batch, slots, heads, self.dtype)
+    def stacked(segment: Segment, block: Block) -> Any:
+      one = block.attention.empty_cache(batch, slots, self.dtype)
       return jax.tree.map(lambda leaf: jnp.stack([leaf] * segment.repeats), one)
 
     return {
-      str(s): {
-        str(j): stacked(segment, (block.attention.num_kv_heads, block.attention.head_dim))
-        for j, block in enumerate(segment.pattern)
-      }
+      str(s): {str(j): stacked(segment, block) for j, block in enumerate(segment.pattern)}
       for s, segment in enumerate(self.config.stack)
     }
 

@@ -37,7 +37,7 @@ def two_blocks(graphs, states, inputs, tokens):
     streams, kept = [], []
     for graph, state in zip(graphs, states, strict=True):
       block = nnx.merge(graph, state)
-      attended, _ = block.attention(block.attention_norm(x), tokens, Fresh())
+      attended, _, _ = block.attention(block.attention_norm(x), tokens, Fresh())
       normed = block.ffn_norm(x + attended).reshape(-1, D)
       routing, _ = block.moe.router(normed, tokens, None, None)
       plan = block.moe.dispatch.plan(routing)

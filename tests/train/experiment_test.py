@@ -5,6 +5,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, override, to_json
+from jaxmoe.models.block import ATTENTION
 from jaxmoe.moe.balance import BALANCE
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
@@ -15,7 +16,8 @@ from launch.recipes import load_recipe
 
 CONFIGS = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
 FAMILIES = {
-  "router": ROUTERS, "experts": EXPERTS, "dispatch": DISPATCHERS, "optimizer": OPTIMIZERS
+  "attention": ATTENTION, "router": ROUTERS, "experts": EXPERTS, "dispatch": DISPATCHERS,
+  "optimizer": OPTIMIZERS,
 }  # fmt: skip
 VARIANTS = [
   f"configs/tiny.py:{keyword}={name}" for keyword, family in FAMILIES.items() for name in family
@@ -44,8 +46,9 @@ def test_a_recipe_does_not_depend_on_how_often_it_is_loaded(spec):
 def test_a_named_component_is_the_one_in_the_recipe(spec):
   keyword, name = spec.split(":")[1].split("=")
   recipe = load_recipe(spec, [])
-  moe = recipe.model.stack[0].pattern[0].ffn
-  found = recipe.optim.optimizer if keyword == "optimizer" else getattr(moe, keyword)
+  block = recipe.model.stack[0].pattern[0]
+  places = {"optimizer": recipe.optim, "attention": block}
+  found = getattr(places.get(keyword, block.ffn), keyword)
   assert found == FAMILIES[keyword][name][1]
 
 

@@ -1,0 +1,116 @@
+"""What kinds of attention share: heads of queries over grouped keys and values, and their weights.
+
+A kind is a record derived from `Heads`; ATTENTION in `block.py` lists them. Its module is called as
+`layer(x_BLD, tokens, cache, keys)` and returns the output, the cache with these tokens in it and
+the sums of its router, None where it has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.parameters import Init
+from jaxmoe.core.recipe import choice
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.weights import dot
+from jaxmoe.models.cache import Cache, Contiguous
+from jaxmoe.models.masks import MASKS, Document
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+  """The base of kinds of attention (grouped queries: Ainslie et al. 2023).
+
+  Attributes:
+    num_heads: N, query heads.
+    num_kv_heads: K, key and value heads; each serves N / K query heads.
+    head_dim: H, size of a head.
+    mask: Which tokens a token sees.
+  """
+
+  num_heads: int = 4
+  num_kv_heads: int = 4
+  head_dim: int = 32
+  mask: Any = choice(MASKS, Document())
+
+  def __post_init__(self) -> None:
+    if min(self.num_heads, self.num_kv_heads, self.head_dim) < 1:
+      raise InputError(
+        "num_heads, num_kv_heads and head_dim must be at least 1: "
+        f"{self.num_heads}, {self.num_kv_heads}, {self.head_dim}"
+      )
+    if self.num_heads % self.num_kv_heads:
+      raise InputError(
+        "num_heads must be a multiple of num_kv_heads: "
+        f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}"
+      )
+
+  def build(self, init: Init, dim: int, eps: float, num_experts: int = 0) -> HeadsLayer:
+    """Returns the module with its weights; with experts, each has its own queries and outputs."""
+    raise NotImplementedError
+
+  def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:
+    """Returns a cache of `slots` tokens a row."""
+    return Contiguous.empty(batch, slots, (self.num_kv_heads, self.head_dim), dtype)
+
+  def active_params(self, dim: int) -> int:
+    """Returns how many parameters of matrices act on one token."""
+    return 2 * dim * (self.num_heads + self.num_kv_heads) * self.head_dim
+
+  def mixing_flops(self, seq_len: int) -> float:
+    """Returns FLOPs a token, forward and backward, of what mixes tokens.
+
+    12 * heads * head size * mean visible keys, for the two products of attention (PaLM, appendix
+    B, halved for causality).
+    """
+    return 12.0 * self.num_heads * self.head_dim * (seq_len + 1) / 2
+
+
+class HeadsLayer(nnx.Module):
+  """Projections to queries, keys and values; a cache attends; a projection back.
+
+  A kind overrides `turn` and says what attends by `attend`, one of the functions of
+  `ops/attention`.
+  """
+
+  attend: Any
+
+  def __init__(self, config: Heads, init: Init, dim: int, num_experts: int = 0):
+    self.config = config
+    queries, keys, size = config.num_heads, config.num_kv_heads, config.head_dim
+    wide = queries * size
+    if num_experts:
+      q_shape, o_shape = (num_experts, dim, queries, size), (num_experts, wide, dim)
+      self.q = init.weight("q", q_shape, ("expert", "embed", "heads", "head"), fan_in=dim)
+      self.o = init.residual("o", o_shape, ("expert", "heads", "embed"), fan_in=wide)
+    else:
+      self.q = init.weight("q", (dim, queries, size), ("embed", "heads", "head"), fan_in=dim)
+      self.o = init.residual("o", (queries, size, dim), ("heads", "head", "embed"), fan_in=wide)
+    self.k = init.weight("k", (dim, keys, size), ("embed", "kv_heads", "head"), fan_in=dim)
+    self.v = init.weight("v", (dim, keys, size), ("embed", "kv_heads", "head"), fan_in=dim)
+
+  def __call__(
+    self, x_BLD: jax.Array, tokens: Tokens, cache: Cache, keys: Keys | None = None
+  ) -> tuple[jax.Array, Cache, None]:
+    """Returns (B, L, D) in x.dtype, the cache with these tokens in it, and no sums."""
+    del keys
+    q_BLNH = self.turn(dot(self.q.get_value(), x_BLD, "bld,dnh->blnh"), tokens, "q")
+    cache = self.remember(x_BLD, tokens, cache)
+    out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.attend)
+    return dot(self.o.get_value(), out_BLNH, "blnh,nhd->bld"), cache, None
+
+  def remember(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
+    """Returns the cache with the keys and values of these tokens in it."""
+    k_BLKH = self.turn(dot(self.k.get_value(), x_BLD, "bld,dkh->blkh"), tokens, "k")
+    return cache.append(k_BLKH, dot(self.v.get_value(), x_BLD, "bld,dkh->blkh"), tokens)
+
+  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str) -> jax.Array:
+    """Returns queries (`which` is q) or keys (k) as they meet each other."""
+    del tokens, which
+    return heads_BLNH

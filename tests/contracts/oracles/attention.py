@@ -1,0 +1,70 @@
+"""Kinds of attention from their papers, in float64 NumPy, one query of one head at a time."""
+
+import numpy as np
+
+
+def sees(segment, query, key):
+  return key <= query and segment[query] == segment[key] > 0
+
+
+def rope(x, position, theta):
+  half, turned = x.shape[-1] // 2, x.copy()
+  for pair in range(half):
+    angle = position * theta ** (-2 * pair / x.shape[-1])
+    one, two = x[..., pair].copy(), x[..., pair + half].copy()
+    turned[..., pair] = one * np.cos(angle) - two * np.sin(angle)
+    turned[..., pair + half] = two * np.cos(angle) + one * np.sin(angle)
+  return turned
+
+
+def softmax(q, k, v, config, query, seen):
+  """One query q (H) of token `query` over the seen keys k, values v (S, H)."""
+  del query
+  score = k[seen] @ q / np.sqrt(len(q))
+  share = np.exp(score - score.max())
+  return share / share.sum() @ v[seen]
+
+
+def stick_breaking(q, k, v, config, query, seen):
+  """ModuleFormer, section 2.2: key j gets beta_j prod_{l=j+1..i} (1 - beta_l)."""
+  out = np.zeros(len(q))
+  for j in seen:
+    product = 1.0
+    for later in seen:
+      if later > j:
+        product *= 1 - 1 / (1 + np.exp(-k[later] @ q / np.sqrt(len(q))))
+    out += product / (1 + np.exp(-k[j] @ q / np.sqrt(len(q)))) * v[j]
+  return out
+
+
+MIXES = {"Attention": softmax, "StickBreaking": stick_breaking}
+
+
+def turned(config, heads, segment):
+  """Positions, where the kind has any: the place in the document."""
+  if type(config).__name__ != "Attention":
+    return heads
+  position = np.array([list(segment[:at]).count(segment[at]) for at in range(len(segment))])
+  return np.stack([rope(heads[t], position[t], config.rope_theta) for t in range(len(segment))])
+
+
+def attend(config, q, k, v, segment):
+  """q (L, N, H), k and v (L, K, H) before positions; returns (L, N, H)."""
+  q, k = turned(config, q, segment), turned(config, k, segment)
+  mix, out = MIXES[type(config).__name__], np.zeros(q.shape)
+  group = q.shape[1] // k.shape[1]
+  for query, head in np.ndindex(q.shape[:2]):
+    seen = [key for key in range(len(segment)) if sees(segment, query, key)]
+    if seen:
+      out[query, head] = mix(q[query, head], k[:, head // group], v[:, head // group], config,
+                             query, seen)  # fmt: skip
+  return out
+
+
+def heads(config, weights, x, segment):
+  """Queries, keys and values of x (L, D), attention, the projection back."""
+  q, k, v = (np.einsum("ld,dnh->lnh", x, weights[name]) for name in "qkv")
+  return np.einsum("lnh,nhd->ld", attend(config, q, k, v, segment), weights["o"])
+
+
+ORACLES = {"softmax": heads, "stick_breaking": heads}
