@@ -3,7 +3,7 @@
 python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
 Any 2-core machine, about 10 s with compiling. It learns the form of the tasks, not yet the answers.
 
-Components by name: --config=configs/tiny.py:router=topk,dispatch=capacity,optimizer=lion
+Components by name: --config=configs/tiny.py:router=topk,dispatch=capacity,attention=experts
 The balance loss named takes the place of load_balance; a router that knows only one number of
 experts a token is given that number. Experts are swiglu where none are named, and null or
 zero_copy_constant where the balance loss is about those.

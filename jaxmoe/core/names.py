@@ -21,6 +21,7 @@ Splits = tuple[tuple[int, int], ...]
 """For each segment of a stack: (blocks in its pattern, repeats of the pattern)."""
 
 STACK, LAYERS = "stack", "layers"
+ATTENTION = ".attention"  # after the position of a block, where its attention has a router too
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -83,16 +84,21 @@ def stack(named: Mapping[str, Any], paths: list[str], splits: Splits) -> dict[st
   return flat
 
 
-def by_layer(blocks: Mapping[str, Mapping[str, Any]], splits: Splits) -> dict[int, Any]:
+def by_layer(
+  blocks: Mapping[str, Mapping[str, Any]], splits: Splits, part: str = ""
+) -> dict[int, Any]:
   """Returns {depth: values of that layer} of trees by segment and position, stacked over repeats.
 
-  A position whose tree is None has no layers.
+  A position whose tree is None has no layers. `part` is ATTENTION for what is kept of attention.
   """
   layers: dict[int, Any] = {}
   for s, positions in blocks.items():
     first = sum(width * repeats for width, repeats in splits[: int(s)])
     width, repeats = splits[int(s)]
-    for j, values in positions.items():
+    for place, values in positions.items():
+      j, dot, of = place.partition(".")
+      if dot + of != part:
+        continue
       for repeat in range(repeats if values is not None else 0):
         depth = first + repeat * width + int(j)
         layers[depth] = jax.tree.map(lambda leaf, r=repeat: leaf[r], values)

@@ -14,6 +14,7 @@ from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention_experts import HEADS, AttentionExperts
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.norm import RMSNorm
 from jaxmoe.models.stick_breaking import StickBreaking
@@ -39,6 +40,7 @@ class MLP:
 ATTENTION = {
   "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16)),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "experts": (AttentionExperts, AttentionExperts(3, 2, HEADS["stick_breaking"][1])),
 }
 FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(hidden=32))}
 
@@ -76,15 +78,23 @@ class BlockLayer(nnx.Module):
 
   def __call__(
     self, x_BLD: jax.Array, carry: Any, tokens: Tokens, cache: Cache, keys: Keys | None
-  ) -> tuple[jax.Array, Any, Cache, MoESums | None]:
-    """Returns the stream, the carry for the next block, the cache and the MoE's sums if any."""
+  ) -> tuple[jax.Array, Any, Cache, dict[str, MoESums]]:
+    """Returns the stream, the carry for the next block, the cache and sums, by part with experts.
+
+    Parts are `moe` and `attention`.
+    """
+    sums: dict[str, MoESums] = {}
     with jax.named_scope("attention"):
-      attended_BLD, cache, _ = self.attention(self.attention_norm(x_BLD), tokens, cache)
+      here = None if keys is None else keys / "attention"
+      normed_BLD = self.attention_norm(x_BLD)
+      attended_BLD, cache, found = self.attention(normed_BLD, tokens, cache, here)
+      if found is not None:
+        sums["attention"] = found
       x_BLD = x_BLD + attended_BLD
     if self.mlp is not None:
       with jax.named_scope("mlp"):
-        return x_BLD + self.mlp(self.ffn_norm(x_BLD)), carry, cache, None
+        return x_BLD + self.mlp(self.ffn_norm(x_BLD)), carry, cache, sums
     assert self.moe is not None
     with jax.named_scope("moe"):
-      y_BLD, carry, sums = self.moe(self.ffn_norm(x_BLD), tokens, carry, keys)
+      y_BLD, carry, sums["moe"] = self.moe(self.ffn_norm(x_BLD), tokens, carry, keys)
     return x_BLD + y_BLD, carry, cache, sums

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.names import Splits
 from jaxmoe.core.parameters import Init
@@ -117,7 +118,7 @@ def run_stack(
 
   Returns:
     The stream, the caches (None without any) and the MoE sums by segment and position, stacked
-    over repeats (None for dense blocks).
+    over repeats (None for dense blocks); those of attention experts under `J.attention`.
   """
   new_caches, sums, depth = {}, {}, 0
   for s, segment_params in params.items():
@@ -141,7 +142,10 @@ def _segment_step(graphs: dict[str, Any], tokens: Tokens, keys: Keys | None, rem
       block, depth = nnx.merge(graphs[j], block_params), index + int(j)
       cache = Fresh() if caches is None else caches[j]
       here = None if keys is None else keys.at(depth)
-      x_BLD, carry, cache, sums[j] = block(x_BLD, carry, tokens.at(depth), cache, here)
+      x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)
+      sums[j] = found.get("moe")
+      if "attention" in found:
+        sums[j + names.ATTENTION] = found["attention"]
       new_caches[j] = None if caches is None else cache
     return (x_BLD, carry), (new_caches, sums)
 

@@ -20,12 +20,14 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot, take_rows
+from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import Block, MoE
 from jaxmoe.models.norm import RMSNorm
 from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
 from jaxmoe.ops.cross_entropy import cross_entropy
 
 Params = dict[str, Any]
+Routed = MoE | AttentionExperts
 DType = Literal["float32", "bfloat16"]
 
 
@@ -172,6 +174,18 @@ class Decoder:
       for s, segment in enumerate(self.config.stack)
     }
 
+  def routed_layers(self) -> dict[str, dict[str, Routed]]:
+    """Returns the record of each part with a router, by segment and position as sums have it."""
+    return {
+      str(s): {
+        place: layer
+        for j, block in enumerate(segment.pattern)
+        for place, layer in ((str(j), block.ffn), (str(j) + names.ATTENTION, block.attention))
+        if isinstance(layer, (MoE, AttentionExperts))
+      }
+      for s, segment in enumerate(self.config.stack)
+    }
+
   def embed(self, params: Params, ids_BL: jax.Array) -> jax.Array:
     """Returns (B, L, D) in the model's dtype."""
     with jax.named_scope("embed"):
@@ -196,15 +210,17 @@ class Decoder:
       layers: `MoESums` of the whole step, by segment and position, stacked over repeats.
     """
     stack = params["stack"]
-    for s, blocks in self.moe_layers().items():
-      for j, layer in blocks.items():
-        buffers = before["stack"][s][j]["moe"]["router"].get("buffers")
+    for s, places in self.routed_layers().items():
+      for place, layer in places.items():
+        j, _, part = place.partition(".")
+        part = part or "moe"
+        buffers = before["stack"][s][j][part]["router"].get("buffers")
         if not buffers:
           continue
-        sums, moe = layers[s][j], stack[s][j]["moe"]
+        sums, routed = layers[s][place], stack[s][j][part]
         moved = jax.vmap(layer.router.update)(buffers, sums.router, sums.samples)
-        moe = {**moe, "router": {**moe["router"], "buffers": moved}}
-        stack = {**stack, s: {**stack[s], j: {**stack[s][j], "moe": moe}}}
+        routed = {**routed, "router": {**routed["router"], "buffers": moved}}
+        stack = {**stack, s: {**stack[s], j: {**stack[s][j], part: routed}}}
     return {**params, "stack": stack}
 
   def final_norm(self, params: Params, x_BLD: jax.Array) -> jax.Array:

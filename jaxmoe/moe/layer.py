@@ -184,7 +184,7 @@ class MoELayer(nnx.Module):
       with jax.named_scope("shared"):
         y_TD = y_TD + self._shared(x_TD)
     with jax.named_scope("sums"):
-      sums = self._sums(routing, tokens, counts)
+      sums = layer_sums(routing, tokens, counts, self.needs_rows, self.num_idle)
     return y_TD.reshape(x_BLD.shape), carry, sums
 
   def _shared(self, x_TD: jax.Array) -> jax.Array:
@@ -239,21 +239,25 @@ class MoELayer(nnx.Module):
     mine = len(slots) or part.stop - part.start
     return Site(num_slots - mine, self.num_idle, slots, keys / str(part.start) if keys else None)
 
-  def _sums(self, routing: Routing, tokens: Tokens, counts: Counts) -> MoESums:
-    valid_T = tokens.valid.reshape(-1)
-    by_row = None
-    if tokens.by_row or self.needs_rows:
-      by_row = sum_rows(routing, valid_T, tokens.id.shape[0])
-      router = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), by_row)
-    else:
-      router = sum_routing(routing, valid_T)
-    margins_TE = routing.margins_TE
-    samples = None
-    if margins_TE is not None:
-      samples = Samples(margins_TE, valid_T, routing.num_active)
-    record = routing if tokens.record else None
-    idle = jnp.sum(router.counts_E[self.num_open - self.num_idle :])
-    return MoESums(router, counts.dropped, by_row, samples, record, counts.spilled, idle)
+
+def layer_sums(
+  routing: Routing, tokens: Tokens, counts: Counts, needs_rows: bool, num_idle: int = 0
+) -> MoESums:
+  """Returns what a layer reports of its routing; row by row too where that is needed."""
+  valid_T = tokens.valid.reshape(-1)
+  by_row = None
+  if tokens.by_row or needs_rows:
+    by_row = sum_rows(routing, valid_T, tokens.id.shape[0])
+    router = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), by_row)
+  else:
+    router = sum_routing(routing, valid_T)
+  margins_TE = routing.margins_TE
+  samples = None
+  if margins_TE is not None:
+    samples = Samples(margins_TE, valid_T, routing.num_active)
+  record = routing if tokens.record else None
+  idle = jnp.sum(router.counts_E[router.counts_E.shape[0] - num_idle :])
+  return MoESums(router, counts.dropped, by_row, samples, record, counts.spilled, idle)
 
 
 def _add(some: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax.Array]:

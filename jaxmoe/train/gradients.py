@@ -18,14 +18,14 @@ import jax.numpy as jnp
 from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.models.transformer import Decoder, Params, Routed
 from jaxmoe.moe.balance import Reference
-from jaxmoe.moe.layer import MoE, MoESums
+from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
-Layers = dict[str, dict[str, MoE]]
+Layers = dict[str, dict[str, Routed]]
 Sums = dict[str, dict[str, Any]]
 Gradients = Callable[[Params, Batch, Keys], tuple[Params, Metrics]]
 
@@ -55,7 +55,7 @@ class Whole:
 
 def counts_first(decoder: Decoder, num_micro: int) -> bool:
   """Whether a step runs a forward pass for the router's sums before its gradient pass."""
-  terms = (term for _, _, _, term in _terms(decoder.moe_layers()))
+  terms = (term for _, _, _, term in _terms(decoder.routed_layers()))
   return num_micro > 1 and any(term.needs_whole and term.weight > 0 for term in terms)
 
 
@@ -105,7 +105,7 @@ def _loss(
     nll = Mean.of(nll_BL, batch["labels"] >= 0)
   total = nll.sum / whole.labels
   balance: dict[str, Any] = {}
-  for s, j, layer, term in _terms(decoder.moe_layers()):
+  for s, j, layer, term in _terms(decoder.routed_layers()):
     known = None if whole.sums is None else whole.sums[s][j]
     share, weighted = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
     balance[term.name] = balance.get(term.name, 0.0) + share
@@ -116,7 +116,7 @@ def _loss(
 
 @jax.named_scope("balance")
 def _balance(
-  term: Any, layer: MoE, whole: Whole, sums: MoESums, known: Any, running: Any
+  term: Any, layer: Routed, whole: Whole, sums: MoESums, known: Any, running: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Returns a balance loss summed over the repeats of a pattern's position, and times weights."""
 
@@ -202,7 +202,7 @@ def without_samples(layers: Any) -> Any:
   return map_layers(lambda sums: dataclasses.replace(sums, samples=None), layers)
 
 
-def _terms(layers: Layers) -> Iterator[tuple[str, str, MoE, Any]]:
+def _terms(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
   """Yields segment, position, layer and term of every balance loss."""
   for s, blocks in layers.items():
     for j, moe in blocks.items():
@@ -219,7 +219,7 @@ def _zero_sums(decoder: Decoder) -> Sums:
 
   return {
     s: {j: zeros(repeats[s], moe.num_open) for j, moe in blocks.items()}
-    for s, blocks in decoder.moe_layers().items()
+    for s, blocks in decoder.routed_layers().items()
   }
 
 
@@ -234,7 +234,7 @@ def _corrections(decoder: Decoder, metrics: Metrics, counted: bool) -> Metrics:
   """Returns what only the sums of the whole step tell: exact values, and errors from them."""
   balance = dict(metrics["balance"])
   exact: dict[str, Any] = {}
-  for s, j, layer, term in _terms(decoder.moe_layers()):
+  for s, j, layer, term in _terms(decoder.routed_layers()):
     if term.scope in ("global", "global_running") and not term.additive:
       of_layer = jax.vmap(functools.partial(term.loss, layer=layer))
       value = jnp.sum(of_layer(metrics["layers"][s][j].router))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmoe.core.names import Splits, by_layer
+from jaxmoe.core.names import ATTENTION, Splits, by_layer
 
 
 def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
@@ -21,16 +21,20 @@ def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
   Returns:
     `loss` (nats a token, without balance losses), `total_loss`, `grad_norm`, `learning_rate`,
     `tokens`, `skipped` (steps so far), each balance loss summed over layers, and `layers`: for
-    each MoE layer what `layer_summary` says. A number that is not finite is None.
+    each MoE layer what `layer_summary` says; the same of attention experts under `attention`. A
+    number that is not finite is None.
   """
   host = jax.device_get(metrics)
-  layers = by_layer(host.pop("layers"), splits)
+  sums = host.pop("layers")
+  layers, attention = (by_layer(sums, splits, part) for part in ("", ATTENTION))
   for name in ("finite", "in_a_row"):  # told by events
     del host[name]
   balance, loss = host.pop("balance"), host.pop("loss")
   scalars = {"loss": loss.sum / np.maximum(loss.weight, 1), **host, **balance}
   plain: dict[str, Any] = {name: number(value) for name, value in scalars.items()}
   plain["layers"] = {str(depth): layer_summary(sums) for depth, sums in layers.items()}
+  if attention:
+    plain["attention"] = {str(depth): layer_summary(sums) for depth, sums in attention.items()}
   return plain
 
 

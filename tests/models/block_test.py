@@ -102,4 +102,4 @@ def test_a_block_hands_on_the_carry_and_gives_padding_nothing_from_experts():
   assert handed is carry
   # Padding sees no key and reaches no expert: the stream passes as it came.
   np.testing.assert_array_equal(np.asarray(y)[SEGMENT == 0], np.asarray(x)[SEGMENT == 0])
-  assert sums.router.tokens == (SEGMENT > 0).sum()
+  assert sums["moe"].router.tokens == (SEGMENT > 0).sum()

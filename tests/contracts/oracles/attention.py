@@ -67,4 +67,21 @@ def heads(config, weights, x, segment):
   return np.einsum("lnh,nhd->ld", attend(config, q, k, v, segment), weights["o"])
 
 
-ORACLES = {"softmax": heads, "stick_breaking": heads}
+def experts(config, weights, x, segment):
+  """ModuleFormer, section 2: y = sum_a g_a W_o^a concat_heads(attention(W_q^a x, K, V))."""
+  k, v = (np.einsum("ld,dkh->lkh", x, weights[f"experts/{name}"]) for name in "kv")
+  out = np.zeros(x.shape)
+  for expert in range(config.num_experts):
+    q = np.einsum("ld,dnh->lnh", x, weights["experts/q"][expert])
+    found = attend(config.heads, q, k, v, segment).reshape(len(x), -1)
+    for token in np.flatnonzero(segment):
+      logits = x[token] @ weights["router/gate/weight"]
+      score = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+      chosen = np.argsort(-score, kind="stable")[: config.num_active]
+      if expert in chosen:
+        total = score[chosen].sum() if config.router.normalize else 1
+        out[token] += score[expert] / total * found[token] @ weights["experts/o"][expert]
+  return out
+
+
+ORACLES = {"softmax": heads, "stick_breaking": heads, "experts": experts}
