@@ -15,6 +15,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import HEADS, AttentionExperts
+from jaxmoe.models.binary_linear import BinaryLinear
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.norm import RMSNorm
 from jaxmoe.models.stick_breaking import StickBreaking
@@ -41,6 +42,7 @@ ATTENTION = {
   "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16)),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
   "experts": (AttentionExperts, AttentionExperts(3, 2, HEADS["stick_breaking"][1])),
+  "binary_linear": (BinaryLinear, BinaryLinear(num_heads=2, num_kv_heads=1, head_dim=16)),
 }
 FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(hidden=32))}
 

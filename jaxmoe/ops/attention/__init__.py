@@ -7,6 +7,7 @@ query sees changes nothing, bit for bit, in values or gradients, whatever it hol
 products stay finite. For stick-breaking the order of the keys counts.
 """
 
+from jaxmoe.ops.attention.binary_linear import binarize, binary_linear, empty_state
 from jaxmoe.ops.attention.reference import reference
 from jaxmoe.ops.attention.stick_blocks import stick_blocks
 from jaxmoe.ops.attention.stick_breaking import stick_breaking
@@ -15,4 +16,7 @@ from jaxmoe.ops.attention.xla import xla
 BACKENDS = {"reference": reference, "xla": xla}
 STICK_BREAKING = {"reference": stick_breaking, "blocks": stick_blocks}
 
-__all__ = ["BACKENDS", "STICK_BREAKING", "reference", "stick_blocks", "stick_breaking", "xla"]
+__all__ = [
+  "BACKENDS", "STICK_BREAKING", "binarize", "binary_linear", "empty_state", "reference",
+  "stick_blocks", "stick_breaking", "xla",
+]

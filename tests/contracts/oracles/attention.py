@@ -84,4 +84,23 @@ def experts(config, weights, x, segment):
   return out
 
 
-ORACLES = {"softmax": heads, "stick_breaking": heads, "experts": experts}
+def binary_linear(config, weights, x, segment):
+  """ShiftAddViT, section 4.1: shares by agreeing signs, and a depthwise convolution of values."""
+  q, k, v = (np.einsum("ld,dnh->lnh", x, weights[name]) for name in "qkv")
+  out, group = np.zeros(q.shape), q.shape[1] // k.shape[1]
+  for query, head in np.ndindex(q.shape[:2]):
+    mine, theirs = q[query, head] >= 0, k[:, head // group] >= 0
+    seen = [key for key in range(len(segment)) if sees(segment, query, key)]
+    agree = np.array([np.sum(mine == theirs[key]) for key in seen])
+    if agree.sum() > 0:
+      out[query, head] = agree / agree.sum() @ v[seen, head // group]
+    for ago in range(config.conv_width):
+      if sees(segment, query, query - ago) and query >= ago:
+        near = weights["conv"][ago, head // group] * v[query - ago, head // group]
+        out[query, head] += near
+  return np.einsum("lnh,nhd->ld", out, weights["o"])
+
+
+ORACLES = {
+  "softmax": heads, "stick_breaking": heads, "experts": experts, "binary_linear": binary_linear,
+}  # fmt: skip
