@@ -1,4 +1,7 @@
-"""From `--config=configs/NAME.py:router=topk` and `--config.x.y=V` to a checked recipe."""
+"""From `--config=configs/NAME.py:router=topk` and `--config.x.y=V` to a checked recipe.
+
+The config.json of a run is a recipe too, without names.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import diff, override, unknown
+from jaxmoe.core.recipe import diff, from_json, override, unknown
 from jaxmoe.train.experiment import Experiment
 
 PREFIX = "--config."
@@ -22,7 +25,7 @@ def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
   """Returns the recipe of a config argument with its overrides.
 
   Args:
-    spec: A path, and after a colon `name=value` keywords of its `get_config`.
+    spec: A path, and after a colon `name=value` keywords of its `get_config`; or a config.json.
     overrides: Arguments such as `--config.train.num_steps=100`.
 
   Raises:
@@ -30,20 +33,28 @@ def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
   """
   if not spec:
     raise InputError("--config is missing; give a recipe, such as --config=configs/tiny.py")
+  if spec.endswith(".json"):
+    return override(_read_json(spec), parse_changes(overrides))
   path, _, names = spec.partition(":")
   get_config = _get_config(pathlib.Path(path))
   keywords = _keywords(get_config, names, path)
+  changes = parse_changes(overrides)
+  experiment = _run(path, lambda: get_config(**keywords))
+  if not isinstance(experiment, Experiment):
+    kind = type(experiment).__name__
+    raise InputError(f"--config={path}: get_config() must return an Experiment, not {kind}")
+  return override(experiment, changes)
+
+
+def parse_changes(overrides: Sequence[str]) -> list[tuple[str, str]]:
+  """Returns (field, text) of arguments such as `--config.train.num_steps=100`."""
   changes = []
   for argument in overrides:
     field, equals, text = argument.removeprefix(PREFIX).partition("=")
     if not equals:
       raise InputError(f"{argument}: expected {PREFIX}FIELD=VALUE")
     changes.append((field, text))
-  experiment = _run(path, lambda: get_config(**keywords))
-  if not isinstance(experiment, Experiment):
-    kind = type(experiment).__name__
-    raise InputError(f"--config={path}: get_config() must return an Experiment, not {kind}")
-  return override(experiment, changes)
+  return changes
 
 
 def recipe_origin(spec: str, experiment: Experiment) -> dict[str, Any]:
@@ -52,6 +63,9 @@ def recipe_origin(spec: str, experiment: Experiment) -> dict[str, Any]:
   The form is `{"name": spec, "changes": {path: [the recipe's, the run's]}}`; `changes` is None
   for a file whose keywords have no defaults.
   """
+  if spec.endswith(".json"):
+    changed = diff(_read_json(spec), experiment)
+    return {"name": spec, "changes": {name: list(pair) for name, pair in changed.items()}}
   path = spec.partition(":")[0]
   get_config = _get_config(pathlib.Path(path))
   try:
@@ -59,6 +73,17 @@ def recipe_origin(spec: str, experiment: Experiment) -> dict[str, Any]:
   except InputError:
     return {"name": spec, "changes": None}
   return {"name": spec, "changes": changes}
+
+
+def _read_json(path: str) -> Experiment:
+  """Returns the recipe of a config.json."""
+  try:
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(
+      f"--config={path}: cannot be read ({error}); give the config.json of a run, or a recipe"
+    ) from None
+  return from_json(Experiment, text, path)
 
 
 def _get_config(path: pathlib.Path) -> Callable[..., Experiment]:

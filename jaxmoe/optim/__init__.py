@@ -5,7 +5,7 @@ after it are the same for all. What an optimizer does to a layer is the same how
 in memory: names and dims say what is one matrix, shapes never do.
 """
 
-from jaxmoe.optim.freeze import freeze, frozen_masks
+from jaxmoe.optim.freeze import freeze, frozen_masks, hold
 from jaxmoe.optim.online_parity import OnlineParity
 from jaxmoe.optim.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
 from jaxmoe.optim.schedules import SCHEDULES, Constant, Cosine, Wsd
@@ -27,6 +27,7 @@ __all__ = [
   "decay_mask",
   "freeze",
   "frozen_masks",
+  "hold",
   "make_optimizer",
   "make_schedule",
   "state_dims",

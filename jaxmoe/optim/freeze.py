@@ -67,9 +67,7 @@ def freeze(inner: optax.GradientTransformation, masks: Masks) -> optax.GradientT
     return inner
 
   def still(tree: Any, old: Any, params: Mapping[str, Any]) -> Any:
-    flat, before = names.flatten(tree), names.flatten(old)
-    kept = {path: _keep(path, leaf, before[path], masks, params) for path, leaf in flat.items()}
-    return names.unflatten(tree, kept)
+    return _still(tree, old, params, masks)
 
   def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, Any]:
     flat, zeros = names.flatten(updates), jax.tree.map(jnp.zeros_like, updates)
@@ -77,6 +75,21 @@ def freeze(inner: optax.GradientTransformation, masks: Masks) -> optax.GradientT
     return still(moves, jax.tree.map(jnp.zeros_like, moves), flat), still(after, state, flat)
 
   return optax.GradientTransformation(inner.init, update)
+
+
+def hold(masks: Masks, before: Any, after: Any) -> Any:
+  """Returns parameters as they are `after`, but the entries of `masks` as they were `before`.
+
+  For what the optimizer does not move, such as the buffers of routers.
+  """
+  return _still(after, before, names.flatten(after), masks) if masks else after
+
+
+def _still(tree: Any, old: Any, params: Mapping[str, Any], masks: Masks) -> Any:
+  """Returns a tree of parameters or of state with the old values where it is frozen."""
+  flat, before = names.flatten(tree), names.flatten(old)
+  kept = {path: _keep(path, leaf, before[path], masks, params) for path, leaf in flat.items()}
+  return names.unflatten(tree, kept)
 
 
 def _mask(

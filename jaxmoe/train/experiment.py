@@ -14,6 +14,7 @@ from jaxmoe.core.recipe import diff
 from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.optim import Optim, freeze, frozen_masks, make_optimizer
+from jaxmoe.optim.freeze import Masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,14 @@ class Experiment:
     """Returns the functions of the model; its vocabulary is the tokenizer's."""
     return Decoder(self.model, self.data.tokenizer.vocab_size)
 
+  def frozen(self, decoder: Decoder) -> Masks:
+    """Returns which entries of the decoder's parameters do not move.
+
+    Raises:
+      InputError: a pattern names nothing.
+    """
+    return frozen_masks(self.optim.frozen, decoder.shapes, decoder.dims, decoder.splits)
+
   def transform(self, decoder: Decoder) -> optax.GradientTransformation:
     """Returns the optimizer of a run over the decoder's parameters.
 
@@ -177,7 +186,7 @@ class Experiment:
       InputError: the schedule does not fit, a pattern of `frozen` names nothing, or the optimizer
         cannot treat a parameter.
     """
-    frozen = frozen_masks(self.optim.frozen, decoder.shapes, decoder.dims, decoder.splits)
+    frozen = self.frozen(decoder)
     steps = self.train.num_steps
     return freeze(
       make_optimizer(self.optim, steps, decoder.parameter_names, decoder.dims), frozen

@@ -24,11 +24,13 @@ def begin(
 ) -> tuple[int, State]:
   """Returns the step a run goes on from, 0 for a new one, and its state.
 
+  A run whose only checkpoint is of step 0 is new too: its state was made of another run's.
+
   Args:
     parts: The run.
     saver: Is told how often the run went back so far.
     about: What the first event of a new run says.
-    at_zero: Called with the untrained state of a new run.
+    at_zero: Called with the first state of a new run.
 
   Raises:
     InputError: the checkpoints are of another model or other data than `check_own` could tell.
@@ -38,9 +40,12 @@ def begin(
   with watch.phase("start", "looking for a checkpoint"):
     found = read_latest(parts.store, parts.spec.like(), watch.damaged)
   if found is None:
-    return 0, _afresh(parts, about, at_zero)
+    seed = parts.experiment.train.seed
+    return 0, _afresh(parts, about, at_zero, lambda: parts.spec.init(seed))
   step, arrays, record = found
   parts.stream.restore(record["data"])
+  if step == 0:  # made of another run
+    return 0, _afresh(parts, about, at_zero, lambda: parts.spec.from_arrays(arrays))
   saver.rollbacks = record["rollbacks"]
   cut = parts.forget(step)
   seconds = watch.ledger.take("start")
@@ -51,11 +56,16 @@ def begin(
   return step, parts.spec.from_arrays(arrays)
 
 
-def _afresh(parts: Parts, about: dict[str, Any], at_zero: Callable[[State], None]) -> State:
+def _afresh(
+  parts: Parts,
+  about: dict[str, Any],
+  at_zero: Callable[[State], None],
+  make: Callable[[], State],
+) -> State:
   watch = parts.watch
   parts.forget(-1)  # what the untrained model wrote comes again, too
   with watch.phase("start", "making parameters"):
-    state = jax.block_until_ready(parts.spec.init(parts.experiment.train.seed))
+    state = jax.block_until_ready(make())
   at_zero(state)
   watch.journal.event("start", time={"seconds": watch.ledger.take("start")}, **about)
   return state

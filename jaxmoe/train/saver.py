@@ -11,10 +11,27 @@ from typing import Any
 
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.recipe import to_plain
+from jaxmoe.data.corpus import Corpus
+from jaxmoe.data.stream import Stream
+from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.state import State
 
 MAX_FAILED_SAVES = 3
+
+
+def make_record(
+  step: int, experiment: Experiment, corpus: Corpus, stream: Stream, rollbacks: int
+) -> dict[str, Any]:
+  """Returns what lies beside the arrays of a step."""
+  return {
+    "step": step,
+    "seed": experiment.train.seed,
+    "config": to_plain(experiment),
+    "corpus": corpus.identity,
+    "data": stream.state(),
+    "rollbacks": rollbacks,
+  }
 
 
 class Saver:
@@ -66,14 +83,8 @@ class Saver:
       self._failures = 0
 
   def _record(self, step: int) -> dict[str, Any]:
-    return {
-      "step": step,
-      "seed": self._parts.experiment.train.seed,
-      "config": to_plain(self._parts.experiment),
-      "corpus": self._parts.corpus.identity,
-      "data": self._parts.stream.state(),
-      "rollbacks": self.rollbacks,
-    }
+    parts = self._parts
+    return make_record(step, parts.experiment, parts.corpus, parts.stream, self.rollbacks)
 
   def _failed(self, step: int, error: Exception) -> None:
     self._failures += 1

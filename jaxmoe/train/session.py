@@ -23,7 +23,8 @@ from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
-from jaxmoe.optim import make_schedule
+from jaxmoe.models.transformer import Params
+from jaxmoe.optim import hold, make_schedule
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first, make_gradients
@@ -148,8 +149,13 @@ class Session:
     train = self.experiment.train
     gradients = make_gradients(self.decoder, train.num_micro)
     factor = train.recovery.spike_factor
+    frozen = self.experiment.frozen(self.decoder)
+
+    def update_buffers(before: Params, params: Params, layers: Any) -> Params:
+      return hold(frozen, before, self.decoder.update_buffers(before, params, layers))
+
     step = make_step(
-      gradients, self._transform, self._schedule, train.seed, factor, self.decoder.update_buffers
+      gradients, self._transform, self._schedule, train.seed, factor, update_buffers
     )
     shardings = (self.spec.shardings, self.layout.replicated)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
-from jaxmoe.optim import OPTIMIZERS, Constant, Optim, freeze, frozen_masks, make_optimizer
+from jaxmoe.optim import OPTIMIZERS, Constant, Optim, freeze, frozen_masks, hold, make_optimizer
 
 SPLITS = ((1, 3), (1, 1))  # three layers in one leaf, and one by itself
 DIMS = {
@@ -117,6 +117,15 @@ def test_moments_of_the_frozen_are_not_touched_and_others_are(steps):
     np.testing.assert_array_equal(after[path][frozen], x[frozen], err_msg=path)
     touched += (after[path][~frozen] != x[~frozen]).sum()
   assert touched > 100
+
+
+def test_what_moves_beside_the_optimizer_is_held_where_it_is_frozen():
+  before, after = draw(0), draw(1)
+  held = hold(frozen_masks(PATTERNS, before, ALL_DIMS, SPLITS), before, after)
+  old, new, got = (names.unstack(names.flatten(tree), SPLITS) for tree in (before, after, held))
+  for name, x in got.items():
+    frozen = along(is_frozen(name), x)
+    np.testing.assert_array_equal(x, np.where(frozen, old[name], new[name]), err_msg=name)
 
 
 def test_no_pattern_leaves_the_transform_itself():

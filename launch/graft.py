@@ -1,0 +1,213 @@
+"""A run made of another one's state: read whole, carried over, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import optax
+
+from jaxmoe.adapt import Surgery, transplant_moments, transplant_params
+from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint.store import read_latest
+from jaxmoe.core import names
+from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.layout import one_device
+from jaxmoe.core.recipe import override
+from jaxmoe.core.rng import Keys
+from jaxmoe.data.corpus import Corpus
+from jaxmoe.models.transformer import Decoder
+from jaxmoe.optim import Constant, Optim, make_optimizer
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.journal import Journal
+from jaxmoe.train.saver import make_record
+from jaxmoe.train.session import Session
+from jaxmoe.train.state import State, StateSpec
+from jaxmoe.train.workdir import Workdir
+from launch.recipes import load_recipe, parse_changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The run that is operated on: its recipe, model, and newest intact state."""
+
+  workdir: Workdir
+  experiment: Experiment
+  decoder: Decoder
+  step: int
+  state: State
+
+
+def new_experiment(
+  old: Experiment, surgery: Surgery, config: str | None, overrides: list[str]
+) -> Experiment:
+  """Returns the recipe of the new run: of `config` or `old`, with the model of a surgery.
+
+  Raises:
+    InputError: a bad recipe or field, one that changes the shape of a parameter, or a pattern of
+      `frozen` that names nothing in the new model.
+  """
+  recipe = load_recipe(config, []) if config else old
+  new = override(dataclasses.replace(recipe, model=surgery.model), parse_changes(overrides))
+  new.transform(new.decoder())  # its checks
+  made = Decoder(surgery.model, old.data.tokenizer.vocab_size)
+  if _named(new.decoder().shapes, new.decoder()) != _named(made.shapes, made):
+    raise InputError(
+      "the new recipe's tokenizer or --config.model fields change the shapes of parameters, which "
+      "surgery does not; leave them as they are"
+    )
+  return new
+
+
+def check_out(path: str | None, experiment: Experiment) -> pathlib.Path:
+  """Returns the path of a folder that can be made.
+
+  Raises:
+    InputError: the flag is missing, something is there already, or it cannot be written.
+  """
+  if not path:
+    raise InputError("--out is missing; give the folder of the new run, such as --out=runs/b")
+  out = pathlib.Path(path)
+  if os.path.lexists(out):
+    raise InputError(f"--out={out}: is there already, and is not written over; give another folder")
+  Workdir(out).check(experiment)
+  return out
+
+
+def check_moments(old: Experiment, new: Experiment, reset: bool) -> None:
+  """Raises InputError if the new optimizer does not keep what the old one kept."""
+  decoder = old.decoder()
+  if not reset and _kept(old.optim, decoder) != _kept(new.optim, decoder):
+    raise InputError(
+      "optim.optimizer keeps other moments than the run's, which cannot follow; leave it, or start "
+      "the optimizer anew (--reset_moments)"
+    )
+
+
+def read_source(workdir: Workdir, corpus: Corpus) -> Source:
+  """Returns the newest intact state of a run; sets nothing aside, for the run may be alive.
+
+  Raises:
+    InputError: the corpus has another tokenizer than the run.
+    CheckpointError: there is no intact checkpoint.
+  """
+  experiment = workdir.experiment()
+  decoder = experiment.decoder()
+  window = experiment.train.recovery.spike_window
+  spec = StateSpec(decoder, experiment.transform(decoder), one_device(), window)
+
+  def on_damage(step: int, why: str) -> None:
+    print(f"checkpoint {step} is damaged, trying the one before: {why}", file=sys.stderr)
+
+  store = OrbaxStore(workdir.checkpoints)
+  found = read_latest(store, spec.like(), on_damage, set_aside=False)
+  if found is None:
+    raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
+  step, arrays, record = found
+  if record["corpus"]["tokenizer"] != corpus.tokenizer.digest:
+    raise InputError(
+      f"{workdir.path}: the run's tokenizer is another than the new recipe makes on this data; "
+      "its ids would mean other text; use the run's own data, or a fixed tokenizer"
+    )
+  return Source(workdir, experiment, decoder, step, spec.from_arrays(arrays))
+
+
+def write_run(
+  out: pathlib.Path,
+  source: Source,
+  surgery: Surgery,
+  experiment: Experiment,
+  corpus: Corpus,
+  told: dict[str, Any],
+  reset: bool = False,
+) -> None:
+  """Writes the workdir of the new run beside `out`, then renames it.
+
+  Args:
+    out: Where it comes to stand.
+    source: The run that was operated on.
+    surgery: What was done.
+    experiment: The new recipe.
+    corpus: Its documents.
+    told: What the event `surgery` says besides where the state is from.
+    reset: Whether the optimizer starts anew.
+
+  Raises:
+    CheckpointError, InputError: the disk refuses it; nothing is left.
+  """
+  half = out.with_name(f".{out.name}.{os.getpid()}")
+  workdir = Workdir(half)
+  session = Session(experiment, workdir, corpus, one_device())
+  state = _carried(source, surgery, session, reset)
+  store = OrbaxStore(workdir.checkpoints)
+  stream = corpus.stream(experiment.train.batch_size, experiment.train.seed)
+  with contextlib.ExitStack() as cleanup:
+    cleanup.callback(shutil.rmtree, half, ignore_errors=True)
+    cleanup.callback(stream.close)
+    cleanup.callback(store.close)
+    try:
+      half.mkdir(parents=True)
+      workdir.write_config(experiment)
+      corpus.tokenizer.save(workdir.tokenizer)
+      record = make_record(0, experiment, corpus, stream, 0)
+      store.write(0, session.spec.to_arrays(state), record)
+      store.close()
+      journal = Journal(workdir.metrics, workdir.events)
+      journal.event("surgery", of=str(source.workdir.path), step=source.step, **told)
+      journal.sync()
+      half.rename(out)
+    except OSError as error:
+      raise InputError(
+        f"--out={out}: cannot be written ({error.strerror}); choose another folder"
+      ) from None
+
+
+def _carried(source: Source, surgery: Surgery, session: Session, reset: bool) -> State:
+  """Returns the first state of the new run."""
+  surgery = dataclasses.replace(surgery, model=session.experiment.model)
+  spec, new = session.spec, session.decoder
+  keys = Keys.from_seed(session.experiment.train.seed)
+  params = transplant_params(surgery, source.decoder, new, source.state.params, keys)
+  if reset:
+    optimizer = jax.jit(session.experiment.transform(new).init)(params)
+  else:
+    like = spec.shapes.optimizer
+    optimizer = _first_update(
+      transplant_moments(surgery, source.decoder, new, source.state.optimizer, like)
+    )
+  window = session.experiment.train.recovery.spike_window
+  return jax.device_put(State.first(params, optimizer, window), spec.shardings)
+
+
+def _first_update(optimizer: Any) -> Any:
+  """Returns the optimizer's state with the learning rate at the start of its schedule."""
+  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
+  return jax.tree.map(
+    lambda node: node._replace(count=node.count * 0) if is_schedule(node) else node,
+    optimizer,
+    is_leaf=is_schedule,
+  )
+
+
+def _kept(optim: Optim, decoder: Decoder) -> Any:
+  """Returns the names, shapes and dtypes of what an optimizer keeps of a model."""
+  transform = make_optimizer(
+    dataclasses.replace(optim, schedule=Constant()), 1, decoder.parameter_names, decoder.dims
+  )
+  return _named(jax.eval_shape(transform.init, decoder.shapes), decoder)
+
+
+def _named(tree: Any, decoder: Decoder) -> dict[str, Any]:
+  """Returns (shape, dtype) of every leaf by canonical name."""
+  told: dict[str, Any] = {}
+  for path, leaf in names.flatten(tree).items():
+    several = names.layer_names(path, decoder.splits)
+    shape = leaf.shape[1:] if several else leaf.shape
+    told.update(dict.fromkeys(several or [path], (shape, str(leaf.dtype))))
+  return told
