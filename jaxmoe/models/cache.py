@@ -77,10 +77,12 @@ class Contiguous:
     def write(memory: jax.Array, values: jax.Array) -> jax.Array:
       return memory.at[rows_B1, slot_BL].set(values.astype(memory.dtype), mode="drop")
 
+    # What is asked of routers is no business of those who look back.
+    plain = dataclasses.replace(tokens, given=None, by_row=False, record=False)
     return Contiguous(
       write(self.k_BSKH, k_BLKH),
       write(self.v_BSKH, v_BLKH),
-      jax.tree.map(write, self.tokens, tokens),
+      jax.tree.map(write, self.tokens, plain),
     )
 
   def attend(
