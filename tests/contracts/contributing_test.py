@@ -22,15 +22,15 @@ def tree(tmp_path_factory):
   for name in ("pyproject.toml", "setup.cfg"):
     shutil.copy(ROOT / name, here)
   file, line, oracle = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-  adaptive = "from jaxmoe.moe.routers.adaptive import Adaptive\n"
+  imported = "from jaxmoe.moe.routers.lead import Lead\n"
   path = re.search(r"whole file, `(\S+)`", TEXT)[1]
   assert not (here / path).exists()
   (here / path).write_text(file)
   members = here / "jaxmoe/moe/routers/__init__.py"
   head, body = members.read_text().split("ROUTERS = {\n")
-  members.write_text(f"{head}{adaptive}\nROUTERS = {{\n{line}{body}")
+  members.write_text(f"{head}{imported}\nROUTERS = {{\n{line}{body}")
   oracles = here / "tests/contracts/oracles/routing.py"
-  oracles.write_text(f"{oracles.read_text()}\n\n{adaptive}\n{oracle}")
+  oracles.write_text(f"{oracles.read_text()}\n\n{imported}\n{oracle}")
   return here
 
 
@@ -46,19 +46,19 @@ def run(tree, *arguments):
 def test_a_router_of_one_file_and_one_line_passes_the_contract(tree):
   code, said = run(
     tree, "pytest", "-q", "-p", "no:cacheprovider", "tests/contracts/routers_test.py",
-    "-k", "adaptive or Adaptive or oracle and every",
+    "-k", "lead or Lead or oracle and every",
   )
   assert code == 0, said
   assert int(re.search(r"(\d+) passed", said)[1]) > 20, said
 
 
 def test_a_wrong_router_fails_the_contract(tree):
-  path = tree / "jaxmoe/moe/routers/adaptive.py"
+  path = tree / "jaxmoe/moe/routers/lead.py"
   right = path.read_text()
   path.write_text(right.replace("best(seen.scores_TE, 2)", "best(-seen.scores_TE, 2)"))
   code, said = run(
     tree, "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/contracts/routers_test.py",
-    "-k", "decision_equals and adaptive",
+    "-k", "decision_equals and lead",
   )
   path.write_text(right)
   assert code == 1 and "1 failed" in said, said
@@ -67,7 +67,7 @@ def test_a_wrong_router_fails_the_contract(tree):
 @pytest.mark.slow
 def test_the_new_name_trains(tree, tmp_path):
   code, said = run(
-    tree, "launch.train", "--config=configs/tiny.py:router=adaptive", f"--workdir={tmp_path}/run",
+    tree, "launch.train", "--config=configs/tiny.py:router=lead", f"--workdir={tmp_path}/run",
     "--config.train.num_steps=4",
   )
   assert code == 0, said

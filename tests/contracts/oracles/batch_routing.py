@@ -69,7 +69,8 @@ def by_place(config, seen, experts_of):
   """Experts by a function of the place in the batch; even weights, whose slope is the scores'."""
   expert = np.array([experts_of(place) for place in range(seen.segment.size)])
   share = lambda scores: weigh(config, scores, expert, np.ones(expert.shape, bool))  # noqa: E731
-  return {"expert": expert, "weight": share(np.ones_like(seen.scores)), "estimated": share(seen.scores)}
+  even, slope = share(np.ones_like(seen.scores)), share(seen.scores)
+  return {"expert": expert, "weight": even, "estimated": slope}
 
 
 def balanced(config, seen):
