@@ -119,7 +119,7 @@ def test_the_shares_of_a_step_add_up_to_the_float64_oracle(balance, case):
   logits, expert, valid = draw(case)
   run = jax.jit(lambda logits: step_loss(balance, logits, expert, valid))
   loss = run(jnp.asarray(logits, jnp.float32))
-  right = oracle.step_loss(balance, LAYER, G, logits, expert, valid)
+  right = oracle.step_loss(balance, LAYER, G, oracle.of_softmax(logits, expert, valid))
   assert loss.dtype == jnp.float32
   np.testing.assert_allclose(loss, right, rtol=1e-5, atol=1e-6)
   if case == "random":
@@ -140,7 +140,8 @@ def test_gradients_equal_finite_differences_with_counts_held_still(balance):
     for step in (1e-6, -1e-6):
       there = logits.copy()
       there[index] += step
-      moved.append(oracle.step_loss(balance, LAYER, G, there, expert, valid))
+      seen = oracle.of_softmax(there, expert, valid)
+      moved.append(oracle.step_loss(balance, LAYER, G, seen))
     expected = (moved[0] - moved[1]) / 2e-6
     np.testing.assert_allclose(grads[index], expected, rtol=1e-4, atol=1e-6)
 

@@ -1,8 +1,10 @@
 """Balance losses in float64 NumPy: what a loss is over a set of tokens, and which sets there are.
 
-A loss is `loss(config, layer, logits, expert, valid)` over tokens in any order. A router's noise
-is stood for by a load of softmax(2 logits).
+A loss is `loss(config, layer, seen)` over tokens in any order. In `of_softmax` a router's noise is
+stood for by a load of softmax(2 logits).
 """
+
+import dataclasses
 
 import numpy as np
 
@@ -18,50 +20,78 @@ from jaxmoe.moe.balance import (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What a router did with some tokens: scores (..., E), log z (...), choices (..., A)."""
+
+  scores: np.ndarray
+  log_z: np.ndarray
+  load: np.ndarray
+  expert: np.ndarray
+  counted: np.ndarray
+  valid: np.ndarray
+
+  def at(self, *index):
+    """Returns the tokens at an index of the leading dims, in one dim."""
+    dims = self.valid.ndim
+    take = lambda leaf: leaf[index].reshape(-1, *leaf.shape[dims:])  # noqa: E731
+    return Seen(*(take(getattr(self, field.name)) for field in dataclasses.fields(self)))
+
+
 def softmax(logits):
   raised = np.exp(logits - logits.max(-1, keepdims=True))
   return raised / raised.sum(-1, keepdims=True)
 
 
-def counts_of(expert, valid, num_experts):
+def of_softmax(logits, expert, valid):
+  """Returns what a softmax router did that counts every choice."""
+  log_z = np.log(np.exp(logits).sum(-1))
+  counted = np.ones(expert.shape, bool)
+  return Seen(softmax(logits), log_z, softmax(2 * logits), expert, counted, valid)
+
+
+def counts_of(seen):
   """How often each expert was chosen by a valid token, by a loop."""
-  counts = np.zeros(num_experts)
-  for token in np.flatnonzero(valid):
-    for choice in expert[token]:
+  counts = np.zeros(seen.scores.shape[-1])
+  for token in np.flatnonzero(seen.valid):
+    for choice in seen.expert[token][seen.counted[token]]:
       counts[choice] += 1
   return counts
 
 
-def load_balance(config, layer, logits, expert, valid):
+def share_of(seen):
+  counts = counts_of(seen)
+  return counts / max(counts.sum(), 1)
+
+
+def load_balance(config, layer, seen):
   """E sum_i f_i p_i."""
-  counts = counts_of(expert, valid, logits.shape[-1])
-  mean = softmax(logits)[valid].sum(0) / max(valid.sum(), 1)
-  return logits.shape[-1] * np.sum(counts / max(counts.sum(), 1) * mean)
+  return layer.num_experts * np.sum(share_of(seen) * mean_scores(seen))
 
 
-def router_z(config, layer, logits, expert, valid):
+def router_z(config, layer, seen):
   """The mean over tokens of logsumexp squared."""
-  total = sum(np.log(np.exp(logits[token]).sum()) ** 2 for token in np.flatnonzero(valid))
-  return total / max(valid.sum(), 1)
+  total = sum(seen.log_z[token] ** 2 for token in np.flatnonzero(seen.valid))
+  return total / max(seen.valid.sum(), 1)
 
 
-def mean_scores(logits, valid):
-  return softmax(logits)[valid].sum(0) / max(valid.sum(), 1)
+def mean_scores(seen):
+  return seen.scores[seen.valid].sum(0) / max(seen.valid.sum(), 1)
 
 
 def entropy(p):
   return -sum(share * np.log(share) for share in p if share > 0)
 
 
-def mutual_information(config, layer, logits, expert, valid):
+def mutual_information(config, layer, seen):
   """sum_m p(m) log p(m) - 1/|X| sum_x sum_m g(m|x) log g(m|x)."""
-  own = sum(entropy(softmax(logits[token])) for token in np.flatnonzero(valid))
-  return own / max(valid.sum(), 1) - entropy(mean_scores(logits, valid))
+  own = sum(entropy(seen.scores[token]) for token in np.flatnonzero(seen.valid))
+  return own / max(seen.valid.sum(), 1) - entropy(mean_scores(seen))
 
 
-def load_concentration(config, layer, logits, expert, valid):
+def load_concentration(config, layer, seen):
   """- sum_m p(m) log p(m)."""
-  return entropy(mean_scores(logits, valid))
+  return entropy(mean_scores(seen))
 
 
 def idle_of(layer):
@@ -69,39 +99,37 @@ def idle_of(layer):
   return np.arange(layer.num_experts) >= layer.num_experts - num
 
 
-def null_averaged(config, layer, logits, expert, valid):
+def null_averaged(config, layer, seen):
   """(n + m) sum_i f~_i p_i, with f~ of a null expert the mean over null experts."""
-  counts, idle = counts_of(expert, valid, logits.shape[-1]), idle_of(layer)
-  share = counts / max(counts.sum(), 1)
+  share, idle = share_of(seen), idle_of(layer)
   share[idle] = share[idle].mean()
-  return len(share) * np.sum(share * mean_scores(logits, valid))
+  return len(share) * np.sum(share * mean_scores(seen))
 
 
-def heterogeneous(config, layer, logits, expert, valid):
+def heterogeneous(config, layer, seen):
   """E sum_i eta_i f_i P_i, eta 1 for those that compute and tau for the others."""
-  counts = counts_of(expert, valid, logits.shape[-1])
   eta = np.where(idle_of(layer), config.idle, 1)
-  return len(eta) * np.sum(eta * counts / max(counts.sum(), 1) * mean_scores(logits, valid))
+  return len(eta) * np.sum(eta * share_of(seen) * mean_scores(seen))
 
 
-def latency_aware(config, layer, logits, expert, valid):
+def latency_aware(config, layer, seen):
   """SCV(alpha S) + SCV(alpha Q)."""
   alpha = np.asarray(config.latency or np.ones(layer.num_experts))
   alpha = alpha / alpha.sum()
   total = 0.0
-  for scores in (softmax(logits), softmax(2 * logits)):
-    weighed = alpha * scores[valid].sum(0)
-    total += (weighed.std() / weighed.mean()) ** 2 if valid.any() else 0.0
+  for scores in (seen.scores, seen.load):
+    weighed = alpha * scores[seen.valid].sum(0)
+    total += (weighed.std() / weighed.mean()) ** 2 if weighed.any() else 0.0
   return total
 
 
-def sparsity(config, layer, logits, expert, valid):
+def sparsity(config, layer, seen):
   """The mean over tokens of sum_e f_e R(x)_e, f_e = E / (k T) times e's choices, or 1."""
-  load = np.ones(logits.shape[-1])
+  load = np.ones(layer.num_experts)
   if config.by_load:
-    load = counts_of(expert, valid, len(load)) * len(load)
-    load = load / (layer.num_active * max(valid.sum(), 1))
-  each = [load @ softmax(logits[token]) for token in np.flatnonzero(valid)]
+    load = counts_of(seen) * len(load)
+    load = load / (layer.num_active * max(seen.valid.sum(), 1))
+  each = [load @ seen.scores[token] for token in np.flatnonzero(seen.valid)]
   return sum(each) / max(len(each), 1)
 
 
@@ -117,19 +145,11 @@ LOSSES = {
 }
 
 
-def step_loss(config, layer, num_groups, logits, expert, valid):
-  """The loss of a step over microbatches x rows x tokens: (M, B, L, E), (M, B, L, A), (M, B, L)."""
-
-  def over(micro, rows):
-    return LOSSES[type(config)](
-      config, layer,
-      logits[micro, rows].reshape(-1, logits.shape[-1]),
-      expert[micro, rows].reshape(-1, expert.shape[-1]),
-      valid[micro, rows].reshape(-1),
-    )
-
+def step_loss(config, layer, num_groups, seen):
+  """The loss of a step over microbatches x rows x tokens, (M, B, L) of everything seen."""
+  over = lambda *index: LOSSES[type(config)](config, layer, seen.at(*index))  # noqa: E731
+  valid, every = seen.valid, slice(None)
   num_micro, num_rows = valid.shape[:2]
-  every = slice(None)
   if config.scope == "sequence":
     held = np.argwhere(valid.any(-1))
     return sum(over(micro, row) for micro, row in held) / max(len(held), 1)
