@@ -18,11 +18,11 @@ from jaxmoe.optim import Cosine, Optim
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
 TASKS = ("copy", "recall", "add", "brackets")
-SIZE = 2
+SIZE = 6
 NUM_DOCUMENTS = 8000
 
 
-def get_config(scope: str = "global", mixed: str = "", num_steps: int = 600) -> Experiment:
+def get_config(scope: str = "global", mixed: str = "", num_steps: int = 1000) -> Experiment:
   """Returns the recipe; a row is the smallest microbatch there is, one sequence on one device."""
   tasks = [Synthetic(task=task, size=SIZE, num_documents=NUM_DOCUMENTS) for task in TASKS]
   parts = tuple(Part(task, weight=1e-6 if mixed else 1.0) for task in tasks)
@@ -36,7 +36,7 @@ def get_config(scope: str = "global", mixed: str = "", num_steps: int = 600) -> 
   )
   block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=32), moe)
   return Experiment(
-    data=Data(parts=parts, seq_len=256),
+    data=Data(parts=parts, seq_len=128),
     model=Transformer(dim=64, stack=(Segment((block,), repeats=4),)),
     optim=Optim(schedule=Cosine(warmup_steps=50), learning_rate=4e-3),
     train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=num_steps, log_every=200),
