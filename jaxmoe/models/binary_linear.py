@@ -26,7 +26,8 @@ class BinaryLinear(Heads):
 
   Attributes:
     conv_width: Tokens, its own included, whose values a depthwise convolution adds to what a token
-      finds: it knows their order, which the sums over keys do not.
+      finds: it knows their order, which the sums over keys do not. Released code: 9 about the
+      token, of one weight for all entries of a head.
   """
 
   conv_width: int = 3

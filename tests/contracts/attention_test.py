@@ -115,21 +115,25 @@ def test_what_padding_holds_changes_nothing_in_values_or_gradients(name):
 def test_token_by_token_with_a_cache_equals_the_whole_row(name, prefill):
   graph, state = built(name)
   lengths = np.array([L, 4, 9])
-  segment = (lengths[:, None] > SLOT).astype(np.int32)
-  x, right = draw(), whole(name, draw(), tokens_of(segment))
+  x, right = draw(), whole(name, draw(), tokens_of((lengths[:, None] > SLOT).astype(np.int32)))
   cache = ATTENTION[name][1].empty_cache(len(lengths), L, jnp.float32)
-  for start in (0, *range(prefill, L)):
-    width = prefill if start == 0 else 1
-    chunk = slice(start, start + width)
-    tokens = tokens_of(segment[:, chunk], SLOT[:, chunk])
-    tokens = Tokens(tokens.id, tokens.slot, tokens.segment, tokens.slot)
-    y, after = run(graph, state, jnp.asarray(x[:, chunk], jnp.float32), tokens, cache)
+  # The third row goes on after a first part that is padded.
+  starts, ends = 0 * lengths, np.minimum([prefill, 4, 3], prefill)
+  while (starts < ends).any():
+    slot = starts[:, None] + np.arange((ends - starts).max())
+    valid, here = slot < ends[:, None], np.minimum(slot, L - 1)[:, :, None]
+    tokens = Tokens(*(jnp.asarray(field, jnp.int32) for field in (0 * slot, slot, valid, slot)))
+    chunk = jnp.asarray(np.take_along_axis(x, here, 1), jnp.float32)
+    y, after = run(graph, state, chunk, tokens, cache)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, cache)
-    cache, valid = after, segment[:, chunk] > 0
+    cache = after
     # Sums over keys in rows of other lengths.
     np.testing.assert_allclose(
-      np.asarray(y)[valid], right[:, chunk][valid], rtol=1e-4, atol=1e-4, err_msg=f"{start}"
-    )
+      np.asarray(y)[valid], np.take_along_axis(right, here, 1)[valid], rtol=1e-4, atol=1e-4,
+      err_msg=f"{starts}",
+    )  # fmt: skip
+    starts, ends = ends, np.minimum(ends + 1, lengths)
+  assert (starts == lengths).all()
 
 
 @member

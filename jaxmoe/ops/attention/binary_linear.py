@@ -1,11 +1,14 @@
-"""Linear attention over signs of queries and keys (ShiftAddViT, You et al. 2023, section 4.1).
+"""Linear attention over signs of queries and keys (ShiftAddViT, You et al. 2023, arXiv:2306.06446).
 
 Signs of H entries agree in (H + b(q) b(k)) / 2 places; a key's share is its agreements over those
 of all keys seen, which is linear in b(k) and so computed in the order q (K^T V): sums over keys are
 kept and no scores. Products with signs are additions; on accelerators they cost what products do,
-and what is gained is the order and a state whose size does not depend on the length. In the paper
-a token sees all others; here it sees its document so far, by running sums over chunks. Counts, not
-signed products, are shares because those are never negative (EcoFormer, Liu et al. 2022).
+and what is gained is the order and a state whose size does not depend on the length.
+
+Departures: in the paper a token sees all others, here its document so far, by running sums over
+chunks. Its released code has codes 0 and 1 about the mean, and divides by the length of what is
+found. Here shares sum to 1, which needs products that are not negative: EcoFormer (Liu et al. 2022,
+arXiv:2209.09004) as released adds the number of bits and one to a product of codes, here it is H.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ CHUNK = 64
 def binarize(x: jax.Array) -> jax.Array:
   """Returns float32 signs, 1 for 0; the gradient passes straight where |x| <= 1.
 
-  Hubara et al. 2016, equation 4: beyond that a sign is sure and x would only grow.
+  Binarized Neural Networks, arXiv:1602.02830: beyond that a sign is sure and x would only grow.
   """
   x = x.astype(jnp.float32)
   through = jnp.clip(x, -1, 1)

@@ -85,7 +85,7 @@ def experts(config, weights, x, segment):
 
 
 def binary_linear(config, weights, x, segment):
-  """ShiftAddViT, section 4.1: shares by agreeing signs, and a depthwise convolution of values."""
+  """ShiftAddViT: shares by agreeing signs, and a depthwise convolution of values."""
   q, k, v = (np.einsum("ld,dnh->lnh", x, weights[name]) for name in "qkv")
   out, group = np.zeros(q.shape), q.shape[1] // k.shape[1]
   for query, head in np.ndindex(q.shape[:2]):
