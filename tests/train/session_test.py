@@ -6,11 +6,14 @@ import shutil
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.corpus import open_corpus
+from jaxmoe.moe.layer import MoESums
+from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
 from jaxmoe.train import session
 from jaxmoe.train.append import AppendFile
@@ -272,6 +275,30 @@ def test_the_step_is_compiled_once_and_donates_its_state(train, tmp_path, monkey
   (step,) = compiled
   # Compiled ahead of time: it has no cache to grow, and refuses other shapes.
   assert isinstance(step, jax.stages.Compiled)
+
+
+def test_what_is_frozen_keeps_its_buffers_in_the_step_of_a_run_and_other_layers_move(
+  corpus, tmp_path, monkeypatch
+):
+  overrides = [f"--config.{path}={value}" for path, value in OVERRIDES.items()]
+  overrides.append("--config.optim.frozen=layers/0/moe/router/*")
+  frozen = load_recipe("configs/tiny.py:router=aux_free", overrides)
+  made, given = Session(frozen, Workdir(tmp_path / "run"), corpus, one_device()), []
+
+  def still(*parts):  # a step that compiles at once
+    given.append(parts[-1])
+    return lambda state, batch: (state, {})
+
+  monkeypatch.setattr(session, "make_step", still)
+  COMPILED_STEP(made, made.spec.shapes, {})
+  params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), made.decoder.shapes)
+  each, one = np.float32([[3, 1, 0, 0]] * 2), np.float32([2, 2])
+  sums = MoESums(RouterSums(each, each, one, one, one, each, one), {})
+  after = given[0](params, jax.tree.map(lambda leaf: leaf + 1, params), {"0": {"0": sums}})
+  router = after["stack"]["0"]["0"]["moe"]["router"]
+  rate = frozen.model.stack[0].pattern[0].ffn.router.bias_rate
+  moved = np.float32([[0] * 4, [-rate, 0, rate, rate]])
+  np.testing.assert_allclose(router["buffers"]["bias"], 1 + moved, rtol=1e-6)
 
 
 def test_a_session_refuses_what_would_fail_on_the_way_before_it_writes(corpus, tmp_path):
