@@ -69,6 +69,16 @@ def test_the_layer_equals_a_loop_over_tokens_and_experts(name):
   assert np.sum(sums.router.counts_E) == config.num_active * (SEGMENT > 0).sum()
 
 
+def test_choices_given_to_feed_forward_experts_are_not_taken_by_those_of_attention():
+  (graph, state), x = build(CONFIGS["softmax, grouped heads"]), jnp.asarray(draw(), jnp.float32)
+  tokens = tokens_of(SEGMENT)
+  given = jnp.broadcast_to(jnp.arange(2), (*SEGMENT.shape, 2))
+  other = dataclasses.replace(tokens, given=given)
+  jax.tree.map(
+    np.testing.assert_array_equal, run(graph, state, x, other), run(graph, state, x, tokens)
+  )
+
+
 def test_weights_that_are_not_divided_by_their_sum_shrink_outputs_by_what_the_rest_holds():
   x, norms = jnp.asarray(draw(), jnp.float32), {}
   for normalize in (True, False):

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.block import MLP, Block, BlockLayer, MoE
 from jaxmoe.models.cache import Fresh
 from jaxmoe.moe.dispatch import Capacity
 from jaxmoe.moe.experts import SwiGLU
@@ -103,3 +104,22 @@ def test_a_block_hands_on_the_carry_and_gives_padding_nothing_from_experts():
   # Padding sees no key and reaches no expert: the stream passes as it came.
   np.testing.assert_array_equal(np.asarray(y)[SEGMENT == 0], np.asarray(x)[SEGMENT == 0])
   assert sums["moe"].router.tokens == (SEGMENT > 0).sum()
+
+
+def test_attention_and_the_feed_forward_part_draw_from_keys_of_their_own():
+  seen = {}
+
+  def attention(x, tokens, cache, keys):
+    seen["attention"] = keys
+    return x, cache, None
+
+  def moe(x, tokens, carry, keys):
+    seen["moe"] = keys
+    return x, carry, None
+
+  same = lambda x: x  # noqa: E731
+  parts = types.SimpleNamespace(
+    attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None
+  )
+  BlockLayer.__call__(parts, jnp.zeros(1), None, None, Fresh(), Keys.from_seed(0))
+  assert seen["attention"]("router/noise") != seen["moe"]("router/noise")
