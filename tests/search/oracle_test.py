@@ -96,6 +96,13 @@ def test_exhaustive_search_is_brute_force_over_all_81_patterns(last, tried):
     np.testing.assert_allclose(loss, within[best], rtol=1e-5)
 
 
+def test_a_pattern_is_given_by_the_ids_of_its_kinds_in_the_layers_that_have_experts():
+  given = Patterns.of(MODEL, (SKIP, SMALL, BIG)).given(np.array([[0, 1, 2, 1], [2, 0, 1, 2]]))
+  assert given.shape == (6, 2, 1, 1)
+  right = [[-1, 0], [-1, -1], [1, -1], [-1, -1], [0, 1], [1, 0]]  # depths 1 and 3 are dense
+  np.testing.assert_array_equal(given[:, :, 0, 0], right)
+
+
 @pytest.mark.parametrize("method", [Sampled(40), Beam(2), Coordinate()], ids=lambda m: str(m))
 def test_every_method_keeps_its_budgets_and_never_loses_by_a_larger_one(method, last, tried):
   budgets = [0, 1, 2, 4, 7, 12]

@@ -9,7 +9,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import TopK
-from jaxmoe.moe.routers.gates import Cosine
+from jaxmoe.moe.routers.gates import GATES, Cosine
 from jaxmoe.moe.routers.tree import Tree, log_leaves
 
 T, D, E = 20, 6, 5
@@ -53,6 +53,14 @@ def test_a_token_of_zeros_has_logits_of_zero_and_finite_gradients():
 def test_a_cosine_gate_that_cannot_be_is_refused(fields):
   with pytest.raises(InputError, match="width must be at least 1, and 0 < least <= temperature"):
     Cosine(**fields)
+
+
+@pytest.mark.parametrize("name", sorted(GATES))
+def test_a_gate_that_carries_nothing_hands_on_what_it_was_given(name):
+  record, keys = GATES[name][1], Init(Keys.from_seed(0))
+  given = jnp.ones((2, 4))
+  _, carry = record.build(keys, D, 4)(jnp.ones((2, D)), given)
+  assert (carry is given) != record.carries
 
 
 # ---- the tree ----
