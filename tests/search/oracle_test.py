@@ -1,7 +1,9 @@
 """The oracle of a token: brute force finds the same, budgets hold, a planted layer is found."""
 
 import dataclasses
+import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +96,15 @@ def test_exhaustive_search_is_brute_force_over_all_81_patterns(last, tried):
     best = min(within, key=within.get)
     assert tuple(np.array([BIG, SMALL, SKIP])[pattern]) == best
     np.testing.assert_allclose(loss, within[best], rtol=1e-5)
+
+
+def test_of_equal_losses_the_cheapest_is_found_and_each_label_has_losses_of_its_own():
+  patterns = Patterns((0, 1), 2, (BIG, SMALL, SKIP), COSTS[:2])
+  tried = Tried(lambda some: np.stack([np.ones(len(some)), -patterns.flops(some)], axis=1))
+  for label, flops in ((0, [0, 0, 0]), (1, [0, 4, 6])):
+    found = oracle_search(tried, patterns, [0, 5, 6], Exhaustive(), label)
+    np.testing.assert_array_equal(found.flops, flops)
+    np.testing.assert_array_equal(found.losses, 1 if label == 0 else -found.flops)
 
 
 def test_a_pattern_is_given_by_the_ids_of_its_kinds_in_the_layers_that_have_experts():
@@ -198,6 +209,25 @@ def test_a_study_counts_agreement_and_difficulty_and_what_luck_gains(told):
   # Sums in another order: a cache of six slots against five keys.
   assert told["selection"]["largest_change_without_cache"] < 1e-4
   assert "no model that can be run" in told["warning"] and "single token" in told["warning"]
+
+
+def test_a_study_shuffles_labels_among_texts_and_gives_the_oracle_what_the_router_spends():
+  patterns = Patterns((0, 1), 2, (BIG, SMALL, SKIP), COSTS[:2])
+  loss = lambda labels, some: np.array(labels)[None] - 0.1 * patterns.flops(some)[:, None]  # noqa: E731
+  asked = []
+
+  def at(ids, labels):
+    asked.append(labels)
+    router = np.array([SMALL, SMALL]), loss(labels, np.array([[1, 1]]))[0]
+    return types.SimpleNamespace(losses=functools.partial(loss, labels), router=lambda: router)
+
+  again = lambda ids, label, pattern: loss([label], pattern[None])[0, 0]  # noqa: E731
+  last = types.SimpleNamespace(patterns=patterns, policy=None, at=at, again=again)
+  told = study(last, [(IDS, label) for label in range(4)], [0, 6], Exhaustive())
+  assert [own for own, _ in asked] == sorted(other for _, other in asked) == [0, 1, 2, 3]
+  assert all(own != other for own, other in asked)
+  assert told["router"]["oracle_at_its_flops"] == pytest.approx(told["router"]["loss"])
+  assert told["router"]["flops"] == 2 and told["router"]["loss"] == pytest.approx(1.3)
 
 
 def test_random_patterns_cover_the_costs_between_all_cheap_and_all_big(last):

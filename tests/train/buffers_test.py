@@ -12,8 +12,10 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.stack import Segment
 from jaxmoe.moe.balance import Sparsity
 from jaxmoe.moe.dispatch import Capacity, Dropless
+from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routers.adaptive import ReLU
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
+from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.state import State
@@ -124,3 +126,14 @@ def test_an_adaptive_loss_is_multiplied_by_the_factor_of_each_layer(
   np.testing.assert_allclose(metrics["balance"][term.name], jnp.sum(each), rtol=1e-5)
   extra = metrics["total_loss"] - metrics["loss"].value
   np.testing.assert_allclose(extra, 3 * jnp.sum(each * factors[:, 0]), rtol=1e-4)
+
+
+def test_the_factor_of_each_layer_follows_its_own_number_of_experts_a_token(decoder_of, params_of):
+  router = ReLU(target=1.5, rate=2.0)
+  decoder = decoder_of(router=router, balance=(Sparsity(),))
+  params = params_of(decoder)
+  counts, ten, none = np.float32([[9, 3, 5, 1], [2, 3, 4, 1]]), np.float32([10, 10]), np.zeros(2)
+  sums = MoESums(RouterSums(counts, counts, ten, none, none, counts, ten), {})
+  after = decoder.update_buffers(params, jax.tree.map(jnp.zeros_like, params), {"0": {"0": sums}})
+  right = buffer_of(params, "pressure") * np.float32([[2.0], [0.5]])
+  np.testing.assert_allclose(buffer_of(after, "pressure"), right, rtol=1e-6)

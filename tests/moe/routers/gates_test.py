@@ -9,7 +9,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import TopK
-from jaxmoe.moe.routers.gates import GATES, Cosine
+from jaxmoe.moe.routers.gates import GATES, Cosine, Residual
 from jaxmoe.moe.routers.tree import Tree, log_leaves
 
 T, D, E = 20, 6, 5
@@ -61,6 +61,15 @@ def test_a_gate_that_carries_nothing_hands_on_what_it_was_given(name):
   given = jnp.ones((2, 4))
   _, carry = record.build(keys, D, 4)(jnp.ones((2, D)), given)
   assert (carry is given) != record.carries
+
+
+def test_the_layer_before_learns_through_the_logits_it_hands_on():
+  gate, rng = Residual().build(Init(Keys.from_seed(0)), D, E), np.random.default_rng(0)
+  gate.residual.set_value(jnp.asarray(rng.normal(size=(E, E)), jnp.float32))
+  before = jnp.asarray(rng.normal(size=(1, E)), jnp.float32)
+  for which in (0, 1):  # what scores are made of, and what the next layer is handed
+    slope = jax.grad(lambda carry, of=which: gate(jnp.ones((1, D)), carry)[of][0, 1])(before)
+    np.testing.assert_allclose(slope[0], gate.residual.get_value()[:, 1], rtol=1e-6)
 
 
 # ---- the tree ----
