@@ -107,6 +107,13 @@ def test_of_equal_losses_the_cheapest_is_found_and_each_label_has_losses_of_its_
     np.testing.assert_array_equal(found.losses, 1 if label == 0 else -found.flops)
 
 
+@pytest.mark.parametrize("method", [Beam(2), Coordinate()], ids=str)
+def test_a_method_that_goes_step_by_step_tries_nothing_above_its_budget(method):
+  patterns = Patterns((0, 1), 2, (BIG, SMALL, SKIP), COSTS[:2])
+  tried = Tried(lambda some: -patterns.flops(some)[:, None])
+  assert oracle_search(tried, patterns, [4], method).flops == patterns.flops(tried.all()[0]).max()
+
+
 def test_a_pattern_is_given_by_the_ids_of_its_kinds_in_the_layers_that_have_experts():
   given = Patterns.of(MODEL, (SKIP, SMALL, BIG)).given(np.array([[0, 1, 2, 1], [2, 0, 1, 2]]))
   assert given.shape == (6, 2, 1, 1)
