@@ -1,10 +1,10 @@
 """Freezing by name: what a glob names does not move, nor decay, nor do its moments.
 
 `layers/*/attention/*` freezes whole leaves, `layers/*/moe/*@0:4` of leaves with experts the first
-four, so that experts inserted later learn beside old ones that stay (ModuleFormer, Shen et al.
-2023, section 3.4). A frozen entry's gradient counts for nothing, not even the norm to clip by; its
-weight and its moments keep every bit, and go on from there if it is freed. An average that an
-optimizer keeps over frozen and free experts moves.
+four and no other leaf, so that experts inserted later learn beside old ones that stay
+(ModuleFormer, Shen et al. 2023, section 3.4). A frozen entry's gradient counts for nothing, not
+even the norm to clip by; its weight and its moments keep every bit, and go on from there if it is
+freed. An average that an optimizer keeps over frozen and free experts moves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.
     splits: How layers are grouped in memory.
 
   Raises:
-    InputError: a pattern names nothing, or experts that a leaf does not have.
+    InputError: a pattern names nothing, a range no leaf with experts or more than a leaf has.
   """
   flat = names.flatten(shapes)
   owners = dict(zip(flat, jax.tree.leaves(dims, is_leaf=is_dims), strict=True))
@@ -48,14 +48,19 @@ def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.
     ranged = _RANGE.fullmatch(pattern)
     glob = ranged[1] if ranged else pattern
     span = slice(int(ranged[2]), int(ranged[3])) if ranged else None
-    hit = False
+    named = hit = False
     for path, leaf in flat.items():
       several = names.layer_names(path, splits)
       rows = [fnmatch.fnmatchcase(name, glob) for name in several or [path]]
-      if any(rows):
+      if not any(rows):
+        continue
+      named = True
+      if span is None or "expert" in owners[path]:
         hit = True
         mask = _mask(pattern, leaf.shape, owners[path], rows if several else None, span)
         masks[path] = masks.get(path, False) | mask
+    if named and not hit:
+      raise InputError(f"frozen: {pattern!r} names no leaf with experts; leave out the range")
     if not hit:
       raise InputError(f"frozen: {pattern!r} names no parameter; one is {_one(flat, splits)!r}")
   return masks
@@ -101,9 +106,9 @@ def _mask(
     mask = mask & np.array(rows).reshape(-1, *[1] * (len(shape) - 1))
   if span is None:
     return mask
-  if "expert" not in dims or not 0 <= span.start < span.stop <= shape[dims.index("expert")]:
-    raise InputError(f"frozen: {pattern!r} names experts that a leaf of shape {shape} has not")
   axis = dims.index("expert")
+  if not 0 <= span.start < span.stop <= shape[axis]:
+    raise InputError(f"frozen: {pattern!r} names experts that a leaf of shape {shape} has not")
   experts = np.zeros(shape[axis], bool)
   experts[span] = True
   return mask & experts.reshape(-1, *[1] * (len(shape) - axis - 1))

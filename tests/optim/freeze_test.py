@@ -133,11 +133,20 @@ def test_no_pattern_leaves_the_transform_itself():
   assert freeze(inner, frozen_masks((), draw(0), ALL_DIMS, SPLITS)) is inner
 
 
+def test_a_range_leaves_alone_what_has_no_experts_among_what_the_glob_names():
+  masks = frozen_masks(("layers/*@0:2",), draw(0), ALL_DIMS, SPLITS)
+  moe = frozen_masks(("*/moe/*@0:2",), draw(0), ALL_DIMS, SPLITS)
+  assert masks.keys() == moe.keys() and len(masks) == 4  # two leaves of each segment, no attention
+  for path, mask in masks.items():
+    np.testing.assert_array_equal(mask, moe[path])
+    np.testing.assert_array_equal(mask[0].ravel(), [True, True, False, False])
+
+
 @pytest.mark.parametrize(
   "pattern, why",
   [
     ("layers/9/*", "names no parameter; one is 'embed/table'"),
-    ("*/attention/q@0:1", "experts that a leaf of shape"),
+    ("*/attention/q@0:1", "names no leaf with experts"),
     ("*/experts/*@2:5", "experts that a leaf of shape"),
     ("*/experts/*@2:2", "experts that a leaf of shape"),
   ],
