@@ -67,15 +67,18 @@ class Snapshot:
 
   @property
   def state(self) -> str:
-    """`running`, `done`, `stopped`, `failed`, `stalled`, `killed`, or `elsewhere`.
+    """`running`, `done`, `stopped`, `failed`, `stalled`, `killed`, `untrained`, or `elsewhere`.
 
-    `elsewhere`: it did not end, and the machine it last ran on is another one.
+    `untrained`: no process has held the folder, as after surgery. `elsewhere`: it did not end, and
+    the machine it last ran on is another one.
     """
     last = self.last_event("process", "start", "resume", *ENDS)
     if last is not None and last["event"] in ENDS:
       return last["event"]
     if self.held:
       return "running"
+    if last is None and not self.alive_unix_s:
+      return "untrained"
     process = self.last_event("process")
     there = process is not None and process.get("host") not in (None, socket.gethostname())
     return "elsewhere" if there else "killed"

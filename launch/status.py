@@ -81,6 +81,7 @@ def _state(snapshot: Snapshot) -> Iterator[str]:
     "failed": f"failed with exit code {end.get('code', '?')}; {alive}",
     "stalled": f"stalled, exit code 42: no step after {end.get('phase', '?')}; {alive}",
     "killed": f"killed: no process runs here, and none said that it ended; {alive}",
+    "untrained": "not trained yet: no process has worked on it",
     "elsewhere": f"not seen from here: it ran on {process.get('host')}; {alive}",
   }
   yield from labelled("run", [str(snapshot.path)])

@@ -190,6 +190,18 @@ def test_a_run_of_another_machine_is_not_said_to_be_dead(make):
   assert "not seen from here: it ran on node-7; last sign of life 3 s ago" in told(run)
 
 
+def test_a_run_that_surgery_wrote_is_said_to_be_untrained_until_a_process_holds_it(make, held):
+  run = make([], [{"event": "surgery", "step": 6}], checkpoints=(0,))
+  for file in ("metrics.jsonl", "lock"):
+    (run / file).unlink()
+  assert take(run).state == "untrained"
+  assert "not trained yet" in told(run) and "sign of life" not in told(run)
+  (run / "lock").touch()
+  assert take(run).state == "killed"  # before its first event
+  held(run)
+  assert take(run).state == "running"
+
+
 def test_an_old_run_without_process_events_is_read_too(make):
   old = {"step": 2, "loss": 1.0, "skipped": 0, "tokens": 8, "layers": {"1": {"load": [0.5, 0.5]}}}
   old["time"] = {"tokens_per_s": 5.0, "mfu": 0.1, "seconds": {"total": 1.0, "step": 0.9}}
