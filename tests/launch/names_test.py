@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxmoe.models.block import ATTENTION
 from jaxmoe.moe.balance import BALANCE
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
@@ -14,7 +15,7 @@ from tests.launch.conftest import TINY, run_here
 
 NAMES = {
   "router": ROUTERS, "experts": EXPERTS, "balance": BALANCE, "dispatch": DISPATCHERS,
-  "optimizer": OPTIMIZERS,
+  "optimizer": OPTIMIZERS, "attention": ATTENTION,
 }  # fmt: skip
 PAIRS = [f"{keyword}={name}" for keyword, members in NAMES.items() for name in members]
 MAY_RAISE = "dispatch=capacity_raise"  # A drop ends its run, and whether one comes is chance.
