@@ -6,7 +6,7 @@ Any 2-core machine, about 10 s with compiling. It learns the form of the tasks, 
 Components by name: --config=configs/tiny.py:router=topk,dispatch=capacity,attention=experts
 The balance loss named takes the place of load_balance; a router that knows only one number of
 experts a token is given that number. Experts are swiglu where none are named, and null or
-zero_copy_constant where the balance loss is about those.
+zero_copy_constant where the balance loss is about those; a router is topk, and relu for sparsity.
 """
 
 from jaxmoe.core.recipe import component
@@ -24,19 +24,20 @@ from jaxmoe.optim import OPTIMIZERS, Cosine, Optim
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
 EXPERTS_OF = {"null_averaged": "null", "heterogeneous": "zero_copy_constant"}
+ROUTER_OF = {"sparsity": "relu"}
 TASKS = ("copy", "recall", "add", "brackets")
 
 
 def get_config(
   attention: str = "softmax",
-  router: str = "topk",
+  router: str = "",
   experts: str = "",
   dispatch: str = "dropless",
   balance: str = "load_balance",
   optimizer: str = "adamw",
 ) -> Experiment:
   """Returns the recipe with the named components."""
-  rule = component(ROUTERS, "router", router)
+  rule = component(ROUTERS, "router", router or ROUTER_OF.get(balance, "topk"))
   term = component(BALANCE, "balance", balance)
   moe = MoE(
     num_experts=4,

@@ -178,6 +178,10 @@ class Router:
       weight_TA = weight_TA / jnp.maximum(jnp.sum(weight_TA, axis=1, keepdims=True), 1e-15)
     return weight_TA if self.scale == 1 else weight_TA * self.scale
 
+  def weigh_given(self, seen: Seen, expert_TA: jax.Array, valid_TA: jax.Array) -> jax.Array:
+    """Returns (T, A) float32: what experts weigh that the rule did not choose itself."""
+    return self.weigh(seen.scores_TE, expert_TA, valid_TA)
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchRouter(Router):
@@ -247,7 +251,7 @@ class RouterModule(nnx.Module):
     if tokens.given is None:
       chosen = self.config.choose(seen)
     else:
-      chosen = self._replay(scores_TE, tokens.given)
+      chosen = self._replay(seen, tokens.given)
     valid_TA = jnp.broadcast_to(seen.valid_T[:, None], chosen.expert_TA.shape)
     if chosen.valid_TA is not None:
       valid_TA = valid_TA & chosen.valid_TA
@@ -267,12 +271,12 @@ class RouterModule(nnx.Module):
     )
     return routing, carry
 
-  def _replay(self, scores_TE: jax.Array, given_BLA: jax.Array) -> Choice:
-    """Takes the given choices, weighed by this router's scores; a choice below 0 is none."""
+  def _replay(self, seen: Seen, given_BLA: jax.Array) -> Choice:
+    """Takes the given choices, weighed as this router would; a choice below 0 is none."""
     given_TA = given_BLA.reshape(-1, given_BLA.shape[-1])
     valid_TA = given_TA >= 0
     expert_TA = jnp.maximum(given_TA, 0)
-    return Choice(expert_TA, self.config.weigh(scores_TE, expert_TA, valid_TA), valid_TA)
+    return Choice(expert_TA, self.config.weigh_given(seen, expert_TA, valid_TA), valid_TA)
 
 
 def best(rank_TE: jax.Array, num: int) -> jax.Array:

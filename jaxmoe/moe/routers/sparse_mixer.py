@@ -53,13 +53,25 @@ class SparseMixer(Router):
     weight_TA = jnp.stack([first_weight_T, second_weight_T], axis=1)
     return Choice(jnp.stack([first_T, second_T], axis=1), weight_TA * self.scale)
 
-  def _pick(self, seen: Seen, open_TE: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
-    """Returns (T,) int32 and float32: an open expert of each token and its weight."""
+  def weigh_given(self, seen: Seen, expert_TA: jax.Array, valid_TA: jax.Array) -> jax.Array:
+    """Returns each expert's share of those near the best, one after the other, as in `choose`."""
+    open_TE, weights = jnp.ones(seen.logits_TE.shape, bool), []
+    for expert_T in expert_TA.T:
+      weights.append(_of(jax.nn.softmax(self._near(seen, open_TE), axis=1), expert_T))
+      open_TE = open_TE & (jnp.arange(open_TE.shape[1])[None] != expert_T[:, None])
+    return jnp.where(valid_TA, jnp.stack(weights, axis=1) * self.scale, 0)
+
+  def _near(self, seen: Seen, open_TE: jax.Array) -> jax.Array:
+    """Returns the logits of open experts near the best of them, -inf elsewhere."""
     held_TE = jax.lax.stop_gradient(seen.logits_TE)
     best_T1 = jnp.max(jnp.where(open_TE, held_TE, -jnp.inf), axis=1, keepdims=True)
     # A product, since the usual quotient is 0 / 0 where all logits are 0.
     far_TE = best_T1 - held_TE > 2 * self.band * jnp.maximum(jnp.abs(held_TE), best_T1)
-    near_TE = jnp.where(open_TE & ~far_TE, seen.logits_TE, -jnp.inf)
+    return jnp.where(open_TE & ~far_TE, seen.logits_TE, -jnp.inf)
+
+  def _pick(self, seen: Seen, open_TE: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    """Returns (T,) int32 and float32: an open expert of each token and its weight."""
+    near_TE = self._near(seen, open_TE)
     share_TE = jax.nn.softmax(near_TE, axis=1)
     best_T = jnp.argmax(near_TE, axis=1)
     if seen.keys is None:
