@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> int:
   texts = draw(corpus, FLAGS.tokens, slots, FLAGS.seed)
   with narrator.phase(f"searching patterns for {len(texts)} tokens"):
     found = study(last, texts, budgets, method, FLAGS.random, FLAGS.seed)
-  found = {"step": run.step, "method": f"{FLAGS.method} {settings()}", **found}
+  method_name = " ".join([FLAGS.method, *(f"{name}={value}" for name, value in settings().items())])
+  found = {"step": run.step, "method": method_name, **found}
   write_whole(out / "oracle.json", json.dumps(found, indent=2) + "\n")
   write_whole(out / "oracle.md", page(found))
   print(page(found))

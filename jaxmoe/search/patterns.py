@@ -54,7 +54,8 @@ class Patterns:
     if {layer.num_active for layer in layers.values()} != {1}:
       raise InputError(
         "an oracle chooses one expert a layer, and the model sends a token to several: "
-        f"num_active={sorted({layer.num_active for layer in layers.values()})}"
+        f"num_active={sorted({layer.num_active for layer in layers.values()})}; train one with "
+        "num_active=1, such as --config=configs/tiny.py:experts=duo,router=switch"
       )
     costs = [of.experts.expert_params(model.dim, of.num_experts) for of in layers.values()]
     fewest = min(layer.num_open for layer in layers.values())

@@ -14,15 +14,13 @@ from jaxmoe.models.block import Block, MoE
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
+from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.train.state import StateSpec
 from jaxmoe.train.workdir import Workdir
 
 
-@pytest.fixture(scope="module")
-def switch(trained, tmp_path_factory):
-  """Returns the workdir of an untrained model of three layers of one expert a token."""
-  workdir = tmp_path_factory.mktemp("switch")
-  moe = MoE(2, 1, experts=SwiGLU(hidden=8))
+def write_run(trained, workdir, moe):
+  """Writes an untrained model of three layers of one expert a token; returns its workdir."""
   block = Block(Attention(num_heads=1, num_kv_heads=1, head_dim=8), moe)
   model = Transformer(dim=16, stack=(Segment((block,), 3),))
   experiment = dataclasses.replace(Workdir(trained).experiment(), model=model)
@@ -34,6 +32,26 @@ def switch(trained, tmp_path_factory):
   store.write(3, spec.to_arrays(spec.init(4)), {"data": {"fingerprint": ""}})
   store.close()
   return workdir
+
+
+@pytest.fixture(scope="module")
+def switch(trained, tmp_path_factory):
+  """Returns a run of which each layer has two experts alike."""
+  return write_run(trained, tmp_path_factory.mktemp("switch"), MoE(2, 1, experts=SwiGLU(hidden=8)))
+
+
+def test_budgets_are_those_of_the_widths_of_big_and_small(here, trained, tmp_path):
+  workdir = tmp_path / "duo"
+  workdir.mkdir()
+  write_run(trained, workdir, MoE(3, 1, experts=Duo((8, 2, 0))))
+  flags = (f"--workdir={workdir}", f"--out={tmp_path}", "--tokens=2", "--context=9", "--random=5")
+  result = here("oracle", *flags, "--budgets=0,0.5,1")
+  assert result.code == 0, result
+  found = json.loads((tmp_path / "oracle.json").read_text())
+  big = 2 * 3 * 16 * 8
+  assert found["method"] == "exhaustive" and found["kinds"] == [0, 1, 2]
+  assert found["flops_by_layer_and_kind"] == [[big, big // 4, 0]] * 3
+  assert found["budgets"] == [0, 1.5 * big, 3 * big]
 
 
 def test_a_study_is_written_labelled_as_no_model_and_repeats(here, switch, tmp_path):
