@@ -17,6 +17,8 @@ from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.optim import AdamW, Constant, Optim, freeze, frozen_masks, make_optimizer
 from jaxmoe.train.gradients import make_gradients
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 11
 KEYS = Keys.from_seed(7)
 IDS = np.random.default_rng(1).integers(0, VOCAB, (2, 9))

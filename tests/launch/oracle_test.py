@@ -18,6 +18,8 @@ from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.train.state import StateSpec
 from jaxmoe.train.workdir import Workdir
 
+pytestmark = pytest.mark.slow
+
 
 def write_run(trained, workdir, moe):
   """Writes an untrained model of three layers of one expert a token; returns its workdir."""

@@ -19,6 +19,8 @@ from jaxmoe.train.state import StateSpec
 from jaxmoe.train.workdir import Workdir
 from launch import graft
 
+pytestmark = pytest.mark.slow
+
 IDS = np.random.default_rng(0).integers(0, 257, (2, 24)).astype(np.int32)
 FROZEN = "layers/*/moe/experts/*@0:4"
 SCHEDULE = "optimizer/3/count"  # the last link of the chain: the learning rate's
