@@ -19,3 +19,10 @@ jax.config.update("jax_platforms", "cpu")
 def _home_is_temporary(tmp_path, monkeypatch):
   """No test reads or writes the caches of the person who runs it."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_let_go():
+  """A process may map only so many programs (vm.max_map_count); those of a file go with it."""
+  yield
+  jax.clear_caches()
