@@ -143,8 +143,7 @@ def read_given(name: str) -> Usage | None:
 
 def usage_of_none(model: Transformer) -> Usage:
   """Returns zeros for every expert of every MoE layer."""
-  blocks = [b for segment in model.stack for _ in range(segment.repeats) for b in segment.pattern]
-  return [np.zeros(block.ffn.num_open) for block in blocks if isinstance(block.ffn, MoE)]
+  return [np.zeros(ffn.num_open) for ffn in model.ffns if isinstance(ffn, MoE)]
 
 
 def count(source: graft.Source, corpus: Corpus) -> Usage:

@@ -161,7 +161,7 @@ def upcycle(model: Transformer, moe: MoE) -> Surgery:
   Raises:
     InputError: no block is dense, or `moe` cannot be made of copies.
   """
-  depths = [depth for depth, ffn in _ffns(model).items() if isinstance(ffn, MLP)]
+  depths = [depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MLP)]
   if not depths:
     raise InputError("no block has a dense feed-forward part (mlp); there is nothing to upcycle")
   if not isinstance(moe.experts, SwiGLU) or moe.closed or moe.shared_hidden:
@@ -174,7 +174,7 @@ def upcycle(model: Transformer, moe: MoE) -> Surgery:
       return ffn
     return dataclasses.replace(moe, experts=SwiGLU(hidden=ffn.hidden))
 
-  return Surgery(_map_ffns(model, sparse), origins, routed, from_dense=True)
+  return Surgery(model.map_ffns(sparse), origins, routed, from_dense=True)
 
 
 def _added(num: int, like: Sequence[int], layers: Mapping[int, MoE]) -> Origins:
@@ -193,35 +193,13 @@ def _grown(moe: MoE, num_experts: int, closed: int = 0) -> MoE:
   return dataclasses.replace(moe, num_experts=num_experts, closed=closed)
 
 
-def _ffns(model: Transformer) -> dict[int, MLP | MoE]:
-  """Returns the feed-forward record of each depth."""
-  blocks = [
-    block for segment in model.stack for _ in range(segment.repeats) for block in segment.pattern
-  ]
-  return {depth: block.ffn for depth, block in enumerate(blocks)}
-
-
 def _moe_layers(model: Transformer) -> dict[int, MoE]:
   """Returns the record of each MoE layer by depth, at least one."""
-  layers = {depth: ffn for depth, ffn in _ffns(model).items() if isinstance(ffn, MoE)}
+  layers = {depth: ffn for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoE)}
   if not layers:
     raise InputError("the model has no MoE layer; upcycle it first")
   return layers
 
 
 def _changed(model: Transformer, change: Callable[[MoE], MoE]) -> Transformer:
-  return _map_ffns(model, lambda ffn: change(ffn) if isinstance(ffn, MoE) else ffn)
-
-
-def _map_ffns(model: Transformer, change: Callable[[MLP | MoE], MLP | MoE]) -> Transformer:
-  """Returns the record with every feed-forward record changed."""
-  stack = tuple(
-    dataclasses.replace(
-      segment,
-      pattern=tuple(
-        dataclasses.replace(block, ffn=change(block.ffn)) for block in segment.pattern
-      ),
-    )
-    for segment in model.stack
-  )
-  return dataclasses.replace(model, stack=stack)
+  return model.map_ffns(lambda ffn: change(ffn) if isinstance(ffn, MoE) else ffn)

@@ -8,6 +8,7 @@ out as arguments: `embed`, `block` (through `run_stack`), `final_norm` and `head
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -21,7 +22,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot, take_rows
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import Block, MoE
+from jaxmoe.models.block import MLP, Block, MoE
 from jaxmoe.models.norm import RMSNorm
 from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
 from jaxmoe.ops.cross_entropy import cross_entropy
@@ -80,6 +81,29 @@ class Transformer:
       for block in segment.pattern
       if isinstance(block.ffn, MoE)
     ]
+
+  @property
+  def ffns(self) -> tuple[MLP | MoE, ...]:
+    """The feed-forward record of each block, by depth."""
+    return tuple(
+      block.ffn
+      for segment in self.stack
+      for _ in range(segment.repeats)
+      for block in segment.pattern
+    )
+
+  def map_ffns(self, change: Callable[[MLP | MoE], MLP | MoE]) -> Transformer:
+    """Returns the record with every feed-forward record changed."""
+    stack = tuple(
+      dataclasses.replace(
+        segment,
+        pattern=tuple(
+          dataclasses.replace(block, ffn=change(block.ffn)) for block in segment.pattern
+        ),
+      )
+      for segment in self.stack
+    )
+    return dataclasses.replace(self, stack=stack)
 
   @property
   def num_layers(self) -> int:

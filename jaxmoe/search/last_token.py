@@ -22,6 +22,7 @@ from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.moe.layer import MoE
 from jaxmoe.search.patterns import SKIP, Patterns
+from jaxmoe.train.trace import choices_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +136,7 @@ def _last(
 @functools.partial(jax.jit, static_argnums=0)
 def _routes(decoder: Decoder, params: Params, tokens: Tokens) -> jax.Array:
   """Returns the routers' choices as `Tokens.given`."""
-  _, _, sums = decoder.hidden(params, dataclasses.replace(tokens, record=True))
-  layers = by_layer(sums, decoder.splits)
-  none = jnp.full((1, tokens.id.size, 1), SKIP, jnp.int32)
-  return jnp.stack([
-    jnp.where(layers[depth].routing.valid_TA, layers[depth].routing.expert_TA, SKIP)[None]
-    if depth in layers else none
-    for depth in range(decoder.config.num_layers)
-  ])  # fmt: skip
+  return choices_of(decoder, params, dataclasses.replace(tokens, record=True)).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -155,12 +149,6 @@ def _whole(
 
 def _dropless(model: Transformer) -> Transformer:
   """Returns the record with every dispatcher the one that drops nothing."""
-  stack = tuple(
-    dataclasses.replace(segment, pattern=tuple(
-      dataclasses.replace(b, ffn=dataclasses.replace(b.ffn, dispatch=Dropless()))
-      if isinstance(b.ffn, MoE) else b
-      for b in segment.pattern
-    ))
-    for segment in model.stack
-  )  # fmt: skip
-  return dataclasses.replace(model, stack=stack)
+  return model.map_ffns(
+    lambda ffn: dataclasses.replace(ffn, dispatch=Dropless()) if isinstance(ffn, MoE) else ffn
+  )

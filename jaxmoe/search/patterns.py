@@ -47,8 +47,7 @@ class Patterns:
     Raises:
       InputError: no MoE layer, one that sends a token to several, or a kind that is not there.
     """
-    blocks = [b for segment in model.stack for _ in range(segment.repeats) for b in segment.pattern]
-    layers = {depth: b.ffn for depth, b in enumerate(blocks) if isinstance(b.ffn, MoE)}
+    layers = {depth: ffn for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoE)}
     if not layers:
       raise InputError("the model has no MoE layer, so there is no pattern to choose")
     if {layer.num_active for layer in layers.values()} != {1}:
@@ -67,7 +66,7 @@ class Patterns:
         f"kinds must be distinct experts below {fewest}, or {SKIP} for none: kinds={list(kinds)}"
       )
     flops = [[0.0 if kind == SKIP else 2.0 * of[kind] for kind in kinds] for of in costs]
-    return cls(tuple(layers), len(blocks), kinds, np.array(flops))
+    return cls(tuple(layers), model.num_layers, kinds, np.array(flops))
 
   @property
   def shape(self) -> tuple[int, int]:

@@ -28,12 +28,7 @@ VERSION = 1
 
 def experts_by_depth(model: Transformer) -> list[int]:
   """Returns how many experts the router of each layer knows, 0 for a dense layer."""
-  return [
-    block.ffn.num_open if isinstance(block.ffn, MoE) else 0
-    for segment in model.stack
-    for _ in range(segment.repeats)
-    for block in segment.pattern
-  ]
+  return [ffn.num_open if isinstance(ffn, MoE) else 0 for ffn in model.ffns]
 
 
 def choices_of(decoder: Decoder, params: Params, tokens: Tokens) -> jax.Array:
