@@ -22,8 +22,6 @@ from jaxmoe.moe.routing import sum_routing
 from tests.contracts.moe_pairs_test import KEYS, A, E, T, build, decide, draw, tokens_of
 from tests.contracts.oracles import balance as oracle
 
-pytestmark = pytest.mark.slow
-
 EXPERTS = Null(SwiGLU(3), num_null=1)
 SOFTMAX_ONLY = {"mutual_information", "load_concentration"}
 

@@ -135,15 +135,15 @@ def test_gradients_equal_finite_differences_with_counts_held_still(balance):
   run = lambda logits: step_loss(balance, logits, expert, valid)  # noqa: E731
   grads = jax.jit(jax.grad(run))(jnp.asarray(logits, jnp.float32))
   np.testing.assert_array_equal(grads[~valid], 0)
-  for index in list(np.ndindex(logits.shape))[::3]:
-    moved = []
+  rng = np.random.default_rng(3)
+  for _ in range(6):
+    way, moved = rng.normal(size=logits.shape), []
+    way /= np.linalg.norm(way)
     for step in (1e-6, -1e-6):
-      there = logits.copy()
-      there[index] += step
-      seen = oracle.of_softmax(there, expert, valid)
+      seen = oracle.of_softmax(logits + step * way, expert, valid)
       moved.append(oracle.step_loss(balance, LAYER, G, seen))
     expected = (moved[0] - moved[1]) / 2e-6
-    np.testing.assert_allclose(grads[index], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.sum(way * grads), expected, rtol=1e-4, atol=1e-6)
 
 
 @member

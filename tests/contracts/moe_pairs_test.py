@@ -27,8 +27,6 @@ from jaxmoe.moe.routing import sum_routing
 from tests.contracts.oracles import dispatch as dispatch_oracle
 from tests.contracts.oracles import routing as routing_oracle
 
-pytestmark = pytest.mark.slow
-
 D, E, A, F, T = 4, 4, 2, 3, 11
 KEYS = Keys.from_seed(5)
 SITE = Site(keys=KEYS / "dispatch" / "0")

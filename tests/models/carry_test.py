@@ -20,8 +20,6 @@ from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import Residual
 
-pytestmark = pytest.mark.slow
-
 VOCAB, ROWS, LENGTH = 11, ([4, 1], [6]), 6
 RESIDUAL = MoE(5, 2, TopK(gate=Residual()), SwiGLU(hidden=4), Dense())
 OTHER = MoE(3, 1, TopK(normalize=False), SwiGLU(hidden=4), Dense())
