@@ -15,6 +15,7 @@ from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.optim import Optim, freeze, frozen_masks, make_optimizer
 from jaxmoe.optim.freeze import Masks
+from jaxmoe.parallel import Parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +159,13 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """One run: data, model, optimizer and schedule, training, what is looked at on the way."""
+  """One run: data, model, optimizer, training, devices, what is looked at on the way."""
 
   data: Data
   model: Transformer = Transformer()
   optim: Optim = Optim()
   train: Train = Train()
+  parallel: Parallel = Parallel()
   evaluation: Evaluation = Evaluation()
   samples: Samples = Samples()
 

@@ -1,0 +1,109 @@
+"""The degrees of parallelism of a recipe, and the mesh of devices they ask for.
+
+Axes of the mesh, outermost first: `data` (replicas), `fsdp` (data too; the state of the optimizer,
+gradients and parameters are spread over it by the ZeRO stage), `expert` (data too; experts are
+spread over it), `tensor` (heads, hidden units and the vocabulary are spread over it; all its
+devices see the same tokens). `context` and `pipe` are kept for sequences and stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jaxmoe.core.errors import InputError
+
+AXES = ("data", "fsdp", "expert", "tensor")
+TOKEN_AXES = ("data", "fsdp", "expert")
+"""Axes whose devices hold different tokens; a batch's rows lie on them in this order."""
+
+Stage = Literal[0, 1, 2, 3]
+Fold = Literal["data", "fsdp", "tensor"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """How a run is spread over devices: the degree of each axis, and what is spread over it.
+
+  Attributes:
+    data: Replicas.
+    fsdp: Devices over which state is spread by `zero`.
+    expert: Devices over which experts are spread; others hold the same tokens' dense layers.
+    tensor: Devices over which heads, hidden units and the vocabulary are spread.
+    zero: The ZeRO stage (Rajbhandari et al. 2019): over `fsdp` lie nothing (0), the optimizer's
+      state (1), gradients too (2), parameters too (3).
+    sequence: Whether the residual stream is spread over `tensor` along the sequence (Korthikanti
+      et al. 2022), so that an all-reduce is a reduce-scatter and an all-gather.
+    fold: More axes over whose devices experts are spread, so that their layout does not depend on
+      that of dense layers.
+  """
+
+  data: int = 1
+  fsdp: int = 1
+  expert: int = 1
+  tensor: int = 1
+  zero: Stage = 3
+  sequence: bool = False
+  fold: tuple[Fold, ...] = ()
+
+  def __post_init__(self) -> None:
+    for name, degree in self.degrees.items():
+      if degree < 1:
+        raise InputError(f"a degree must be at least 1: {name}={degree}")
+    if self.sequence and self.tensor == 1:
+      raise InputError(
+        "sequence=true spreads the stream over tensor devices, of which there is one: tensor=1; "
+        "set tensor above 1, or sequence=false"
+      )
+    if len(set(self.fold)) < len(self.fold):
+      raise InputError(f"fold names an axis twice: fold={self.fold}")
+
+  @property
+  def degrees(self) -> dict[str, int]:
+    """The degree of each axis of the mesh, outermost first."""
+    return {axis: getattr(self, axis) for axis in AXES}
+
+  @property
+  def num_devices(self) -> int:
+    """How many devices the mesh has."""
+    return math.prod(self.degrees.values())
+
+  @property
+  def num_groups(self) -> int:
+    """On how many devices, or groups of tensor devices, different tokens lie."""
+    return math.prod(getattr(self, axis) for axis in TOKEN_AXES)
+
+  @property
+  def expert_axes(self) -> tuple[str, ...]:
+    """The axes experts are spread over, outermost first."""
+    return tuple(axis for axis in AXES if axis == "expert" or axis in self.fold)
+
+  @property
+  def expert_degree(self) -> int:
+    """Over how many devices experts are spread."""
+    return math.prod(self.degrees[axis] for axis in self.expert_axes)
+
+
+def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh of a recipe over the devices of all processes, or over the first of them.
+
+  Raises:
+    InputError: there are fewer devices than the degrees ask for, or several processes have more.
+  """
+  devices = jax.devices() if devices is None else devices
+  need = parallel.num_devices
+  processes = len({device.process_index for device in devices})
+  if need > len(devices) or (processes > 1 and need != len(devices)):
+    asked = " * ".join(f"{axis}={degree}" for axis, degree in parallel.degrees.items())
+    raise InputError(
+      f"parallel asks for {need} devices ({asked}), {processes} process(es) have {len(devices)}; "
+      f"set degrees whose product is {len(devices)}"
+    )
+  grid = np.array(list(devices)[:need]).reshape(tuple(parallel.degrees.values()))
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,39 @@
+"""Degrees of parallelism give the mesh they say, or one line that says what would."""
+
+import jax
+import pytest
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.parallel import Parallel, make_mesh
+
+
+def test_one_device_is_the_mesh_of_no_degrees():
+  mesh = make_mesh(Parallel(), jax.devices()[:1])
+  assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
+
+
+def test_experts_are_spread_over_the_axes_that_fold_outermost_first():
+  parallel = Parallel(data=2, fsdp=3, expert=5, tensor=7, fold=("tensor", "data"))
+  assert parallel.expert_axes == ("data", "expert", "tensor")
+  assert parallel.expert_degree == 70
+  assert parallel.num_groups == 30
+  assert parallel.num_devices == 210
+
+
+@pytest.mark.parametrize(
+  "fields, words",
+  [
+    ({"data": 0}, "data=0"),
+    ({"sequence": True}, "sequence=false"),
+    ({"fold": ("data", "data")}, "twice"),
+  ],
+)
+def test_degrees_that_make_no_sense_are_refused_in_one_line(fields, words):
+  with pytest.raises(InputError, match=words) as caught:
+    Parallel(**fields)
+  assert "\n" not in str(caught.value)
+
+
+def test_more_devices_than_there_are_is_refused_with_the_product_that_fits():
+  with pytest.raises(InputError, match="asks for 6 devices.*have 1; .* product is 1"):
+    make_mesh(Parallel(data=2, tensor=3), jax.devices()[:1])
