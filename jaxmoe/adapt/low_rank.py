@@ -24,12 +24,12 @@ import jax.numpy as jnp
 
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.layout import Dims
+from jaxmoe.core.layout import EXPERT_DIMS, LAYER, Dims
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain, take_rows
 from jaxmoe.models.transformer import Decoder, Params
 
-_COPIES = ("layer", "expert")
+_COPIES = (LAYER, *EXPERT_DIMS)
 
 
 @functools.partial(

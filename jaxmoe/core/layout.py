@@ -17,18 +17,46 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.names import flatten
 
 Dims = tuple[str | None, ...]
 Role = Literal["params", "grads", "optimizer", "activations", "cache"]
 Rules = Mapping[str, tuple[str, ...]]
+LAYER, EXPERT = "layer", "expert"
+EXPERT_DIMS = (EXPERT, "local_expert")
+"""What dims of experts are called; `local_expert` of those that work where their tokens are."""
+
+
+def is_dims(node: Any) -> bool:
+  """Says whether a node of a tree of dims is the dims of a leaf."""
+  return isinstance(node, tuple) and all(dim is None or isinstance(dim, str) for dim in node)
+
+
+def dims_by_path(dims: Any, params: Any) -> dict[str, Dims]:
+  """Returns {path: dims} of a tree like `params` of dims."""
+  return dict(zip(flatten(params), jax.tree.leaves(dims, is_leaf=is_dims), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where every array of a run lives: `rules[role][logical dim]` are mesh axes."""
+  """Where every array of a run lives: `rules[role][logical dim]` are mesh axes.
+
+  A rule for `expert` holds where that is the first dim of a layer's leaf, as of what experts are
+  made of; a gate, which has it last, is not spread by it.
+
+  Attributes:
+    mesh: The devices.
+    rules: By role and dim.
+    spread: By role: axes over which each array is spread besides, along its largest dim that is
+      free and divides; whole where there is none. Never along layers, which are taken one by one.
+    yielding: Dims that stay whole where they do not divide by the degree of their axes; others
+      are refused.
+  """
 
   mesh: Mesh
   rules: Mapping[Role, Rules] = dataclasses.field(default_factory=dict)
+  spread: Mapping[Role, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  yielding: frozenset[str] = frozenset()
 
   def __post_init__(self) -> None:
     for role, rules in self.rules.items():
@@ -40,19 +68,45 @@ class Layout:
             f"the mesh has {self.mesh.axis_names}"
           )
 
-  def spec(self, role: Role, dims: Dims) -> PartitionSpec:
+  def spec(
+    self, role: Role, dims: Dims, shape: tuple[int, ...] | None = None
+  ) -> PartitionSpec:
     """Returns the mesh axes of each dim; a dim without a rule is replicated.
 
     A mesh axis shards one dim of an array at most: the first dim that asks for it has it.
+
+    Args:
+      role: What the array is for.
+      dims: Its logical dims.
+      shape: Its shape, which `spread` and `yielding` need; None for the rules alone.
+
+    Raises:
+      InputError: a dim does not divide by the degree of its mesh axes.
     """
     rules = self.rules.get(role, {})
+    first = 1 if dims[:1] == (LAYER,) else 0
+    parts: list[tuple[str, ...]] = []
     used: set[str] = set()
-    parts: list[tuple[str, ...] | str | None] = []
-    for dim in dims:
-      axes = tuple(axis for axis in rules.get(dim, ()) if axis not in used) if dim else ()
+    for at, dim in enumerate(dims):
+      ruled = rules.get(dim, ()) if dim and (dim != EXPERT or at == first) else ()
+      axes = tuple(axis for axis in ruled if axis not in used)
+      if shape is not None and not self._divides(dim, shape[at], axes):
+        axes = ()
       used.update(axes)
-      parts.append(axes if len(axes) > 1 else axes[0] if axes else None)
-    return PartitionSpec(*parts)
+      parts.append(axes)
+    more = tuple(axis for axis in self.spread.get(role, ()) if axis not in used)
+    if shape is not None and more:
+      free = [at for at in range(first, len(dims)) if not parts[at]]
+      fits = [at for at in free if shape[at] and shape[at] % self.degree(more) == 0]
+      if fits:
+        parts[max(fits, key=lambda at: shape[at])] = more
+    return PartitionSpec(*(
+      axes if len(axes) > 1 else axes[0] if axes else None for axes in parts
+    ))
+
+  def degree(self, axes: tuple[str, ...]) -> int:
+    """Returns the number of devices along these axes together."""
+    return math.prod(self.mesh.shape[axis] for axis in axes)
 
   def sharding(self, role: Role, dims: Dims, shape: tuple[int, ...]) -> NamedSharding:
     """Returns the sharding of an array whose dims have these logical names and this shape.
@@ -62,16 +116,7 @@ class Layout:
     """
     if len(dims) != len(shape):
       raise InputError(f"an array of shape {shape} cannot have the dims {dims}")
-    spec = self.spec(role, dims)
-    for dim, size, axes in zip(dims, shape, spec):
-      names = (axes,) if isinstance(axes, str) else axes or ()
-      degree = math.prod(self.mesh.shape[axis] for axis in names)
-      if size % degree:
-        raise InputError(
-          f"dim {dim!r} of size {size} does not divide by {degree}, the degree of {names}; "
-          "change the size or the degree"
-        )
-    return NamedSharding(self.mesh, spec)
+    return NamedSharding(self.mesh, self.spec(role, dims, shape))
 
   def shardings(self, role: Role, dims: Any, shapes: Any) -> Any:
     """Returns the tree of shardings for trees of dims and of shaped leaves."""
@@ -86,6 +131,18 @@ class Layout:
     return {
       name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+  def _divides(self, dim: str | None, size: int, axes: tuple[str, ...]) -> bool:
+    """Whether a dim can be spread over axes; False where it may stay whole instead."""
+    degree = self.degree(axes)
+    if size % degree == 0:
+      return True
+    if dim in self.yielding:
+      return False
+    raise InputError(
+      f"dim {dim!r} of size {size} does not divide by {degree}, the degree of {axes}; "
+      "change the size or the degree"
+    )
 
   @property
   def replicated(self) -> NamedSharding:

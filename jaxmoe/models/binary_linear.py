@@ -95,10 +95,13 @@ class BinaryLinearLayer(HeadsLayer):
     """
     del keys
     fresh = isinstance(cache, Fresh)
-    state = self.config.empty_cache(x_BLD.shape[0], 0, x_BLD.dtype) if fresh else cache
     q_BLNH = dot(self.q.get_value(), x_BLD, "bld,dnh->blnh")
     k_BLKH = dot(self.k.get_value(), x_BLD, "bld,dkh->blkh")
     v_BLKH = dot(self.v.get_value(), x_BLD, "bld,dkh->blkh")
+    here = dataclasses.replace(
+      self.config, num_heads=q_BLNH.shape[2], num_kv_heads=k_BLKH.shape[2]
+    )
+    state = here.empty_cache(x_BLD.shape[0], 0, x_BLD.dtype) if fresh else cache
     out_BLNH, sums = binary_linear(
       q_BLNH, k_BLKH, v_BLKH, tokens.segment, (state.sums_BKPP, state.segment_B)
     )

@@ -13,6 +13,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import HEADS, AttentionExperts
 from jaxmoe.models.binary_linear import BinaryLinear
@@ -58,9 +59,9 @@ class Block:
     if isinstance(self.ffn, MoE):
       self.ffn.check_causal()
 
-  def build(self, init: Init, dim: int, eps: float) -> BlockLayer:
+  def build(self, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE) -> BlockLayer:
     """Returns the module with its weights."""
-    return BlockLayer(self, init, dim, eps)
+    return BlockLayer(self, init, dim, eps, ways)
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters of the block's matrices act on one token."""
@@ -70,12 +71,13 @@ class Block:
 class BlockLayer(nnx.Module):
   """The pieces of a block; the feed-forward part is called `moe` or `mlp` after what it is."""
 
-  def __init__(self, config: Block, init: Init, dim: int, eps: float):
+  def __init__(self, config: Block, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE):
+    self.ways = ways
     self.attention_norm = RMSNorm(init / "attention_norm", dim, eps)
     self.attention = config.attention.build(init / "attention", dim, eps)
     self.ffn_norm = RMSNorm(init / "ffn_norm", dim, eps)
     is_moe = isinstance(config.ffn, MoE)
-    self.moe = config.ffn.build(init / "moe", dim) if is_moe else None
+    self.moe = config.ffn.build(init / "moe", dim, ways) if is_moe else None
     self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.hidden)
 
   def __call__(
@@ -88,14 +90,15 @@ class BlockLayer(nnx.Module):
     sums: dict[str, MoESums] = {}
     with jax.named_scope("attention"):
       here = None if keys is None else keys / "attention"
-      normed_BLD = self.attention_norm(x_BLD)
+      normed_BLD = self.ways.enter(self.attention_norm(x_BLD))
       attended_BLD, cache, found = self.attention(normed_BLD, tokens, cache, here)
       if found is not None:
         sums["attention"] = found
-      x_BLD = x_BLD + attended_BLD
+      x_BLD = x_BLD + self.ways.leave(attended_BLD)
     if self.mlp is not None:
       with jax.named_scope("mlp"):
-        return x_BLD + self.mlp(self.ffn_norm(x_BLD)), carry, cache, sums
+        y_BLD = self.ways.leave(self.mlp(self.ways.enter(self.ffn_norm(x_BLD))))
+        return x_BLD + y_BLD, carry, cache, sums
     assert self.moe is not None
     with jax.named_scope("moe"):
       y_BLD, carry, sums["moe"] = self.moe(self.ffn_norm(x_BLD), tokens, carry, keys)

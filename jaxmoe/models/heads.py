@@ -87,8 +87,8 @@ class HeadsLayer(nnx.Module):
     wide = queries * size
     if num_experts:
       q_shape, o_shape = (num_experts, dim, queries, size), (num_experts, wide, dim)
-      self.q = init.weight("q", q_shape, ("expert", "embed", "heads", "head"), fan_in=dim)
-      self.o = init.residual("o", o_shape, ("expert", "heads", "embed"), fan_in=wide)
+      self.q = init.weight("q", q_shape, ("local_expert", "embed", "heads", "head"), fan_in=dim)
+      self.o = init.residual("o", o_shape, ("local_expert", "heads", "embed"), fan_in=wide)
     else:
       self.q = init.weight("q", (dim, queries, size), ("embed", "heads", "head"), fan_in=dim)
       self.o = init.residual("o", (queries, size, dim), ("heads", "head", "embed"), fan_in=wide)

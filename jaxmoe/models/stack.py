@@ -8,6 +8,7 @@ all repeats, stacked in dim 0; `core/names.py` gives each layer its own name.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,7 @@ from jaxmoe.core.names import Splits
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.block import Block
 from jaxmoe.models.cache import Fresh
 
@@ -44,9 +46,11 @@ class Segment:
 class Stack:
   """The functions of a stack: it holds graph definitions and no arrays."""
 
-  def __init__(self, segments: tuple[Segment, ...], dim: int, eps: float):
+  def __init__(
+    self, segments: tuple[Segment, ...], dim: int, eps: float, ways: Ways = ONE_DEVICE
+  ):
     self.segments = segments
-    self.dim, self.eps = dim, eps
+    self.dim, self.eps, self.ways = dim, eps, ways
 
   @property
   def splits(self) -> Splits:
@@ -79,7 +83,9 @@ class Stack:
     """Returns the graph definition of each block of each pattern."""
     return {
       str(s): {
-        str(j): nnx.graphdef(nnx.eval_shape(lambda b=block: b.build(init, self.dim, self.eps)))
+        str(j): nnx.graphdef(
+          nnx.eval_shape(lambda b=block: b.build(init, self.dim, self.eps, self.ways))
+        )
         for j, block in enumerate(segment.pattern)
       }
       for s, segment in enumerate(self.segments)
@@ -88,10 +94,20 @@ class Stack:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-  """How a stack is run: by `scan` or unrolled, and what the backward pass keeps (`remat`)."""
+  """How a stack is run.
+
+  Attributes:
+    scan: By `lax.scan`, or unrolled.
+    remat: What the backward pass makes again.
+    arrive: Makes the weights of one block ready, from segment, position and stored leaves; None
+      where they are ready as they are stored.
+    keep: The remat policy in place of keeping all, for weights that are not to be kept.
+  """
 
   scan: bool = True
   remat: Remat = "none"
+  arrive: Callable[[str, str, Any], Any] | None = None
+  keep: Callable[..., bool] | None = None
 
 
 def run_stack(
@@ -124,7 +140,7 @@ def run_stack(
   for s, segment_params in params.items():
     repeats = jax.tree.leaves(segment_params)[0].shape[0]
     indices = depth + jnp.arange(repeats) * len(segment_params)
-    step = _segment_step(graphs[s], tokens, keys, flow.remat)
+    step = _segment_step(s, graphs[s], tokens, keys, flow)
     inputs = (segment_params, None if caches is None else caches[s], indices)
     loop = jax.lax.scan if flow.scan and repeats > 1 else _unrolled
     (x_BLD, carry), (new_caches[s], sums[s]) = loop(step, (x_BLD, carry), inputs)
@@ -132,13 +148,17 @@ def run_stack(
   return x_BLD, None if caches is None else new_caches, sums
 
 
-def _segment_step(graphs: dict[str, Any], tokens: Tokens, keys: Keys | None, remat: Remat) -> Any:
+def _segment_step(
+  segment: str, graphs: dict[str, Any], tokens: Tokens, keys: Keys | None, flow: Flow
+) -> Any:
   """Returns the body that runs a pattern once, as `lax.scan` wants it."""
 
   def step(state: tuple[Any, Any], inputs: Any) -> tuple[Any, Any]:
     (x_BLD, carry), (params, caches, index) = state, inputs
     new_caches, sums = {}, {}
     for j, block_params in params.items():
+      if flow.arrive is not None:
+        block_params = flow.arrive(segment, j, block_params)
       block, depth = nnx.merge(graphs[j], block_params), index + int(j)
       cache = Fresh() if caches is None else caches[j]
       here = None if keys is None else keys.at(depth)
@@ -149,9 +169,9 @@ def _segment_step(graphs: dict[str, Any], tokens: Tokens, keys: Keys | None, rem
       new_caches[j] = None if caches is None else cache
     return (x_BLD, carry), (new_caches, sums)
 
-  if remat == "none":
+  if flow.remat == "none" and flow.keep is None:
     return step
-  return jax.checkpoint(step, policy=POLICIES[remat])
+  return jax.checkpoint(step, policy=flow.keep if flow.remat == "none" else POLICIES[flow.remat])
 
 
 def _unrolled(step: Any, state: Any, inputs: Any) -> tuple[Any, Any]:

@@ -20,12 +20,13 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import dot, take_rows
+from jaxmoe.core.ways import ONE_DEVICE, Ways
+from jaxmoe.core.weights import dot
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
 from jaxmoe.models.norm import RMSNorm
 from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
-from jaxmoe.ops.cross_entropy import cross_entropy
+from jaxmoe.ops.cross_entropy import Part, cross_entropy
 
 Params = dict[str, Any]
 Routed = MoE | AttentionExperts
@@ -141,10 +142,6 @@ class Embed(nnx.Module):
     fan_in = dim if tied else 1
     self.table = init.weight("table", (vocab_size, dim), ("vocab", "embed"), fan_in)
 
-  def __call__(self, ids_BL: jax.Array, dtype: Any) -> jax.Array:
-    """Returns (B, L, D); an id outside the vocabulary gives NaN, never another token's row."""
-    return take_rows(self.table.get_value(), ids_BL, dtype)
-
 
 class Head(nnx.Module):
   """The projection to logits of an untied model."""
@@ -154,17 +151,32 @@ class Head(nnx.Module):
 
 
 class Decoder:
-  """The functions of a transformer over its tree of parameters."""
+  """The functions of a transformer over its tree of parameters.
 
-  def __init__(self, config: Transformer, vocab_size: int):
-    self.config, self.vocab_size = config, vocab_size
+  Attributes:
+    config: The record.
+    vocab_size: V.
+    ways: What happens where arrays cross devices.
+    flow: How the stack is run.
+    outside: Makes the parameters beside the stack ready from how they are stored.
+  """
+
+  def __init__(
+    self,
+    config: Transformer,
+    vocab_size: int,
+    ways: Ways = ONE_DEVICE,
+    flow: Flow | None = None,
+    outside: Callable[[Params], Params] | None = None,
+  ):
+    self.config, self.vocab_size, self.ways = config, vocab_size, ways
+    self.outside = outside or (lambda params: params)
     self.dtype = jnp.dtype(config.dtype)
-    self.flow = Flow(config.scan, config.remat)
-    self._stack = Stack(config.stack, config.dim, config.norm_eps)
+    self.flow = flow or Flow(config.scan, config.remat)
+    self._stack = Stack(config.stack, config.dim, config.norm_eps, ways)
     state = jax.eval_shape(self._build, jax.random.key(0))
     shape_init = Init(Keys(jax.random.key(0)))
     self._graphs: dict[str, Any] = {
-      "embed": nnx.graphdef(nnx.eval_shape(lambda: self._embed(shape_init))),
       "final_norm": nnx.graphdef(nnx.eval_shape(lambda: self._final_norm(shape_init))),
       "stack": self._stack.graphs(shape_init),
     }
@@ -211,9 +223,10 @@ class Decoder:
     }
 
   def embed(self, params: Params, ids_BL: jax.Array) -> jax.Array:
-    """Returns (B, L, D) in the model's dtype."""
+    """Returns (B, L, D) in the model's dtype; NaN for an id outside the vocabulary."""
     with jax.named_scope("embed"):
-      return nnx.merge(self._graphs["embed"], params["embed"])(ids_BL, self.dtype)
+      table = params["embed"]["table"]
+      return self.ways.embed(table, ids_BL, self.dtype, self.vocab_size)
 
   def blocks(
     self, params: Params, x_BLD: jax.Array, tokens: Tokens, caches: Any = None,
@@ -276,9 +289,10 @@ class Decoder:
   def nll(self, params: Params, hidden_BLD: jax.Array, labels_BL: jax.Array) -> jax.Array:
     """Returns (B, L) float32 nats, 0 where the label is negative; never holds (B, L, V)."""
     weight, spec = self.head(params)
-    hidden_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+    hidden_TD = self.ways.enter(hidden_BLD).reshape(-1, hidden_BLD.shape[-1])
+    part = Part(self.ways.vocab_axis, self.vocab_size) if self.ways.vocab_axis else None
     nll_T = cross_entropy(
-      hidden_TD, weight, spec, labels_BL.reshape(-1), self.config.loss_chunk
+      hidden_TD, weight, spec, labels_BL.reshape(-1), self.config.loss_chunk, part
     )
     return nll_T.reshape(labels_BL.shape)
 

@@ -15,9 +15,10 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
-from jaxmoe.moe.dispatch import DISPATCHERS, Counts, Dropless, Site
+from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES, AllToAll, Counts, Dropless, Group, Site
 from jaxmoe.moe.dispatch.placement import check_placement
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
 from jaxmoe.moe.experts.family import Part
@@ -37,6 +38,7 @@ class MoE:
     router: Which experts a token is sent to.
     experts: What an expert computes.
     dispatch: How rows reach experts, and what happens where too many do.
+    exchange: How rows reach experts on other devices, where experts are spread over several.
     shared_hidden: Width of a shared expert that every token passes; 0 for none.
     shared_gate: Whether its output is multiplied by sigmoid(w x) (Qwen2-MoE).
     balance: Losses that keep the load of experts even.
@@ -50,6 +52,7 @@ class MoE:
   router: Any = choice(ROUTERS, TopK())
   experts: Any = choice(EXPERTS, SwiGLU(hidden=128))
   dispatch: Any = choice(DISPATCHERS, Dropless())
+  exchange: Any = choice(EXCHANGES, AllToAll())
   shared_hidden: int = 0
   shared_gate: bool = False
   balance: tuple[Any, ...] = choice(BALANCE, (LoadBalance(), RouterZ()))
@@ -101,9 +104,9 @@ class MoE:
     self.router.check_causal()
     self.dispatch.check_causal()
 
-  def build(self, init: Init, dim: int) -> MoELayer:
+  def build(self, init: Init, dim: int, ways: Ways = ONE_DEVICE) -> MoELayer:
     """Returns the module with its weights."""
-    return MoELayer(self, init, dim)
+    return MoELayer(self, init, dim, ways)
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""
@@ -151,11 +154,37 @@ class MoESums:
   idle: jax.Array | float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """Outputs of experts, (B, L, D), by what the devices of a tensor group have of them.
+
+  Attributes:
+    parts: Parts of a sum: each device has some of the hidden units.
+    whole: Every device has all.
+    shares: Each device has its share of the tokens.
+  """
+
+  parts: jax.Array | None = None
+  whole: jax.Array | None = None
+  shares: jax.Array | None = None
+
+  def add(self, where: str, y_BLD: jax.Array) -> Found:
+    """Returns what was found so far and more of one field."""
+    had = getattr(self, where)
+    return dataclasses.replace(self, **{where: y_BLD if had is None else had + y_BLD})
+
+  def stream(self, ways: Ways) -> jax.Array:
+    """Returns the sum of all as the stream lies."""
+    pairs = (self.parts, ways.leave), (self.whole, ways.own), (self.shares, ways.join)
+    total, *rest = [arrange(y_BLD) for y_BLD, arrange in pairs if y_BLD is not None]
+    return sum(rest, total)
+
+
 class MoELayer(nnx.Module):
   """The parts of a MoE layer, in the order in which a token meets them."""
 
-  def __init__(self, config: MoE, init: Init, dim: int):
-    self.dispatch = config.dispatch
+  def __init__(self, config: MoE, init: Init, dim: int, ways: Ways = ONE_DEVICE):
+    self.dispatch, self.exchange, self.ways = config.dispatch, config.exchange, ways
     self.num_experts, self.num_open = config.num_experts, config.num_open
     self.num_idle = config.experts.num_idle(config.num_experts)
     self.placement = config.placement
@@ -176,16 +205,17 @@ class MoELayer(nnx.Module):
 
     A token that is not valid gets zeros from the experts.
     """
-    x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    whole_BLD = self.ways.enter(x_BLD)
+    x_TD = whole_BLD.reshape(-1, x_BLD.shape[-1])
     with jax.named_scope("route"):
       routing, carry = self.router(x_TD, tokens, carry, keys)
-    y_TD, counts = self._experts(x_TD, routing, keys / "dispatch" if keys else None)
+    found, counts = self._experts(whole_BLD, routing, keys / "dispatch" if keys else None)
     if self.shared is not None:
       with jax.named_scope("shared"):
-        y_TD = y_TD + self._shared(x_TD)
+        found = found.add("parts", self._shared(x_TD).reshape(whole_BLD.shape))
     with jax.named_scope("sums"):
       sums = layer_sums(routing, tokens, counts, self.needs_rows, self.num_idle)
-    return y_TD.reshape(x_BLD.shape), carry, sums
+    return found.stream(self.ways), carry, sums
 
   def _shared(self, x_TD: jax.Array) -> jax.Array:
     """Returns the shared expert's output, times its gate (float32 inside) where there is one."""
@@ -197,26 +227,42 @@ class MoELayer(nnx.Module):
     return (jax.nn.sigmoid(gate_T1) * y_TD.astype(jnp.float32)).astype(y_TD.dtype)
 
   def _experts(
-    self, x_TD: jax.Array, routing: Routing, keys: Keys | None
-  ) -> tuple[jax.Array, Counts]:
+    self, x_BLD: jax.Array, routing: Routing, keys: Keys | None
+  ) -> tuple[Found, Counts]:
     """Returns the combined outputs of all kinds of experts, and drops and spills by reason."""
     experts = self._open()
     routing = experts.reweigh(routing)
-    rows_TD = experts.enter(x_TD)
-    total_TD: jax.Array | None = None
-    counts = Counts({}, {})
+    rows_BLD = experts.enter(x_BLD.reshape(-1, x_BLD.shape[-1])).reshape(*x_BLD.shape[:2], -1)
+    found, counts = Found(), Counts({}, {})
     for part in experts.parts(self.num_open):
       chosen = routing
       if (part.start, part.stop) != (0, self.num_open):
         chosen = routing.part(part.start, part.stop)
-      if part.takes_rows:
-        y_TD, more = self.dispatch(rows_TD, chosen, part.module, self._site(part, keys))
-        counts = Counts(*map(_add, counts, more))
-      else:
-        y_TD = part.module.at_tokens(rows_TD, chosen)
-      total_TD = y_TD if total_TD is None else total_TD + y_TD
-    assert total_TD is not None
-    return experts.leave(total_TD), counts
+      where, y_BLD, more = self._part(part, rows_BLD, chosen, keys)
+      counts = Counts(*map(_add, counts, more))
+      y_TD = experts.leave(y_BLD.reshape(-1, y_BLD.shape[-1]))
+      found = found.add(where, y_TD.reshape(*y_BLD.shape[:2], -1))
+    return found, counts
+
+  def _part(
+    self, part: Part, x_BLD: jax.Array, routing: Routing, keys: Keys | None
+  ) -> tuple[str, jax.Array, Counts]:
+    """Returns what experts of one kind make of the tokens, and of which field of `Found` it is."""
+    x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    if not part.takes_rows:
+      return "whole", part.module.at_tokens(x_TD, routing).reshape(x_BLD.shape), Counts({}, {})
+    site, spread = self._site(part, keys), self.ways.expert_degree
+    if spread == 1 or (part.stop - part.start) % spread:
+      y_TD, counts = self.dispatch(x_TD, routing, part.module, site)
+      return _where(part.module), y_TD.reshape(x_BLD.shape), counts
+    split = self.ways.splits_tokens
+    if split:
+      x_BLD, routing = _split(self.ways, x_BLD, routing)
+      x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    group = Group(*self.ways.expert_mesh)
+    y_TD, counts = self.exchange(self.dispatch, x_TD, routing, part.module, site, group)
+    counts = self.ways.over_tensor(counts) if split else counts
+    return "shares" if split else _where(part.module), y_TD.reshape(x_BLD.shape), counts
 
   def _open(self) -> Any:
     """Returns the experts without those closed; their weights are copied where any are."""
@@ -238,6 +284,24 @@ class MoELayer(nnx.Module):
     num_slots = len(self.placement) or self.num_open - self.num_idle
     mine = len(slots) or part.stop - part.start
     return Site(num_slots - mine, self.num_idle, slots, keys / str(part.start) if keys else None)
+
+
+def _where(module: Any) -> str:
+  """Returns whether a tensor group has the hidden units of a module in parts or whole."""
+  is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+  leaves = jax.tree.leaves(nnx.state(module), is_leaf=is_leaf)
+  return "parts" if any("mlp" in leaf.get_metadata()["dims"] for leaf in leaves) else "whole"
+
+
+def _split(ways: Ways, x_BLD: jax.Array, routing: Routing) -> tuple[jax.Array, Routing]:
+  """Returns a device's share of the tokens that its tensor group has, and of their routing."""
+  rows = x_BLD.shape[:2]
+
+  def share(leaf_TF: jax.Array) -> jax.Array:
+    part = ways.split(leaf_TF.reshape(*rows, *leaf_TF.shape[1:]))
+    return part.reshape(-1, *leaf_TF.shape[1:])
+
+  return ways.split(x_BLD), jax.tree.map(share, routing)
 
 
 def layer_sums(

@@ -21,8 +21,7 @@ import optax
 
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.layout import Dims
-from jaxmoe.optim.matrices import is_dims
+from jaxmoe.core.layout import EXPERT_DIMS, Dims, dims_by_path
 
 Masks = Mapping[str, np.ndarray]
 _RANGE = re.compile(r"(.*)@(\d+):(\d+)")
@@ -42,7 +41,7 @@ def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.
     InputError: a pattern names nothing, a range no leaf with experts or more than a leaf has.
   """
   flat = names.flatten(shapes)
-  owners = dict(zip(flat, jax.tree.leaves(dims, is_leaf=is_dims), strict=True))
+  owners = dims_by_path(dims, shapes)
   masks: dict[str, np.ndarray] = {}
   for pattern in patterns:
     ranged = _RANGE.fullmatch(pattern)
@@ -55,7 +54,7 @@ def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.
       if not any(rows):
         continue
       named = True
-      if span is None or "expert" in owners[path]:
+      if span is None or any(dim in EXPERT_DIMS for dim in owners[path]):
         hit = True
         mask = _mask(pattern, leaf.shape, owners[path], rows if several else None, span)
         masks[path] = masks.get(path, False) | mask
@@ -106,7 +105,7 @@ def _mask(
     mask = mask & np.array(rows).reshape(-1, *[1] * (len(shape) - 1))
   if span is None:
     return mask
-  axis = dims.index("expert")
+  axis = next(at for at, dim in enumerate(dims) if dim in EXPERT_DIMS)
   if not 0 <= span.start < span.stop <= shape[axis]:
     raise InputError(f"frozen: {pattern!r} names experts that a leaf of shape {shape} has not")
   experts = np.zeros(shape[axis], bool)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.layout import Dims
+from jaxmoe.core.layout import EXPERT_DIMS, Dims, is_dims
 
 Axes = tuple[int, ...]
 
@@ -25,7 +25,7 @@ def map_dims(function: Any, dims: Any, *rest: Any) -> Any:
 def stack_depth(dims: Dims) -> int:
   """Returns how many leading dims count blocks (layers, then experts), keeping one dim at least."""
   depth = 1 if dims[:1] == ("layer",) else 0
-  return depth + 1 if dims[depth : depth + 1] == ("expert",) and len(dims) > depth + 1 else depth
+  return depth + 1 if len(dims) > depth + 1 and dims[depth] in EXPERT_DIMS else depth
 
 
 def matrix_axes(name: str, dims: Dims) -> tuple[Axes, Axes] | None:
@@ -50,8 +50,3 @@ def matrix_axes(name: str, dims: Dims) -> tuple[Axes, Axes] | None:
       "add its name to optimizer.adam_names"
     )
   return (sides[0], sides[1]) if len(sides) == 2 else None
-
-
-def is_dims(node: Any) -> bool:
-  """Says whether a node of a tree of dims is the dims of a leaf."""
-  return isinstance(node, tuple) and all(dim is None or isinstance(dim, str) for dim in node)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
-from jaxmoe.core.layout import Dims
+from jaxmoe.core.layout import Dims, dims_by_path
 from jaxmoe.core.names import flatten, unflatten
-from jaxmoe.optim.matrices import is_dims, stack_depth
+from jaxmoe.optim.matrices import stack_depth
 
 
 def state_dims(state: Any, params: Any, dims: Any) -> Any:
@@ -23,7 +21,7 @@ def state_dims(state: Any, params: Any, dims: Any) -> Any:
   the leading layers and experts. What belongs to no parameter has no names.
   """
   leaves = flatten(params)
-  owners = dict(zip(leaves, jax.tree.leaves(dims, is_leaf=is_dims), strict=True))
+  owners = dims_by_path(dims, params)
   found: dict[str, Dims] = {}
   for path, leaf in flatten(state).items():
     pieces = path.split("/")

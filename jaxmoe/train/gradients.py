@@ -2,7 +2,8 @@
 
 Token losses are divided by the labels of the whole step, and balance losses are given what they
 must know of it (`moe/balance/term.py`), so that the microbatches' losses, gradients and metrics are
-shares that add up.
+shares that add up. Devices' shares are added up alike (`core/ways.py`): everything below runs on
+each device for its rows of the batch, and the lines with `ways.total` sum over devices.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import Ways
 from jaxmoe.models.transformer import Decoder, Params, Routed
 from jaxmoe.moe.balance import Reference
 from jaxmoe.moe.layer import MoESums
@@ -59,21 +61,52 @@ def counts_first(decoder: Decoder, num_micro: int) -> bool:
   return num_micro > 1 and any(term.needs_whole and term.weight > 0 for term in terms)
 
 
-def make_gradients(decoder: Decoder, num_micro: int, num_groups: int = 1) -> Gradients:
+class Summing(Protocol):
+  """How the gradients of all devices are summed; see `parallel/zero.py`."""
+
+  def each(self, grads: Params) -> Params:
+    """Returns a microbatch's gradients as they are accumulated."""
+
+  def last(self, grads: Params) -> Params:
+    """Returns the sum over devices of what was accumulated."""
+
+
+class Alone:
+  """One device has nothing to sum with."""
+
+  def each(self, grads: Params) -> Params:
+    """Returns a microbatch's gradients as they are accumulated."""
+    return grads
+
+  def last(self, grads: Params) -> Params:
+    """Returns what was accumulated."""
+    return grads
+
+
+def make_gradients(
+  decoder: Decoder, num_micro: int, num_groups: int = 1, summing: Summing | None = None
+) -> Gradients:
   """Returns the function from parameters, batch and keys to the gradient and the metrics.
 
   The loss is the mean negative log-likelihood in nats over scored labels, plus the weighted
   balance losses summed over MoE layers. Batch arrays are (B, L), B a multiple of `num_micro`;
-  each microbatch lies on `num_groups` data-parallel devices in equal parts.
+  each microbatch counts as lying on `num_groups` data-parallel devices in equal parts.
+
+  Inside `shard_map` the decoder's `ways` say which part of the batch is here: the batch is this
+  device's, parameters are as they are stored, gradients come as `summing` makes them, and metrics
+  are those of all devices but for `samples`, which are of this device's tokens.
   """
+  ways, summing = decoder.ways, summing or Alone()
   count_first = counts_first(decoder, num_micro)
 
   def gradients(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
     zeros = _zero_sums(decoder)
-    labels = jnp.maximum(jnp.sum(batch["labels"] >= 0), 1).astype(jnp.float32)
     valid_BL = batch["segment"] > 0
-    tokens = jnp.sum(valid_BL).astype(jnp.float32)
-    rows = jnp.sum(jnp.any(valid_BL, axis=1)).astype(jnp.float32)
+    labels, tokens, rows = ways.total(tuple(
+      jnp.sum(counted).astype(jnp.float32)
+      for counted in (batch["labels"] >= 0, valid_BL, jnp.any(valid_BL, axis=1))
+    ))
+    labels = jnp.maximum(labels, 1)
     micro = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
     sums = _count(decoder, params, micro, keys) if count_first else None
     whole = Whole(labels, tokens, rows, num_micro, num_groups, sums, zeros)
@@ -81,15 +114,18 @@ def make_gradients(decoder: Decoder, num_micro: int, num_groups: int = 1) -> Gra
 
     def one(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Params, Metrics]:
       known = dataclasses.replace(whole, running=running)
-      (_, metrics), grads = share(params, batch, keys.at(index), known)
-      return grads, metrics
+      here = ways.group() * num_micro + index
+      (_, metrics), grads = share(params, batch, keys.at(here), known)
+      return summing.each(grads), metrics
 
     if num_micro == 1:
       grads, metrics = one(zeros, jax.tree.map(lambda x: x[0], micro), 0)
     else:
       grads, metrics = _accumulate(one, zeros, micro, num_micro)
+    layers = metrics.pop("layers")
+    metrics = {**ways.total(metrics), "layers": layers}
     corrections = _corrections(decoder, metrics, count_first)
-    return grads, {**metrics, "tokens": tokens, **corrections}
+    return summing.last(grads), {**metrics, "tokens": tokens, **corrections}
 
   return gradients
 
@@ -98,8 +134,10 @@ def _loss(
   decoder: Decoder, params: Params, batch: Batch, keys: Keys, whole: Whole
 ) -> tuple[jax.Array, Metrics]:
   """Returns a microbatch's share of the step's loss, and its shares of the metrics."""
-  tokens = Tokens.of_batch(batch)
+  tokens, ways = Tokens.of_batch(batch), decoder.ways
+  params = decoder.outside(params)
   hidden_BLD, _, sums = decoder.hidden(params, tokens, keys=keys)
+  sums = map_layers(lambda of_layer: _of_all(of_layer, ways), sums)
   with jax.named_scope("loss"):
     nll_BL = decoder.nll(params, hidden_BLD, batch["labels"])
     nll = Mean.of(nll_BL, batch["labels"] >= 0)
@@ -108,10 +146,19 @@ def _loss(
   for s, j, layer, term in _terms(decoder.routed_layers()):
     known = None if whole.sums is None else whole.sums[s][j]
     share, weighted = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
+    if not term.by_row:  # every token group has it
+      share, weighted = share / ways.num_groups, weighted / ways.num_groups
     balance[term.name] = balance.get(term.name, 0.0) + share
     total = total + weighted
   layers = map_layers(lambda of_layer: dataclasses.replace(of_layer, by_row=None), sums)
-  return total, {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
+  metrics = {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
+  return total / ways.copies, metrics
+
+
+def _of_all(sums: MoESums, ways: Ways) -> MoESums:
+  """Returns a layer's sums over the tokens of all devices; those by row, and samples, of this."""
+  mine = dataclasses.replace(sums, by_row=None, samples=None, routing=None)
+  return dataclasses.replace(ways.total(mine), by_row=sums.by_row, samples=sums.samples)
 
 
 @jax.named_scope("balance")
@@ -179,14 +226,16 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
   def body(total: Sums, inputs: Any) -> tuple[Sums, None]:
     batch, index = inputs
     tokens = Tokens.of_batch(batch)
-    x_BLD = decoder.embed(params, tokens.id)
-    _, _, sums = decoder.blocks(params, x_BLD, tokens, keys=keys.at(index))
+    here = decoder.ways.group() * num_micro + index
+    ready = decoder.outside(params)
+    x_BLD = decoder.embed(ready, tokens.id)
+    _, _, sums = decoder.blocks(ready, x_BLD, tokens, keys=keys.at(here))
     return jax.tree.map(jnp.add, total, _router_sums(sums)), None
 
   num_micro = micro["ids"].shape[0]
   with jax.named_scope("count_choices"):
     sums, _ = jax.lax.scan(body, _zero_sums(decoder), (micro, jnp.arange(num_micro)))
-  return jax.lax.stop_gradient(sums)
+  return jax.lax.stop_gradient(decoder.ways.total(sums))
 
 
 def map_layers(function: Callable[[MoESums], Any], layers: Any) -> Any:

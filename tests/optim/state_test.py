@@ -2,10 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoe.core.layout import one_device
+from jaxmoe.core.layout import is_dims, one_device
 from jaxmoe.core.names import flatten
 from jaxmoe.optim import OPTIMIZERS, Adafactor, Constant, Optim, make_optimizer, state_dims
-from jaxmoe.optim.matrices import is_dims
 
 SIZES = {"layer": 2, "expert": 3, "embed": 8, "gate": 1, "mlp": 7, "heads": 4, "head": 5}
 DIMS = {

@@ -35,5 +35,5 @@ def test_degrees_that_make_no_sense_are_refused_in_one_line(fields, words):
 
 
 def test_more_devices_than_there_are_is_refused_with_the_product_that_fits():
-  with pytest.raises(InputError, match="asks for 6 devices.*have 1; .* product is 1"):
+  with pytest.raises(InputError, match=r"asks for 6 devices.*have 1; .* product is 1"):
     make_mesh(Parallel(data=2, tensor=3), jax.devices()[:1])

@@ -77,6 +77,11 @@ class Term:
     return f"{self.kind}_{self.scope}"
 
   @property
+  def by_row(self) -> bool:
+    """Whether shares are of rows, of which each device has its own; else of sums over devices."""
+    return self.scope == "sequence"
+
+  @property
   def needs_rows(self) -> bool:
     """Whether the sums of each row must be made."""
     return self.scope in ("sequence", "micro")

@@ -10,6 +10,7 @@ from jaxmoe.moe.dispatch.dense import Dense
 from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Site
 from jaxmoe.moe.dispatch.dropless import Dropless
 from jaxmoe.moe.dispatch.einsum import Einsum
+from jaxmoe.moe.dispatch.exchange import AllGather, AllToAll, Group
 
 DISPATCHERS = {
   "dense": (Dense, Dense()),
@@ -22,6 +23,17 @@ DISPATCHERS = {
   "dropless": (Dropless, Dropless()),
 }
 
+EXCHANGES = {
+  "all_to_all": (AllToAll, AllToAll()),
+  "all_to_all_bounded": (AllToAll, AllToAll(bound=2.0)),
+  "all_to_all_chunked": (AllToAll, AllToAll(chunks=2)),
+  "all_to_all_ragged": (AllToAll, AllToAll(ragged=True)),
+  "all_to_all_two_level": (AllToAll, AllToAll(two_level=True)),
+  "all_gather": (AllGather, AllGather()),
+}
+"""How rows reach experts on other devices; on one device none is used."""
+
 __all__ = [
-  "DISPATCHERS", "Capacity", "Counts", "Dense", "Dispatcher", "Dropless", "Einsum", "Site"
+  "DISPATCHERS", "EXCHANGES", "AllGather", "AllToAll", "Capacity", "Counts", "Dense", "Dispatcher",
+  "Dropless", "Einsum", "Group", "Site",
 ]

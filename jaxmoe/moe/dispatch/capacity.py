@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.dispatch.dispatcher import WHOLE, Dispatcher, Site
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, Dispatcher, Site
 from jaxmoe.moe.dispatch.overflow import OVERFLOW
 from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows
 from jaxmoe.moe.routing import Routing
@@ -54,6 +54,23 @@ class Limited(Dispatcher):
     mean = tokens * num_active * self.idle_share / (self.idle_share * num_experts + idle)
     return min(tokens, max(1, math.ceil(self.factor * mean)))
 
+  @property
+  def policy(self) -> str:
+    """Which choices of a full expert lose, a key of OVERFLOW."""
+    return "position"
+
+  def admit(self, routing: Routing, site: Site = WHOLE) -> tuple[Routing, Counts]:
+    """Returns the routing in which just the choices that get a row are valid, and the counts."""
+    admitted, _, counts = self._admit(routing, site)
+    return admitted, counts
+
+  def _admit(self, routing: Routing, site: Site) -> tuple[Routing, jax.Array, Counts]:
+    """Returns the same, with each choice's place among its expert's rows."""
+    capacity = self.rows_for(routing, site)
+    admitted, place_TA, spilled = OVERFLOW[self.policy](routing, capacity, site)
+    wanted, kept = (jnp.sum(r.valid_TA.astype(jnp.float32)) for r in (routing, admitted))
+    return admitted, place_TA, Counts({"capacity": wanted - kept}, spilled)
+
   def rows_for(self, routing: Routing, site: Site) -> int:
     """Returns C for the experts of a part of the layer."""
     tokens, num_slots = routing.scores_TE.shape
@@ -74,6 +91,11 @@ class Capacity(Limited):
   allow_future: bool = False
 
   @property
+  def policy(self) -> str:
+    """Which choices of a full expert lose."""
+    return self.overflow
+
+  @property
   def looks_ahead(self) -> bool:
     """Whether a later token may take away the row of an earlier one."""
     return self.overflow in ("score", "random")
@@ -83,16 +105,15 @@ class Capacity(Limited):
     """Returns the plan of S * C rows; choices that the policy leaves out have none."""
     num_slots, capacity = routing.scores_TE.shape[1], self.rows_for(routing, site)
     num_rows = num_slots * capacity
-    admitted, place_TA, spilled = OVERFLOW[self.overflow](routing, capacity, site)
+    admitted, place_TA, counts = self._admit(routing, site)
     row_TA = jnp.where(admitted.valid_TA, admitted.expert_TA * capacity + place_TA, num_rows)
     token_R = tokens_of_rows(row_TA, num_rows)
     used_SC = (token_R < routing.expert_TA.shape[0]).reshape(num_slots, capacity)
-    wanted, kept = (jnp.sum(r.valid_TA.astype(jnp.float32)) for r in (routing, admitted))
     return Plan(
       token_R=token_R,
       row_TA=row_TA,
       weight_TA=admitted.weight_TA,
       groups=Uniform(jnp.sum(used_SC, axis=1, dtype=jnp.int32), capacity),
-      dropped={"capacity": wanted - kept},
-      spilled=spilled,
+      dropped=counts.dropped,
+      spilled=counts.spilled,
     )

@@ -73,6 +73,11 @@ class Dispatcher:
         "set allow_future=true to train with it all the same, or overflow=position"
       )
 
+  def admit(self, routing: Routing, site: Site = WHOLE) -> tuple[Routing, Counts]:
+    """Returns the routing in which just the choices that get a row are valid, and the counts."""
+    del site
+    return routing, Counts({}, {})
+
   def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
     """Returns which rows the experts see."""
     raise NotImplementedError

@@ -73,8 +73,10 @@ class MLPExperts(ExpertFamily):
     view: Callable[[Any], Any] | None = None,
   ):
     shape_up, shape_down = (num_experts, dim, hidden), (num_experts, hidden, dim)
-    self.up = init.weight("up", shape_up, ("expert", "embed", "mlp"), fan_in=dim)
-    self.down = init.residual("down", shape_down, ("expert", "mlp", "embed"), fan_in=hidden)
+    # What a view sees of one number may depend on others of its row, so they stay together.
+    mlp = "mlp" if view is None else "width"
+    self.up = init.weight("up", shape_up, ("expert", "embed", mlp), fan_in=dim)
+    self.down = init.residual("down", shape_down, ("expert", mlp, "embed"), fan_in=hidden)
     self.activation, self.view = activation, view
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:

@@ -101,8 +101,8 @@ class LowRankExperts(nnx.Module):
       return make(name, (num_experts, rows, columns), ("expert", *dims), fan_in=rows)
 
     self.up_left = weight("up_left", dim, rank, ("embed", "rank"))
-    self.up_right = weight("up_right", rank, hidden, ("rank", "mlp"))
-    self.down_left = weight("down_left", hidden, rank, ("mlp", "rank"))
+    self.up_right = weight("up_right", rank, hidden, ("rank", "width"))
+    self.down_left = weight("down_left", hidden, rank, ("width", "rank"))
     self.down_right = weight("down_right", rank, dim, ("rank", "embed"))
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:

@@ -97,7 +97,7 @@ class LocalExperts(nnx.Module):
 
   def __init__(self, config: ZeroCopyConstant, init: Init, dim: int):
     self.num_zero, self.num_copy = config.num_zero, config.num_copy
-    num, dims = config.num_constant, ("expert", "embed")
+    num, dims = config.num_constant, ("local_expert", "embed")
     self.mix = init.weight("mix", (num, dim, 2), (*dims, None), fan_in=dim) if num else None
     # Of unit variance, but for what all that is added to the residual stream is divided by.
     self.value = init.residual("value", (num, dim), dims, fan_in=1) if num else None

@@ -85,8 +85,8 @@ class MLPGate(nnx.Module):
   def __init__(self, config: MLP, init: Init, dim: int, num_experts: int):
     self.act = ACTIVATIONS[config.activation]
     hidden = config.hidden
-    self.up = init.weight("up", (dim, hidden), ("embed", "mlp"), fan_in=dim)
-    self.weight = init.weight("weight", (hidden, num_experts), ("mlp", "expert"), fan_in=hidden)
+    self.up = init.weight("up", (dim, hidden), ("embed", "hidden"), fan_in=dim)
+    self.weight = init.weight("weight", (hidden, num_experts), ("hidden", "expert"), fan_in=hidden)
 
   def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E) and the carry as it came."""

@@ -1,0 +1,99 @@
+"""Where a layer's arrays cross devices: seams that model code calls and a layout fills in.
+
+Model code is written for one device. Where the arrays of a layer may lie on several it says what
+it is about to do, `enter` a pair of products, `leave` it, and never names an axis of the mesh.
+`Ways` is one device, where nothing moves; `jaxmoe/parallel/ways.py` has the mesh.
+
+One convention makes every gradient right: **what each device adds to the loss sums to the loss
+over all devices, and the gradient of a parameter is the sum over the devices that hold it.** A
+device differentiates its own share. The transpose of a collective then hands each device what its
+own copy of a value did to the sum; copies need not agree on the way back, only add up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jaxmoe.core.weights import take_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Ways:
+  """One device: every array is whole where it is.
+
+  Devices of a *tensor group* see the same tokens and hold parts of heads, hidden units and the
+  vocabulary; devices of different *token groups* see different tokens.
+  """
+
+  @property
+  def copies(self) -> int:
+    """How many devices compute the same share of the loss: the size of a tensor group."""
+    return 1
+
+  @property
+  def expert_degree(self) -> int:
+    """Over how many devices experts are spread."""
+    return 1
+
+  @property
+  def expert_mesh(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The axes experts are spread over, outermost first, and their degrees."""
+    return (), ()
+
+  @property
+  def splits_tokens(self) -> bool:
+    """Whether experts are spread over tensor groups too, whose devices then share the tokens."""
+    return False
+
+  @property
+  def num_groups(self) -> int:
+    """How many token groups there are."""
+    return 1
+
+  def group(self) -> jax.Array | int:
+    """Returns which token group this device is of; rows of a batch lie on them in order."""
+    return 0
+
+  def total(self, tree: Any) -> Any:
+    """Returns sums over token groups."""
+    return tree
+
+  def over_tensor(self, tree: Any) -> Any:
+    """Returns sums over this device's tensor group."""
+    return tree
+
+  def enter(self, x_BLD: jax.Array) -> jax.Array:
+    """Returns all of a row's tokens, for products whose outputs are spread over a tensor group."""
+    return x_BLD
+
+  def leave(self, y_BLD: jax.Array) -> jax.Array:
+    """Returns the stream's part of what the devices of a tensor group found together."""
+    return y_BLD
+
+  def own(self, y_BLD: jax.Array) -> jax.Array:
+    """Returns the stream's part of what every device of a tensor group found by itself."""
+    return y_BLD
+
+  def split(self, x_BLF: jax.Array) -> jax.Array:
+    """Returns this device's share of a row's tokens, of which its tensor group has them all."""
+    return x_BLF
+
+  def join(self, y_BLD: jax.Array) -> jax.Array:
+    """Returns the stream's part of what devices found for their shares of a row's tokens."""
+    return y_BLD
+
+  def embed(self, table: Any, ids_BL: jax.Array, dtype: Any, vocab_size: int) -> jax.Array:
+    """Returns the stream's part of rows of a table; NaN for an id outside the vocabulary."""
+    del vocab_size
+    return take_rows(table, ids_BL, dtype)
+
+  @property
+  def vocab_axis(self) -> str | None:
+    """The axis over which the head is spread along the vocabulary."""
+    return None
+
+
+ONE_DEVICE = Ways()

@@ -1,0 +1,301 @@
+"""How rows reach experts on other devices, inside `shard_map`; experts lie in order of devices.
+
+An all-to-all exchange wraps the experts: a dispatcher makes rows in order of slot as on one device,
+calls experts that happen to be elsewhere, and combines what comes back. So every dispatcher works
+with it, routing and drops are decided where the tokens are, and experts that compute nothing, which
+have no slot, send no rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.weights import Groups
+from jaxmoe.moe.dispatch.capacity import Limited
+from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Site
+from jaxmoe.moe.dispatch.dropless import Dropless
+from jaxmoe.moe.dispatch.plan import Experts, Uniform, place_choices
+from jaxmoe.moe.routing import Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The devices over which experts are spread: mesh axes, outermost first, and their degrees."""
+
+  axes: tuple[str, ...]
+  degrees: tuple[int, ...]
+
+  @property
+  def size(self) -> int:
+    """e, how many devices there are."""
+    return math.prod(self.degrees)
+
+  def index(self) -> jax.Array:
+    """Returns which of them this device is."""
+    return jax.lax.axis_index(self.axes)
+
+  def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+    """Returns part i of device d as part d of device i; (e, ...) in and out.
+
+    On two levels rows first go to the right place within the innermost axis, then across the
+    others: every message between far devices carries what all near ones send there. The same
+    bytes leave a device on each level.
+    """
+    if len(self.axes) == 1 or not two_level:
+      return jax.lax.all_to_all(parts_eF, self.axes, split_axis=0, concat_axis=0, tiled=True)
+    near, far = self.degrees[-1], self.size // self.degrees[-1]
+    parts = parts_eF.reshape(far, near, *parts_eF.shape[1:])
+    parts = jax.lax.all_to_all(parts, self.axes[-1], split_axis=1, concat_axis=1, tiled=True)
+    parts = jax.lax.all_to_all(parts, self.axes[:-1], split_axis=0, concat_axis=0, tiled=True)
+    return parts.reshape(parts_eF.shape)
+
+  def gather(self, x_tF: jax.Array) -> jax.Array:
+    """Returns the tokens of all devices."""
+    return jax.lax.all_gather(x_tF, self.axes, axis=0, tiled=True)
+
+  def scatter(self, y_TF: jax.Array) -> jax.Array:
+    """Returns the sum over devices for this device's own tokens."""
+    return jax.lax.psum_scatter(y_TF, self.axes, scatter_dimension=0, tiled=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllToAll:
+  """Each row goes to the device of its expert and comes back.
+
+  A dispatcher of capacity sends C rows an expert, whoever they are for. A dropless one sends
+  buffers of rows for a device: all its T * A rows would fit unless `bound` says how many may.
+
+  Attributes:
+    bound: Rows of one device's tokens for another device, as a multiple of the mean T * A / e; the
+      last tokens' choices beyond are dropped and counted as `exchange`. None for no bound: nothing
+      is dropped, and buffers are e times the mean.
+    ragged: Whether only rows that are there go over the wire, where the platform can (TPU, GPU);
+      elsewhere whole buffers do.
+    chunks: Pieces in which rows travel, so that one can be computed while the next is under way;
+      routing is that of the whole batch.
+    two_level: Whether to exchange within the innermost axis first, then across the others.
+  """
+
+  bound: float | None = None
+  ragged: bool = False
+  chunks: int = 1
+  two_level: bool = False
+
+  def __post_init__(self) -> None:
+    if self.bound is not None and self.bound <= 0:
+      raise InputError(f"bound must be above 0: bound={self.bound}; or none for no bound")
+    if self.chunks < 1:
+      raise InputError(f"chunks must be at least 1: chunks={self.chunks}")
+    if self.ragged and (self.two_level or self.chunks > 1):
+      raise InputError(
+        "a ragged exchange goes straight and in one piece: "
+        f"two_level={self.two_level}, chunks={self.chunks}; set two_level=false and chunks=1"
+      )
+
+  def __call__(
+    self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
+    group: Group,
+  ) -> tuple[jax.Array, Counts]:
+    """Returns what `dispatch` would with all experts here, (T, D), and the counts."""
+    num_rows = self.rows_per_device(routing.expert_TA.size, group.size)
+    lost: dict[str, jax.Array] = {}
+    if num_rows < routing.expert_TA.size and isinstance(dispatch, Dropless):
+      routing, lost["exchange"] = _admit(routing, num_rows, group.size)
+    remote = Remote(experts, self, group, num_rows, dispatch, routing.scores_TE.shape[1])
+    y_TD, counts = dispatch(x_TD, routing, remote, site)
+    return y_TD, Counts(counts.dropped | lost, counts.spilled)
+
+  def rows_per_device(self, choices: int, devices: int) -> int:
+    """Returns how many rows of `choices` a buffer for another device has."""
+    if self.bound is None:
+      return choices
+    return min(choices, max(1, math.ceil(self.bound * choices / devices)))
+
+
+def _admit(routing: Routing, num_rows: int, devices: int) -> tuple[Routing, jax.Array]:
+  """Returns the routing of the first `num_rows` choices for each device, and how many it leaves."""
+  per_device = routing.scores_TE.shape[1] // devices
+  by_device = dataclasses.replace(
+    routing,
+    expert_TA=routing.expert_TA // per_device,
+    scores_TE=routing.scores_TE[:, :devices],
+  )
+  place_TA, _ = place_choices(by_device)
+  valid_TA = routing.valid_TA & (place_TA < num_rows)
+  lost = jnp.sum((routing.valid_TA & ~valid_TA).astype(jnp.float32))
+  return dataclasses.replace(routing, valid_TA=valid_TA), lost
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+  """Experts of a group of devices, called like those of one: rows in order of slot, in and out.
+
+  Attributes:
+    experts: Those on this device.
+    exchange: How rows travel.
+    group: The devices.
+    num_rows: C, rows of a buffer for another device, where groups are ragged.
+    dispatch: What brings rows to experts here, where groups are ragged.
+    num_experts: E, of all devices together.
+  """
+
+  experts: Any
+  exchange: AllToAll
+  group: Group
+  num_rows: int
+  dispatch: Dispatcher
+  num_experts: int
+
+  def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
+    """Returns (R, D) for rows in order of their slot."""
+    if isinstance(groups, Uniform):
+      return self._uniform(rows_RD, groups)
+    return self._ragged(rows_RD, groups.sizes_S)
+
+  def _uniform(self, rows_RD: jax.Array, groups: Uniform) -> jax.Array:
+    """Sends the C rows of every slot (GShard, Lepikhin et al. 2020, section 3.2)."""
+    devices, capacity = self.group.size, groups.rows_per_slot
+    rows_eSCD = rows_RD.reshape(devices, -1, capacity, rows_RD.shape[1])
+    outs = []
+    for part_eSCD in _chunks(rows_eSCD, self.exchange.chunks):
+      with jax.named_scope("send"):
+        part_eSCD = self.group.swap(part_eSCD, self.exchange.two_level)
+      slots, mine = part_eSCD.shape[1], devices * part_eSCD.shape[2]
+      rows_SRD = part_eSCD.swapaxes(0, 1)
+      sizes_S = jnp.full(slots, mine, jnp.int32)
+      out_RD = self.experts(rows_SRD.reshape(slots * mine, -1), Uniform(sizes_S, mine))
+      out_eSCD = out_RD.reshape(*rows_SRD.shape[:3], -1).swapaxes(0, 1)
+      with jax.named_scope("return"):
+        outs.append(self.group.swap(out_eSCD, self.exchange.two_level))
+    return jnp.concatenate(outs, axis=2).reshape(rows_RD.shape[0], -1)
+
+  def _ragged(self, rows_RD: jax.Array, sizes_S: jax.Array) -> jax.Array:
+    """Sends what each slot has, in a buffer of C rows for each device."""
+    devices, capacity = self.group.size, self.num_rows
+    sizes_eS = sizes_S.reshape(devices, -1)
+    count_e = jnp.sum(sizes_eS, axis=1)
+    first_e = jnp.cumsum(count_e) - count_e
+    with jax.named_scope("send"):
+      there_eS = self.group.swap(sizes_eS)
+    place_C = jnp.arange(capacity)
+    if self.exchange.ragged and _has_ragged():
+      return _over_the_wire(self, rows_RD, count_e, first_e, there_eS)
+    used_eC = place_C[None] < count_e[:, None]
+    row_eC = jnp.where(used_eC, first_e[:, None] + place_C[None], rows_RD.shape[0])
+    outs = []
+    for start, stop in _spans(capacity, self.exchange.chunks):
+      with jax.named_scope("send"):
+        rows_eCD = rows_RD.at[row_eC[:, start:stop]].get(mode="fill", fill_value=0)
+        rows_eCD = self.group.swap(rows_eCD, self.exchange.two_level)
+      out_eCD = self.here(rows_eCD, there_eS, start)
+      with jax.named_scope("return"):
+        outs.append(self.group.swap(out_eCD, self.exchange.two_level))
+    out_FD = jnp.concatenate(outs, axis=1).reshape(devices * capacity, -1)
+    row_R = jnp.arange(rows_RD.shape[0])
+    device_R = jnp.searchsorted(jnp.cumsum(count_e), row_R, side="right")
+    at_R = device_R * capacity + row_R - first_e[jnp.minimum(device_R, devices - 1)]
+    at_R = jnp.where(device_R < devices, at_R, devices * capacity)
+    return out_FD.at[at_R].get(mode="fill", fill_value=0)
+
+  def here(self, rows_eCD: jax.Array, sizes_eS: jax.Array, start: int) -> jax.Array:
+    """Returns (e, C, D): what this device's experts make of rows `start`... of every device."""
+    devices, capacity = rows_eCD.shape[:2]
+    ends_eS = jnp.cumsum(sizes_eS, axis=1)
+    place_C = start + jnp.arange(capacity)
+    past_eCS = place_C[None, :, None] >= ends_eS[:, None, :]
+    slot_R1 = jnp.sum(past_eCS, axis=2, dtype=jnp.int32).reshape(-1, 1)
+    valid_R1 = slot_R1 < sizes_eS.shape[1]
+    rows_RD = rows_eCD.reshape(devices * capacity, -1)
+    ones_R1 = jnp.ones(slot_R1.shape, jnp.float32)
+    routing = Routing(
+      expert_TA=jnp.where(valid_R1, slot_R1, 0),
+      weight_TA=ones_R1,
+      valid_TA=valid_R1,
+      scores_TE=jnp.zeros((rows_RD.shape[0], sizes_eS.shape[1])),
+      log_z_T=ones_R1[:, 0],
+      among=self.num_experts,  # few of the rows are there: back ends size buffers by it
+    )
+    y_RD, _ = self.dispatch(rows_RD, routing, self.experts, Site())
+    return y_RD.reshape(devices, capacity, -1)
+
+
+def _has_ragged() -> bool:
+  """Whether XLA compiles a ragged all-to-all for this platform."""
+  return jax.default_backend() in ("tpu", "gpu")
+
+
+def _over_the_wire(
+  remote: Remote, rows_RD: jax.Array, count_e: jax.Array, first_e: jax.Array, there_eS: jax.Array
+) -> jax.Array:
+  """Does what `Remote._ragged` does with buffers of which only used rows travel."""
+  group, capacity = remote.group, remote.num_rows
+  devices = group.size
+  mine_e = jnp.full(devices, group.index() * capacity, jnp.int32)
+  come_e = jnp.sum(there_eS, axis=1)
+  buffer_FD = jnp.zeros((devices * capacity, rows_RD.shape[1]), rows_RD.dtype)
+  with jax.named_scope("send"):
+    rows_FD = jax.lax.ragged_all_to_all(
+      rows_RD, buffer_FD, first_e, count_e, mine_e, come_e, axis_name=group.axes
+    )
+  out_eCD = remote.here(rows_FD.reshape(devices, capacity, -1), there_eS, 0)
+  start_e = jnp.arange(devices, dtype=jnp.int32) * capacity
+  with jax.named_scope("return"):
+    back_e = group.swap(first_e)  # where each device wants its rows back
+    return jax.lax.ragged_all_to_all(
+      out_eCD.reshape(devices * capacity, -1), jnp.zeros_like(rows_RD), start_e, come_e,
+      back_e, count_e, axis_name=group.axes,
+    )
+
+
+def _spans(size: int, chunks: int) -> list[tuple[int, int]]:
+  """Returns (start, stop) of at most `chunks` pieces of `size`, the last ones maybe shorter."""
+  step = -(-size // chunks)
+  return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _chunks(rows_eSCD: jax.Array, chunks: int) -> list[jax.Array]:
+  """Returns pieces of the C rows of every slot."""
+  return [rows_eSCD[:, :, start:stop] for start, stop in _spans(rows_eSCD.shape[2], chunks)]
+
+
+@dataclasses.dataclass(frozen=True)
+class AllGather:
+  """Every device gets the tokens of all and computes its experts' part for each; parts are summed.
+
+  O(e * T * D) bytes whatever the number of choices, and no buffers that overflow: good where A is
+  not far below e. A dispatcher of capacity decides by its own device's tokens, as elsewhere.
+  """
+
+  def __call__(
+    self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
+    group: Group,
+  ) -> tuple[jax.Array, Counts]:
+    """Returns what `dispatch` would with all experts here, (T, D), and the counts."""
+    admitted, counts = dispatch.admit(routing, site)
+    inner = Dropless() if isinstance(dispatch, Limited) else dispatch
+    with jax.named_scope("send"):
+      x_GD = group.gather(x_TD)
+      expert_GA, weight_GA, valid_GA = (
+        group.gather(leaf) for leaf in (admitted.expert_TA, admitted.weight_TA, admitted.valid_TA)
+      )
+    num_experts = routing.scores_TE.shape[1]
+    here = num_experts // group.size
+    first = group.index() * here
+    valid_GA = valid_GA & (expert_GA >= first) & (expert_GA < first + here)
+    chosen = Routing(
+      expert_TA=jnp.where(valid_GA, expert_GA - first, 0),
+      weight_TA=weight_GA,
+      valid_TA=valid_GA,
+      scores_TE=jnp.zeros((x_GD.shape[0], here)),
+      log_z_T=jnp.zeros(x_GD.shape[0]),
+      among=num_experts,
+    )
+    y_GD, _ = inner(x_GD, chosen, experts)
+    with jax.named_scope("return"):
+      return group.scatter(y_GD), counts

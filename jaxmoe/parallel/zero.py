@@ -1,0 +1,168 @@
+"""ZeRO by hand: weights are gathered for a layer's products, gradients are summed into shards.
+
+Everything here runs inside `shard_map`. A gather's transpose is a reduce-scatter, so the gradient
+of a leaf that stage 3 keeps in shards comes in shards. The gradient of any other leaf is what the
+device's own copy did to the loss; `Reduction` sums copies, once, over exactly the axes that hold
+copies, and scatters what stages 1 and 2 keep in shards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from jaxmoe.core import names
+from jaxmoe.core.layout import LAYER, Layout, dims_by_path
+from jaxmoe.parallel.degrees import AXES, Parallel
+from jaxmoe.parallel.layouts import UNEVEN
+
+GATHERED = "gathered"
+# What is cheap to make again of a gathered weight: were it kept, so would be the weight.
+_VIEWS = frozenset((
+  "all_gather", "broadcast_in_dim", "concatenate", "convert_element_type", "dynamic_slice", "name",
+  "pad", "reshape", "slice", "squeeze", "transpose",
+))  # fmt: skip
+
+
+def keep_no_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+  """A remat policy: keeps all results for the backward pass but gathered weights and views."""
+  return primitive.name not in _VIEWS
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+  """How a stored leaf becomes what products use: gathered along a dim, cut along a dim, or as is.
+
+  Attributes:
+    gather: The dim that ZeRO spreads over `fsdp`; None where it spreads none.
+    cut: The dim and kind of what is stored whole and used in parts by a tensor group.
+  """
+
+  gather: int | None = None
+  cut: tuple[int, str] | None = None
+
+
+class Gathers:
+  """Makes the weights of a layer, or of what surrounds the stack, ready on every device."""
+
+  def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
+    self._parallel = parallel
+    bare = dataclasses.replace(layout, spread={})
+    flat_dims = dims_by_path(dims, shapes)
+    self._arrivals: dict[str, Arrival] = {}
+    for path, leaf in names.flatten(shapes).items():
+      of = flat_dims[path]
+      stored, used = (a.spec("params", of, leaf.shape) for a in (layout, bare))
+      first = 1 if of[:1] == (LAYER,) else 0
+      moved = [at for at in range(len(of)) if stored[at] != used[at]]
+      cut = next(
+        ((at - first, dim) for at, dim in enumerate(of)
+         if dim in UNEVEN and used[at] is None and parallel.tensor > 1), None
+      )  # fmt: skip
+      self._arrivals[path] = Arrival(moved[0] - first if moved else None, cut)
+
+  @property
+  def any(self) -> bool:
+    """Whether any leaf is gathered, so that the backward pass should gather it again."""
+    return any(arrival.gather is not None for arrival in self._arrivals.values())
+
+  def outside(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters with all leaves ready but those of the stack, which stay as stored."""
+    return {
+      name: part if name == names.STACK else self._ready(part, name)
+      for name, part in params.items()
+    }
+
+  def layer(self, segment: str, position: str, params: Any) -> Any:
+    """Returns one block's leaves ready; each is the leaf of one layer."""
+    return self._ready(params, f"{names.STACK}/{segment}/{position}")
+
+  def _ready(self, tree: Any, prefix: str) -> Any:
+    flat = names.flatten(tree)
+    ready = {
+      path: self._arrive(leaf, self._arrivals[f"{prefix}/{path}"]) for path, leaf in flat.items()
+    }
+    return names.unflatten(tree, ready)
+
+  def _arrive(self, leaf: jax.Array, arrival: Arrival) -> jax.Array:
+    if arrival.gather is not None:
+      leaf = jax.lax.all_gather(leaf, "fsdp", axis=arrival.gather, tiled=True)
+      leaf = checkpoint_name(leaf, GATHERED)
+    if arrival.cut is not None:
+      leaf = self._cut(leaf, *arrival.cut)
+    return leaf
+
+  def _cut(self, leaf: jax.Array, dim: int, kind: str) -> jax.Array:
+    """Returns a device's part of a leaf that its tensor group has whole.
+
+    Of fewer key heads than devices each has the one that its query heads read; of a vocabulary
+    that does not divide the last device has zeros past the end.
+    """
+    degree, size = self._parallel.tensor, leaf.shape[dim]
+    rank = jax.lax.axis_index("tensor")
+    if kind == "kv_heads":
+      return jax.lax.dynamic_slice_in_dim(leaf, rank * size // degree, 1, axis=dim)
+    part = -(-size // degree)
+    padding = [(0, part * degree - size if at == dim else 0) for at in range(leaf.ndim)]
+    return jax.lax.dynamic_slice_in_dim(jnp.pad(leaf, padding), rank * part, part, axis=dim)
+
+
+class Reduction:
+  """Sums the gradients of all devices into the layout that the optimizer wants.
+
+  Stage 2 scatters the gradient of each microbatch, so that what is accumulated are shards; stage 1
+  accumulates whole gradients and scatters their sum.
+  """
+
+  def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
+    self._stage = parallel.zero
+    degrees = parallel.degrees
+    flat_dims = dims_by_path(dims, shapes)
+    self._scatters: dict[str, int] = {}
+    self._sums: dict[str, tuple[str, ...]] = {}
+    for path, leaf in names.flatten(shapes).items():
+      of = flat_dims[path]
+      stored, wanted = (layout.spec(role, of, leaf.shape) for role in ("params", "grads"))
+      moved = [at for at in range(len(of)) if stored[at] != wanted[at]]
+      if moved:
+        self._scatters[path] = moved[0]
+      holds = set(_axes(wanted))
+      self._sums[path] = tuple(
+        axis for axis in AXES if axis not in holds and degrees[axis] > 1
+      )
+
+  def each(self, grads: Any) -> Any:
+    """Returns a microbatch's gradients as they are accumulated."""
+    return self._scattered(grads) if self._stage == 2 else grads
+
+  def last(self, grads: Any) -> Any:
+    """Returns the accumulated gradients of all devices, whole or in shards as the layout says."""
+    grads = grads if self._stage == 2 else self._scattered(grads)
+    flat = names.flatten(grads)
+    summed = {
+      path: jax.lax.psum(leaf, self._sums[path]) if self._sums[path] else leaf
+      for path, leaf in flat.items()
+    }
+    return names.unflatten(grads, summed)
+
+  def _scattered(self, grads: Any) -> Any:
+    flat = names.flatten(grads)
+    scattered = {
+      path: jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=self._scatters[path], tiled=True)
+      if path in self._scatters
+      else leaf
+      for path, leaf in flat.items()
+    }
+    return names.unflatten(grads, scattered)
+
+
+def _axes(spec: PartitionSpec) -> list[str]:
+  """Returns all mesh axes of a spec."""
+  parts = [(part,) if isinstance(part, str) else part or () for part in spec]
+  return [axis for part in parts for axis in part]

@@ -1,0 +1,77 @@
+"""The gradient of a step over the devices of a layout: the one-device program on each, by hand.
+
+`shard_map` runs `make_gradients` on every device for its rows of the batch and its parts of the
+parameters; the collectives are lines of `parallel/` and `moe/dispatch`. What is outside, optimizer
+and buffers, is a program over whole arrays that the compiler spreads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.rng import Keys
+from jaxmoe.models.stack import Flow
+from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.parallel import TOKEN_AXES, Gathers, MeshWays, Parallel, Reduction, keep_no_weights
+from jaxmoe.train.gradients import (
+  Batch,
+  Gradients,
+  Metrics,
+  make_gradients,
+  map_layers,
+  without_samples,
+)
+
+
+def spread_gradients(
+  decoder: Decoder, num_micro: int, parallel: Parallel, layout: Layout
+) -> Gradients:
+  """Returns `make_gradients` over the layout's devices.
+
+  Args:
+    decoder: The model on one device.
+    num_micro: Microbatches; each device splits its own rows.
+    parallel: The degrees.
+    layout: `make_layout` of them; parameters and gradients lie as it says.
+
+  Returns:
+    The function from global arrays to global arrays; on one device, what `make_gradients` returns.
+  """
+  if parallel.num_devices == 1:
+    return make_gradients(decoder, num_micro)
+  of = (parallel, layout, decoder.dims, decoder.shapes)
+  gathers, reduction = Gathers(*of), Reduction(*of)
+  keep = keep_no_weights if gathers.any else None
+  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, keep)
+  here = Decoder(decoder.config, decoder.vocab_size, MeshWays(parallel), flow, gathers.outside)
+  local = make_gradients(here, num_micro, summing=reduction)
+  params, grads = (
+    jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))
+    for role in ("params", "grads")
+  )
+  whole, tokens = PartitionSpec(), PartitionSpec(TOKEN_AXES)
+  samples = PartitionSpec(None, TOKEN_AXES)
+
+  def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
+    def on_device(stored: Params, batch: Batch, root: jax.Array) -> tuple[Params, Any, Any]:
+      grads, metrics = local(stored, batch, Keys(root, keys.path))
+      mine = map_layers(lambda sums: sums.samples, metrics["layers"])
+      return grads, {**metrics, "layers": without_samples(metrics["layers"])}, mine
+
+    grad, metrics, mine = jax.shard_map(
+      on_device, mesh=layout.mesh, in_specs=(params, tokens, whole),
+      out_specs=(grads, whole, samples), check_vma=False,
+    )(stored, batch, keys.root)
+    layers = {
+      s: {j: None if sums is None else dataclasses.replace(sums, samples=mine[s][j])
+          for j, sums in blocks.items()}
+      for s, blocks in metrics["layers"].items()
+    }  # fmt: skip
+    return grad, {**metrics, "layers": layers}
+
+  return gradients
