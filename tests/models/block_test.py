@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
+from jaxmoe.core.ways import ONE_DEVICE
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, BlockLayer, MoE
@@ -119,7 +120,7 @@ def test_attention_and_the_feed_forward_part_draw_from_keys_of_their_own():
 
   same = lambda x: x  # noqa: E731
   parts = types.SimpleNamespace(
-    attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None
+    attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None, ways=ONE_DEVICE
   )
   BlockLayer.__call__(parts, jnp.zeros(1), None, None, Fresh(), Keys.from_seed(0))
   assert seen["attention"]("router/noise") != seen["moe"]("router/noise")
