@@ -27,7 +27,7 @@ from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.state import params_from_arrays, params_like
 from jaxmoe.train.workdir import Workdir
-from launch.command import INTERRUPTED, PREEMPTED, fail
+from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks
 from launch.command import run as run
 from launch.memory import keep_freed_memory
 
@@ -180,12 +180,17 @@ class StopSignals:
 
   def _note(self, number: int, frame: types.FrameType | None) -> None:
     if self.received is not None:
-      os.write(2, b"\nerror: told twice to stop; what was saved stays, the same command goes on\n")
+      _write(b"\nerror: told twice to stop; what was saved stays, the same command goes on\n")
       os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)  # nothing waits for a save
     if number == signal.SIGINT and not self._asked:
       raise KeyboardInterrupt
     if not self._asked:
-      fail("preempted before a step was made; the same command goes on", PREEMPTED)
+      fail_alike("preempted before a step was made; the same command goes on", PREEMPTED)
     self.received = number
-    # Not print: the signal may have come in the middle of one.
-    os.write(2, b"\nstopping: finishing the step, then saving; a second signal stops at once\n")
+    _write(b"\nstopping: finishing the step, then saving; a second signal stops at once\n")
+
+
+def _write(line: bytes) -> None:
+  """Writes to standard error; not by print, as the signal may have come in the middle of one."""
+  if speaks():
+    os.write(2, line)

@@ -1,7 +1,8 @@
 """What every command shares: flags, and one line and an exit code for a mistake. Without JAX.
 
 Exit codes: 0 done; 2 bad input; 3 more steps skipped or rolled back than allowed; 4 no intact
-checkpoint or three failed saves; 42 preempted, state saved, or stuck; 130 interrupted, state saved.
+checkpoint or three failed saves; 42 preempted, state saved, or stuck; 43 another process of the run
+died, the same command goes on; 130 interrupted, state saved.
 """
 
 from __future__ import annotations
@@ -17,9 +18,20 @@ from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 
 Main = Callable[[list[str]], int | None]
 PREEMPTED, INTERRUPTED = 42, 130
+ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAXMOE_PROCESSES", "JAXMOE_PROCESS"
+HEARTBEAT_S = "JAXMOE_HEARTBEAT_S"
+_RANKS = (
+  PROCESS, "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX", "SLURM_PROCID",
+)  # fmt: skip
 
 
-def run(main: Main, values: flags.FlagValues, doc: str | None, takes: Sequence[str] = ()) -> None:
+def run(
+  main: Main,
+  values: flags.FlagValues,
+  doc: str | None,
+  takes: Sequence[str] = (),
+  spreads: bool = False,
+) -> None:
   """Parses the flags of one command into `values`, calls `main`, and exits.
 
   Args:
@@ -28,6 +40,7 @@ def run(main: Main, values: flags.FlagValues, doc: str | None, takes: Sequence[s
     values: The command's flags.
     doc: What `--help` prints first.
     takes: Prefixes of arguments that are left to `main`, such as '--config.'.
+    spreads: Whether several processes do it together. What does not is done by process 0 alone.
   """
 
   def parse(argv: list[str]) -> list[str]:
@@ -48,15 +61,32 @@ def run(main: Main, values: flags.FlagValues, doc: str | None, takes: Sequence[s
       return _output_is_closed()  # rich turns a broken pipe into this
     return 1
 
+  if not spreads and not speaks():
+    sys.exit(0)
   # A line is seen when it is written, also in a pipe, and whatever the terminal can show.
   sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
   app.run(guarded, flags_parser=parse)
+
+
+def speaks() -> bool:
+  """Whether this is the process that says what all processes of a run would say alike.
+
+  Told by the environment, before JAX knows how many there are.
+  """
+  return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
 def fail(message: str, code: int) -> None:
   """Prints one line to standard error and exits."""
   print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
   sys.exit(code)
+
+
+def fail_alike(message: str, code: int) -> None:
+  """Fails, as all processes of the run do with the same arguments; one of them says why."""
+  if not speaks():
+    sys.exit(code)
+  fail(message, code)
 
 
 def _output_is_closed() -> int:
@@ -77,7 +107,7 @@ def _parse(
   try:
     extra = values([argv[0], *mine])[1:]
   except flags.Error as error:
-    fail(f"{error}; --help lists the flags", 2)
+    fail_alike(f"{error}; --help lists the flags", 2)
   if extra:
-    fail(f"unexpected argument {extra[0]!r}; --help lists the flags", 2)
+    fail_alike(f"unexpected argument {extra[0]!r}; --help lists the flags", 2)
   return [argv[0], *left]

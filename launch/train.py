@@ -1,31 +1,35 @@
 """Trains the model of a recipe; the same command goes on where it stopped.
 
 python -m launch.train --config=configs/tiny.py --workdir=runs/tiny [--config.train.num_steps=50]
-  [--sinks=tensorboard,wandb] [--profile_steps=10:12]
+  [--sinks=tensorboard,wandb] [--profile_steps=10:12] [--config.parallel.data=8]
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 
 import jax
 from absl import flags
 
+from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, NotFiniteError
-from jaxmoe.core.layout import one_device
+from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
+from jaxmoe.parallel import make_layout
 from jaxmoe.report import write_report
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
-from jaxmoe.train.journal import Journal, read_lines
+from jaxmoe.train.journal import Journal, NoJournal, read_lines
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.profile import Profiler, parse_steps
 from jaxmoe.train.session import Around, Session
-from jaxmoe.train.sinks import Sinks
+from jaxmoe.train.sinks import Sink, Sinks
 from jaxmoe.train.workdir import Workdir
 from launch import cli
+from launch.processes import processes
 from launch.recipes import PREFIX, load_recipe, recipe_origin
 from launch.sinks import make_sinks
 
@@ -42,17 +46,29 @@ flags.DEFINE_string(
 
 def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
-  ledger = cli.process_ledger()
-  experiment = load_recipe(FLAGS.config, overrides)
-  workdir = cli.need_workdir(FLAGS.workdir)
-  workdir.check(experiment)
-  make_schedule(experiment.optim, experiment.train.num_steps)  # its checks, before anything is read
+  with processes():
+    return train(cli.process_ledger(), overrides)
+
+
+def train(ledger: Ledger, overrides: list[str]) -> int:
+  """Trains, as one of the processes of the run; returns the exit code."""
+  with peers.together():
+    experiment = load_recipe(FLAGS.config, overrides)
+    workdir = cli.need_workdir(FLAGS.workdir)
+    if peers.first():
+      workdir.check(experiment)
+    # Its checks, before anything is read.
+    make_schedule(experiment.optim, experiment.train.num_steps)
+  peers.same("the recipe", to_json(experiment))
   # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
   with around(experiment, workdir, ledger) as onlookers:
     cli.set_up_jax()
+    layout = make_layout(experiment.parallel)
     stop = cli.StopSignals()
-    corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
-    session = Session(experiment, workdir, corpus, one_device(), onlookers)
+    with peers.together():
+      corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
+    peers.same("the text", json.dumps(corpus.identity))
+    session = Session(experiment, workdir, corpus, layout, onlookers)
     try:
       outcome = session.train(stop)
     except (NotFiniteError, CheckpointError):
@@ -71,6 +87,8 @@ def main(overrides: list[str]) -> int:
 
 def tell(workdir: Workdir, ledger: Ledger) -> None:
   """Says where the wall time went, and writes the report; a disk that refuses it is told."""
+  if not peers.first():
+    return
   print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
   try:
     print(f"what happened, as a page: {write_report(workdir.path)}")
@@ -88,13 +106,17 @@ def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator
     InputError: no such sink, its package is missing, or no such steps.
   """
   profiler = None
-  if FLAGS.profile_steps:
-    steps = parse_steps(FLAGS.profile_steps, experiment.train.num_steps)
-    profiler = Profiler(*steps, workdir.path / "profile")
-    # Or a program from the compile cache would carry the names of the code that compiled it.
-    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
-  targets = make_sinks(FLAGS.sinks, workdir.path)
-  sinks = Sinks(targets, Journal(workdir.metrics, workdir.events).event, print)
+  targets: Sequence[Sink] = ()
+  journal = Journal(workdir.metrics, workdir.events) if peers.first() else NoJournal()
+  with peers.together():
+    if FLAGS.profile_steps:
+      steps = parse_steps(FLAGS.profile_steps, experiment.train.num_steps)
+      profiler = Profiler(*steps, workdir.path / "profile") if peers.first() else None
+      # Or a program from the compile cache would carry the names of the code that compiled it.
+      jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    if peers.first():
+      targets = make_sinks(FLAGS.sinks, workdir.path)
+  sinks = Sinks(targets, journal.event, print)
   wait_s = 5.0
   try:
     yield Around(recipe_origin(FLAGS.config, experiment), ledger, (sinks,), profiler)
@@ -108,4 +130,4 @@ def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator
 
 
 if __name__ == "__main__":
-  cli.run(main, FLAGS, __doc__, takes=(PREFIX,))
+  cli.run(main, FLAGS, __doc__, takes=(PREFIX,), spreads=True)

@@ -14,13 +14,13 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import type_handlers
 
 from jaxmoe.checkpoint.digest import launch_digest
@@ -33,6 +33,7 @@ from jaxmoe.checkpoint.label import (
   open_label,
 )
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
+from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, InputError
 
 _UNWRITABLE = ("uint2", "uint4")
@@ -79,44 +80,59 @@ class OrbaxStore:
     if stored:
       items["arrays"] = ocp.args.StandardSave(stored)
     self._writing = step
-    with self._write_errors():
-      if not self._open().save(step, args=ocp.args.Composite(**items)):
-        raise RuntimeError("Orbax declined to save")
+    try:
+      with peers.together(), self._write_errors():
+        self._try_folder()
+      with peers.together(), self._write_errors():
+        if not self._open().save(step, args=ocp.args.Composite(**items)):
+          raise RuntimeError("Orbax declined to save")
+    except CheckpointError:
+      self._drop_manager()  # also where it was another process that failed
+      raise
 
   def read(
     self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""
   ) -> tuple[Arrays, Record]:
     """Returns the arrays and the record of a step, every bit as it was written."""
     path = self._path / str(step)
-    if not path.is_dir():
-      raise CheckpointError(f"{self}: there is no step {step}, only {self.steps()}")
-    label = self._read_label(path)
-    check_asked(label, like, under, str(path))
+    steps = self.steps()
+    with peers.together():
+      if not path.is_dir():
+        raise CheckpointError(f"{self}: there is no step {step}, only {steps}")
+      label = self._read_label(path)
+      check_asked(label, like, under, str(path))
     stored = {name: x for name, x in like.items() if np.prod(x.shape)}
-    arrays = _restore(path / "arrays", stored) if stored else {}
+    with peers.together():
+      arrays = _restore(path / "arrays", stored) if stored else {}
     arrays |= {name: _empty(x) for name, x in like.items() if name not in stored}
     check_digests(label, arrays, str(path))
     return arrays, label.record
 
   def steps(self) -> list[int]:
     """Returns the steps wholly written and not set aside, oldest first."""
+    names: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
       names = [entry.name for entry in os.scandir(self._path) if entry.is_dir()]
-      return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
-    return []
+    found = sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    # A shared folder need not look the same from everywhere at every time.
+    return json.loads(peers.of_first(json.dumps(found)))
 
   def wait(self) -> None:
     """Returns once everything is written. Raises CheckpointError if it could not be."""
-    if self._manager is not None and self._writing is not None:
-      with self._write_errors():
-        self._manager.wait_until_finished()
-      # Process 0 renames and deletes: without this another one might list what was.
-      _meet(f"step {self._writing} is written")
+    if self._writing is not None:
+      # What one process could not write, none has. Process 0 renames and deletes: without this
+      # another one might look at what was.
+      try:
+        with peers.together(), self._write_errors():
+          self._open().wait_until_finished()
+      except CheckpointError:
+        self._drop_manager()
+        raise
     self._writing = None
 
   def set_aside(self, step: int, why: str, kind: str = DAMAGED) -> None:
     """Renames `STEP` to `STEP.KIND` and writes the reason into `WHY.txt` there."""
-    if jax.process_index() == 0:
+    if peers.first():
       source = self._path / str(step)
       target = self._path / f"{step}.{kind}"
       count = 1
@@ -125,13 +141,14 @@ class OrbaxStore:
         target = self._path / f"{step}.{kind}.{count}"
       source.rename(target)
       (target / "WHY.txt").write_text(why + "\n")
-    _meet(f"step {step} is set aside")
+    peers.gather("")  # as in `wait`
     if self._manager is not None:
       self._manager.reload()
 
   def aside(self) -> list[str]:
     """Returns the names of the directories of what was set aside as damaged."""
-    return sorted(path.name for path in self._path.glob(f"*.{DAMAGED}*"))
+    found = sorted(path.name for path in self._path.glob(f"*.{DAMAGED}*"))
+    return json.loads(peers.of_first(json.dumps(found)))
 
   def close(self) -> None:
     """Waits, then ends Orbax's threads."""
@@ -153,6 +170,15 @@ class OrbaxStore:
       )
       self._manager = ocp.CheckpointManager(self._path, options=options)
     return self._manager
+
+  def _try_folder(self) -> None:
+    """Raises OSError where process 0 cannot write: the others would wait for it inside Orbax."""
+    if peers.several() and peers.first():
+      self._path.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryFile(dir=self._path) as file:
+        file.write(b"\0" * 4096)
+        file.flush()
+        os.fsync(file.fileno())
 
   def _drop_manager(self) -> None:
     """Ends the manager; it may not be usable, or raise once more what it raised before."""
@@ -178,12 +204,6 @@ class OrbaxStore:
     except (OSError, ValueError, RecursionError) as error:
       raise _read_error(file, error) from error
     return open_label(sealed, file)
-
-
-def _meet(what: str) -> None:
-  """Waits until every process is here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
 
 
 def quiet_orbax() -> None:

@@ -23,3 +23,9 @@ class CheckpointError(RuntimeError):
   """No intact checkpoint is left, or saving failed. Exit code 4."""
 
   code = 4
+
+
+class PeerError(RuntimeError):
+  """Another process of the run died; the same command goes on. Exit code 43."""
+
+  code = 43

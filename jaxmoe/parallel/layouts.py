@@ -7,25 +7,32 @@ column and row pairs); by its stage ZeRO (Rajbhandari et al. 2019) spreads momen
 
 from __future__ import annotations
 
-from jax.sharding import Mesh
+from collections.abc import Sequence
 
+import jax
+
+from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import EXPERT, Layout, Role, Rules
-from jaxmoe.parallel.degrees import TOKEN_AXES, Parallel
+from jaxmoe.parallel.degrees import TOKEN_AXES, Parallel, make_mesh
 
 TENSOR_DIMS = ("heads", "kv_heads", "mlp", "vocab")
 UNEVEN = ("kv_heads", "vocab")
 """Dims that are kept whole and cut where they are used if they do not divide by `tensor`."""
 
 
-def make_layout(parallel: Parallel, mesh: Mesh) -> Layout:
-  """Returns the Layout of `parallel` over its mesh."""
+def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -> Layout:
+  """Returns the Layout of `parallel` over the devices of all processes, or over the first of them.
+
+  Raises:
+    InputError: as `make_mesh`.
+  """
   tensor = dict.fromkeys(TENSOR_DIMS, ("tensor",))
   weights: Rules = {**tensor, EXPERT: parallel.expert_axes}
   stages: dict[Role, int] = {"optimizer": 1, "grads": 1, "params": 3}
   stages = {role: stage for role, stage in stages.items() if parallel.zero >= stage}
   spread = dict.fromkeys(stages if parallel.fsdp > 1 else (), ("fsdp",))
   return Layout(
-    mesh,
+    make_mesh(parallel, devices),
     rules={
       "params": weights,
       "grads": weights,
@@ -35,3 +42,24 @@ def make_layout(parallel: Parallel, mesh: Mesh) -> Layout:
     spread=spread,
     yielding=frozenset((*UNEVEN, EXPERT)),
   )
+
+
+def share_of_rows(layout: Layout, batch_size: int) -> tuple[int, int]:
+  """Returns (index, count): this process holds part `index` of `count` equal parts of the rows.
+
+  Processes whose devices see the same tokens hold the same part.
+
+  Raises:
+    InputError: the rows do not divide by the devices they lie on.
+  """
+  sharding = layout.sharding("activations", ("batch",), (batch_size,))
+  here = sharding.addressable_devices_indices_map((batch_size,)).values()
+  bounds = {index[0].indices(batch_size)[:2] for index in here if index is not None}
+  start, stop = min(a for a, _ in bounds), max(b for _, b in bounds)
+  size = stop - start
+  if sum(b - a for a, b in bounds) != size or batch_size % size or start % size:
+    raise InputError(
+      "the devices of a process hold rows that are not one even part of the batch; let the "
+      "product of data, fsdp and expert be a multiple of the number of processes, or divide it"
+    )
+  return start // size, batch_size // size

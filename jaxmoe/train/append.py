@@ -71,6 +71,14 @@ class AppendFile:
         raise
 
 
+class NoFile(AppendFile):
+  """Takes pieces and keeps none: for the processes of a run that write no files."""
+
+  def append(self, piece: bytes) -> str:
+    """Takes a piece."""
+    return ""
+
+
 def _end_of_lines(file: IO[bytes]) -> int:
   """Returns where the last whole line of a file ends."""
   end = file.seek(0, os.SEEK_END)

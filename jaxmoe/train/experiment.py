@@ -205,6 +205,7 @@ SAFE_TO_CHANGE = (
   "train.recovery.max_rollbacks",
   "data.cache_bytes",
   "data.worker",
+  "parallel.*",
   "evaluation.*",
   "samples.*",
 )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxmoe.train.append import AppendFile
+from jaxmoe.train.append import AppendFile, NoFile
 from jaxmoe.train.tail import parse
 
 
@@ -106,6 +107,30 @@ class Journal:
     self._late = ""
     self._say(f"{file.path.parent}: the lines that had to wait are written")
     self.event("journal_late", why=waited)
+
+
+class NoJournal(Journal):
+  """Takes lines and writes none: for the processes of a run other than the first."""
+
+  def __init__(self) -> None:
+    super().__init__(pathlib.Path(os.devnull), pathlib.Path(os.devnull))
+
+  def also(self, path: pathlib.Path) -> AppendFile:
+    """Returns a file that takes pieces and keeps none."""
+    return NoFile(path)
+
+  def resume(self, step: int) -> Cut:
+    """Returns that nothing was cut."""
+    return Cut()
+
+  def step(self, line: dict[str, Any]) -> None:
+    """Takes the metrics of a step."""
+
+  def event(self, kind: str, time: dict[str, Any] | None = None, **fields: Any) -> None:
+    """Takes what happened."""
+
+  def sync(self) -> None:
+    """Returns: there is nothing to write."""
 
 
 def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxmoe.checkpoint import Store
+from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
@@ -44,6 +45,10 @@ class Parts:
     Raises:
       CheckpointError: the disk refuses to change the files.
     """
+    with peers.together():
+      return self._forget(step) if peers.first() else Cut()
+
+  def _forget(self, step: int) -> Cut:
     try:
       cut = self.watch.journal.resume(step)
       self.samples.flush()

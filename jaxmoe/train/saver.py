@@ -7,8 +7,10 @@ finds every one of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.corpus import Corpus
@@ -53,12 +55,9 @@ class Saver:
   def __call__(self, step: int, state: State) -> None:
     """Starts to write a step; the state may be donated afterwards."""
     self.settle()
-    try:
-      self._journal.sync()
-      arrays = self._parts.spec.to_arrays(state)
-      self._parts.store.write(step, arrays, self._record(step))
-    except (CheckpointError, OSError) as error:
-      self._failed(step, error)
+    why = _trouble(self._journal.sync) or _trouble(lambda: self._write(step, state))
+    if why:
+      self._failed(step, why)
     else:
       self._writing = step
       self._journal.event("checkpoint", step=step)
@@ -75,20 +74,32 @@ class Saver:
     step, self._writing = self._writing, None
     if step is None:
       return
-    try:
-      self._parts.store.wait()
-    except CheckpointError as error:
-      self._failed(step, error)
+    why = _trouble(self._parts.store.wait)
+    if why:
+      self._failed(step, why)
     else:
       self._failures = 0
+
+  def _write(self, step: int, state: State) -> None:
+    self._parts.store.write(step, self._parts.spec.to_arrays(state), self._record(step))
 
   def _record(self, step: int) -> dict[str, Any]:
     parts = self._parts
     return make_record(step, parts.experiment, parts.corpus, parts.stream, self.rollbacks)
 
-  def _failed(self, step: int, error: Exception) -> None:
+  def _failed(self, step: int, why: str) -> None:
     self._failures += 1
-    self._journal.event("save_failed", step=step, why=str(error))
-    self._display.say(f"saving failed ({self._failures} of {MAX_FAILED_SAVES}): {error}")
+    self._journal.event("save_failed", step=step, why=why)
+    self._display.say(f"saving failed ({self._failures} of {MAX_FAILED_SAVES}): {why}")
     if self._failures >= MAX_FAILED_SAVES:
-      raise CheckpointError(str(error)) from error
+      raise CheckpointError(why)
+
+
+def _trouble(action: Callable[[], None]) -> str:
+  """Does it and returns '', or why it failed, were it on another process only."""
+  why = ""
+  try:
+    action()
+  except (CheckpointError, OSError) as error:
+    why = str(error)
+  return peers.first_trouble(why)

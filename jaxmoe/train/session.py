@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
-from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
+from jaxmoe.core import peers
+from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError, PeerError
 from jaxmoe.core.layout import Layout
 from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
@@ -25,11 +27,12 @@ from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
 from jaxmoe.models.transformer import Params
 from jaxmoe.optim import hold, make_schedule
+from jaxmoe.parallel import share_of_rows
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first, make_gradients
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt
-from jaxmoe.train.journal import Journal
+from jaxmoe.train.journal import Journal, NoJournal
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.loop import Drawn, Hook, Job, Profiler, Rates, Sink, run
 from jaxmoe.train.parts import Parts
@@ -83,6 +86,7 @@ class Session:
     train = experiment.train
     self.experiment, self.workdir, self.corpus, self.layout = experiment, workdir, corpus, layout
     self._around = around
+    self._share = share_of_rows(layout, train.batch_size)
     self._check_prompts()
     self.decoder = experiment.decoder()
     self._schedule = make_schedule(experiment.optim, train.num_steps)
@@ -100,32 +104,38 @@ class Session:
     """
     train = self.experiment.train
     store = OrbaxStore(self.workdir.checkpoints, keep=train.keep)
-    self.workdir.claim(self.experiment)
+    with peers.together():
+      if peers.first():
+        self.workdir.claim(self.experiment)
     check_own(store, self.experiment, self.corpus)
     watch = self._watch()
     watch.journal.event("process", time=self._process_times(watch.ledger), **_process())
     watch.watchdog.start()
     told = DataWatch(watch.slow, watch.unread, watch.worker)
-    rank = (jax.process_index(), jax.process_count())
-    stream = self.corpus.stream(train.batch_size, train.seed, *rank, told)
+    stream = self.corpus.stream(train.batch_size, train.seed, *self._share, told)
     samples = watch.journal.also(self.workdir.samples)
     parts = Parts(self.experiment, self.corpus, self.spec, store, stream, watch, samples)
     try:
       return self._train(parts, stopped)
-    except (InputError, CheckpointError, NotFiniteError) as error:
-      seconds = watch.ledger.take("start")
-      watch.journal.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
-      raise
+    except (RuntimeError, ValueError) as raised:
+      error = peers.lost(raised) or raised
+      if isinstance(error, InputError | CheckpointError | NotFiniteError | PeerError):
+        seconds = watch.ledger.take("start")
+        watch.journal.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
+      if error is raised:
+        raise
+      raise error from raised
     finally:
-      stream.close()
-      store.close()
       watch.watchdog.stop()
+      stream.close()
+      if not isinstance(sys.exception(), PeerError):  # or it would wait for the dead
+        store.close()
 
   def _train(self, parts: Parts, stopped: Callable[[], bool]) -> Outcome:
     num_steps, watch = self.experiment.train.num_steps, parts.watch
     saver = Saver(parts)
     evaluation, samples = self._hooks(parts)
-    about = self._about(evaluation)
+    about = self._about(evaluation) if peers.first() else {}
     first, state = begin(parts, saver, about, lambda state: self._sample(samples, state, watch))
     self._write_files()
     if first >= num_steps:
@@ -166,16 +176,20 @@ class Session:
     train, workdir = self.experiment.train, self.workdir
     display = Display(train.num_steps, train.log_every, self._bytes_per_token())
     journal = Journal(workdir.metrics, workdir.events, display.say)
+    tick, stacks = workdir.touch, workdir.stacks
+    if not peers.first():
+      journal, tick = NoJournal(), _nothing
+      stacks = stacks.with_suffix(f".{jax.process_index()}.txt")
 
     def stalled(doing: str, waited_s: float) -> None:
       what = f"nothing has begun for {waited_s:.0f} s after: {doing}"
       dump_and_end(
-        workdir.stacks,
-        f"{what}; stacks are in {workdir.stacks}; the same command goes on",
+        stacks,
+        f"{what}; stacks are in {stacks}; the same command goes on",
         lambda: journal.event("stalled", time={"waited_s": round(waited_s, 1)}, phase=doing),
       )
 
-    watchdog = Watchdog(train.stall_s, stalled, workdir.touch)
+    watchdog = Watchdog(train.stall_s, stalled, tick)
     return Watch(journal, display, self._around.ledger or Ledger(), watchdog)
 
   def _process_times(self, ledger: Ledger) -> dict[str, Any]:
@@ -197,13 +211,14 @@ class Session:
     told = {"step": step, "digest": self._digest(state), "data": parts.stream.stats()}
     seconds = parts.watch.ledger.take("checkpoint")
     parts.watch.journal.event(kind, time={"seconds": seconds}, **told)
-    try:
-      parts.watch.journal.sync()
-    except OSError as error:
-      raise CheckpointError(
-        f"step {step} is saved, but its last lines cannot be written: {error}; the same command "
-        "goes on once they can"
-      ) from None
+    with peers.together():
+      try:
+        parts.watch.journal.sync()
+      except OSError as error:
+        raise CheckpointError(
+          f"step {step} is saved, but its last lines cannot be written: {error}; the same command "
+          "goes on once they can"
+        ) from None
 
   def _sample(self, samples: SamplesHook, state: State, watch: Watch) -> None:
     """Writes what the untrained model has to say."""
@@ -213,6 +228,11 @@ class Session:
 
   def _write_files(self) -> None:
     """Writes config.json, in which safe fields may have changed, and tokenizer.json."""
+    with peers.together():
+      if peers.first():
+        self._write_config_and_tokenizer()
+
+  def _write_config_and_tokenizer(self) -> None:
     self.workdir.write_config(self.experiment)
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / "tokenizer.json"
@@ -250,11 +270,13 @@ class Session:
       )
     shape = (train.batch_size, experiment.data.seq_len)
     names = ("ids", "labels", "position", "segment")
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
+    lies = self.layout.sharding("activations", ("batch", "length"), shape)
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies) for name in names}
     with watch.phase("compile", "compiling train_step"):
-      step = self.compiled_step(self.spec.shapes, batch)  # type: ignore[arg-type]
+      step = self.compiled_step(self.spec.abstract, batch)  # type: ignore[arg-type]
     with watch.phase("start", "measuring the matmul peak"):
-      peak = matmul_peak(experiment.model.dtype) * len(self.layout.mesh.devices.flat)
+      peak = matmul_peak(experiment.model.dtype) if peers.first() else 1.0  # who writes it, alone
+      peak *= len(self.layout.mesh.devices.flat)
     tokens = shape[0] * shape[1]
     flops = experiment.model.train_flops_per_token(self.decoder.vocab_size, shape[1]) * tokens
     watch.journal.event("compiled", time={"seconds": watch.ledger.take("start")})
@@ -266,7 +288,7 @@ class Session:
       hooks=hooks,
       save=saver,
       roll_back=Rollback(parts, saver),
-      stopped=stopped,
+      stopped=peers.AnyAsked(stopped),
       watch=watch,
       rates=Rates(flops, peak),
       sinks=self._around.sinks,
@@ -300,6 +322,10 @@ class Session:
     return sum(document.scored_bytes for document in documents) / tokens
 
 
+def _nothing() -> None:
+  """The sign of life of a process that writes no files."""
+
+
 def _process() -> dict[str, Any]:
   """Returns what the `process` event says of this process."""
   devices = jax.devices()
@@ -309,4 +335,5 @@ def _process() -> dict[str, Any]:
     "python": platform.python_version(),
     "jax": jax.__version__,
     "devices": f"{len(devices)} x {devices[0].device_kind}",
+    "processes": jax.process_count(),
   }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmoe.core import names
+from jaxmoe.core import names, peers
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Decoder, Params
@@ -93,12 +93,24 @@ class StateSpec:
       Recent(layout.replicated, layout.replicated),
     )
 
+  @property
+  def abstract(self) -> State:
+    """The shapes with their shardings."""
+
+    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, self.shapes, self.shardings)
+
   def init(self, seed: int) -> State:
     """Returns the state before the first step."""
-    params = jax.device_put(self._decoder.init(Keys.from_seed(seed)), self.shardings.params)
+    params = peers.place(self._decoder.init(Keys.from_seed(seed)), self.shardings.params)
     optimizer = jax.jit(self._transform.init, out_shardings=self.shardings.optimizer)(params)
     window = self.shapes.recent.values_2W.shape[1]
-    return jax.device_put(State.first(params, optimizer, window), self.shardings)
+    first = State.first(params, optimizer, window)
+    rest = ("step", "skipped", "in_a_row", "recent")
+    placed = {name: peers.place(getattr(first, name), getattr(self.shardings, name)) for name in rest}
+    return dataclasses.replace(first, **placed)
 
   def to_arrays(self, state: State) -> Arrays:
     """Returns the leaves by canonical name, one a layer."""

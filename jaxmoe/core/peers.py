@@ -1,0 +1,188 @@
+"""The processes of a run, and how they come to one mind.
+
+All processes of a run do the same things in the same order, or their collectives would not match.
+What only one of them can know (a file it cannot read, a signal it got, a disk that is full) is
+therefore exchanged before anything follows from it. Alone, a process exchanges nothing. Everything
+here is called by all processes alike, from the main thread of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError, PeerError
+
+_ROW_BYTES = 1024
+"""What one process says at a time; one size, so that one program is compiled."""
+
+_KINDS = (InputError, NotFiniteError, CheckpointError)
+# What gloo, NCCL and the coordinator say when a process is not there any more. JAX raises it as
+# a RuntimeError or, where an array is fetched, as a ValueError.
+_LOST = re.compile(
+  r"gloo|nccl|connection (closed|reset|refused)|socket closed|coordination ?service|heartbeat"
+  r"|broken pipe|^(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED)",
+  re.IGNORECASE,
+)
+
+
+def several() -> bool:
+  """Whether the run has more than one process. Starts no backend of a process that is alone."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first() -> bool:
+  """Whether this is process 0, which writes the files, or the only one."""
+  return not several() or jax.process_index() == 0
+
+
+def gather(text: str) -> list[str]:
+  """Returns what each process says, in order."""
+  if not several():
+    return [text]
+  said = text.encode(errors="surrogateescape")
+  said = len(said).to_bytes(4, "little") + said
+  heard = _rows(said)
+  longest = max(int.from_bytes(row[:4], "little") for row in heard) + 4
+  for start in range(_ROW_BYTES, longest, _ROW_BYTES):
+    heard = [row + more for row, more in zip(heard, _rows(said[start:]))]
+  sizes = [int.from_bytes(row[:4], "little") for row in heard]
+  return [row[4 : 4 + n].decode(errors="surrogateescape") for row, n in zip(heard, sizes)]
+
+
+def of_first(value: str) -> str:
+  """Returns what process 0 says."""
+  return gather(value)[0]
+
+
+def first_trouble(trouble: str) -> str:
+  """Returns the trouble of the first process that has some, and whose it is; '' if none has."""
+  if not several():
+    return trouble
+  said = gather(trouble)
+  index = next((i for i, text in enumerate(said) if text), None)
+  return "" if index is None else said[index] + _whose(index)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Raises on all processes what one of them raised inside: an error that ends with one line.
+
+  Inside, no process may wait for another. Any other exception is left to the one that raised it.
+  """
+  if not several():
+    yield
+    return
+  mine: Exception | None = None
+  try:
+    yield
+  except _KINDS as error:
+    mine = error
+  said = gather(f"{type(mine).__name__}\n{mine}" if mine else "")
+  index = next((i for i, text in enumerate(said) if text), None)
+  if index is None:
+    return
+  name, _, text = said[index].partition("\n")
+  raise _kind(name)(text + _whose(index)) from mine
+
+
+def same(what: str, value: str) -> None:
+  """Returns if all processes have the same value.
+
+  Raises:
+    InputError: they have not; `what` says of what.
+  """
+  said = gather(value)
+  index = next((i for i, text in enumerate(said) if text != said[0]), None)
+  if index is not None:
+    raise InputError(
+      f"{what} of process {index} is another than that of process 0 ({said[index][:40]!r}, "
+      f"{said[0][:40]!r}); give all processes the same files, best by one shared folder"
+    )
+
+
+def place(tree: Any, shardings: Any) -> Any:
+  """Returns values that every process has whole, as arrays of all processes in these shardings.
+
+  `jax.device_put` would compare them over all processes first, with a program for every shape.
+  """
+  if not several():
+    return jax.device_put(tree, shardings)
+
+  def one(leaf: Any, sharding: Any) -> jax.Array:
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+  return jax.tree.map(one, tree, shardings)
+
+
+def lost(error: BaseException) -> PeerError | None:
+  """Returns the error that says that another process died, if that is what `error` is about."""
+  if isinstance(error, PeerError):
+    return error
+  if not several() or not isinstance(error, RuntimeError | ValueError) or not _LOST.search(
+    f"{error} {error.__cause__ or ''}"
+  ):
+    return None
+  return PeerError(
+    f"another process of this run died ({_short(error)}); the same command goes on from the last "
+    "checkpoint"
+  )
+
+
+class AnyAsked:
+  """Whether any process is asked to, found out without waiting: alike on all, a call later.
+
+  Each call starts a sum over all devices, and returns that of the call before. Alone, a process
+  answers at once.
+  """
+
+  def __init__(self, asked: Callable[[], bool]):
+    self._asked = asked
+    self._sum: Any = None
+    self._before: jax.Array | None = None
+
+  def __call__(self) -> bool:
+    """Returns whether any process was asked to when all of them called last."""
+    if not several():
+      return self._asked()
+    if self._sum is None:
+      mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
+      self._split = NamedSharding(mesh, PartitionSpec("all"))
+      whole = NamedSharding(mesh, PartitionSpec())
+      self._sum = jax.jit(lambda flags: flags.sum(), out_shardings=whole)
+    flags = np.full(jax.local_device_count(), self._asked(), np.int32)
+    before = self._before
+    self._before = self._sum(jax.make_array_from_process_local_data(self._split, flags))
+    return before is not None and int(np.asarray(before.addressable_data(0))) > 0
+
+
+def _rows(said: bytes) -> list[bytes]:
+  """Returns the next `_ROW_BYTES` of what each process says."""
+  row = np.zeros(_ROW_BYTES, np.uint8)
+  row[: len(said)] = np.frombuffer(said[:_ROW_BYTES], np.uint8)
+  return [bytes(row) for row in multihost_utils.process_allgather(row)]
+
+
+def _kind(name: str) -> type[Exception]:
+  """Returns the class of an error by its name, or of what it is a special case of."""
+  known: dict[str, type[Exception]] = {}
+  for kind in _KINDS:
+    known.update({each.__name__: each for each in (kind, *kind.__subclasses__())})
+  return known.get(name, CheckpointError)
+
+
+def _whose(index: int) -> str:
+  return f" (process {index})" if index else ""
+
+
+def _short(error: BaseException) -> str:
+  text = " ".join(str(error).split())
+  return text if len(text) <= 120 else text[:117] + "..."
