@@ -16,6 +16,7 @@ from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.optim import Optim, freeze, frozen_masks, make_optimizer
 from jaxmoe.optim.freeze import Masks
 from jaxmoe.parallel import Parallel
+from jaxmoe.train.fit import check_fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +169,10 @@ class Experiment:
   parallel: Parallel = Parallel()
   evaluation: Evaluation = Evaluation()
   samples: Samples = Samples()
+
+  def __post_init__(self) -> None:
+    train, length = self.train, self.data.seq_len
+    check_fit(self.parallel, self.model, train.batch_size, train.num_micro, length)
 
   def decoder(self) -> Decoder:
     """Returns the functions of the model; its vocabulary is the tokenizer's."""

@@ -30,7 +30,7 @@ from jaxmoe.optim import hold, make_schedule
 from jaxmoe.parallel import share_of_rows
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.gradients import counts_first, make_gradients
+from jaxmoe.train.gradients import counts_first
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt
 from jaxmoe.train.journal import Journal, NoJournal
 from jaxmoe.train.ledger import Ledger
@@ -40,6 +40,7 @@ from jaxmoe.train.progress import Display
 from jaxmoe.train.resume import begin, check_own
 from jaxmoe.train.rollback import Rollback
 from jaxmoe.train.saver import Saver
+from jaxmoe.train.spread import spread_gradients
 from jaxmoe.train.state import State, StateSpec
 from jaxmoe.train.step import Step, make_step
 from jaxmoe.train.watch import Watch
@@ -157,7 +158,9 @@ class Session:
   def compiled_step(self, state: State, batch: dict[str, jax.Array]) -> Step:
     """Returns the step compiled for these shapes, with the state donated."""
     train = self.experiment.train
-    gradients = make_gradients(self.decoder, train.num_micro)
+    parallel, lies = self.experiment.parallel, self.layout
+    gradients = spread_gradients(self.decoder, train.num_micro, parallel, lies)
+    of_grads = lies.shardings("grads", self.decoder.dims, self.decoder.shapes)
     factor = train.recovery.spike_factor
     frozen = self.experiment.frozen(self.decoder)
 
@@ -165,7 +168,8 @@ class Session:
       return hold(frozen, before, self.decoder.update_buffers(before, params, layers))
 
     step = make_step(
-      gradients, self._transform, self._schedule, train.seed, factor, update_buffers
+      gradients, self._transform, self._schedule, train.seed, factor, update_buffers,
+      lambda params: jax.lax.with_sharding_constraint(params, of_grads),
     )
     shardings = (self.spec.shardings, self.layout.replicated)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)

@@ -109,7 +109,9 @@ class StateSpec:
     window = self.shapes.recent.values_2W.shape[1]
     first = State.first(params, optimizer, window)
     rest = ("step", "skipped", "in_a_row", "recent")
-    placed = {name: peers.place(getattr(first, name), getattr(self.shardings, name)) for name in rest}
+    placed = {
+      name: peers.place(getattr(first, name), getattr(self.shardings, name)) for name in rest
+    }
     return dataclasses.replace(first, **placed)
 
   def to_arrays(self, state: State) -> Arrays:

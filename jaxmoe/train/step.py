@@ -28,6 +28,7 @@ def make_step(
   seed: int,
   spike_factor: float = 6.0,
   update_buffers: Callable[[Any, Any, Any], Any] | None = None,
+  shards: Callable[[Any], Any] = lambda params: params,
 ) -> Step:
   """Returns the step; jit it with its first argument donated.
 
@@ -43,6 +44,8 @@ def make_step(
     spike_factor: Deviations above which a step does harm.
     update_buffers: `Decoder.update_buffers`: buffers follow a rule of their own, from where they
       stood, whatever the optimizer made of them; None for a model without any.
+    shards: Lays parameters like gradients and moments, so that each device updates its shards of
+      what is whole elsewhere (ZeRO 1 and 2).
   """
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -54,8 +57,9 @@ def make_step(
     spike = finite & is_spike(state.recent, seen_2, spike_factor)
     harmless = finite & ~spike
     with jax.named_scope("optimizer"):
-      updates, optimizer = transform.update(grads, state.optimizer, state.params)
-      params = optax.apply_updates(state.params, updates)
+      mine = shards(state.params)
+      updates, optimizer = transform.update(grads, state.optimizer, mine)
+      params = shards(optax.apply_updates(mine, updates))
     if update_buffers is not None:
       params = update_buffers(state.params, params, metrics["layers"])
       metrics["layers"] = without_samples(metrics["layers"])

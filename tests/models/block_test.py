@@ -8,8 +8,8 @@ from flax import nnx
 
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
-from jaxmoe.core.ways import ONE_DEVICE
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, BlockLayer, MoE
 from jaxmoe.models.cache import Fresh

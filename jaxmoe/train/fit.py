@@ -1,0 +1,105 @@
+"""Whether a recipe's model and batch fit its degrees, said before anything compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention_experts import AttentionExperts
+from jaxmoe.models.block import MLP, MoE
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.dispatch import AllToAll
+from jaxmoe.moe.dispatch.capacity import Limited
+from jaxmoe.parallel import Parallel
+
+
+def check_fit(
+  parallel: Parallel, model: Transformer, batch_size: int, num_micro: int, seq_len: int
+) -> None:
+  """Refuses what cannot be spread as asked.
+
+  Raises:
+    InputError: what, why and what would work, in one line.
+  """
+  if parallel.num_devices == 1:
+    return
+  _divides(
+    batch_size, parallel.num_groups * num_micro, "train.batch_size",
+    "data * fsdp * expert * num_micro, for every device has as many rows of a microbatch",
+  )
+  if parallel.sequence or _splits(parallel):
+    _divides(seq_len, parallel.tensor, "data.seq_len", "tensor, over which sequences are spread")
+  for segment in model.stack:
+    for block in segment.pattern:
+      _check_attention(block.attention, parallel.tensor)
+      if isinstance(block.ffn, MoE):
+        _check_experts(block.ffn, parallel)
+      elif isinstance(block.ffn, MLP):
+        _divides(block.ffn.hidden, parallel.tensor, "hidden of a dense layer", "tensor")
+
+
+def _check_attention(attention: Any, tensor: int) -> None:
+  if tensor == 1:
+    return
+  if isinstance(attention, AttentionExperts):
+    raise InputError(
+      f"attention experts are not spread over tensor devices: {tensor=}; set tensor=1"
+    )
+  _divides(attention.num_heads, tensor, "num_heads", "tensor")
+  heads = attention.num_kv_heads
+  if heads % tensor and tensor % heads:
+    raise InputError(
+      f"num_kv_heads must divide by tensor or divide it: num_kv_heads={heads}, {tensor=}; "
+      "change one"
+    )
+  if isinstance(attention, Attention) and attention.qk_norm == "all":
+    raise InputError(
+      f"qk_norm=all looks at all heads at once, which lie on several devices: {tensor=}; "
+      "set tensor=1, or qk_norm=head"
+    )
+
+
+def _check_experts(layer: MoE, parallel: Parallel) -> None:
+  if parallel.tensor > 1:
+    _divides(layer.shared_hidden, parallel.tensor, "shared_hidden", "tensor")
+    folds = "tensor" in parallel.fold
+    hidden = None if folds else getattr(layer.experts, "hidden", None)
+    if hidden is not None and not layer.experts.mixed:
+      _divides(hidden, parallel.tensor, "hidden of experts", "tensor, or set fold=(tensor,)")
+  degree = parallel.expert_degree
+  if degree == 1:
+    return
+  if not layer.experts.mixed:
+    _divides(layer.num_experts, degree, "num_experts", "the product of expert and folded degrees")
+  for name, value in (("closed", layer.closed), ("placement", layer.placement)):
+    if value:
+      raise InputError(
+        f"{name} is not offered with experts spread over {degree} devices: {name}={value}; "
+        "set expert=1 and fold=()"
+      )
+  if _splits(parallel) and isinstance(layer.dispatch, Limited):
+    raise InputError(
+      "capacity is counted over a device's tokens, which with fold=tensor are a part of a row: "
+      f"{type(layer.dispatch).__name__}; set dispatch=dropless, or leave tensor out of fold"
+    )
+  axes = [axis for axis in parallel.expert_axes if parallel.degrees[axis] > 1]
+  if isinstance(layer.exchange, AllToAll) and layer.exchange.two_level and len(axes) < 2:
+    raise InputError(
+      f"two levels need experts over two axes of several devices: {axes}; fold another axis, "
+      "or set two_level=false"
+    )
+
+
+def _splits(parallel: Parallel) -> bool:
+  """Whether devices of a tensor group share the tokens among them for the experts."""
+  return "tensor" in parallel.fold and parallel.tensor > 1
+
+
+def _divides(size: int, degree: int, what: str, of: str) -> None:
+  if size % degree:
+    below = size - size % degree
+    near = f"{below} or {below + degree}" if below else f"{degree}"
+    raise InputError(
+      f"{what} must be a multiple of {degree}, {of}: {what}={size}; set it to {near}"
+    )
