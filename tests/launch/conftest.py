@@ -155,3 +155,38 @@ def compiles():
 
   jax.monitoring.register_event_duration_secs_listener(note)
   return lowered
+
+
+@pytest.fixture(scope="session")
+def crew():
+  """Returns a function (processes, devices, *program) -> Popen of `launch.local`."""
+
+  def run(processes, devices, *program, heartbeat_s=10):
+    flags = (f"--processes={processes}", f"--devices_per_process={devices}")
+    return start("local", *flags, f"--heartbeat_s={heartbeat_s}", "--", *program)
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def start_on(crew):
+  """Returns a function (processes, devices, workdir, *changes) -> Popen of a run over them all."""
+
+  def run(processes, devices, workdir, *changes, program=("launch.train",)):
+    spread = f"--config.parallel.data={processes * devices}"
+    arguments = (*AGAIN, spread, *changes, f"--workdir={workdir}")
+    return crew(processes, devices, *program, *arguments)
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def train_on(start_on):
+  """Returns a function (processes, devices, workdir, *changes) -> (code, out, err) of a run."""
+
+  def run(*arguments, **options):
+    process = start_on(*arguments, **options)
+    out, err = process.communicate(timeout=550)
+    return process.returncode, out, err
+
+  return run
