@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ def set_up_jax() -> None:
   for name in ("absl", "jax"):
     logging.getLogger(name).setLevel(logging.ERROR)
   keep_freed_memory()
+  _threads_for_virtual_devices()
   quiet_orbax()
   jax.monitoring.register_event_duration_secs_listener(_COMPILING.add)
   cache = cache_dir() / "compiled"
@@ -44,6 +46,18 @@ def set_up_jax() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _threads_for_virtual_devices() -> None:
+  """Gives XLA's CPU client two threads for each virtual device; called before it starts.
+
+  A device that waits in a collective holds a thread. With no more threads than cores the last
+  device found none now and then, and after 40 s XLA ended the process.
+  """
+  asked = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+  devices = max(jax.config.jax_num_cpu_devices, int(asked[1]) if asked else 1)
+  if devices > 1:
+    os.environ.setdefault("NPROC", str(max(2 * devices, os.cpu_count() or 1)))
 
 
 def process_ledger() -> Ledger:

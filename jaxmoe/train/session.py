@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
@@ -25,8 +24,6 @@ from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
-from jaxmoe.models.transformer import Params
-from jaxmoe.optim import hold, make_schedule
 from jaxmoe.parallel import share_of_rows
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
@@ -36,13 +33,13 @@ from jaxmoe.train.journal import Journal, NoJournal
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.loop import Drawn, Hook, Job, Profiler, Rates, Sink, run
 from jaxmoe.train.parts import Parts
+from jaxmoe.train.program import batch_like, lower_step, state_like
 from jaxmoe.train.progress import Display
 from jaxmoe.train.resume import begin, check_own
 from jaxmoe.train.rollback import Rollback
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.spread import spread_gradients
 from jaxmoe.train.state import State, StateSpec
-from jaxmoe.train.step import Step, make_step
+from jaxmoe.train.step import Step
 from jaxmoe.train.watch import Watch
 from jaxmoe.train.watchdog import Watchdog, dump_and_end
 from jaxmoe.train.workdir import Workdir
@@ -90,10 +87,8 @@ class Session:
     self._share = share_of_rows(layout, train.batch_size)
     self._check_prompts()
     self.decoder = experiment.decoder()
-    self._schedule = make_schedule(experiment.optim, train.num_steps)
-    self._transform = experiment.transform(self.decoder)
-    window = train.recovery.spike_window
-    self.spec = StateSpec(self.decoder, self._transform, layout, window)
+    transform = experiment.transform(self.decoder)
+    self.spec = StateSpec(self.decoder, transform, layout, train.recovery.spike_window)
 
   def train(self, stopped: Callable[[], bool] = lambda: False) -> Outcome:
     """Starts or goes on, trains to the end or until `stopped`, and returns where it stands.
@@ -155,25 +150,11 @@ class Session:
     self._end("done" if done else "stopped", last, state, parts)
     return Outcome(last, done)
 
-  def compiled_step(self, state: State, batch: dict[str, jax.Array]) -> Step:
+  def compiled_step(self, state: State, batch: dict[str, Any]) -> Step:
     """Returns the step compiled for these shapes, with the state donated."""
-    train = self.experiment.train
-    parallel, lies = self.experiment.parallel, self.layout
-    gradients = spread_gradients(self.decoder, train.num_micro, parallel, lies)
-    of_grads = lies.shardings("grads", self.decoder.dims, self.decoder.shapes)
-    factor = train.recovery.spike_factor
-    frozen = self.experiment.frozen(self.decoder)
-
-    def update_buffers(before: Params, params: Params, layers: Any) -> Params:
-      return hold(frozen, before, self.decoder.update_buffers(before, params, layers))
-
-    step = make_step(
-      gradients, self._transform, self._schedule, train.seed, factor, update_buffers,
-      lambda params: jax.lax.with_sharding_constraint(params, of_grads),
-    )
-    shardings = (self.spec.shardings, self.layout.replicated)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    return jitted.lower(state, batch).compile()
+    return lower_step(
+      self.experiment, self.decoder, self.spec, self.layout, state, batch
+    ).compile()
 
   def _watch(self) -> Watch:
     """Returns the onlookers of the run."""
@@ -272,17 +253,14 @@ class Session:
         "load_balance scope 'global' with accumulation: a forward pass counts choices first "
         "(exact; about a third more compute)"
       )
-    shape = (train.batch_size, experiment.data.seq_len)
-    names = ("ids", "labels", "position", "segment")
-    lies = self.layout.sharding("activations", ("batch", "length"), shape)
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies) for name in names}
     with watch.phase("compile", "compiling train_step"):
-      step = self.compiled_step(self.spec.abstract, batch)  # type: ignore[arg-type]
+      step = self.compiled_step(state_like(self.spec), batch_like(experiment, self.layout))
     with watch.phase("start", "measuring the matmul peak"):
       peak = matmul_peak(experiment.model.dtype) if peers.first() else 1.0  # who writes it, alone
       peak *= len(self.layout.mesh.devices.flat)
-    tokens = shape[0] * shape[1]
-    flops = experiment.model.train_flops_per_token(self.decoder.vocab_size, shape[1]) * tokens
+    length = experiment.data.seq_len
+    per_token = experiment.model.train_flops_per_token(self.decoder.vocab_size, length)
+    flops = per_token * train.batch_size * length
     watch.journal.event("compiled", time={"seconds": watch.ledger.take("start")})
     return Job(
       train=train,

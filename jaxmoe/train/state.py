@@ -93,15 +93,6 @@ class StateSpec:
       Recent(layout.replicated, layout.replicated),
     )
 
-  @property
-  def abstract(self) -> State:
-    """The shapes with their shardings."""
-
-    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(placed, self.shapes, self.shardings)
-
   def init(self, seed: int) -> State:
     """Returns the state before the first step."""
     params = peers.place(self._decoder.init(Keys.from_seed(seed)), self.shardings.params)

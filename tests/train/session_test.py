@@ -15,7 +15,7 @@ from jaxmoe.data.corpus import open_corpus
 from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
-from jaxmoe.train import session
+from jaxmoe.train import program, session
 from jaxmoe.train.append import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
@@ -289,7 +289,7 @@ def test_what_is_frozen_keeps_its_buffers_in_the_step_of_a_run_and_other_layers_
     given.append(parts[-1])
     return lambda state, batch: (state, {})
 
-  monkeypatch.setattr(session, "make_step", still)
+  monkeypatch.setattr(program, "make_step", still)
   COMPILED_STEP(made, made.spec.shapes, {})
   params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), made.decoder.shapes)
   each, one = np.float32([[3, 1, 0, 0]] * 2), np.float32([2, 2])
