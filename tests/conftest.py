@@ -15,7 +15,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)  # of this process only; one_device() is the first
+jax.config.update("jax_num_cpu_devices", 8)  # what names no device runs on the first
+# Also in processes that tests start: sums of products depend on it, bit for bit.
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 
 @pytest.fixture(autouse=True)

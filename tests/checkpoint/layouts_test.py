@@ -20,8 +20,8 @@ ROOT = HERE.parent.parent
 
 
 def environment(num_devices):
-  flags = f"--xla_force_host_platform_device_count={num_devices}"
-  return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  own = {"JAX_NUM_CPU_DEVICES": str(num_devices), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  return {**os.environ, **own}
 
 
 @pytest.fixture(scope="module")
