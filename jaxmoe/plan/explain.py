@@ -1,0 +1,252 @@
+"""Where every array of a run lies, what a step sends and computes, and what memory it needs.
+
+Nothing is allocated: shapes are traced and, unless that is left out, the step of the run is
+compiled. All numbers are one device's; the shardings are whatever the layout gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from jaxmoe.core import names
+from jaxmoe.core.inspection import Collective, Flops, Memory, collectives, flops, memory
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.lowered import collectives_of_lowered
+from jaxmoe.models.transformer import Decoder
+from jaxmoe.plan.activations import Activations, activations
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.program import batch_like, lower_step, state_like
+from jaxmoe.train.state import StateSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """A parameter: the same one of all layers that are stacked in memory.
+
+  Attributes:
+    name: Of the layers it stands for, such as `layers/0..31/moe/experts/down`.
+    dims: Its logical dims.
+    shape: Its whole shape.
+    axes: The mesh axes of each dim.
+    bytes: What one device holds.
+    whole: What all of it takes.
+  """
+
+  name: str
+  dims: tuple[str | None, ...]
+  shape: tuple[int, ...]
+  axes: tuple[tuple[str, ...], ...]
+  bytes: int
+  whole: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+  """Bytes of one kind of array: on one device, and of the whole."""
+
+  bytes: int
+  whole: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """All collectives of one kind over the same axes with the same dtype.
+
+  Attributes:
+    kind: See `Collective`.
+    over: The mesh axes.
+    dtype: As the program has it.
+    count: How many run in a step.
+    bytes_out: What their results take on one device, in all.
+    wire_bytes: What one device sends, in all.
+    known: Whether the count is; a loop of unknown length counts once.
+    sometimes: Whether some stand in a branch of a conditional.
+  """
+
+  kind: str
+  over: str
+  dtype: str
+  count: int
+  bytes_out: int
+  wire_bytes: float
+  known: bool
+  sometimes: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What the compiler says of the step.
+
+  Attributes:
+    memory: Of one device.
+    flops: Of one device and step.
+    traffic: What the compiled program sends.
+    asked: What the code asks for, in its own dtypes; what the partitioner adds is not in it.
+  """
+
+  memory: Memory
+  flops: Flops
+  traffic: tuple[Traffic, ...]
+  asked: tuple[Traffic, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+  """What `launch.explain` tells.
+
+  Attributes:
+    mesh: The degree of each axis.
+    device: The kind of the devices.
+    weights: Every parameter.
+    held: What a step is given, by kind: parameters, optimizer, rest of the state, batch.
+    model_flops: Of one step on all devices, as MFU counts them: no recomputation.
+    activations: What the layers make.
+    compiled: What the compiler says; None where it was not asked.
+  """
+
+  mesh: dict[str, int]
+  device: str
+  weights: tuple[Weight, ...]
+  held: dict[str, Held]
+  model_flops: float
+  activations: Activations
+  compiled: Compiled | None
+
+  @property
+  def arguments(self) -> int:
+    """Bytes of one device that a step is given."""
+    return sum(held.bytes for held in self.held.values())
+
+  def record(self) -> dict[str, Any]:
+    """Returns all of it as JSON has it."""
+    return {**dataclasses.asdict(self), "arguments": self.arguments}
+
+
+def explain(
+  experiment: Experiment,
+  layout: Layout,
+  compiles: bool = True,
+  say: Callable[[str], None] = lambda line: None,
+) -> Explanation:
+  """Returns what a run of a recipe on a layout needs.
+
+  Args:
+    experiment: The recipe.
+    layout: Where arrays lie.
+    compiles: Whether the step is compiled.
+    say: Told what takes long.
+
+  Raises:
+    InputError: a dim does not divide by the degree of its axes.
+  """
+  decoder = experiment.decoder()
+  window = experiment.train.recovery.spike_window
+  spec = StateSpec(decoder, experiment.transform(decoder), layout, window)
+  state, batch = state_like(spec), batch_like(experiment, layout)
+  rest = dataclasses.replace(state, params={}, optimizer={})
+  length = experiment.data.seq_len
+  per_token = experiment.model.train_flops_per_token(decoder.vocab_size, length)
+  found = None
+  made = activations(experiment, decoder, layout)
+  if compiles:
+    say("lowering the step")
+    lowered = lower_step(experiment, decoder, spec, layout, state, batch)
+    found = _compiled(lowered, layout, say)
+  return Explanation(
+    mesh=dict(layout.mesh.shape),
+    device=layout.mesh.devices.flat[0].device_kind,
+    weights=tuple(_weights(decoder, state.params)),
+    held={
+      "parameters": _held(state.params),
+      "optimizer": _held(state.optimizer),
+      "counters": _held(rest),
+      "batch": _held(batch),
+    },
+    model_flops=per_token * experiment.train.batch_size * length,
+    activations=made,
+    compiled=found,
+  )
+
+
+def traffic(found: Iterable[Collective]) -> tuple[Traffic, ...]:
+  """Returns collectives by kind, axes and dtype, those that send the most first."""
+  groups: dict[tuple[str, str, str], list[Collective]] = {}
+  for one in found:
+    groups.setdefault((one.kind, one.over, one.dtype), []).append(one)
+  summed = [
+    Traffic(
+      *key,
+      count=sum(one.times for one in group),
+      bytes_out=sum(one.times * one.bytes_out for one in group),
+      wire_bytes=sum(one.total_wire_bytes for one in group),
+      known=all(one.known for one in group),
+      sometimes=any(one.sometimes for one in group),
+    )
+    for key, group in groups.items()
+  ]
+  return tuple(sorted(summed, key=lambda one: (-one.wire_bytes, -one.count)))
+
+
+def _compiled(
+  lowered: jax.stages.Lowered, layout: Layout, say: Callable[[str], None]
+) -> Compiled:
+  asked = traffic(collectives_of_lowered(lowered, layout.mesh))
+  say("compiling the step")
+  compiled = lowered.compile()
+  sent = traffic(collectives(compiled, layout.mesh))
+  return Compiled(memory(compiled), flops(compiled), sent, asked)
+
+
+def _weights(decoder: Decoder, params: Any) -> Iterable[Weight]:
+  """Yields the parameters in the order of the tree."""
+  dims = names.flatten(_boxed(decoder.dims))
+  for path, leaf in names.flatten(params).items():
+    spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
+    held = _held(leaf)
+    yield Weight(
+      name=_name(path, decoder),
+      dims=dims[path].dims,
+      shape=leaf.shape,
+      axes=tuple((axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec),
+      bytes=held.bytes,
+      whole=held.whole,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dims:
+  dims: tuple[str | None, ...]
+
+
+def _boxed(dims: Any) -> Any:
+  """Returns a tree of dims whose tuples are leaves."""
+  return jax.tree.map(_Dims, dims, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def _name(path: str, decoder: Decoder) -> str:
+  """Returns a leaf's canonical name; of a stacked one `layers/0..31/...`, `layers/1,3..31/...`."""
+  stacked = names.layer_names(path, decoder.splits)
+  if stacked is None:
+    return path
+  before, _, after = stacked[0].partition(f"{names.LAYERS}/")
+  depths = [int(name.removeprefix(before).split("/")[1]) for name in stacked]
+  shown = f"{depths[0]}..{depths[-1]}"
+  if len(depths) < 3:
+    shown = ",".join(map(str, depths))
+  elif depths[1] - depths[0] > 1:
+    shown = f"{depths[0]},{depths[1]}..{depths[-1]}"
+  return f"{before}{names.LAYERS}/{shown}/{after.partition('/')[2]}"
+
+
+def _held(tree: Any) -> Held:
+  """Returns the bytes of shapes that carry shardings."""
+  leaves = jax.tree.leaves(tree)
+  return Held(
+    sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves),
+    sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+  )
