@@ -6,8 +6,10 @@ BIN = $(VENV)/bin
 RUN = runs/quickstart
 PROMPT ?= def read_lines(path):
 WORKERS ?= 2
+# Of its own: with libtpu beside it, JAX looks for a TPU whenever it starts.
+TPU_VENV ?= .venv-tpu
 
-.PHONY: quickstart test test-slow lint venv clean
+.PHONY: quickstart test test-slow look-ahead lint venv clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
@@ -26,6 +28,11 @@ test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/faults
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
 
+# The tiny training step on 16 TPU chips that are not there; not 0 if it does not compile or fit.
+look-ahead: $(TPU_VENV)/installed-tpu
+	$(TPU_VENV)/bin/python -m launch.explain --config=configs/tiny.py --topology=v5e:4x4 \
+	  --config.parallel.data=4 --config.parallel.fsdp=4 --config.train.batch_size=16
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
@@ -37,6 +44,12 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+$(TPU_VENV)/installed-tpu: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tpu]'
+	@touch $@
+
 $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
@@ -46,4 +59,4 @@ $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $(VENV)/installed $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TPU_VENV) build *.egg-info .mypy_cache .ruff_cache

@@ -1,5 +1,7 @@
 """Says what a recipe needs before it runs: arrays, collectives, FLOPs, memory. Allocates nothing.
 
+With --topology it compiles for TPU chips that are not there, and exits with 1 if it does not fit.
+
 python -m launch.explain --config=configs/tiny.py --devices=8 --config.parallel.data=8 \\
   --config.train.batch_size=8 [--json=FILE] [--nocompile]
 python -m launch.explain --config=configs/tiny.py --topology=v5e:4x4 --config.parallel.data=16 \\
@@ -9,6 +11,7 @@ python -m launch.explain --config=configs/tiny.py --topology=v5e:4x4 --config.pa
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 
@@ -20,6 +23,7 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.parallel import make_mesh
 from jaxmoe.parallel.degrees import TOKEN_AXES
 from jaxmoe.plan import explain, page
+from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
 from jaxmoe.train.experiment import Experiment
 from launch import cli
 from launch.recipes import PREFIX, load_recipe
@@ -30,6 +34,10 @@ flags.DEFINE_integer(
   "devices", 0, "As if on so many devices, virtual ones of this CPU; 0 for those there are.",
   flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_string(
+  "topology", None, "As if on a TPU slice, such as v5e:4x4; needs libtpu, no chip.",
+  flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_bool("compile", True, "Whether to compile; --nocompile for tables alone.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_string("json", None, "A file for all of it as JSON.", flag_values=FLAGS)
@@ -38,27 +46,49 @@ flags.DEFINE_string("json", None, "A file for all of it as JSON.", flag_values=F
 def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
   experiment = load_recipe(FLAGS.config, overrides)
-  if FLAGS.devices < 0:
-    raise InputError(f"--devices must not be negative: --devices={FLAGS.devices}")
+  if FLAGS.devices < 0 or (FLAGS.devices and FLAGS.topology):
+    raise InputError(
+      f"--devices={FLAGS.devices} must not be negative, and not stand beside --topology; leave one"
+    )
+  if FLAGS.json and not pathlib.Path(FLAGS.json).absolute().parent.is_dir():
+    raise InputError(f"--json={FLAGS.json}: no such folder; make it")
   cli.set_up_jax()
-  if FLAGS.devices:
-    virtual_devices(FLAGS.devices)
-  layout = layout_of(experiment, jax.devices())
-  found = explain(experiment, layout, FLAGS.compile, say)
+  if FLAGS.topology:
+    experiment, devices = as_on_tpu(experiment), slice_of(FLAGS.topology)
+  else:
+    devices = virtual_devices(FLAGS.devices) if FLAGS.devices else jax.devices()
+  room = memory_of(devices[0])
+  found = explain(experiment, layout_of(experiment, devices), FLAGS.compile, say, room)
   if FLAGS.json:
     write(pathlib.Path(FLAGS.json), json.dumps(found.record(), indent=1))
   print(page(found))
-  return 0
+  return 1 if found.fits is False else 0
 
 
-def virtual_devices(number: int) -> None:
-  """Makes JAX see so many devices of this CPU, and no others."""
+def slice_of(name: str) -> list[jax.Device]:
+  """Returns the devices of a TPU slice that is not there, of which libtpu is not to look for any.
+
+  Raises:
+    InputError: libtpu is not installed, or does not know the slice.
+  """
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  jax.config.update("jax_platforms", "cpu")
+  return topology_devices(name)
+
+
+def virtual_devices(number: int) -> list[jax.Device]:
+  """Returns so many devices of this CPU; JAX sees no others.
+
+  Raises:
+    InputError: JAX has started with fewer.
+  """
   try:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", number)
-  except RuntimeError:  # JAX has started: a program that calls this one chose the devices
+  except RuntimeError:  # JAX has started: who calls this chose the devices
     if len(jax.devices()) < number:
-      raise
+      raise InputError(f"--devices={number}: JAX has started with {len(jax.devices())}") from None
+  return jax.devices()[:number]
 
 
 def layout_of(experiment: Experiment, devices: list[jax.Device]) -> Layout:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxmoe.core import names
+from jaxmoe.core.errors import InputError
 from jaxmoe.core.inspection import Collective, Flops, Memory, collectives, flops, memory
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.lowered import collectives_of_lowered
@@ -107,6 +108,7 @@ class Explanation:
     model_flops: Of one step on all devices, as MFU counts them: no recomputation.
     activations: What the layers make.
     compiled: What the compiler says; None where it was not asked.
+    room: Bytes of memory that a device has, where that is known.
   """
 
   mesh: dict[str, int]
@@ -116,6 +118,14 @@ class Explanation:
   model_flops: float
   activations: Activations
   compiled: Compiled | None
+  room: int | None = None
+
+  @property
+  def fits(self) -> bool | None:
+    """Whether the compiled step fits in a device's memory; None where one is not known."""
+    if self.room is None or self.compiled is None:
+      return None
+    return self.compiled.memory.peak <= self.room
 
   @property
   def arguments(self) -> int:
@@ -124,7 +134,7 @@ class Explanation:
 
   def record(self) -> dict[str, Any]:
     """Returns all of it as JSON has it."""
-    return {**dataclasses.asdict(self), "arguments": self.arguments}
+    return {**dataclasses.asdict(self), "arguments": self.arguments, "fits": self.fits}
 
 
 def explain(
@@ -132,6 +142,7 @@ def explain(
   layout: Layout,
   compiles: bool = True,
   say: Callable[[str], None] = lambda line: None,
+  room: int | None = None,
 ) -> Explanation:
   """Returns what a run of a recipe on a layout needs.
 
@@ -140,6 +151,7 @@ def explain(
     layout: Where arrays lie.
     compiles: Whether the step is compiled.
     say: Told what takes long.
+    room: Bytes of memory of a device, where that is known.
 
   Raises:
     InputError: a dim does not divide by the degree of its axes.
@@ -170,6 +182,7 @@ def explain(
     model_flops=per_token * experiment.train.batch_size * length,
     activations=made,
     compiled=found,
+    room=room,
   )
 
 
@@ -192,12 +205,30 @@ def traffic(found: Iterable[Collective]) -> tuple[Traffic, ...]:
   return tuple(sorted(summed, key=lambda one: (-one.wire_bytes, -one.count)))
 
 
+def compile_for(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Returns the compiled program.
+
+  Raises:
+    InputError: the compiler says that a device has too little memory for it.
+  """
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    why = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+    raise InputError(
+      f"the step does not fit: {why}; take more devices or smaller microbatches; --nocompile "
+      "prints the tables alone"
+    ) from None
+
+
 def _compiled(
   lowered: jax.stages.Lowered, layout: Layout, say: Callable[[str], None]
 ) -> Compiled:
   asked = traffic(collectives_of_lowered(lowered, layout.mesh))
   say("compiling the step")
-  compiled = lowered.compile()
+  compiled = compile_for(lowered)
   sent = traffic(collectives(compiled, layout.mesh))
   return Compiled(memory(compiled), flops(compiled), sent, asked)
 

@@ -118,6 +118,9 @@ def _compiled(found: Explanation, compiled: Compiled) -> Iterator[str]:
   yield from _columns("  other outputs", size(memory.outputs - memory.aliased))
   yield from _columns("  temporaries", size(memory.temporaries))
   yield from _columns("  peak memory", size(memory.peak))
+  if found.room is not None:
+    label = "  of the memory a device has: " + ("it fits" if found.fits else "it does not fit")
+    yield from _columns(label, size(found.room))
   yield from _columns("  FLOPs of matrix products", f"{flops.matmul:.4g}")
   if flops.unknown_loops:
     label = "  and in loops of unknown length, one pass"

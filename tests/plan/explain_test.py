@@ -13,7 +13,7 @@ from jaxmoe.core.inspection import Collective
 from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.activations import kept_bytes
-from jaxmoe.plan.explain import traffic
+from jaxmoe.plan.explain import compile_for, traffic
 from jaxmoe.plan.page import size
 from jaxmoe.train.state import StateSpec
 from launch.recipes import load_recipe
@@ -160,6 +160,24 @@ def test_dense_dispatch_computes_every_token_in_every_expert():
 def test_a_dim_that_does_not_divide_is_refused_in_one_line():
   with pytest.raises(InputError, match="'vocab' of size 257 does not divide by 2"):
     explain(recipe(), layout_of({**RULES, "vocab": ("tensor",)}), compiles=False)
+
+
+def test_a_step_that_the_compiler_finds_too_large_is_one_line():
+  class Lowered:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 688G exceeds available HBM (15G).\nA")
+
+  with pytest.raises(InputError, match=r"688G exceeds available HBM \(15G\); take more devices"):
+    compile_for(Lowered())
+
+
+@pytest.mark.parametrize("gigabytes, fits", [(None, None), (1e-6, False), (1, True)])
+def test_what_fits_is_told_where_the_memory_of_a_device_is_known(alone, gigabytes, fits):
+  room = None if gigabytes is None else int(gigabytes * 2**30)
+  found = dataclasses.replace(alone, room=room)
+  assert found.fits is fits
+  assert ("it fits" in page(found)) == (fits is True)
+  assert ("it does not fit" in page(found)) == (fits is False)
 
 
 def test_collectives_alike_are_added_up_and_those_that_send_most_come_first():
