@@ -170,19 +170,23 @@ def crew():
 
 @pytest.fixture(scope="session")
 def start_on(crew):
-  """Returns a function (processes, devices, workdir, *changes) -> Popen of a run over them all."""
+  """Returns a function (processes, devices, workdir, *flags, **options) -> Popen of a run.
 
-  def run(processes, devices, workdir, *changes, program=("launch.train",)):
-    spread = f"--config.parallel.data={processes * devices}"
-    arguments = (*AGAIN, spread, *changes, f"--workdir={workdir}")
-    return crew(processes, devices, *program, *arguments)
+  It is spread over all devices. `changes` are added to those of `again` or take their place.
+  """
+
+  def run(processes, devices, workdir, *flags, changes=(), program=("launch.train",)):
+    spread = f"parallel.data={processes * devices}"
+    values = dict(change.split("=") for change in (*CHANGES, spread, *changes))
+    recipe = (TINY, *(f"--config.{field}={value}" for field, value in values.items()))
+    return crew(processes, devices, *program, *recipe, f"--workdir={workdir}", *flags)
 
   return run
 
 
 @pytest.fixture(scope="session")
 def train_on(start_on):
-  """Returns a function (processes, devices, workdir, *changes) -> (code, out, err) of a run."""
+  """Returns a function as `start_on` that waits and returns (code, out, err)."""
 
   def run(*arguments, **options):
     process = start_on(*arguments, **options)

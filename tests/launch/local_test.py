@@ -13,7 +13,7 @@ from jaxmoe.core.errors import InputError, PeerError
 from launch import local
 from launch.command import PROCESS
 
-QUICK = ("--config.evaluation.every=0", "--config.samples.every=0")
+QUICK = ("evaluation.every=0", "samples.every=0")
 
 
 def lines(workdir):
@@ -33,17 +33,11 @@ def losses(workdir):
   return np.array([line["loss"] for line in lines(workdir)])
 
 
-def alone(here, again, workdir, *changes):
-  result = here("train", *again, *changes, f"--workdir={workdir}")
-  assert result.code == 0, result
-  return result
-
-
 def test_two_processes_train_as_one_and_one_device_goes_on(
   train_on, here, again, trained, tmp_path
 ):
   workdir = tmp_path / "run"
-  code, out, err = train_on(2, 1, workdir, *QUICK)
+  code, out, err = train_on(2, 1, workdir, changes=QUICK)
   assert code == 0, err
   assert err == ""
   assert out.count("done: step 6") == 1
@@ -52,15 +46,19 @@ def test_two_processes_train_as_one_and_one_device_goes_on(
   theirs = {path.name for path in workdir.iterdir()}
   assert theirs | {"samples.md"} == {path.name for path in trained.iterdir()} | {"samples.md"}
   before = digest(workdir)
-  assert "nothing to do" in alone(here, again, workdir, *QUICK).out
+  result = here("train", *again, f"--workdir={workdir}")
+  assert result.code == 0, result
+  assert "nothing to do" in result.out
   assert digest(workdir) == before, "one device restored other bits than two processes saved"
 
 
 def test_a_bad_config_ends_all_with_one_line_and_writes_nothing(train_on, tmp_path):
-  for change in ("--config.train.num_steps=0", "--nonsense", "--config.parallel.data=3"):
-    code, out, err = train_on(2, 1, tmp_path / "run", change)
+  wrong = {"train.num_steps=0": "at least 1", "parallel.data=3": "asks for 3 devices"}
+  for change, expected in wrong.items():
+    code, out, err = train_on(2, 1, tmp_path / "run", changes=[change])
     assert code == 2, err
     assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert expected in err
     assert not out
     assert not (tmp_path / "run").exists()
 

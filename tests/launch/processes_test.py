@@ -9,9 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LAYOUTS = {"1": (1, 1), "8 virtual": (1, 8), "2 x 4": (2, 4), "4": (4, 1)}
-LONG = (
-  "--config.train.num_steps=50", "--config.train.batch_size=8", "--config.evaluation.every=25"
-)  # fmt: skip
+LONG = ("train.num_steps=50", "train.batch_size=8", "evaluation.every=25")
 
 KILLER = """
 import os, runpy, signal, sys, threading, time
@@ -76,7 +74,7 @@ def long_runs(train_on, tmp_path_factory):
   """Returns the workdirs of 50 steps on each of the layouts."""
   folder = tmp_path_factory.mktemp("long")
   for name, (processes, devices) in LAYOUTS.items():
-    code, _, err = train_on(processes, devices, folder / name, *LONG)
+    code, _, err = train_on(processes, devices, folder / name, changes=LONG)
     assert code == 0, (name, err)
   return folder
 
@@ -103,7 +101,7 @@ def test_any_layout_restores_every_bit_that_another_saved(long_runs, train_on, n
   names = list(LAYOUTS)
   reader = names[(names.index(name) + turn) % len(names)]
   saved = events(long_runs / name, "done")[0]["digest"]
-  code, out, err = train_on(*LAYOUTS[reader], long_runs / name, *LONG)
+  code, out, err = train_on(*LAYOUTS[reader], long_runs / name, changes=LONG)
   assert code == 0, err
   assert "nothing to do" in out
   assert events(long_runs / name, "done")[-1]["digest"] == saved
@@ -113,12 +111,12 @@ def test_a_run_stopped_on_two_processes_goes_on_on_eight_devices(
   long_runs, train_on, start_on, tmp_path
 ):
   workdir = tmp_path / "run"
-  process = start_on(2, 1, workdir, *LONG, "--config.train.checkpoint_every=20")
+  process = start_on(2, 1, workdir, changes=(*LONG, "train.checkpoint_every=20"))
   while not (workdir / "checkpoints" / "20").is_dir():
     assert process.poll() is None, process.communicate()
   process.send_signal(signal.SIGTERM)
   process.communicate(timeout=300)
-  code, _, err = train_on(1, 8, workdir, *LONG)
+  code, _, err = train_on(1, 8, workdir, changes=LONG)
   assert code == 0, err
   expected = [line["loss"] for line in lines(long_runs / "1")]
   found = [line["loss"] for line in lines(workdir)]
@@ -144,7 +142,7 @@ def test_sigterm_to_launch_local_saves_on_all_and_ends_with_42(
   train_on, start_on, four, tmp_path
 ):
   workdir = tmp_path / "run"
-  process = start_on(4, 1, workdir, "--config.train.log_every=1")
+  process = start_on(4, 1, workdir, changes=["train.log_every=1"])
   while not process.stdout.readline().startswith("step 1/"):
     assert process.poll() is None
   process.send_signal(signal.SIGTERM)
