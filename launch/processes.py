@@ -1,8 +1,8 @@
 """How one of several processes starts and ends: distributed JAX, and one line for all of them.
 
 `launch.local` tells its processes by environment variables who they are; they serve by hand, too:
-JAX_COORDINATOR_ADDRESS=HOST:PORT, JAXMOE_PROCESSES=N, JAXMOE_PROCESS=0..N-1. On a TPU pod, under
-SLURM, Open MPI and in a Kubernetes job JAX finds out by itself. JAXMOE_HEARTBEAT_S: after how many
+JAX_COORDINATOR_ADDRESS=HOST:PORT, JAXMOE_PROCESSES=N, JAXMOE_PROCESS=0..N-1. On a TPU pod (GKE's
+too), under SLURM and under Open MPI JAX finds out by itself. JAXMOE_HEARTBEAT_S: after how many
 seconds without a sign of life a process counts as dead.
 """
 
@@ -65,7 +65,7 @@ def _start() -> None:
         os.environ.get(ADDRESS), count, index, heartbeat_timeout_seconds=heartbeat_s,
         cluster_detection_method="deactivate",
       )  # fmt: skip
-    elif _is_one_of_several():
+    elif is_one_of_several():
       jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_s)
   except (ValueError, RuntimeError) as error:
     text = " ".join(str(error).split())
@@ -83,7 +83,7 @@ def _take_standard_output() -> None:
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _is_one_of_several() -> bool:
+def is_one_of_several() -> bool:
   """Whether the environment is one in which `jax.distributed` finds out by itself.
 
   A shell within an allocation is not: nobody would start the other processes.
@@ -93,12 +93,10 @@ def _is_one_of_several() -> bool:
     return True
   if "OMPI_MCA_orte_hnp_uri" in env and _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
     return True
-  if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
-    return True
   if "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", "")):
     return True
   chips = pathlib.Path("/dev/accel0").exists() or pathlib.Path("/dev/vfio/0").exists()
-  asks = env.get("JAX_PLATFORMS", "tpu").startswith("tpu") and "TPU_SKIP_MDS_QUERY" not in env
+  asks = (env.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and "TPU_SKIP_MDS_QUERY" not in env
   return chips and asks and _has_libtpu()
 
 
