@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 
+@dataclasses.dataclass(frozen=True)
+class Compare:
+  """What gates that are trees tell of the tokens of each domain, see `ops/soft_tree.py`."""
+
+  num_domains: int
+  target: Literal["parity", "load"]
+
+
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["id", "position", "segment", "slot", "given"],
-  meta_fields=["by_row", "record"],
+  data_fields=["id", "position", "segment", "slot", "given", "domain"],
+  meta_fields=["by_row", "record", "compare"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -27,8 +35,10 @@ class Tokens:
     slot: Its place in the row (and in a cache), which orders it in time.
     given: Choices to take in place of the routers' own, (layers, B, L, A) by depth, or
       (B, L, A) inside a layer; -1 is no choice. None to let routers choose.
+    domain: Which part of the data it is from, from 0; None where nobody asks.
     by_row: Whether routers also count choices row by row, for tables of what goes where.
     record: Whether layers return every token's routing beside their sums.
+    compare: Whether gates that are trees tell of each domain, and what; None for no.
   """
 
   id: jax.Array
@@ -36,8 +46,10 @@ class Tokens:
   segment: jax.Array
   slot: jax.Array
   given: jax.Array | None = None
+  domain: jax.Array | None = None
   by_row: bool = False
   record: bool = False
+  compare: Compare | None = None
 
   @property
   def valid(self) -> jax.Array:

@@ -15,7 +15,7 @@ from jaxmoe.data.packing import packed_rows
 from jaxmoe.data.watch import Reading
 
 COUNTS = ("tokens", "documents", "bytes")
-NAMES = ("ids", "labels", "position", "segment")
+NAMES = ("ids", "labels", "position", "segment", "domain")
 Batch = dict[str, np.ndarray]
 Made = tuple[Batch, np.ndarray, float]
 """A batch of this process, COUNTS of the global batch by domain, and processor seconds it took."""
@@ -88,6 +88,7 @@ class _Finish:
   def __call__(self, batch: Batch) -> Made:
     batch = dict(batch)
     domain_B, bytes_BL = batch.pop("domain"), batch.pop("bytes")
+    batch["domain"] = np.broadcast_to(domain_B[:, None], bytes_BL.shape)
     per_row = [
       np.full(len(domain_B), bytes_BL.shape[1]),
       (bytes_BL > 0).sum(axis=1),  # labels do not tell: an end may be masked

@@ -25,8 +25,8 @@ class Stream:
   """An iterator of batches: dicts of int32 arrays (rows of this process, L).
 
   `ids`, `labels` (the next id, or -1 where it is not learned), `position` (from 0 in every piece
-  of a document) and `segment` (from 1 in every row). There is no padding, as the stream never ends.
-  Made by `Corpus.stream`.
+  of a document), `segment` (from 1 in every row) and `domain` (of the row, from 0 in the order of
+  the recipe). There is no padding, as the stream never ends. Made by `Corpus.stream`.
 
   Args:
     producer: Makes the batches.

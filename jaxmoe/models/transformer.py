@@ -133,6 +133,12 @@ class Transformer:
     return 6.0 * matrices + mixing
 
 
+def gate_path(segment: str, place: str) -> str:
+  """Returns the path of the parameters of a gate, of a place as `routed_layers` has it."""
+  position, _, part = place.partition(".")
+  return f"{names.STACK}/{segment}/{position}/{part or 'moe'}/router/gate"
+
+
 class Embed(nnx.Module):
   """The embedding table; a row a token id."""
 
@@ -221,6 +227,16 @@ class Decoder:
       }
       for s, segment in enumerate(self.config.stack)
     }
+
+  @property
+  def tree_paths(self) -> list[str]:
+    """The path of each gate whose decisions can be compared by domain."""
+    return [
+      gate_path(s, place)
+      for s, places in self.routed_layers().items()
+      for place, layer in places.items()
+      if layer.router.gate.decides
+    ]
 
   def embed(self, params: Params, ids_BL: jax.Array) -> jax.Array:
     """Returns (B, L, D) in the model's dtype; NaN for an id outside the vocabulary."""

@@ -26,6 +26,7 @@ from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.routers import ROUTERS, Adaptive, TopK
 from jaxmoe.moe.routers.router import Samples
 from jaxmoe.moe.routing import RouterSums, Routing, sum_routing, sum_rows
+from jaxmoe.ops.soft_tree import TreeSums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,9 @@ class MoE:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["router", "dropped", "by_row", "samples", "routing", "spilled", "idle"],
+  data_fields=[
+    "router", "dropped", "by_row", "samples", "routing", "spilled", "idle", "of_domains"
+  ],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +146,7 @@ class MoESums:
     routing: Every token's choices, where `Tokens.record` asks for them.
     spilled: float32 numbers of choices that another expert took, by reason.
     idle: float32 number of choices of experts that take no rows.
+    of_domains: That of `Routing`, sums too.
   """
 
   router: RouterSums
@@ -152,6 +156,7 @@ class MoESums:
   routing: Routing | None = None
   spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   idle: jax.Array | float = 0.0
+  of_domains: TreeSums | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +326,9 @@ def layer_sums(
     samples = Samples(margins_TE, valid_T, routing.num_active)
   record = routing if tokens.record else None
   idle = jnp.sum(router.counts_E[router.counts_E.shape[0] - num_idle :])
-  return MoESums(router, counts.dropped, by_row, samples, record, counts.spilled, idle)
+  return MoESums(
+    router, counts.dropped, by_row, samples, record, counts.spilled, idle, routing.of_domains
+  )
 
 
 def _add(some: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax.Array]:

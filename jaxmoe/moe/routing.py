@@ -8,12 +8,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.ops.soft_tree import TreeSums
+
 
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
     "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE",
-    "pressure_T",
+    "pressure_T", "of_domains",
   ],
   meta_fields=["among", "active"],
 )
@@ -32,6 +34,7 @@ class Routing:
     margins_TE: float32, what the buffers of the router are updated from; None for most.
     pressure_T: float32, what adaptive balance losses are multiplied by, the same for all tokens;
       None from a router that keeps no such factor.
+    of_domains: What each domain sees of a gate that is a tree, where `Tokens.compare` asks.
     among: Over how many experts the choices are spread: more than E in a part of a layer, None
       for E. Buffers are sized by it.
     active: How many choices of a token count in the mean; None for A. Buffers are sized by it.
@@ -45,6 +48,7 @@ class Routing:
   load_TE: jax.Array | None = None
   margins_TE: jax.Array | None = None
   pressure_T: jax.Array | None = None
+  of_domains: TreeSums | None = None
   among: int | None = None
   active: float | None = None
 

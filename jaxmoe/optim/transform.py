@@ -20,6 +20,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
 from jaxmoe.core.recipe import choice
 from jaxmoe.optim.matrices import map_dims
+from jaxmoe.optim.online_parity import OnlineParity
 from jaxmoe.optim.optimizers import OPTIMIZERS, AdamW, Optimizer
 from jaxmoe.optim.schedules import SCHEDULES, Cosine, Schedule
 
@@ -34,6 +35,9 @@ class Optim:
   gradient (arXiv:2501.00656). An untied head decays; a tied one is the embedding.
 
   `frozen` are such patterns of what does not move at all, see `optim/freeze.py`.
+
+  `parity` pulls routers that are trees towards treating the domains of the data alike. It is added
+  to the gradient before clipping.
   """
 
   optimizer: Optimizer = choice(OPTIMIZERS, AdamW())
@@ -42,6 +46,7 @@ class Optim:
   clip_norm: float | None = 1.0
   no_decay: tuple[str, ...] = ("*scale", "*bias", "embed/*")
   frozen: tuple[str, ...] = ()
+  parity: OnlineParity = OnlineParity()
 
   def __post_init__(self) -> None:
     if not self.learning_rate > 0:

@@ -11,6 +11,7 @@ import optax
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import diff
+from jaxmoe.core.tokens import Compare
 from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.optim import Optim, freeze, frozen_masks, make_optimizer
@@ -173,6 +174,24 @@ class Experiment:
   def __post_init__(self) -> None:
     train, length = self.train, self.data.seq_len
     check_fit(self.parallel, self.model, train.batch_size, train.num_micro, length)
+    if not self.optim.parity.weight:
+      return
+    if len(self.data.parts) < 2:
+      raise InputError(
+        "optim.parity compares the domains of the data, and there is one: "
+        f"parts={len(self.data.parts)}; add a part, or set optim.parity.weight=0"
+      )
+    if not self.decoder().tree_paths:
+      raise InputError(
+        "optim.parity compares the decisions of gates that are trees, and no router has one; use "
+        "the router tree, or set optim.parity.weight=0"
+      )
+
+  @property
+  def compare(self) -> Compare | None:
+    """What is compared between domains, None for nothing."""
+    parity = self.optim.parity
+    return Compare(len(self.data.parts), parity.target) if parity.weight else None
 
   def decoder(self) -> Decoder:
     """Returns the functions of the model; its vocabulary is the tokenizer's."""
@@ -195,9 +214,14 @@ class Experiment:
     """
     frozen = self.frozen(decoder)
     steps = self.train.num_steps
-    return freeze(
+    optimizer = freeze(
       make_optimizer(self.optim, steps, decoder.parameter_names, decoder.dims), frozen
     )
+    if self.compare is None:
+      return optimizer
+    # Outside of what is frozen, whose gradient counts for nothing.
+    parity = self.optim.parity.transform(decoder.tree_paths, self.compare.num_domains)
+    return optax.chain(parity, optimizer)
 
 
 SAFE_TO_CHANGE = (

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
-from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.tokens import Compare, Tokens
 from jaxmoe.core.ways import Ways
 from jaxmoe.models.transformer import Decoder, Params, Routed
 from jaxmoe.moe.balance import Reference
@@ -84,13 +84,18 @@ class Alone:
 
 
 def make_gradients(
-  decoder: Decoder, num_micro: int, num_groups: int = 1, summing: Summing | None = None
+  decoder: Decoder,
+  num_micro: int,
+  num_groups: int = 1,
+  compare: Compare | None = None,
+  summing: Summing | None = None,
 ) -> Gradients:
   """Returns the function from parameters, batch and keys to the gradient and the metrics.
 
   The loss is the mean negative log-likelihood in nats over scored labels, plus the weighted
   balance losses summed over MoE layers. Batch arrays are (B, L), B a multiple of `num_micro`;
   each microbatch counts as lying on `num_groups` data-parallel devices in equal parts.
+  Where domains are to be compared, layers' sums in the metrics hold what a step needs for it.
 
   Inside `shard_map` the decoder's `ways` say which part of the batch is here: the batch is this
   device's, parameters are as they are stored, gradients come as `summing` makes them, and metrics
@@ -110,7 +115,7 @@ def make_gradients(
     micro = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
     sums = _count(decoder, params, micro, keys) if count_first else None
     whole = Whole(labels, tokens, rows, num_micro, num_groups, sums, zeros)
-    share = jax.value_and_grad(functools.partial(_loss, decoder), has_aux=True)
+    share = jax.value_and_grad(functools.partial(_loss, decoder, compare), has_aux=True)
 
     def one(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Params, Metrics]:
       known = dataclasses.replace(whole, running=running)
@@ -131,10 +136,12 @@ def make_gradients(
 
 
 def _loss(
-  decoder: Decoder, params: Params, batch: Batch, keys: Keys, whole: Whole
+  decoder: Decoder, compare: Compare | None, params: Params, batch: Batch, keys: Keys, whole: Whole
 ) -> tuple[jax.Array, Metrics]:
   """Returns a microbatch's share of the step's loss, and its shares of the metrics."""
   tokens, ways = Tokens.of_batch(batch), decoder.ways
+  if compare is not None:
+    tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=compare)
   params = decoder.outside(params)
   hidden_BLD, _, sums = decoder.hidden(params, tokens, keys=keys)
   sums = map_layers(lambda of_layer: _of_all(of_layer, ways), sums)
@@ -150,7 +157,7 @@ def _loss(
       share, weighted = share / ways.num_groups, weighted / ways.num_groups
     balance[term.name] = balance.get(term.name, 0.0) + share
     total = total + weighted
-  layers = map_layers(lambda of_layer: dataclasses.replace(of_layer, by_row=None), sums)
+  layers = without(sums, "by_row")
   metrics = {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
   return total / ways.copies, metrics
 
@@ -186,7 +193,7 @@ def _accumulate(
   def summed(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Any, Sums]:
     grads, metrics = one(running, batch, index)
     samples = map_layers(lambda of_layer: of_layer.samples, metrics["layers"])
-    return (grads, {**metrics, "layers": without_samples(metrics["layers"])}), samples
+    return (grads, {**metrics, "layers": without(metrics["layers"], "samples")}), samples
 
   def body(carry: Any, inputs: Any) -> tuple[Any, Sums]:
     batch, index = inputs
@@ -246,9 +253,10 @@ def map_layers(function: Callable[[MoESums], Any], layers: Any) -> Any:
   }
 
 
-def without_samples(layers: Any) -> Any:
-  """Returns the sums of layers without what serves the update of buffers alone."""
-  return map_layers(lambda sums: dataclasses.replace(sums, samples=None), layers)
+def without(layers: Any, *fields: str) -> Any:
+  """Returns the sums of layers with None for these fields."""
+  none: dict[str, Any] = dict.fromkeys(fields)
+  return map_layers(lambda sums: dataclasses.replace(sums, **none), layers)
 
 
 def _terms(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxmoe.core.layout import Layout
+from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.optim import hold, make_schedule
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.spread import spread_gradients
 from jaxmoe.train.state import State, StateSpec
 from jaxmoe.train.step import make_step
-
-BATCH = ("ids", "labels", "position", "segment")
 
 
 def state_like(spec: StateSpec) -> State:
@@ -29,7 +28,7 @@ def batch_like(experiment: Experiment, layout: Layout) -> dict[str, jax.ShapeDty
   shape = (experiment.train.batch_size, experiment.data.seq_len)
   rows = jax.ShapeDtypeStruct(shape, jnp.int32)
   sharding = NamedSharding(layout.mesh, layout.spec("activations", ("batch", "length")))
-  return {name: _put(rows, sharding) for name in BATCH}
+  return {name: _put(rows, sharding) for name in NAMES}
 
 
 def lower_step(
@@ -44,7 +43,7 @@ def lower_step(
     return hold(frozen, before, decoder.update_buffers(before, params, layers))
 
   step = make_step(
-    spread_gradients(decoder, train.num_micro, experiment.parallel, layout),
+    spread_gradients(decoder, train.num_micro, experiment.parallel, layout, experiment.compare),
     experiment.transform(decoder),
     make_schedule(experiment.optim, train.num_steps),
     train.seed,

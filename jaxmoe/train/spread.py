@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Compare
 from jaxmoe.models.stack import Flow
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import TOKEN_AXES, Gathers, MeshWays, Parallel, Reduction, keep_no_weights
@@ -24,12 +25,16 @@ from jaxmoe.train.gradients import (
   Metrics,
   make_gradients,
   map_layers,
-  without_samples,
+  without,
 )
 
 
 def spread_gradients(
-  decoder: Decoder, num_micro: int, parallel: Parallel, layout: Layout
+  decoder: Decoder,
+  num_micro: int,
+  parallel: Parallel,
+  layout: Layout,
+  compare: Compare | None = None,
 ) -> Gradients:
   """Returns `make_gradients` over the layout's devices.
 
@@ -38,18 +43,19 @@ def spread_gradients(
     num_micro: Microbatches; each device splits its own rows.
     parallel: The degrees.
     layout: `make_layout` of them; parameters and gradients lie as it says.
+    compare: What is compared between domains.
 
   Returns:
     The function from global arrays to global arrays; on one device, what `make_gradients` returns.
   """
   if parallel.num_devices == 1:
-    return make_gradients(decoder, num_micro)
+    return make_gradients(decoder, num_micro, compare=compare)
   of = (parallel, layout, decoder.dims, decoder.shapes)
   gathers, reduction = Gathers(*of), Reduction(*of)
   keep = keep_no_weights if gathers.any else None
   flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, keep)
   here = Decoder(decoder.config, decoder.vocab_size, MeshWays(parallel), flow, gathers.outside)
-  local = make_gradients(here, num_micro, summing=reduction)
+  local = make_gradients(here, num_micro, compare=compare, summing=reduction)
   params, grads = (
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))
     for role in ("params", "grads")
@@ -61,7 +67,7 @@ def spread_gradients(
     def on_device(stored: Params, batch: Batch, root: jax.Array) -> tuple[Params, Any, Any]:
       grads, metrics = local(stored, batch, Keys(root, keys.path))
       mine = map_layers(lambda sums: sums.samples, metrics["layers"])
-      return grads, {**metrics, "layers": without_samples(metrics["layers"])}, mine
+      return grads, {**metrics, "layers": without(metrics["layers"], "samples")}, mine
 
     grad, metrics, mine = jax.shard_map(
       on_device, mesh=layout.mesh, in_specs=(params, tokens, whole),

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxmoe.core.rng import Keys
-from jaxmoe.train.gradients import Batch, Gradients, Metrics, without_samples
+from jaxmoe.models.transformer import gate_path
+from jaxmoe.ops.soft_tree import TreeSums
+from jaxmoe.train.gradients import Batch, Gradients, Metrics, without
 from jaxmoe.train.state import Recent, State
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
@@ -38,7 +40,7 @@ def make_step(
 
   Args:
     gradients: Makes the gradient and the metrics.
-    transform: The optimizer.
+    transform: The optimizer; it may take `trees`, what domains see of gates that are trees.
     schedule: The learning rate by update, for the metrics.
     seed: Of the randomness of forward passes.
     spike_factor: Deviations above which a step does harm.
@@ -47,6 +49,8 @@ def make_step(
     shards: Lays parameters like gradients and moments, so that each device updates its shards of
       what is whole elsewhere (ZeRO 1 and 2).
   """
+
+  transform = optax.with_extra_args_support(transform)
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
     keys = (Keys.from_seed(seed) / "forward").at(state.step)
@@ -57,12 +61,12 @@ def make_step(
     spike = finite & is_spike(state.recent, seen_2, spike_factor)
     harmless = finite & ~spike
     with jax.named_scope("optimizer"):
-      mine = shards(state.params)
-      updates, optimizer = transform.update(grads, state.optimizer, mine)
+      mine, trees = shards(state.params), sums_of_trees(metrics["layers"])
+      updates, optimizer = transform.update(grads, state.optimizer, mine, trees=trees)
       params = shards(optax.apply_updates(mine, updates))
     if update_buffers is not None:
       params = update_buffers(state.params, params, metrics["layers"])
-      metrics["layers"] = without_samples(metrics["layers"])
+    metrics["layers"] = without(metrics["layers"], "samples", "of_domains")
     keep = functools.partial(jnp.where, harmless)
     skipped = 1 - harmless.astype(jnp.int32)
     new = State(
@@ -78,6 +82,16 @@ def make_step(
     return new, {**metrics, "grad_norm": norm, **told}
 
   return step
+
+
+def sums_of_trees(layers: Any) -> dict[str, TreeSums]:
+  """Returns what domains see of each gate that is a tree, by its path; none if nobody asked."""
+  return {
+    gate_path(s, place): sums.of_domains
+    for s, places in layers.items()
+    for place, sums in places.items()
+    if sums is not None and sums.of_domains is not None
+  }
 
 
 def is_spike(recent: Recent, seen_2: jax.Array, factor: float) -> jax.Array:

@@ -17,7 +17,7 @@ from jaxmoe.data.sources.synthetic import Synthetic
 from jaxmoe.data.sources.text import Text
 from jaxmoe.data.tokenizers.bpe import Bpe
 
-NAMES = ("ids", "labels", "position", "segment")
+NAMES = ("ids", "labels", "position", "segment", "domain")
 
 
 @pytest.fixture
@@ -46,10 +46,18 @@ def _timeless(stats):
   return {name: value for name, value in stats.items() if name != "time"}
 
 
-def test_a_batch_is_four_int32_arrays(two_domains, take):
+def test_a_batch_is_five_int32_arrays(two_domains, take):
   (batch,) = take(open_corpus(two_domains).stream(4, 0), 1)
   assert set(batch) == set(NAMES)
   assert all(array.shape == (4, 16) and array.dtype == np.int32 for array in batch.values())
+
+
+def test_every_row_says_what_domain_its_text_is_from(two_domains, take):
+  batches = take(open_corpus(two_domains).stream(4, 0), 8)
+  ids, domain = (np.concatenate([batch[name] for batch in batches]) for name in ("ids", "domain"))
+  letters = ids < 256  # others stand between documents
+  np.testing.assert_array_equal(domain[letters] == 0, ids[letters] >= ord("a"))
+  assert set(domain.sum(axis=1).tolist()) == {0, domain.shape[1]}
 
 
 @pytest.mark.parametrize("shuffle_tokens", [1, 640])

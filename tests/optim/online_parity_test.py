@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.tree import log_leaves
+from jaxmoe.ops.soft_tree import TreeSums, log_leaves, tree_sums
 from jaxmoe.optim import OnlineParity
 
 T, D, N, S = 60, 3, 7, 3
@@ -37,13 +37,22 @@ def penalty(params, rows, groups, config):
   return total
 
 
+def seen(params, rows, groups, config, num_groups=S):
+  """Returns what the groups see of the tree."""
+  logits = rows @ params["weight"] + params["bias"][None]
+  return tree_sums(logits, rows, jax.nn.one_hot(groups, num_groups), config.target)
+
+
 def feed(config, params, batches):
   """Returns what is added to a gradient of ones after these batches, and the state."""
-  transform, ones = config.transform(), jax.tree.map(jnp.ones_like, params)
-  state, update = transform.init(params), jax.jit(transform.update)
+  transform, tree = config.transform(["a/tree"], S), {"a": {"tree": params}, "b": jnp.ones(2)}
+  ones, state = jax.tree.map(jnp.ones_like, tree), transform.init(tree)
+  update = jax.jit(transform.update)
   for rows, groups in batches:
-    updates, state = update(ones, state, params, rows=rows, groups=groups)
-  return jax.tree.map(lambda leaf: leaf - 1, updates), state
+    trees = {"a/tree": seen(params, rows, groups, config)}
+    updates, state = update(ones, state, tree, trees=trees)
+  assert (updates["b"] == 1).all(), "no other parameter is pulled"
+  return jax.tree.map(lambda leaf: leaf - 1, updates["a"]["tree"]), state["a/tree"]
 
 
 def close(found, right):
@@ -54,7 +63,7 @@ def close(found, right):
 
 @targets
 def test_with_frozen_parameters_a_stream_gives_the_gradient_of_the_whole_batch(target):
-  config = OnlineParity(S, target, weight=0.7, decay=1.0, delta=0.2)
+  config = OnlineParity(0.7, target, decay=1.0, delta=0.2)
   params, rows, groups = draw()
   right = jax.grad(penalty)(params, rows, np.asarray(groups), config)
   assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(right)) > 0.01
@@ -62,13 +71,13 @@ def test_with_frozen_parameters_a_stream_gives_the_gradient_of_the_whole_batch(t
   batches = [(rows[a:b], groups[a:b]) for a, b in itertools.pairwise(bounds)]
   found, state = feed(config, params, batches)
   close(found, right)
-  shapes = [leaf.shape for leaf in config.transform().init(params)]
-  assert [leaf.shape for leaf in state] == shapes
+  _, first = feed(config, params, batches[:1])
+  assert [leaf.shape for leaf in state] == [leaf.shape for leaf in first]
 
 
 @targets
 def test_a_mean_that_has_just_begun_is_not_pulled_to_zero_and_old_batches_fade(target):
-  config = OnlineParity(S, target, decay=0.5, delta=0.2)
+  config = OnlineParity(1.0, target, decay=0.5, delta=0.2)
   params, rows, groups = draw()
   right = jax.grad(penalty)(params, rows, np.asarray(groups), config)
   close(feed(config, params, [(rows, groups)])[0], right)
@@ -81,7 +90,7 @@ def test_a_mean_that_has_just_begun_is_not_pulled_to_zero_and_old_batches_fade(t
 
 
 def test_a_group_that_is_absent_keeps_its_means_and_one_never_seen_pulls_nobody():
-  config = OnlineParity(S, decay=0.01, delta=0.2)
+  config = OnlineParity(1.0, decay=0.01, delta=0.2)
   params, rows, groups = draw()
   only = jnp.where(groups == 2, -1, groups)
   right = jax.grad(penalty)(params, rows[only >= 0], np.asarray(groups)[only >= 0], config)
@@ -93,21 +102,30 @@ def test_a_group_that_is_absent_keeps_its_means_and_one_never_seen_pulls_nobody(
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(alone))
 
 
+@targets
+def test_trees_stacked_over_layers_are_pulled_each_by_its_own_means(target):
+  config = OnlineParity(1.0, target, delta=0.2)
+  layers = [draw(seed) for seed in range(2)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _, _ in layers))
+  transform = config.transform(["tree"], S)
+  state = transform.init({"tree": stacked})
+  sums = [seen(*layer, config) for layer in layers]
+  trees = {"tree": jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums)}
+  zeros = {"tree": jax.tree.map(jnp.zeros_like, stacked)}
+  for _ in range(2):
+    updates, state = transform.update(zeros, state, trees=trees)
+  for at, (params, rows, groups) in enumerate(layers):
+    right, alone = feed(config, params, 2 * [(rows, groups)])
+    close(jax.tree.map(lambda leaf, at=at: leaf[at], updates["tree"]), right)
+    close(jax.tree.map(lambda leaf, at=at: leaf[at], state["tree"]), alone)
+
+
 def test_the_pull_grows_to_its_weight_without_a_jump():
-  params = {"weight": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
   pulls = []
   for gap in (0.005, 0.0099, 0.0101, 0.3):
-    state = OnlineParity().transform().init(params)
-    ones = jnp.ones((2, 1))
-    state = state._replace(
-      tokens_S=jnp.ones(2), value_SK=jnp.array([[gap], [0.0]]),
-      slope_SKHD=jnp.array([[[[0.0, 1.0]]], [[[0.0, 0.0]]]]),
-    )  # fmt: skip
-    none = (ones[:0], jnp.zeros(0, jnp.int32))
-    updates, _ = OnlineParity().transform().update(
-      params, state, params, rows=none[0], groups=none[1]
-    )
-    pulls.append(float(updates["bias"][0]))
+    slope = jnp.array([[[[0.0, 1.0]]], [[[0.0, 0.0]]]])
+    sums = TreeSums(jnp.ones(2), jnp.array([[gap], [0.0]]), slope)
+    pulls.append(float(OnlineParity(1.0).pull(sums)[1][0]))
   np.testing.assert_allclose(pulls, [0.5, 0.99, 1.0, 1.0], rtol=1e-4)
 
 
@@ -116,19 +134,18 @@ def learn(config, rows, groups, labels):
   """Returns scores of all rows by a tree that saw the stream once, a row at a time."""
   params = {"tree": {"weight": 0.1 * jnp.ones((rows.shape[1], 3)), "bias": jnp.zeros(3)},
             "leaves": jnp.array([1.0, 0.3, -0.3, -1.0])}  # fmt: skip
-  transform = optax.chain(config.transform("tree/"), optax.adam(0.01))
+  transform = optax.chain(config.transform(["tree"], 2), optax.adam(0.01))
 
   def scores(params, rows):
     logits = rows @ params["tree"]["weight"] + params["tree"]["bias"][None]
     return jnp.exp(log_leaves(logits)) @ params["leaves"]
 
-  def step(state, seen):
+  def step(state, drawn):
     params, inner = state
-    row, group, label = seen
+    row, group, label = drawn
     loss = lambda params: optax.sigmoid_binary_cross_entropy(scores(params, row[None])[0], label)  # noqa: E731
-    updates, inner = transform.update(
-      jax.grad(loss)(params), inner, params, rows=row[None], groups=group[None]
-    )
+    trees = {"tree": seen(params["tree"], row[None], group[None], config, num_groups=2)}
+    updates, inner = transform.update(jax.grad(loss)(params), inner, params, trees=trees)
     return (optax.apply_updates(params, updates), inner), None
 
   state = (params, transform.init(params))
@@ -154,8 +171,13 @@ def test_on_a_biased_stream_of_single_rows_the_gap_falls_to_half_for_3_points_of
 
 
 @pytest.mark.parametrize(
-  "fields", [{"num_groups": 1}, {"weight": -1.0}, {"decay": 0.0}, {"delta": 0.0}], ids=str
+  "fields", [{"target": "all"}, {"weight": -1.0}, {"decay": 0.0}, {"delta": 0.0}], ids=str
 )
 def test_settings_without_a_meaning_are_refused(fields):
-  with pytest.raises(InputError, match=r"must be at least 2|must not be negative"):
+  with pytest.raises(InputError, match=r"must be parity or load|must not be negative"):
     OnlineParity(**fields)
+
+
+def test_one_group_has_nobody_to_be_like():
+  with pytest.raises(InputError, match="at least 2 of them: 1 given"):
+    OnlineParity(1.0).transform(["tree"], 1)

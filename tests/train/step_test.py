@@ -105,7 +105,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_skips_by_itself(fault, value):
     if fault == "one of many":
       grads["b"] = grads["b"].at[3].set(value)
     total = jnp.float32(value if fault == "loss" else 1)
-    return grads, {"total_loss": total, "loss": Mean.zero()}
+    return grads, {"total_loss": total, "loss": Mean.zero(), "layers": {}}
 
   transform = optax.adam(0.1)
   params = {"a": jnp.ones(()), "b": jnp.arange(5.0)}
@@ -122,7 +122,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_applied_and_skips_do_not_mo
   transform = optax.scale_by_learning_rate(schedule)
 
   def gradients(params, batch, keys):
-    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": Mean.zero()}
+    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": Mean.zero(), "layers": {}}
 
   params = {"x": jnp.zeros(())}
   state = State.first(params, transform.init(params))
@@ -141,7 +141,8 @@ def test_the_norm_that_is_logged_is_that_of_the_gradient_before_clipping():
   transform = make_optimizer(optim, 3, {"x": "x"}, {"x": ("embed",)})
 
   def gradients(params, batch, keys):
-    return {"x": jnp.array([3.0, 4.0])}, {"total_loss": jnp.float32(0), "loss": Mean.zero()}
+    metrics = {"total_loss": jnp.float32(0), "loss": Mean.zero(), "layers": {}}
+    return {"x": jnp.array([3.0, 4.0])}, metrics
 
   params = {"x": jnp.zeros(2)}
   state = State.first(params, transform.init(params))
@@ -152,7 +153,8 @@ def test_the_norm_that_is_logged_is_that_of_the_gradient_before_clipping():
 def test_randomness_depends_on_the_seed_and_the_step_alone():
   def gradients(params, batch, keys):
     draw = jax.random.uniform(keys("x"))
-    return params, {"total_loss": jnp.float32(0), "loss": Mean.zero(), "draw": draw}
+    metrics = {"total_loss": jnp.float32(0), "loss": Mean.zero(), "layers": {}}
+    return params, {**metrics, "draw": draw}
 
   transform = optax.identity()
 
@@ -241,7 +243,7 @@ def test_the_window_holds_the_last_ones():
 def test_a_spike_moves_nothing_and_is_not_remembered():
   def gradients(params, batch, keys):
     loss = Mean(batch["loss"], jnp.float32(1))
-    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss}
+    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}
 
   transform = optax.sgd(0.1)
   step = make_step(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)

@@ -14,6 +14,8 @@ class Gate:
   """Whether the gate reads the logits of the gate before and hands on its own."""
   separable: ClassVar[bool] = True
   """Whether each expert has a column of its own, so that experts can be copied and removed."""
+  decides: ClassVar[bool] = False
+  """Whether the gate is a tree, whose decisions can be compared by domain (`of_domains`)."""
 
   def check(self, num_experts: int) -> None:
     """Refuses a number of experts that the gate cannot tell apart.

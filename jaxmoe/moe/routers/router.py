@@ -240,7 +240,8 @@ class RouterModule(nnx.Module):
     self, x_TD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
   ) -> tuple[Routing, Any]:
     """Returns the routing of T = B * L tokens, all float32, and the carry of the next layer."""
-    logits_TE, carry = self.gate(self.config.gate_input(x_TD, keys), carry)
+    input_TD = self.config.gate_input(x_TD, keys)
+    logits_TE, carry = self.gate(input_TD, carry)
     scores_TE = SCORES[self.config.score](logits_TE)
     buffers = {name: jax.lax.stop_gradient(leaf[...]) for name, leaf in self.buffers.items()}
     parameters = {name: leaf.get_value() for name, leaf in self.rule.items()}
@@ -255,6 +256,7 @@ class RouterModule(nnx.Module):
     valid_TA = jnp.broadcast_to(seen.valid_T[:, None], chosen.expert_TA.shape)
     if chosen.valid_TA is not None:
       valid_TA = valid_TA & chosen.valid_TA
+    compares = tokens.compare is not None and self.config.gate.decides
     pressure_T = None
     if "pressure" in buffers:
       pressure_T = jnp.broadcast_to(buffers["pressure"], seen.valid_T.shape)
@@ -268,6 +270,7 @@ class RouterModule(nnx.Module):
       margins_TE=chosen.margins_TE,
       active=self.config.mean_active(self.num_active),
       pressure_T=pressure_T,
+      of_domains=self.gate.of_domains(input_TD, tokens) if compares else None,
     )
     return routing, carry
 

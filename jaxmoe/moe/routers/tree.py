@@ -15,8 +15,10 @@ from flax import nnx
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
+from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
 from jaxmoe.moe.routers.gate import Gate
+from jaxmoe.ops.soft_tree import TreeSums, log_leaves, tree_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Tree(Gate):
   """Logits that are log-probabilities of leaves: their softmax is these, their z-loss is 0."""
 
   separable: ClassVar[bool] = False
+  decides: ClassVar[bool] = True
 
   def check(self, num_experts: int) -> None:
     """Refuses numbers of leaves that no full tree has."""
@@ -52,17 +55,17 @@ class TreeGate(nnx.Module):
 
   def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E) and the carry as it came."""
+    return log_leaves(self._decisions(x_TD)), carry
+
+  def of_domains(self, x_TD: jax.Array, tokens: Tokens) -> TreeSums:
+    """Returns what each domain of the valid tokens sees of the tree; no gradient."""
+    assert tokens.compare is not None and tokens.domain is not None
+    domain_T = jnp.where(tokens.valid, tokens.domain, -1).reshape(-1)
+    member_TS = jax.nn.one_hot(domain_T, tokens.compare.num_domains)
+    node_TN, x_TD = self._decisions(x_TD), x_TD.astype(jnp.float32)
+    return jax.lax.stop_gradient(tree_sums(node_TN, x_TD, member_TS, tokens.compare.target))
+
+  def _decisions(self, x_TD: jax.Array) -> jax.Array:
+    """Returns (T, N) float32, the logits of going left."""
     bias_N = self.bias.get_value().astype(jnp.float32)
-    node_TN = dot(self.weight.get_value(), x_TD.astype(jnp.float32), "td,dn->tn") + bias_N[None]
-    return log_leaves(node_TN), carry
-
-
-def log_leaves(node_TN: jax.Array) -> jax.Array:
-  """Returns (T, N + 1), the log-probability of each leaf, of the N decisions' logits."""
-  left_TN, right_TN = jax.nn.log_sigmoid(node_TN), jax.nn.log_sigmoid(-node_TN)
-  reach_TM = jnp.zeros_like(node_TN, shape=(node_TN.shape[0], 1))
-  while (width := reach_TM.shape[1]) <= node_TN.shape[1]:
-    level = slice(width - 1, 2 * width - 1)
-    both_TM2 = jnp.stack([left_TN[:, level], right_TN[:, level]], axis=2)
-    reach_TM = (reach_TM[:, :, None] + both_TM2).reshape(reach_TM.shape[0], 2 * width)
-  return reach_TM
+    return dot(self.weight.get_value(), x_TD.astype(jnp.float32), "td,dn->tn") + bias_N[None]

@@ -10,7 +10,8 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import GATES, Cosine, Residual
-from jaxmoe.moe.routers.tree import Tree, log_leaves
+from jaxmoe.moe.routers.tree import Tree
+from jaxmoe.ops.soft_tree import log_leaves
 
 T, D, E = 20, 6, 5
 
