@@ -95,6 +95,7 @@ class RouterSums:
     load_E: float32, how often each expert is chosen in expectation over the router's noise,
       differentiable; the counts where there is no noise.
     pressure: float32, the router's factor of adaptive balance losses times `tokens`; no gradient.
+      None from a router that keeps no such factor.
   """
 
   counts_E: jax.Array
@@ -103,7 +104,7 @@ class RouterSums:
   log_z_squared: jax.Array
   entropy: jax.Array
   load_E: jax.Array
-  pressure: jax.Array
+  pressure: jax.Array | None = None
 
 
 @jax.named_scope("sums")
@@ -134,7 +135,7 @@ def sum_rows(routing: Routing, valid_T: jax.Array, rows: int) -> RouterSums:
     log_z_squared=total(routing.log_z_T**2),
     entropy=total(entropy_of(routing.scores_TE)),
     load_E=counts_BE if routing.load_TE is None else total(routing.load_TE),
-    pressure=tokens_B if routing.pressure_T is None else total(routing.pressure_T),
+    pressure=None if routing.pressure_T is None else total(routing.pressure_T),
   )
 
 

@@ -23,6 +23,7 @@ from jaxmoe.core.ways import Ways
 from jaxmoe.models.transformer import Decoder, Params, Routed
 from jaxmoe.moe.balance import Reference
 from jaxmoe.moe.layer import MoESums
+from jaxmoe.moe.routers import Adaptive
 from jaxmoe.moe.routing import RouterSums
 
 Batch = dict[str, jax.Array]
@@ -270,12 +271,13 @@ def _terms(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
 def _zero_sums(decoder: Decoder) -> Sums:
   repeats = {str(s): segment.repeats for s, segment in enumerate(decoder.config.stack)}
 
-  def zeros(repeats: int, num_experts: int) -> RouterSums:
-    one, each = jnp.zeros(repeats), jnp.zeros((repeats, num_experts))
-    return RouterSums(each, each, one, one, one, each, one)
+  def zeros(repeats: int, layer: Routed) -> RouterSums:
+    one, each = jnp.zeros(repeats), jnp.zeros((repeats, layer.num_open))
+    pressure = one if isinstance(layer.router, Adaptive) else None
+    return RouterSums(each, each, one, one, one, each, pressure)
 
   return {
-    s: {j: zeros(repeats[s], moe.num_open) for j, moe in blocks.items()}
+    s: {j: zeros(repeats[s], layer) for j, layer in blocks.items()}
     for s, blocks in decoder.routed_layers().items()
   }
 

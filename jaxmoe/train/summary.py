@@ -46,7 +46,8 @@ def layer_summary(sums: Any) -> dict[str, Any]:
     E), `max_violation` (largest load over the mean, minus 1), `dead` (experts never chosen),
     `drop_rate` (dropped choices over choices) and by reason where there are reasons,
     `effective_k` (choices that had a row, per token: not dropped, nor of an expert that computes
-    nothing), `router_z` (mean squared logsumexp of the logits).
+    nothing), `router_z` (mean squared logsumexp of the logits), and of a router that keeps one
+    `pressure` (the factor of adaptive balance losses in this step).
   """
   counts_E = np.asarray(sums.router.counts_E, np.float64)
   choices = max(counts_E.sum(), 1.0)
@@ -56,7 +57,7 @@ def layer_summary(sums: Any) -> dict[str, Any]:
   tokens = max(float(sums.router.tokens), 1.0)
   dropped = {reason: float(count) for reason, count in sums.dropped.items()}
   rows = counts_E.sum() - sum(dropped.values()) - float(sums.idle)
-  return {
+  summary = {
     "load": [number(np.float32(share)) for share in load_E],
     "load_entropy": number(np.float32(entropy)),
     "max_violation": number(np.float32(load_E.max() * len(load_E) - 1)),
@@ -66,6 +67,9 @@ def layer_summary(sums: Any) -> dict[str, Any]:
     "effective_k": number(np.float32(rows / tokens)),
     "router_z": number(sums.router.log_z_squared / tokens),
   }
+  if sums.router.pressure is not None:
+    summary["pressure"] = number(sums.router.pressure / tokens)
+  return summary
 
 
 def number(value: Any) -> float | int | None:

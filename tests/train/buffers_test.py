@@ -9,29 +9,37 @@ import pytest
 
 from jaxmoe.core import names
 from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.stack import Segment
 from jaxmoe.moe.balance import Sparsity
 from jaxmoe.moe.dispatch import Capacity, Dropless
 from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routers.adaptive import ReLU
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
+from jaxmoe.moe.routers.expert_choice import CausalExpertChoice
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.state import State
 from jaxmoe.train.step import make_step
+from jaxmoe.train.summary import summarize
 
 LENGTH, MICRO = 12, 4
 # Two rows a microbatch, full, half, of one token and of padding alone.
 ROWS = ((9,), (4, 3), (1,), (), (12,), (7, 5), (), ())
 RATE = 0.125
 OPTIM = Optim(AdamW(weight_decay=0.5), Constant(), learning_rate=0.1, clip_norm=1e-3)
-ROUTERS = {"bias": AuxFree(bias_rate=RATE), "beta": Quantile()}
+ROUTERS = {
+  "bias": AuxFree(bias_rate=RATE), "beta": Quantile(), "threshold": CausalExpertChoice(rate=RATE),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(decoder_of, params_of, batch_of):
-  """Returns a function (buffer, num_micro, drops, bad) -> states around a step, metrics."""
+  """Returns a function (buffer, num_micro, drops, bad) -> states around a step, metrics.
+
+  Buffers are random at first, for they are parameters to `params_of`.
+  """
   made = {}
 
   def get(name, num_micro=1, drops=False, bad=False):
@@ -111,6 +119,22 @@ def test_beta_has_no_mean_and_differs_from_layer_to_layer(run):
   assert metrics["layers"]["0"]["0"].samples is None
 
 
+def test_the_threshold_goes_a_part_of_the_way_to_the_score_that_its_share_of_tokens_lies_above(
+  run, decoder_of, batch_of
+):
+  before, after, metrics = run("threshold", MICRO)
+  decoder, batch = decoder_of(router=ROUTERS["threshold"]), batch_of(ROWS, LENGTH)
+  tokens = dataclasses.replace(Tokens.of_batch(batch), record=True)
+  _, _, sums = jax.jit(decoder.hidden)(before.params, tokens)
+  scores = np.asarray(sums["0"]["0"].routing.scores_TE)[:, batch["segment"].reshape(-1) > 0]
+  places = round(2 * scores.shape[1] / 4)  # two experts a token in the mean, of four
+  left_out = -np.sort(-scores, axis=1)[:, places]
+  old, new = (buffer_of(state.params, "threshold") for state in (before, after))
+  np.testing.assert_allclose(new, old + RATE * (left_out - old), rtol=1e-5, atol=1e-6)
+  assert np.abs(new - old).max(axis=1).min() > 0.02, "thresholds of both layers move"
+  assert metrics["layers"]["0"]["0"].samples is None
+
+
 def test_an_adaptive_loss_is_multiplied_by_the_factor_of_each_layer(
   decoder_of, params_of, batch_of
 ):
@@ -126,6 +150,8 @@ def test_an_adaptive_loss_is_multiplied_by_the_factor_of_each_layer(
   np.testing.assert_allclose(metrics["balance"][term.name], jnp.sum(each), rtol=1e-5)
   extra = metrics["total_loss"] - metrics["loss"].value
   np.testing.assert_allclose(extra, 3 * jnp.sum(each * factors[:, 0]), rtol=1e-4)
+  told = summarize({**metrics, "finite": 1, "in_a_row": 0}, decoder.splits)["layers"]
+  np.testing.assert_allclose([told[depth]["pressure"] for depth in "01"], factors[:, 0], rtol=1e-6)
 
 
 def test_the_factor_of_each_layer_follows_its_own_number_of_experts_a_token(decoder_of, params_of):

@@ -13,13 +13,14 @@ from jaxmoe.train.summary import layer_summary, number, summarize
 E = 6
 
 
-def sums_of(counts, dropped=None, tokens=None, log_z_squared=0.0):
+def sums_of(counts, dropped=None, tokens=None, log_z_squared=0.0, pressure=None):
   counts = np.asarray(counts, np.float32)
   tokens = np.asarray(counts.sum(-1) / 2 if tokens is None else tokens, np.float32)
   scores = np.ones_like(counts)
   log_z_squared = np.asarray(log_z_squared, np.float32)
-  router = RouterSums(counts, scores, tokens, log_z_squared, np.zeros_like(tokens), counts, tokens)
-  return MoESums(router, dropped or {}, idle=np.zeros_like(tokens))
+  zeros = np.zeros_like(tokens)
+  router = RouterSums(counts, scores, tokens, log_z_squared, zeros, counts, pressure)
+  return MoESums(router, dropped or {}, idle=zeros)
 
 
 COUNTS = ([9, 0, 3, 1, 0, 7], [5] * E, [0, 0, 40, 0, 0, 0], [1e6, 1, 1, 0, 0, 2])
@@ -44,6 +45,12 @@ def test_the_numbers_of_a_layer_are_those_of_their_definitions(counts):
 def test_choices_of_experts_that_compute_nothing_are_no_effective_ones():
   sums = dataclasses.replace(sums_of([4] * E, {"full": np.float32(3)}), idle=np.float32(8))
   np.testing.assert_allclose(layer_summary(sums)["effective_k"], (24 - 3 - 8) / 12, rtol=1e-6)
+
+
+def test_only_a_router_that_keeps_a_factor_has_its_pressure_told():
+  assert "pressure" not in layer_summary(sums_of([4] * E))
+  found = layer_summary(sums_of([4] * E, pressure=np.float32(12 * 0.75)))
+  assert found["pressure"] == 0.75
 
 
 def test_a_layer_that_saw_no_token_has_zeros_and_dead_experts():

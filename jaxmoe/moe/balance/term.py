@@ -102,6 +102,7 @@ class Term:
     """Returns the loss's factor in the training loss, from the sums of any tokens of the step."""
     if not self.adaptive:
       return self.weight
+    assert sums.pressure is not None, "a layer checks that its router keeps a factor"
     pressure = sums.pressure / jnp.maximum(sums.tokens, 1)
     return self.weight * jax.lax.stop_gradient(pressure)
 
