@@ -1,4 +1,4 @@
-"""Latency-aware balance: slow experts get fewer tokens (ShiftAddViT, You et al. 2023, eq. 4).
+"""Latency-aware balance: slow experts get fewer tokens (ShiftAddViT, You et al. 2023).
 
 SCV(alpha S) + SCV(alpha Q), with SCV the squared coefficient of variation, S the summed scores of
 an expert (importance), Q its expected choices under the router's noise (smooth load) and alpha its

@@ -1,4 +1,4 @@
-"""Experts of unequal cost side by side (ShiftAddViT, You et al. 2023, arXiv:2306.06446, sec. 4.2).
+"""Experts of unequal cost side by side (ShiftAddViT, You et al. 2023, arXiv:2306.06446).
 
 All but the identity are GELU networks of one width: with full weights, with powers of two, with
 8-bit weights, with matrices of low rank. `LatencyAware` sends them tokens in inverse proportion to
