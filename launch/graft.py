@@ -23,7 +23,7 @@ from jaxmoe.core.recipe import override
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.models.transformer import Decoder
-from jaxmoe.optim import Constant, Optim, make_optimizer
+from jaxmoe.optim import Constant
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.journal import Journal
 from jaxmoe.train.saver import make_record
@@ -83,10 +83,10 @@ def check_out(path: str | None, experiment: Experiment) -> pathlib.Path:
 def check_moments(old: Experiment, new: Experiment, reset: bool) -> None:
   """Raises InputError if the new optimizer does not keep what the old one kept."""
   decoder = old.decoder()
-  if not reset and _kept(old.optim, decoder) != _kept(new.optim, decoder):
+  if not reset and _kept(old, decoder) != _kept(new, decoder):
     raise InputError(
-      "optim.optimizer keeps other moments than the run's, which cannot follow; leave it, or start "
-      "the optimizer anew (--reset_moments)"
+      "optim.optimizer or optim.parity keeps other numbers than the run's, which cannot follow; "
+      "leave them, or start the optimizer anew (--reset_moments)"
     )
 
 
@@ -195,11 +195,10 @@ def _first_update(optimizer: Any) -> Any:
   )
 
 
-def _kept(optim: Optim, decoder: Decoder) -> Any:
+def _kept(experiment: Experiment, decoder: Decoder) -> Any:
   """Returns the names, shapes and dtypes of what an optimizer keeps of a model."""
-  transform = make_optimizer(
-    dataclasses.replace(optim, schedule=Constant()), 1, decoder.parameter_names, decoder.dims
-  )
+  optim = dataclasses.replace(experiment.optim, schedule=Constant(), frozen=())
+  transform = dataclasses.replace(experiment, optim=optim).transform(decoder)
   return _named(jax.eval_shape(transform.init, decoder.shapes), decoder)
 
 

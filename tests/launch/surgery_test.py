@@ -1,16 +1,19 @@
 """`launch.surgery`: a new run, whole or not at all, whose outputs and moments are the old one's."""
 
 import json
+import os
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
+from configs.tiny import get_config
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.store import read_latest
-from jaxmoe.core.errors import CheckpointError
+from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.recipe import to_json
+from jaxmoe.core.recipe import override, to_json
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
@@ -235,6 +238,37 @@ def test_a_missing_or_taken_folder_and_another_optimizer_are_refused(
     assert (result.code, len(result.err.splitlines())) == (code, 1), result
     assert words in result.err
   assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_parity_that_begins_or_compares_something_else_needs_the_optimizer_anew():
+  old = get_config(router="tree")
+  loads, nodes = (
+    override(old, [("optim.parity.weight", "0.1"), ("optim.parity.target", target)])
+    for target in ("load", "parity")
+  )
+  harder = override(nodes, [("optim.parity.weight", "0.2")])
+  graft.check_moments(nodes, harder, False)
+  for before, after in ((old, nodes), (nodes, old), (nodes, loads)):
+    graft.check_moments(before, after, True)
+    with pytest.raises(InputError, match="--reset_moments"):
+      graft.check_moments(before, after, False)
+
+
+def test_the_folder_is_moved_to_its_place_whole_and_not_filled_there(
+  here, trained, tmp_path, monkeypatch
+):
+  moved, rename = [], pathlib.Path.rename
+
+  def watched(path, target):
+    if pathlib.Path(target) == tmp_path / "new":
+      moved.append((sorted(item.name for item in path.iterdir()), os.path.lexists(target)))
+    return rename(path, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "rename", watched)
+    result = here("surgery", f"--workdir={trained}", f"--out={tmp_path}/new", "--insert=1")
+  assert result.code == 0, result
+  assert moved == [(sorted(item.name for item in (tmp_path / "new").iterdir()), False)]
 
 
 @pytest.mark.parametrize("method, error, code", [
