@@ -55,7 +55,7 @@ def _threads_for_virtual_devices() -> None:
   device found none now and then, and after 40 s XLA ended the process.
   """
   asked = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-  devices = max(jax.config.jax_num_cpu_devices, int(asked[1]) if asked else 1)
+  devices = max(jax.config.values["jax_num_cpu_devices"], int(asked[1]) if asked else 1)
   if devices > 1:
     os.environ.setdefault("NPROC", str(max(2 * devices, os.cpu_count() or 1)))
 

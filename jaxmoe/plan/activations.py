@@ -14,12 +14,12 @@ from jaxmoe.core import names
 from jaxmoe.core.layout import Dims, Layout, Role
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.dense import Dense
 from jaxmoe.moe.layer import MoE
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.program import BATCH
 
 LOADS = (1.0, 1.5, 2.0)
 
@@ -121,7 +121,7 @@ def activations(experiment: Experiment, decoder: Decoder, layout: Layout) -> Act
 
 def kept_bytes(decoder: Decoder, rows: int, length: int) -> int:
   """Returns what the backward pass of (rows, length) tokens needs besides parameters and batch."""
-  batch = {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in BATCH}
+  batch = {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in NAMES}
 
   def kept(params: Any, batch: Any) -> list[jax.Array]:
     def loss(params: Any) -> jax.Array:
