@@ -1,0 +1,18 @@
+"""Whether a layout gives the numbers of one device: cells, their comparison, and what was shown.
+
+cells.py     what is compared: axes, ZeRO stage, router, experts, dispatcher, exchange, attention
+fixture.py   the model, batch and parameters of a cell
+compare.py   one cell against one device
+results.py   results.json, what it says of a recipe
+refused.py   refused.json, what is not offered and why
+"""
+
+from jaxmoe.parity.cells import Cell, all_cells, cells_of, smoke_cells
+from jaxmoe.parity.compare import compare, is_green
+from jaxmoe.parity.refused import refused
+from jaxmoe.parity.results import REFUSED_PATH, Results, Row, check_proven, source_digest
+
+__all__ = [
+  "REFUSED_PATH", "Cell", "Results", "Row", "all_cells", "cells_of", "check_proven", "compare",
+  "is_green", "refused", "smoke_cells", "source_digest",
+]

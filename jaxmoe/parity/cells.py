@@ -1,0 +1,202 @@
+"""The cells of the parity table: which layouts are compared with one device, and with what.
+
+A cell's key has the axes of more than one device, the ZeRO stage and what is folded, and the names
+of router, experts, dispatcher, exchange and attention. Degrees are no part of it: what is right on
+two devices of an axis is the same program on more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import component
+from jaxmoe.models.block import ATTENTION
+from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
+from jaxmoe.moe.experts import EXPERTS
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import ROUTERS
+from jaxmoe.parallel import AXES, Parallel
+from jaxmoe.parallel.degrees import Stage
+from jaxmoe.train.experiment import Experiment
+
+DEVICES = 8
+_NO_EXCHANGE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One layout with one choice of each component.
+
+  Attributes:
+    parallel: The degrees with which it is tried.
+    router: A key of ROUTERS, and so on.
+    experts: A key of EXPERTS.
+    dispatch: A key of DISPATCHERS.
+    exchange: A key of EXCHANGES; counts only where experts are spread.
+    attention: A key of ATTENTION.
+  """
+
+  parallel: Parallel
+  router: str = "topk"
+  experts: str = "swiglu"
+  dispatch: str = "dropless"
+  exchange: str = "all_to_all"
+  attention: str = "softmax"
+
+  @property
+  def key(self) -> str:
+    """The name of what it shows, such as `data+expert/zero3/topk/swiglu/dropless/all_to_all`."""
+    layout = layout_key(self.parallel)
+    exchange = self.exchange if self.parallel.expert_degree > 1 else _NO_EXCHANGE
+    parts = (layout, self.router, self.experts, self.dispatch, exchange)
+    return "/".join(parts) + ("" if self.attention == "softmax" else f"/{self.attention}")
+
+
+def layout_key(parallel: Parallel) -> str:
+  """Returns the part of a key that is about the layout; degrees of 1 are not named."""
+  axes = "+".join(axis for axis in AXES if parallel.degrees[axis] > 1)
+  extras = []
+  if parallel.fsdp > 1:
+    extras.append(f"zero{parallel.zero}")
+  if parallel.sequence:
+    extras.append("sequence")
+  folds = [axis for axis in AXES if axis in parallel.fold and parallel.degrees[axis] > 1]
+  if folds:
+    extras.append("fold_" + "_".join(folds))
+  return "/".join([axes, *extras])
+
+
+def all_cells() -> list[Cell]:
+  """Returns every cell of the table, each key once."""
+  found: dict[str, Cell] = {}
+  for cell in _every():
+    found.setdefault(cell.key, cell)
+  return list(found.values())
+
+
+def smoke_cells() -> list[Cell]:
+  """Returns the few cells of every test run: each axis, stage and exchange at least once."""
+  three = Parallel(data=2, expert=2, tensor=2)
+  return [
+    Cell(Parallel(data=2, fsdp=2, expert=2), dispatch="capacity"),
+    Cell(Parallel(fsdp=4, zero=2), router="aux_free"),
+    Cell(dataclasses.replace(three, sequence=True, fold=("tensor",))),
+    Cell(three, exchange="all_gather"),
+    Cell(Parallel(fsdp=2, zero=1, expert=2, tensor=2), experts="zero_copy_constant"),
+  ]
+
+
+def cells_of(experiment: Experiment) -> list[str]:
+  """Returns the keys that a recipe stands on, none on one device.
+
+  Raises:
+    InputError: a component is a class that no cell has.
+  """
+  parallel = experiment.parallel
+  if parallel.num_devices == 1:
+    return []
+  keys = []
+  for segment in experiment.model.stack:
+    for block in segment.pattern:
+      attention = _name(ATTENTION, block.attention)
+      if isinstance(block.ffn, MoE):
+        layer = block.ffn
+        names = (
+          _name(ROUTERS, layer.router), _name(EXPERTS, layer.experts),
+          _name(DISPATCHERS, layer.dispatch), _name(EXCHANGES, layer.exchange),
+        )
+        keys.append(Cell(parallel, *names, attention).key)
+      else:
+        keys.append(Cell(parallel, attention=attention).key)
+  return list(dict.fromkeys(keys))
+
+
+def _name(family: dict[str, tuple[type, Any]], record: Any) -> str:
+  """Returns the name of a record: that of the settings most like it among those of its class."""
+  names = [name for name, (kind, _) in family.items() if kind is type(record)]
+  if not names:
+    raise InputError(f"no cell of the parity table has a {type(record).__name__}")
+  mine = _plain(record)
+
+  def alike(name: str) -> int:
+    other = _plain(family[name][1])
+    return sum(other[field] == value for field, value in mine.items())
+
+  return max(names, key=alike)
+
+
+def _plain(record: Any) -> dict[str, Any]:
+  """Returns the fields of a record; components by their class, sizes left out."""
+  fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+  return {
+    name: type(value).__name__ if dataclasses.is_dataclass(value) else value
+    for name, value in fields.items()
+  }
+
+
+def parts_of(cell: Cell) -> dict[str, Any]:
+  """Returns the components of a cell as records."""
+  return {
+    "router": component(ROUTERS, "router", cell.router),
+    "experts": component(EXPERTS, "experts", cell.experts),
+    "dispatch": component(DISPATCHERS, "dispatch", cell.dispatch),
+    "exchange": component(EXCHANGES, "exchange", cell.exchange),
+    "attention": component(ATTENTION, "attention", cell.attention),
+  }
+
+
+def _every() -> Iterator[Cell]:
+  for parallel in layouts():
+    yield Cell(parallel)
+  data, expert, tensor = Parallel(data=2), Parallel(expert=2), Parallel(tensor=2)
+  both = Parallel(data=2, expert=2)
+  for router in ROUTERS:
+    yield from (Cell(layout, router=router) for layout in (data, expert, both))
+  for dispatch in DISPATCHERS:
+    yield from (Cell(layout, dispatch=dispatch) for layout in (data, expert, both))
+    yield Cell(expert, dispatch=dispatch, exchange="all_gather")
+  for exchange in EXCHANGES:
+    layouts_of = [Parallel(data=2, expert=2, fold=("data",))]
+    if exchange != "all_to_all_two_level":
+      layouts_of.extend((expert, Parallel(expert=2, tensor=2)))
+    yield from (Cell(layout, exchange=exchange) for layout in layouts_of)
+  for experts in EXPERTS:
+    for layout in (data, expert, tensor, Parallel(fsdp=2), Parallel(expert=2, tensor=2)):
+      yield Cell(layout, experts=experts)
+  for attention in ATTENTION:
+    yield Cell(data, attention=attention)
+    yield Cell(expert, attention=attention)
+    yield Cell(Parallel(fsdp=2), attention=attention)
+    if attention != "experts":
+      yield Cell(tensor, attention=attention)
+      yield Cell(Parallel(tensor=2, sequence=True), attention=attention)
+  yield from smoke_cells()
+
+
+def layouts() -> Iterator[Parallel]:
+  """Yields every axis alone, every pair and every triple, with their stages and variants."""
+  for size in (1, 2, 3):
+    for axes in itertools.combinations(AXES, size):
+      yield from _variants(axes)
+  yield Parallel(data=2, expert=2, fold=("data",))
+  yield Parallel(fsdp=2, expert=2, fold=("fsdp",))
+  yield Parallel(data=2, tensor=2, expert=2, fold=("data", "tensor"))
+  yield Parallel(data=2, tensor=2, expert=2, fold=("data", "tensor"), sequence=True)
+
+
+def _variants(axes: Iterable[str]) -> Iterator[Parallel]:
+  axes = tuple(axes)
+  degree = 4 if len(axes) == 1 else 2  # 4 tensor devices share 2 key heads
+  layout = Parallel(**dict.fromkeys(axes, degree))  # type: ignore[arg-type]
+  stages: tuple[Stage, ...] = (0, 1, 2, 3) if "fsdp" in axes else (3,)
+  for zero in stages:
+    yield dataclasses.replace(layout, zero=zero)
+    if "tensor" in axes:
+      yield dataclasses.replace(layout, zero=zero, sequence=True)
+  if "tensor" in axes and "expert" in axes:
+    yield dataclasses.replace(layout, fold=("tensor",))
+    yield dataclasses.replace(layout, fold=("tensor",), sequence=True)

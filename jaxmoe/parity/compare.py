@@ -1,0 +1,170 @@
+"""One cell against one device: loss, gradients, an optimizer step, balance, drops."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmoe.core import names
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.rng import Keys
+from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.moe.dispatch.capacity import Limited
+from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, state_dims
+from jaxmoe.parallel import Parallel, make_layout
+from jaxmoe.parity.cells import Cell, parts_of
+from jaxmoe.parity.fixture import batch_of, decoder_of, params_of
+from jaxmoe.train.gradients import Batch, Gradients, make_gradients, without
+from jaxmoe.train.spread import spread_gradients
+
+# An element may differ by 1e-5 of itself and 1e-7 of the norm of all: a leaf whose true gradient
+# is zero is rounding alone.
+RELATIVE, FLOOR = 1e-5, 1e-2
+LIMITS = {"loss": 1e-6, "balance": 1e-6, "drops": 0.0}
+"""Largest errors by quantity; RELATIVE for trees."""
+RANDOM_ROUTERS = ("switch", "noisy", "gumbel", "sparse_mixer")
+# A key bias has no gradient and Adam would make a full step of its rounding: hence this eps.
+OPTIM = Optim(AdamW(eps=1e-3), Constant(), learning_rate=1e-2)
+
+
+def compare(cell: Cell, micro: int = 1) -> dict[str, float]:
+  """Returns the largest error of each quantity of a cell; see LIMITS.
+
+  Args:
+    cell: What is tried, on the first devices of this process.
+    micro: Microbatches of the spread step.
+  """
+  reference = _reference(dataclasses.replace(cell, parallel=_groups_of(cell)), micro)
+  found = _spread(cell, micro)
+  return errors(found, reference)
+
+
+def is_green(error: dict[str, float]) -> bool:
+  """Whether all errors of a cell lie within their limits; not a number does not."""
+  return all(value <= LIMITS.get(name, RELATIVE) for name, value in error.items())
+
+
+def errors(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+  """Returns the largest error of each quantity: of trees by `tree_error`."""
+  result = {}
+  for name, true in reference.items():
+    if name == "drops":
+      result[name] = _number_error(found[name], true, absolute=True)
+    elif name in ("loss", "balance"):
+      result[name] = _number_error(found[name], true)
+    else:
+      result[name] = tree_error(found[name], true)
+  return result
+
+
+def tree_error(found: Any, true: Any) -> float:
+  """Returns the largest |a - b| / (|b| + 0.01 |all b|) ; infinity where not finite."""
+  flat, expected = names.flatten(found), names.flatten(true)
+  assert flat.keys() == expected.keys(), flat.keys() ^ expected.keys()
+  arrays = {path: np.asarray(leaf, np.float64) for path, leaf in expected.items()}
+  norm = float(np.sqrt(sum(np.sum(leaf**2) for leaf in arrays.values())))
+  worst = 0.0
+  for path, leaf in arrays.items():
+    if leaf.size:
+      scale = np.abs(leaf) + FLOOR * norm + 1e-30
+      error = float(np.max(np.abs(np.asarray(flat[path], np.float64) - leaf) / scale))
+      worst = max(worst, error if np.isfinite(error) else np.inf)
+  return worst
+
+
+def _number_error(found: Any, true: Any, absolute: bool = False) -> float:
+  flat, expected = names.flatten(found), names.flatten(true)
+  worst = 0.0
+  for path, value in expected.items():
+    a, b = np.asarray(flat[path], np.float64), np.asarray(value, np.float64)
+    error = np.abs(a - b) if absolute else np.abs(a - b) / np.maximum(np.abs(b), 1e-30)
+    worst = max(worst, float(np.max(error)) if np.isfinite(error).all() else np.inf)
+  return worst
+
+
+def _groups_of(cell: Cell) -> Parallel:
+  """Returns the token groups that the reference must have, as degrees of `data`.
+
+  Routing that looks at other tokens, chance, and capacity see the tokens of a device: there the
+  reference takes as many microbatches in turn. Elsewhere it takes the batch whole.
+  """
+  parts = parts_of(cell)
+  sees_others = (
+    parts["router"].depends_on == "batch"
+    or cell.router in RANDOM_ROUTERS
+    or isinstance(parts["dispatch"], Limited)
+    or cell.exchange == "all_to_all_bounded"
+  )
+  return Parallel(data=cell.parallel.num_groups if sees_others else 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _reference(cell: Cell, micro: int) -> dict[str, Any]:
+  """Returns the quantities on one device; `cell.parallel.data` says how many token groups."""
+  decoder = decoder_of(cell)
+  groups = cell.parallel.data
+  whole = groups == 1
+  gradients = make_gradients(decoder, micro if whole else groups * micro)
+  params = params_of(decoder)
+  return _run(decoder, gradients, params, batch_of(), None)
+
+
+def _spread(cell: Cell, micro: int) -> dict[str, Any]:
+  decoder = decoder_of(cell)
+  layout = make_layout(cell.parallel, jax.devices())
+  gradients = spread_gradients(decoder, micro, cell.parallel, layout)
+  shardings = layout.shardings("params", decoder.dims, decoder.shapes)
+  params = jax.device_put(params_of(decoder), shardings)
+  return _run(decoder, gradients, params, layout.put_batch(batch_of()), layout)
+
+
+def _run(
+  decoder: Decoder, gradients: Gradients, params: Params, batch: Any, layout: Layout | None
+) -> dict[str, Any]:
+  """Returns the quantities of one step, compiled once: with labels, then for balance alone."""
+  transform = make_optimizer(OPTIM, 10, decoder.parameter_names, decoder.dims)
+  keys = Keys.from_seed(7)
+
+  def step(params: Params, batch: Batch, root: jax.Array) -> Any:
+    grads, metrics = gradients(params, batch, Keys(root))
+    moments = transform.init(params)
+    mine = params
+    if layout is not None:
+      mine = jax.lax.with_sharding_constraint(params, _shardings(decoder, layout, "grads"))
+      dims = state_dims(moments, decoder.shapes, decoder.dims)
+      moments = jax.lax.with_sharding_constraint(
+        moments, layout.shardings("optimizer", dims, jax.eval_shape(lambda: moments))
+      )
+    updates, moments = transform.update(grads, moments, mine)
+    moved = optax.apply_updates(mine, updates)
+    moved = decoder.update_buffers(params, moved, metrics["layers"])
+    if layout is not None:
+      moved = jax.lax.with_sharding_constraint(moved, _shardings(decoder, layout, "params"))
+    return grads, {**metrics, "layers": without(metrics["layers"], "samples")}, moved, moments
+
+  run = jax.jit(step)
+  grads, metrics, moved, moments = jax.device_get(run(params, batch, keys.root))
+  silent = {**batch, "labels": jnp.full_like(batch["labels"], -1)}
+  balance_grads, *_ = jax.device_get(run(params, silent, keys.root))
+  drops = [
+    layer.dropped for blocks in metrics["layers"].values() for layer in blocks.values() if layer
+  ]
+  return {
+    "loss": {"total": metrics["total_loss"], "nll": metrics["loss"].value},
+    "balance": metrics["balance"],
+    "drops": dict(enumerate(drops)),
+    "grads": grads,
+    "balance_grads": balance_grads,
+    "params": moved,
+    "moments": moments,
+  }
+
+
+def _shardings(decoder: Decoder, layout: Layout, role: Any) -> Any:
+  return layout.shardings(role, decoder.dims, decoder.shapes)

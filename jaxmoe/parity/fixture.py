@@ -1,0 +1,106 @@
+"""The small model, batch and parameters that a cell is tried with.
+
+Widths differ from each other, so that no dim can be taken for another; documents are packed and
+some rows end in padding; gates are sharp, so that no rounding changes a choice (`margin` says by
+how much none does); scales are not one, so that no norm is a copy of another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.block import Block
+from jaxmoe.models.heads import Heads
+from jaxmoe.models.stack import Segment
+from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.moe.balance import LoadBalance, RouterZ
+from jaxmoe.moe.layer import MoE
+from jaxmoe.parity.cells import Cell, parts_of
+from jaxmoe.train.gradients import Batch
+
+VOCAB, ROWS, LENGTH, DIM = 23, 8, 8, 12
+BALANCE = (
+  LoadBalance(0.5, "global"), LoadBalance(0.3, "sequence"), LoadBalance(0.2, "micro"),
+  RouterZ(0.01),
+)  # fmt: skip
+
+
+def decoder_of(cell: Cell) -> Decoder:
+  """Returns the model of a cell's components on one device: two layers, a shared expert."""
+  parts = parts_of(cell)
+  moe = MoE(
+    num_experts=4,
+    num_active=parts["router"].fixed_active or 2,
+    router=parts["router"],
+    experts=parts["experts"],
+    dispatch=parts["dispatch"],
+    exchange=parts["exchange"],
+    shared_hidden=8,
+    balance=BALANCE,
+  )
+  attention = parts["attention"]
+  if isinstance(attention, Heads):
+    attention = dataclasses.replace(attention, num_heads=4, num_kv_heads=2, head_dim=4)
+  block = Block(attention, moe)
+  return Decoder(Transformer(dim=DIM, stack=(Segment((block,), repeats=2),)), VOCAB)
+
+
+def params_of(decoder: Decoder, seed: int = 0) -> Params:
+  """Returns parameters that depend on their names alone."""
+
+  def at(path: Any, leaf: Any) -> jax.Array:
+    name = "/".join(str(piece.key) for piece in path)
+    rng = np.random.default_rng([seed, *name.encode()])
+    if "/buffers/" in name:
+      drawn = np.abs(rng.normal(0.5, 0.1, leaf.shape))
+    elif name.endswith("scale"):
+      drawn = rng.uniform(0.5, 1.5, leaf.shape)
+    else:
+      drawn = rng.normal(0, 1.0 if "/gate/" in name else 0.3, leaf.shape)
+    return jnp.asarray(drawn, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(at, decoder.shapes)
+
+
+def batch_of(seed: int = 0) -> dict[str, np.ndarray]:
+  """Returns packed rows, of which one is empty and some end in padding."""
+  rng = np.random.default_rng(seed)
+  shape = (ROWS, LENGTH)
+  segment, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  for row in range(ROWS - 1):
+    start, document = 0, 1
+    end = LENGTH - int(rng.integers(0, 3))
+    while start < end:
+      size = min(int(rng.integers(2, LENGTH)), end - start)
+      segment[row, start : start + size] = document
+      position[row, start : start + size] = np.arange(size)
+      start, document = start + size, document + 1
+  scored = (segment > 0) & (rng.random(shape) < 0.8)
+  labels = np.where(scored, rng.integers(0, VOCAB, shape), -1).astype(np.int32)
+  ids = rng.integers(0, VOCAB, shape).astype(np.int32)
+  batch = {"ids": ids, "labels": labels, "position": position, "segment": segment}
+  return {**batch, "domain": np.zeros(shape, np.int32)}
+
+
+def margin(decoder: Decoder, params: Params, batch: Batch) -> float:
+  """Returns the least difference between the scores of a chosen and an unchosen expert."""
+  tokens = dataclasses.replace(Tokens.of_batch(batch), record=True)
+  _, _, sums = decoder.hidden(params, tokens, keys=Keys.from_seed(0))
+  least = np.inf
+  for blocks in sums.values():
+    for layer in blocks.values():
+      routing = layer.routing
+      scores_RTE = np.sort(np.asarray(routing.scores_TE), axis=-1)[..., ::-1]
+      active = routing.expert_TA.shape[-1]
+      if active < scores_RTE.shape[-1]:
+        gap_RT = scores_RTE[..., active - 1] - scores_RTE[..., active]
+        valid_RT = np.asarray(routing.valid_TA).any(axis=-1)
+        least = min(least, float(gap_RT[valid_RT].min()))
+  return least
