@@ -40,7 +40,11 @@ def compare(cell: Cell, micro: int = 1) -> dict[str, float]:
     cell: What is tried, on the first devices of this process.
     micro: Microbatches of the spread step.
   """
-  reference = _reference(dataclasses.replace(cell, parallel=_groups_of(cell)), micro)
+  groups = cell.parallel.num_groups
+  in_turn = groups if _sees_others(cell) else 1
+  reference = _reference(
+    dataclasses.replace(cell, parallel=Parallel()), in_turn * micro, groups // in_turn
+  )
   found = _spread(cell, micro)
   return errors(found, reference)
 
@@ -88,31 +92,29 @@ def _number_error(found: Any, true: Any, absolute: bool = False) -> float:
   return worst
 
 
-def _groups_of(cell: Cell) -> Parallel:
-  """Returns the token groups that the reference must have, as degrees of `data`.
+def _sees_others(cell: Cell) -> bool:
+  """Whether what a token gets depends on the other tokens of its device.
 
-  Routing that looks at other tokens, chance, and capacity see the tokens of a device: there the
-  reference takes as many microbatches in turn. Elsewhere it takes the batch whole.
+  So do routing by batch, chance, and capacity. There the reference takes as many microbatches in
+  turn as there are token groups; elsewhere it takes the batch whole.
   """
   parts = parts_of(cell)
-  sees_others = (
+  return (
     parts["router"].depends_on == "batch"
     or cell.router in RANDOM_ROUTERS
     or isinstance(parts["dispatch"], Limited)
     or cell.exchange == "all_to_all_bounded"
   )
-  return Parallel(data=cell.parallel.num_groups if sees_others else 1)
-
 
 @functools.lru_cache(maxsize=64)
-def _reference(cell: Cell, micro: int) -> dict[str, Any]:
-  """Returns the quantities on one device; `cell.parallel.data` says how many token groups."""
+def _reference(cell: Cell, micro: int, groups: int) -> dict[str, Any]:
+  """Returns the quantities of a cell's components on one device, in so many microbatches.
+
+  Balance losses of scope `micro` take a microbatch as lying on `groups` devices.
+  """
   decoder = decoder_of(cell)
-  groups = cell.parallel.data
-  whole = groups == 1
-  gradients = make_gradients(decoder, micro if whole else groups * micro)
-  params = params_of(decoder)
-  return _run(decoder, gradients, params, batch_of(), None)
+  gradients = make_gradients(decoder, micro, groups)
+  return _run(decoder, gradients, params_of(decoder), batch_of(), None)
 
 
 def _spread(cell: Cell, micro: int) -> dict[str, Any]:
