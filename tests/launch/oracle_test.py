@@ -18,8 +18,6 @@ from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.train.state import StateSpec
 from jaxmoe.train.workdir import Workdir
 
-pytestmark = pytest.mark.slow
-
 
 def write_run(trained, workdir, moe):
   """Writes an untrained model of three layers of one expert a token; returns its workdir."""
@@ -56,6 +54,7 @@ def test_budgets_are_those_of_the_widths_of_big_and_small(here, trained, tmp_pat
   assert found["budgets"] == [0, 1.5 * big, 3 * big]
 
 
+@pytest.mark.slow
 def test_a_study_is_written_labelled_as_no_model_and_repeats(here, switch, tmp_path):
   flags = (f"--workdir={switch}", f"--out={tmp_path}", "--tokens=3", "--context=9", "--random=5")
   result = here("oracle", *flags, "--budgets=0,0.5,1")

@@ -22,8 +22,6 @@ from jaxmoe.train.state import StateSpec
 from jaxmoe.train.workdir import Workdir
 from launch import graft
 
-pytestmark = pytest.mark.slow
-
 IDS = np.random.default_rng(0).integers(0, 257, (2, 24)).astype(np.int32)
 FROZEN = "layers/*/moe/experts/*@0:4"
 SCHEDULE = "optimizer/3/count"  # the last link of the chain: the learning rate's
@@ -96,6 +94,7 @@ def test_an_inserted_run_scores_bit_for_bit_as_before_and_its_moments_followed(
   assert event["flags"] == {"insert": 2, "like": ["3", "0"]}
 
 
+@pytest.mark.slow
 def test_a_new_run_trains_on_and_what_is_frozen_keeps_every_bit_also_when_resumed(
   operate, here
 ):
@@ -135,6 +134,7 @@ def test_pruning_keeps_what_a_file_of_counts_says_layer_by_layer(operate, traine
         np.testing.assert_array_equal(got[name], old[name].take(kept, axis), err_msg=name)
 
 
+@pytest.mark.slow
 def test_pruning_by_counts_of_training_and_held_out_batches_keeps_the_most_used(
   operate, trained, tmp_path
 ):
@@ -154,6 +154,7 @@ def test_pruning_by_counts_of_training_and_held_out_batches_keeps_the_most_used(
   np.testing.assert_array_equal(kept["metrics"], old["params/layers/0/moe/experts/down"][best])
 
 
+@pytest.mark.slow
 def test_opened_and_cloned_runs_are_written_and_a_cloned_one_scores_as_before(
   operate, logits, trained
 ):
@@ -168,6 +169,7 @@ def test_opened_and_cloned_runs_are_written_and_a_cloned_one_scores_as_before(
   np.testing.assert_allclose(cloned, logits(trained), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_upcycled_run_scores_as_the_dense_one(operate, logits, trained, tmp_path):
   block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), MLP(hidden=16))
   sparse = Workdir(trained).experiment()

@@ -23,8 +23,6 @@ from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.routers import ROUTERS, TopK
 from tests.contracts.oracles.attention import experts as oracle
 
-pytestmark = pytest.mark.slow
-
 D, L = 6, 7
 SEGMENT = np.array([[1] * 3 + [2] * 3 + [0], [1] * L])
 STICK = StickBreaking(4, 2, 4)

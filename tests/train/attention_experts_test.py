@@ -22,8 +22,6 @@ from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.state import State
 from jaxmoe.train.step import make_step
 
-pytestmark = pytest.mark.slow
-
 VOCAB, LENGTH, RATE = 19, 6, 0.125
 HEADS = StickBreaking(2, 1, 4, backend="reference")
 ROWS = ((4,), (2, 3), (1,), ())

@@ -16,8 +16,6 @@ from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 from jaxmoe.train.usage import LINES, count_usage, held_out_batches, read_usage
 
-pytestmark = pytest.mark.slow
-
 EOD, L = 7, 6
 
 
