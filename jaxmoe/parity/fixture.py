@@ -63,7 +63,9 @@ def params_of(decoder: Decoder, seed: int = 0) -> Params:
     elif name.endswith("scale"):
       drawn = rng.uniform(0.5, 1.5, leaf.shape)
     else:
-      drawn = rng.normal(0, 1.0 if "/gate/" in name else 0.3, leaf.shape)
+      # A stream of about unit size: a norm would multiply the rounding of a smaller one's gradient.
+      unit = "/gate/" in name or name.startswith("embed/")
+      drawn = rng.normal(0, 1.0 if unit else 0.3, leaf.shape)
     return jnp.asarray(drawn, leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(at, decoder.shapes)
