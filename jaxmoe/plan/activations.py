@@ -104,7 +104,7 @@ def activations(experiment: Experiment, decoder: Decoder, layout: Layout) -> Act
   local = layout.sharding("activations", dims, whole).shard_shape(whole)
   rows = local[0]
   tokens = rows * length
-  columns = decoder.vocab_size // _degree(layout, "params", "vocab")
+  columns = -(-decoder.vocab_size // _degree(layout, "params", "vocab"))
   return Activations(
     rows=rows,
     tokens=tokens,

@@ -85,12 +85,14 @@ class Compiled:
 
   Attributes:
     memory: Of one device.
+    unread: Bytes of what a step is given and never reads; they are no part of the arguments.
     flops: Of one device and step.
     traffic: What the compiled program sends.
     asked: What the code asks for, in its own dtypes; what the partitioner adds is not in it.
   """
 
   memory: Memory
+  unread: int
   flops: Flops
   traffic: tuple[Traffic, ...]
   asked: tuple[Traffic, ...]
@@ -168,7 +170,7 @@ def explain(
   if compiles:
     say("lowering the step")
     lowered = lower_step(experiment, decoder, spec, layout, state, batch)
-    found = _compiled(lowered, layout, say)
+    found = _compiled(lowered, (state, batch), layout, say)
   return Explanation(
     mesh=dict(layout.mesh.shape),
     device=layout.mesh.devices.flat[0].device_kind,
@@ -223,14 +225,21 @@ def compile_for(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     ) from None
 
 
+def unread_bytes(compiled: jax.stages.Compiled, given: tuple[Any, ...]) -> int:
+  """Returns the bytes on one device of arguments that a program was lowered with and leaves out."""
+  kept = jax.tree.leaves(compiled.input_shardings[0], is_leaf=lambda leaf: leaf is None)
+  pairs = zip(jax.tree.leaves(given), kept, strict=True)
+  return _held([leaf for leaf, sharding in pairs if sharding is None]).bytes
+
+
 def _compiled(
-  lowered: jax.stages.Lowered, layout: Layout, say: Callable[[str], None]
+  lowered: jax.stages.Lowered, given: tuple[Any, ...], layout: Layout, say: Callable[[str], None]
 ) -> Compiled:
   asked = traffic(collectives_of_lowered(lowered, layout.mesh))
   say("compiling the step")
   compiled = compile_for(lowered)
   sent = traffic(collectives(compiled, layout.mesh))
-  return Compiled(memory(compiled), flops(compiled), sent, asked)
+  return Compiled(memory(compiled), unread_bytes(compiled, given), flops(compiled), sent, asked)
 
 
 def _weights(decoder: Decoder, params: Any) -> Iterable[Weight]:

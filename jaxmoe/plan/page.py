@@ -114,6 +114,8 @@ def _compiled(found: Explanation, compiled: Compiled) -> Iterator[str]:
   memory, flops = compiled.memory, compiled.flops
   yield "compiled step, one device"
   yield from _columns("  arguments", size(memory.arguments))
+  if compiled.unread:
+    yield from _columns("  given, but never read", size(compiled.unread))
   yield from _columns("  outputs in the place of arguments", size(memory.aliased))
   yield from _columns("  other outputs", size(memory.outputs - memory.aliased))
   yield from _columns("  temporaries", size(memory.temporaries))

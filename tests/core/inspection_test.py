@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmoe.core.hlo import parse_program
 from jaxmoe.core.inspection import (
   axes_of,
   chains,
@@ -16,6 +17,7 @@ from jaxmoe.core.inspection import (
   memory,
 )
 from jaxmoe.core.lowered import collectives_of_lowered
+from jaxmoe.core.products import product_flops
 
 AXES = ("a", "b", "c")
 X_BYTES = 16 * 8 * 4  # of the whole (16, 8) float32
@@ -180,6 +182,7 @@ def test_groups_that_are_no_product_of_axes_are_told_by_their_devices():
   assert axes_of(((0, 3), (1, 2)), mesh_of()) is None
   assert axes_of(((0, 1, 2), (3,)), mesh_of()) is None
   assert axes_of(((0, 1), (2, 4)), mesh_of()) is None
+  assert axes_of(((0, 1), (2, 3), (4, 6), (5, 7)), mesh_of()) is None  # some over c, some over b
   assert axes_of(((0,), (1,)), mesh_of()) == ()
 
 
@@ -209,6 +212,37 @@ def test_products_of_batches_and_loops_of_unknown_length_are_told_apart():
   found = flops(jax.jit(function).lower(x, y).compile())
   assert found.matmul == 2 * 8 * 64 * 32 * 16
   assert found.unknown_loops == 2 * (2 * 8 * 64 * 64 * 16)
+
+
+@pytest.mark.parametrize(
+  "left, right, out, attributes, adds",
+  [
+    ("64,32", "32,16", "64,16", "dim_labels=bf_io->bf", 64 * 32 * 16),
+    ("32,64", "16,32", "64,16", "dim_labels=fb_oi->bf", 64 * 32 * 16),
+    # A batch of 4 products, as XLA for TPU writes it.
+    (
+      "4,64,32", "4,32,16", "4,64,16",
+      "window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0io->0bf", 4 * 64 * 32 * 16,
+    ),
+    # A filter of 3 over 8 places: two of its products fall on padding.
+    (
+      "2,8,5", "3,5,7", "2,8,7",
+      "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", 2 * (8 * 3 - 2) * 5 * 7,
+    ),
+  ],
+)  # fmt: skip
+def test_products_written_as_convolutions_count_what_they_multiply(
+  left, right, out, attributes, adds
+):
+  text = (
+    "ENTRY %main (x: f32[1]) -> f32[1] {\n"
+    f"  %x = f32[{left}] parameter(0)\n"
+    f"  %y = f32[{right}] parameter(1)\n"
+    f"  ROOT %z = f32[{out}] convolution(%x, %y), {attributes}\n"
+    "}\n"
+  )
+  computation = parse_program(text).computations["main"]
+  assert product_flops(computation["z"], computation) == 2 * adds
 
 
 def test_memory_of_arguments_and_outputs_is_one_devices_shards():

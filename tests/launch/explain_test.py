@@ -20,7 +20,8 @@ def test_a_step_on_eight_devices_is_told_as_text_and_as_json(here, tiny, tmp_pat
   assert all(len(line) <= 80 for line in lines)
   found = json.loads(file.read_text())
   assert found["mesh"] == {"data": 2, "fsdp": 4, "expert": 1, "tensor": 1}
-  assert found["arguments"] == found["compiled"]["memory"]["arguments"]
+  compiled = found["compiled"]
+  assert found["arguments"] == compiled["memory"]["arguments"] + compiled["unread"]
   assert found["held"]["batch"]["whole"] == 8 * found["held"]["batch"]["bytes"] == 4 * 8 * 16 * 4
   assert found["compiled"]["traffic"] and found["fits"] is None
 

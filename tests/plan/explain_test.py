@@ -4,16 +4,18 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.inspection import Collective
 from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.activations import kept_bytes
-from jaxmoe.plan.explain import compile_for, traffic
+from jaxmoe.plan.explain import compile_for, traffic, unread_bytes
 from jaxmoe.plan.page import size
 from jaxmoe.train.state import StateSpec
 from launch.recipes import load_recipe
@@ -50,8 +52,19 @@ def test_what_a_step_is_given_is_what_the_compiler_counts_on_one_device_and_on_e
   alone, spread
 ):
   for found in (alone, spread):
-    assert found.arguments == found.compiled.memory.arguments
+    assert found.arguments == found.compiled.memory.arguments + found.compiled.unread
   assert alone.arguments == sum(held.whole for held in spread.held.values()) > spread.arguments
+
+
+def test_what_a_program_never_reads_is_counted_apart():
+  sharding = NamedSharding(layout_of().mesh, P("data"))
+  given = {
+    name: jax.ShapeDtypeStruct((size,), jnp.float32, sharding=sharding)
+    for name, size in (("read", 8), ("unread", 64))
+  }
+  compiled = jax.jit(lambda given: given["read"] + 1).lower(given).compile()
+  assert unread_bytes(compiled, (given,)) == 64 * 4 // 2
+  assert compiled.memory_analysis().argument_size_in_bytes == 8 * 4 // 2
 
 
 def test_the_bytes_of_a_parameter_are_those_of_its_shard_of_real_arrays(spread):
