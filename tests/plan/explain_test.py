@@ -165,6 +165,13 @@ def test_a_fixed_capacity_drops_instead_of_growing():
   assert [at.dropped for at in found.loads] == [max(n - room, 0) for n in (64, 96, 128)]
 
 
+def test_every_device_that_sends_has_a_capacity_of_its_own():
+  found = loads(recipe(names=":dispatch=capacity"), layout_of())
+  room = 2 * int(np.ceil(1.25 * 32 * 2 / 4))  # of 32 tokens on each of two devices
+  assert [at.device_rows for at in found.loads] == [2 * room] * 3
+  assert [at.dropped for at in found.loads] == [max(n - room, 0) for n in (32, 48, 64)]
+
+
 def test_dense_dispatch_computes_every_token_in_every_expert():
   found = loads(recipe(names=":dispatch=dense"), one_device())
   assert [at.device_rows for at in found.loads] == [4 * 128] * 3
