@@ -45,7 +45,8 @@ class _Around:
 def _collectives(operation: Any, around: _Around) -> Iterator[Collective]:
   """Yields what an operation and all within and behind it send."""
   name = operation.operation.name
-  kind = name.removeprefix("stablehlo.").replace("_", "-")
+  called = operation.attributes["call_target_name"] if name == "stablehlo.custom_call" else name
+  kind = str(called).strip('"').removeprefix("stablehlo.").replace("_", "-")
   if kind in KINDS:
     yield _collective(operation, kind, around)
     return
@@ -84,6 +85,8 @@ def _collective(operation: Any, kind: str, around: _Around) -> Collective:
 def _groups(operation: Any, num_devices: int) -> Groups:
   """Returns who exchanges with whom; a short group is filled with -1."""
   attributes = operation.operation.attributes
+  if operation.operation.name == "stablehlo.custom_call":  # a ragged all-to-all is written as one
+    attributes = attributes["backend_config"]
   is_pairs = "source_target_pairs" in attributes
   found = attributes["source_target_pairs" if is_pairs else "replica_groups"]
   rows, columns = map(int, re.findall(r"\d+", str(found.type))[:2])

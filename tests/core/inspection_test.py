@@ -100,6 +100,16 @@ CASES = {
 }  # fmt: skip
 
 
+def test_a_ragged_all_to_all_is_read_before_it_is_compiled():
+  def swap(x):
+    each = jnp.arange(2, dtype=jnp.int32)
+    return jax.lax.ragged_all_to_all(x, x, each, each, each, each, axis_name="b")
+
+  (one,) = read(lower(looped(swap, 3), P()), mesh_of(), compiled=False)
+  assert (one.kind, one.axes, one.dtype) == ("ragged-all-to-all", ("b",), "f32")
+  assert (one.bytes_out, one.wire_bytes, one.times) == (X_BYTES, X_BYTES / 2, 3)
+
+
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "lowered"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_collective_is_read_with_its_axes_bytes_and_times(name, compiled):
