@@ -1,0 +1,57 @@
+"""Programs over a layout, lowered from shapes alone, for tests that read what is in them."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jaxmoe.core.rng import Keys
+from jaxmoe.data.batches import NAMES
+from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.sources import Synthetic
+from jaxmoe.models.stack import Segment
+from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.optim import AdamW, Constant, Optim
+from jaxmoe.parallel import make_layout
+from jaxmoe.train.experiment import Experiment, Train
+from jaxmoe.train.program import batch_like, lower_step, state_like
+from jaxmoe.train.spread import spread_gradients
+from jaxmoe.train.state import StateSpec
+
+
+def decoder_of(block, layers, dim, vocab_size, scan=True):
+  """Returns a model of so many of a block."""
+  stack = (Segment((block,), repeats=layers),)
+  return Decoder(Transformer(dim=dim, stack=stack, scan=scan), vocab_size)
+
+
+def lower_gradients(decoder, parallel, shape, micro=1):
+  """Returns the lowered gradient program of a batch of that shape, and its mesh."""
+  layout = make_layout(parallel)
+  gradients = spread_gradients(decoder, micro, parallel, layout)
+
+  def put(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  lies = layout.shardings("params", decoder.dims, decoder.shapes)
+  rows = NamedSharding(layout.mesh, layout.spec("activations", ("batch", "length")))
+  batch = {name: put(jax.ShapeDtypeStruct(shape, jnp.int32), rows) for name in NAMES}
+  root = jax.eval_shape(lambda: Keys.from_seed(0).root)
+  run = jax.jit(lambda params, batch, root: gradients(params, batch, Keys(root)))
+  return run.lower(jax.tree.map(put, decoder.shapes, lies), batch, root), layout.mesh
+
+
+def compile_step(block, layers, dim, parallel, shape):
+  """Returns the compiled training step with AdamW, its mesh, and the shapes of its state."""
+  experiment = Experiment(
+    Data(parts=(Part(Synthetic()),), seq_len=shape[1]),
+    Transformer(dim=dim, stack=(Segment((block,), repeats=layers),)),
+    Optim(AdamW(), Constant()),
+    Train(num_steps=10, batch_size=shape[0]),
+    parallel,
+  )
+  decoder, layout = experiment.decoder(), make_layout(parallel)
+  window = experiment.train.recovery.spike_window
+  spec = StateSpec(decoder, experiment.transform(decoder), layout, window)
+  given = state_like(spec), batch_like(experiment, layout)
+  lowered = lower_step(experiment, decoder, spec, layout, *given)
+  return lowered.compile(), layout.mesh, spec.shapes
