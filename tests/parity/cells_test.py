@@ -51,7 +51,8 @@ def test_every_exchange_is_tried():
 
 
 def test_a_recipe_stands_on_the_cells_of_its_components_whatever_the_degrees():
-  changes = ["--config.parallel.data=4", "--config.parallel.expert=2", "--config.train.batch_size=8"]
+  degrees = ("parallel.data=4", "parallel.expert=2", "train.batch_size=8")
+  changes = [f"--config.{change}" for change in degrees]
   recipe = load_recipe("configs/tiny.py:router=aux_free,dispatch=capacity", changes)
   assert cells_of(recipe) == ["data+expert/aux_free/swiglu/capacity/all_to_all"]
   assert cells_of(load_recipe("configs/tiny.py", [])) == []
@@ -76,7 +77,7 @@ def table(status, sources="other"):
 
 def test_a_layout_that_is_not_green_is_refused_and_old_sources_are_told():
   recipe = load_recipe("configs/tiny.py", ["--config.parallel.data=2"])
-  with pytest.raises(InputError, match="is not tried.*--allow_unproven") as caught:
+  with pytest.raises(InputError, match=r"is not tried.*--allow_unproven") as caught:
     check_proven(recipe, Results({}))
   assert "\n" not in str(caught.value)
   with pytest.raises(InputError, match="is red"):
