@@ -20,6 +20,7 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
+from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
 from jaxmoe.train.experiment import Experiment
