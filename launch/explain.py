@@ -20,8 +20,7 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
-from jaxmoe.parallel import make_mesh
-from jaxmoe.parallel.degrees import TOKEN_AXES
+from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
 from jaxmoe.train.experiment import Experiment
@@ -98,10 +97,9 @@ def layout_of(experiment: Experiment, devices: list[jax.Device]) -> Layout:
     InputError: there are fewer devices than the degrees ask for.
   """
   try:
-    mesh = make_mesh(experiment.parallel, devices)
+    return make_layout(experiment.parallel, devices)
   except InputError as error:
     raise InputError(f"{error}; or --devices={experiment.parallel.num_devices}") from None
-  return Layout(mesh, {"activations": {"batch": TOKEN_AXES}})
 
 
 def say(line: str) -> None:

@@ -14,6 +14,7 @@ worst of theirs; 43 if one was killed: the same command goes on. Signals are pas
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import signal
@@ -99,21 +100,18 @@ class Crew:
 
   def wait(self) -> int:
     """Returns the worst exit code, once all have ended."""
-    told: set[int] = set()
-    deadline: float | None = None
-    while True:
-      codes = [member.poll() for member in self._members]
-      for index, code in enumerate(codes):
-        if code is not None and code < 0 and index not in told and not self._killed:
-          told.add(index)
-          self._tell(index, -code)
-      if all(code is not None for code in codes):
-        break
-      if deadline is None and any(codes):
-        deadline = time.monotonic() + self._grace_s
-      if deadline is not None and time.monotonic() > deadline and not self._killed:
-        self._kill()
+    deadline, ended = math.inf, set[int]()
+    while len(ended) < len(self._members):
       time.sleep(_TICK_S)
+      for index, member in enumerate(self._members):
+        code = member.poll()
+        if code is None or index in ended:
+          continue
+        ended.add(index)
+        deadline = min(deadline, time.monotonic() + self._left_s(code))
+        self._tell(index, -code)
+      if time.monotonic() > deadline and not self._killed:
+        self._kill()
     self._kill()  # what a process left behind
     for thread in self._readers:
       thread.join(_GRACE_S)
@@ -126,8 +124,14 @@ class Crew:
       return INTERRUPTED if -code == signal.SIGINT else PREEMPTED
     return PeerError.code
 
+  def _left_s(self, code: int) -> float:
+    """Returns how long the others may live on after one ended."""
+    if code in (PeerError.code, -signal.SIGABRT):  # who noticed that another one is dead
+      return _GRACE_S
+    return self._grace_s if code else math.inf
+
   def _tell(self, index: int, number: int) -> None:
-    if number in self._sent:
+    if number <= 0 or number in self._sent or self._killed:
       return
     name = signal.Signals(number).name
     print(

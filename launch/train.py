@@ -7,6 +7,7 @@ python -m launch.train --config=configs/tiny.py --workdir=runs/tiny [--config.tr
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +20,7 @@ from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
 from jaxmoe.parallel import make_layout
+from jaxmoe.parity import check_proven, selfcheck
 from jaxmoe.report import write_report
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
@@ -42,6 +44,14 @@ flags.DEFINE_string(
 flags.DEFINE_string(
   "profile_steps", "", "FIRST:LAST; traces these steps into WORKDIR/profile.", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+  "allow_unproven", False, "Train on a layout that was not shown equal to one device.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  "selfcheck", False, "Compare the gradients of the first step with those of one device.",
+  flag_values=FLAGS,
+)
 
 
 def main(overrides: list[str]) -> int:
@@ -57,6 +67,8 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
     workdir = cli.need_workdir(FLAGS.workdir)
     if peers.first():
       workdir.check(experiment)
+    for warning in [] if FLAGS.allow_unproven else check_proven(experiment):
+      print(f"note: {warning}")
     # Its checks, before anything is read.
     make_schedule(experiment.optim, experiment.train.num_steps)
   peers.same("the recipe", to_json(experiment))
@@ -119,7 +131,8 @@ def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator
   sinks = Sinks(targets, journal.event, print)
   wait_s = 5.0
   try:
-    yield Around(recipe_origin(FLAGS.config, experiment), ledger, (sinks,), profiler)
+    first = functools.partial(selfcheck, experiment) if FLAGS.selfcheck else None
+    yield Around(recipe_origin(FLAGS.config, experiment), ledger, (sinks,), profiler, first)
   except KeyboardInterrupt:
     wait_s = 0.5  # the person does not want to wait
     raise

@@ -35,13 +35,21 @@ def digest(arrays: Mapping[str, jax.Array]) -> dict[str, tuple[int, int]]:
 def launch_digest(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """Starts the digests and returns their words, uint32 (2,), still on the devices.
 
-  Does not block. The arrays may be donated to a later computation right afterwards: the runtime
-  orders it behind this one. One small program is compiled for each shape, dtype and sharding.
+  Does not block, but on several devices of a CPU. The arrays may be donated to a later computation
+  right afterwards: the runtime orders it behind this one. One small program is compiled for each
+  shape, dtype and sharding.
   Cost: one read of each array, about ten integer multiply-and-shift steps an element.
   """
+  words = {}
   # Sorted, so that all processes enter the same collectives in the same order.
-  ordered = {name: arrays[name] for name in sorted(arrays)}
-  return {name: _digest_under(x.sharding)(x) for name, x in ordered.items()}
+  for name in sorted(arrays):
+    x = arrays[name]
+    words[name] = _digest_under(x.sharding)(x)
+    if x.sharding.num_devices > 1 and jax.default_backend() == "cpu":
+      # A collective holds a thread of the CPU client for each device until all have come. Of many
+      # at once each process would run others, and wait for ever.
+      words[name].block_until_ready()
+  return words
 
 
 def fetch_words(words: Mapping[str, jax.Array]) -> dict[str, tuple[int, int]]:

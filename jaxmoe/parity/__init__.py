@@ -5,14 +5,16 @@ fixture.py   the model, batch and parameters of a cell
 compare.py   one cell against one device
 results.py   results.json, what it says of a recipe
 refused.py   refused.json, what is not offered and why
+selfcheck.py the first step of a real run, on its own devices
 """
 
 from jaxmoe.parity.cells import Cell, all_cells, cells_of, smoke_cells
 from jaxmoe.parity.compare import compare, is_green
 from jaxmoe.parity.refused import refused
 from jaxmoe.parity.results import REFUSED_PATH, Results, Row, check_proven, source_digest
+from jaxmoe.parity.selfcheck import selfcheck
 
 __all__ = [
   "REFUSED_PATH", "Cell", "Results", "Row", "all_cells", "cells_of", "check_proven", "compare",
-  "is_green", "refused", "smoke_cells", "source_digest",
+  "is_green", "refused", "selfcheck", "smoke_cells", "source_digest",
 ]

@@ -52,7 +52,7 @@ def decoder_of(cell: Cell) -> Decoder:
   return Decoder(Transformer(dim=DIM, stack=(Segment((block,), repeats=2),)), VOCAB)
 
 
-def params_of(decoder: Decoder, seed: int = 0) -> Params:
+def params_of(decoder: Decoder, seed: int = 3) -> Params:
   """Returns parameters that depend on their names alone."""
 
   def at(path: Any, leaf: Any) -> jax.Array:

@@ -24,6 +24,7 @@ from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
+from jaxmoe.models.transformer import Params
 from jaxmoe.parallel import share_of_rows
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
@@ -62,12 +63,15 @@ class Around:
     ledger: Where the wall time of the process goes.
     sinks: Where lines go besides the journal.
     profiler: What looks at single steps.
+    first: Called with layout, parameters and batch before the process' first step; what it returns
+      is said.
   """
 
   recipe: dict[str, Any] | None = None
   ledger: Ledger | None = None
   sinks: tuple[Sink, ...] = ()
   profiler: Profiler | None = None
+  first: Callable[[Layout, Params, Any], str] | None = None
 
 
 class Session:
@@ -255,6 +259,8 @@ class Session:
       )
     with watch.phase("compile", "compiling train_step"):
       step = self.compiled_step(state_like(self.spec), batch_like(experiment, self.layout))
+    if self._around.first is not None:
+      step = self._with_first(step, watch)
     with watch.phase("start", "measuring the matmul peak"):
       peak = matmul_peak(experiment.model.dtype) if peers.first() else 1.0  # who writes it, alone
       peak *= len(self.layout.mesh.devices.flat)
@@ -276,6 +282,21 @@ class Session:
       sinks=self._around.sinks,
       profiler=self._around.profiler,
     )
+
+  def _with_first(self, step: Step, watch: Watch) -> Step:
+    """Returns the step before whose first run `around.first` looks at what it is given."""
+    pending = [self._around.first]
+
+    def checked(state: State, batch: Any) -> Any:
+      if pending:
+        look = pending.pop()
+        assert look is not None
+        with watch.phase("compile", "comparing the first step with one device"):
+          said = look(self.layout, state.params, batch)
+        watch.display.say(said)
+      return step(state, batch)
+
+    return checked
 
   def _draw(self, stream: Stream) -> Drawn:
     batch = self.layout.put_batch(next(stream))

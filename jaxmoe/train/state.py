@@ -95,7 +95,7 @@ class StateSpec:
 
   def init(self, seed: int) -> State:
     """Returns the state before the first step."""
-    params = peers.place(self._decoder.init(Keys.from_seed(seed)), self.shardings.params)
+    params = self._params(seed)
     optimizer = jax.jit(self._transform.init, out_shardings=self.shardings.optimizer)(params)
     window = self.shapes.recent.values_2W.shape[1]
     first = State.first(params, optimizer, window)
@@ -104,6 +104,14 @@ class StateSpec:
       name: peers.place(getattr(first, name), getattr(self.shardings, name)) for name in rest
     }
     return dataclasses.replace(first, **placed)
+
+  def _params(self, seed: int) -> Params:
+    def fresh() -> Params:
+      return self._decoder.init(Keys.from_seed(seed))
+
+    if peers.several():  # one program, which process 0 alone writes into the compile cache
+      return jax.jit(fresh, out_shardings=self.shardings.params)()
+    return jax.device_put(fresh(), self.shardings.params)
 
   def to_arrays(self, state: State) -> Arrays:
     """Returns the leaves by canonical name, one a layer."""

@@ -123,8 +123,10 @@ def test_a_run_stopped_on_two_processes_goes_on_on_eight_devices(
   np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("point", ["compile", "line_2", "evaluation", "save", "after_save"])
+@pytest.mark.parametrize(
+  ("point", "victim"),
+  [("compile", 2), ("line_2", 0), ("evaluation", 3), ("save", 0), ("after_save", 1)],
+)
 def test_one_of_four_is_killed_and_the_rerun_ends_up_undisturbed(
   train_on, four, tmp_path, point, victim
 ):

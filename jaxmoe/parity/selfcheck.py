@@ -1,0 +1,103 @@
+"""The gradients of the first step of a real run, on its own devices, against one device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.rng import Keys
+from jaxmoe.models.block import MLP, MoE
+from jaxmoe.models.transformer import Decoder
+from jaxmoe.moe.dispatch import AllToAll, Dense
+from jaxmoe.moe.dispatch.capacity import Limited
+from jaxmoe.parity.compare import tree_error
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.gradients import make_gradients
+from jaxmoe.train.spread import spread_gradients
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest |a - b| / (|b| + 0.01 |all b|) of a gradient, by the dtype of products."""
+
+
+def selfcheck(experiment: Experiment, layout: Layout, params: Any, batch: Any) -> str:
+  """Returns a line that says how equal the gradients of a layout are to those of one device.
+
+  The oracle computes every expert for every token, in place of a dispatcher that drops nothing,
+  and holds parameters and activations of the whole batch on one device of each process. Float32
+  products are made as exact as the devices can.
+
+  Args:
+    experiment: The recipe.
+    layout: Where everything lies.
+    params: As they lie.
+    batch: Of one step, as it lies.
+
+  Raises:
+    InputError: they differ by more than rounding.
+  """
+  with jax.default_matmul_precision("highest"):
+    found, true = _gradients(experiment, layout, params, batch)
+  error, limit = tree_error(found, true), TOLERANCE[experiment.model.dtype]
+  devices = experiment.parallel.num_devices
+  if not error <= limit:
+    raise InputError(
+      f"selfcheck: gradients on {devices} devices differ from those of one by {error:.1e}, more "
+      f"than {limit:.0e}: this layout is wrong on these devices; use another, and report it"
+    )
+  return f"selfcheck: gradients on {devices} devices equal those of one within {error:.1e}"
+
+
+def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) -> tuple[Any, Any]:
+  """Returns the gradients of the layout, and the oracle's, as NumPy arrays."""
+  decoder, train, parallel = experiment.decoder(), experiment.train, experiment.parallel
+  keys, compare = Keys.from_seed(train.seed) / "selfcheck", experiment.compare
+  spread = spread_gradients(decoder, train.num_micro, parallel, layout, compare)
+
+  def on_all(params: Any, batch: Any, root: jax.Array) -> Any:
+    return spread(params, batch, Keys(root))[0]
+
+  found = jax.jit(on_all, out_shardings=layout.replicated)(params, batch, keys.root)
+  whole = jax.jit(lambda tree: tree, out_shardings=layout.replicated)((params, batch))
+  device = jax.local_devices()[0]
+  params, batch = jax.tree.map(lambda leaf: jax.device_put(_local(leaf), device), whole)
+  groups = parallel.num_groups if _in_turn(decoder) else 1
+  oracle = make_gradients(
+    _dense(decoder), train.num_micro * groups, parallel.num_groups // groups, compare
+  )
+
+  def on_one(params: Any, batch: Any, root: jax.Array) -> Any:
+    return oracle(params, batch, Keys(root))[0]
+
+  true = jax.jit(on_one)(params, batch, jax.device_put(keys.root, device))
+  return jax.tree.map(_local, found), jax.tree.map(_local, true)
+
+
+def _local(leaf: Any) -> np.ndarray:
+  """Returns a replicated array's values from a device of this process."""
+  return np.asarray(leaf.addressable_data(0))
+
+
+def _in_turn(decoder: Decoder) -> bool:
+  """Whether what a token gets may depend on the other tokens of its device, as capacity does."""
+  return any(
+    isinstance(layer.dispatch, Limited)
+    or layer.router.depends_on == "batch"
+    or (isinstance(layer.exchange, AllToAll) and layer.exchange.bound is not None)
+    for layer in decoder.config.moe_records()
+  )
+
+
+def _dense(decoder: Decoder) -> Decoder:
+  """Returns the model in which dispatchers that drop nothing compute everything."""
+
+  def change(ffn: MLP | MoE) -> MLP | MoE:
+    if isinstance(ffn, MLP) or isinstance(ffn.dispatch, Limited):
+      return ffn
+    return dataclasses.replace(ffn, dispatch=Dense())
+
+  return Decoder(decoder.config.map_ffns(change), decoder.vocab_size)
