@@ -1,0 +1,131 @@
+"""A walk over the jaxpr of a program: into calls, branches and the bodies of loops."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxmoe.parallel.factors import Dim, fresh, mark
+from jaxmoe.parallel.flow import DATA, LAYERS, Flow, Level, Rule, Value, Values, constant, same
+from jaxmoe.parallel.primitives import ELEMENTWISE, PRIMITIVES, elementwise, opaque
+
+
+def trace(
+  loss: Callable[[Any, Any], Any], params: Any, batch: Any
+) -> tuple[Flow, list[tuple[Dim, ...]]]:
+  """Returns what `loss(params, batch)` does, and the dims of each leaf of `params`.
+
+  Both arguments may be abstract; nothing is computed.
+  """
+  closed = jax.make_jaxpr(loss)(params, batch)
+  leaves = [
+    Value(tuple(fresh(leaf.shape)), Level.WEIGHT, frozenset([at]))
+    for at, leaf in enumerate(jax.tree.leaves(params))
+  ]
+  rows = [
+    Value(tuple(fresh(leaf.shape, DATA)), Level.BATCH) for leaf in jax.tree.leaves(batch)
+  ]
+  flow = Flow()
+  walk(flow, closed.jaxpr, [*leaves, *rows])
+  return flow, [leaf.dims for leaf in leaves]
+
+
+def walk(flow: Flow, jaxpr: Jaxpr, given: Values) -> Values:
+  """Returns the values a jaxpr makes of these; writes into `flow` what it does on the way."""
+  env: dict[Any, Value] = dict(zip(jaxpr.invars, given, strict=True))
+  env.update({var: _constant(var) for var in jaxpr.constvars})
+
+  def read(atom: Any) -> Value:
+    return _constant(atom) if isinstance(atom, Literal) else env[atom]
+
+  for eqn in jaxpr.eqns:
+    made = _apply(flow, eqn, [read(atom) for atom in eqn.invars])
+    env.update(zip(eqn.outvars, made, strict=True))
+  return [read(atom) for atom in jaxpr.outvars]
+
+
+def _constant(atom: Any) -> Value:
+  return constant(getattr(atom.aval, "shape", ()))
+
+
+def _apply(flow: Flow, eqn: Any, given: Values) -> Values:
+  name = eqn.primitive.name
+  if name in RULES:
+    return RULES[name](flow, eqn, given)
+  if name in ELEMENTWISE:
+    return [elementwise(eqn, given)]
+  body = _body(eqn)
+  return opaque(eqn, given) if body is None else walk(flow, body, given)
+
+
+def _body(eqn: Any) -> Jaxpr | None:
+  """Returns the jaxpr that a call calls with its own arguments."""
+  if eqn.primitive.name in ("shard_map", "pallas_call"):
+    return None
+  for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    body = eqn.params.get(name)
+    body = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+    if isinstance(body, Jaxpr) and len(body.invars) == len(eqn.invars):
+      return body
+  return None
+
+
+def _scan(flow: Flow, eqn: Any, given: Values) -> Values:
+  num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+  first = num_consts + num_carry
+  carry, rows = given[num_consts:first], []
+  for value in given[first:]:
+    mark(value.dims[0], LAYERS)
+    rows.append(dataclasses.replace(value, dims=value.dims[1:]))
+
+  def body(carry: Values) -> Values:
+    return walk(flow, eqn.params["jaxpr"].jaxpr, [*given[:num_consts], *carry, *rows])
+
+  carry, made = _loop(flow, body, carry)
+  length = fresh([eqn.params["length"]], LAYERS)[0]
+  stacked = [dataclasses.replace(value, dims=(length, *value.dims)) for value in made[num_carry:]]
+  return [*carry, *stacked]
+
+
+def _while(flow: Flow, eqn: Any, given: Values) -> Values:
+  of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+  consts, carry = given[of_cond : of_cond + of_body], given[of_cond + of_body :]
+
+  def body(carry: Values) -> Values:
+    walk(flow, eqn.params["cond_jaxpr"].jaxpr, [*given[:of_cond], *carry])
+    return walk(flow, eqn.params["body_jaxpr"].jaxpr, [*consts, *carry])
+
+  return _loop(flow, body, carry)[0]
+
+
+def _loop(
+  flow: Flow, body: Callable[[Values], Values], carry: Values
+) -> tuple[Values, Values]:
+  """Walks a body until what is carried is made of the same before and after it."""
+  while True:
+    before = dataclasses.replace(flow, products=list(flow.products))
+    made = body(carry)
+    after = [same(old, new) for old, new in zip(carry, made)]
+    if after == carry:
+      return carry, made
+    carry, flow.products = after, before.products
+
+
+def _cond(flow: Flow, eqn: Any, given: Values) -> Values:
+  made = [walk(flow, branch.jaxpr, given[1:]) for branch in eqn.params["branches"]]
+  first = made[0]
+  for other in made[1:]:
+    first = [same(a, b) for a, b in zip(first, other)]
+  return first
+
+
+RULES: dict[str, Rule] = {
+  **PRIMITIVES,
+  "cond": _cond,
+  "scan": _scan,
+  "while": _while,
+}
