@@ -16,7 +16,7 @@ from jaxmoe.models.block import ATTENTION, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.balance import BALANCE, RouterZ
-from jaxmoe.moe.dispatch import DISPATCHERS
+from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import ROUTERS
@@ -33,6 +33,7 @@ def get_config(
   router: str = "",
   experts: str = "",
   dispatch: str = "dropless",
+  exchange: str = "all_to_all",
   balance: str = "load_balance",
   optimizer: str = "adamw",
 ) -> Experiment:
@@ -45,6 +46,7 @@ def get_config(
     router=rule,
     experts=component(EXPERTS, "experts", experts or EXPERTS_OF.get(balance, "swiglu")),
     dispatch=component(DISPATCHERS, "dispatch", dispatch),
+    exchange=component(EXCHANGES, "exchange", exchange),
     balance=(term,) if isinstance(term, RouterZ) else (term, RouterZ()),
   )
   block = Block(component(ATTENTION, "attention", attention), moe)

@@ -45,3 +45,35 @@ def test_one_device_puts_every_array_whole_on_it():
 def test_dims_and_shape_must_have_the_same_length():
   with pytest.raises(InputError, match="cannot have the dims"):
     one_device().sharding("params", ("embed",), (3, 5))
+
+
+def mesh_of(**degrees):
+  types = (AxisType.Auto,) * len(degrees)
+  return jax.sharding.AbstractMesh(tuple(degrees.values()), tuple(degrees), axis_types=types)
+
+
+def test_a_leaf_is_spread_along_its_largest_free_dim_that_divides_never_along_layers():
+  rules = {"params": {"mlp": ("tensor",)}}
+  layout = Layout(mesh_of(fsdp=4, tensor=2), rules, spread={"params": ("fsdp",)})
+  spec = layout.spec("params", ("layer", "embed", "mlp"), (64, 8, 32))
+  assert spec == PartitionSpec(None, "fsdp", "tensor")
+  assert layout.spec("params", ("embed", None), (6, 4)) == PartitionSpec(None, "fsdp")
+  assert layout.spec("params", ("layer", "embed"), (4, 6)) == PartitionSpec(None, None)
+  assert layout.spec("grads", ("embed",), (8,)) == PartitionSpec(None)
+
+
+def test_a_dim_that_yields_stays_whole_where_it_does_not_divide():
+  layout = Layout(
+    mesh_of(tensor=4), {"params": {"vocab": ("tensor",)}}, yielding=frozenset({"vocab"})
+  )
+  assert layout.spec("params", ("vocab", "embed"), (22, 8)) == PartitionSpec(None, None)
+  assert layout.spec("params", ("vocab", "embed"), (24, 8)) == PartitionSpec("tensor", None)
+
+
+def test_experts_are_spread_where_their_dim_comes_first_and_gates_are_not():
+  layout = Layout(mesh_of(expert=2), {"params": {"expert": ("expert",)}})
+  spread = PartitionSpec(None, "expert", None, None)
+  assert layout.spec("params", ("layer", "expert", "embed", "mlp"), (3, 4, 8, 8)) == spread
+  assert layout.spec("params", ("layer", "embed", "expert"), (3, 8, 4)) == PartitionSpec(
+    None, None, None
+  )

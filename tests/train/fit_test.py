@@ -1,0 +1,29 @@
+"""A recipe that its degrees cannot spread is refused in one line that says what would work."""
+
+import pytest
+
+from jaxmoe.core.errors import InputError
+from launch.recipes import load_recipe
+
+
+@pytest.mark.parametrize(
+  "recipe, changes, words",
+  [
+    ("tiny.py", ("data=3",), "batch_size must be a multiple of 3.*set it to 3 or 6"),
+    ("tiny.py", ("tensor=3",), "num_heads must be a multiple of 3"),
+    ("tiny.py", ("expert=3", "train.batch_size=6"), "num_experts must be a multiple of 3"),
+    ("tiny.py:attention=experts", ("tensor=2",), "attention experts.*set tensor=1"),
+    ("tiny.py:dispatch=capacity", ("tensor=2", "expert=2", "fold=tensor"), "leave tensor out"),
+    ("tiny.py", ("tensor=2", "sequence=true", "data.seq_len=63"), "seq_len must be a multiple"),
+    ("tiny.py", ("sequence=true",), "sequence=false"),
+  ],
+)
+def test_it_is_refused(recipe, changes, words):
+  fields = [change if "." in change.split("=")[0] else f"parallel.{change}" for change in changes]
+  with pytest.raises(InputError, match=words) as caught:
+    load_recipe(f"configs/{recipe}", [f"--config.{field}" for field in fields])
+  assert "\n" not in str(caught.value)
+
+
+def test_one_device_takes_any_batch():
+  assert load_recipe("configs/tiny.py", ["--config.train.batch_size=3"]).train.batch_size == 3
