@@ -66,7 +66,7 @@ class Automatic:
     )
 
 
-def automatic(
+def automatic_layout(
   loss: Callable[[Any, Any], Any],
   params: Any,
   batch: Any,
@@ -123,7 +123,7 @@ class _Rules:
     }
     self._refused: dict[Dim, str] = {}
     self._cuts: list[_Cut] = []
-    for cut in self._candidates():
+    for cut in self._candidates() if tensor > 1 else ():
       self._accept(cut)
 
   def dims(self, leaf: int) -> Dims:
@@ -164,6 +164,8 @@ class _Rules:
 
   def _why_whole(self, leaf: int) -> str:
     products = self._products(leaf)
+    if self._tensor == 1:
+      return "whole: there is one tensor device"
     if not products:
       return "whole: it goes with what is not cut"
     for dim in (

@@ -10,8 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmoe.core.inspection import collectives
 from jaxmoe.core.names import flatten
-from jaxmoe.parallel import Parallel, make_mesh
-from jaxmoe.parallel.automatic import automatic
+from jaxmoe.parallel import Parallel, automatic_layout, make_mesh
 from tests.parallel.toys import (
   MODELS,
   B,
@@ -34,13 +33,16 @@ from tests.parallel.toys import (
   tree,
 )
 
+# Half the time to compile; what is exchanged stays the same.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 def mesh_of(**degrees):
   return make_mesh(Parallel(**degrees), jax.devices())
 
 
 def specs_of(loss, shapes, batch=None, **degrees):
-  found = automatic(loss, abstract(shapes), batch or batch_of(), mesh_of(**degrees))
+  found = automatic_layout(loss, abstract(shapes), batch or batch_of(), mesh_of(**degrees))
   return found, {path: tuple(spec) for path, spec in flatten(found.specs).items()}
 
 
@@ -55,9 +57,13 @@ def compiled(function, found, mesh, shapes):
   shardings = jax.tree.map(functools.partial(NamedSharding, mesh), found.specs)
   rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp", "expert")))
   batch = dict.fromkeys(batch_of(), rows)
-  return jax.jit(function, in_shardings=(shardings, batch)).lower(
-    abstract(shapes), batch_of()
-  ).compile()
+  lowered = jax.jit(function, in_shardings=(shardings, batch)).lower(abstract(shapes), batch_of())
+  return lowered.compile(QUICKLY)
+
+
+def alone(function, shapes):
+  given = (params_of(shapes), batch_of())
+  return jax.jit(function).lower(*given).compile(QUICKLY)(*given)
 
 
 def counted(program, mesh, scope):
@@ -81,7 +87,7 @@ def test_a_block_exchanges_once_and_no_weight_moves(name):
   assert {each.kind for each in collectives(program, mesh)} == {"all-reduce"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("dense", "few groups")])
+@pytest.mark.parametrize("name", ["few keys", "latent", "experts", "encoder and decoder"])
 def test_loss_and_gradients_are_those_of_one_device(name):
   loss, shapes = MODELS[name]
   degrees = {"data": 2, "expert": 2, "tensor": 2} if name == "experts" else {"data": 2, "tensor": 4}
@@ -91,7 +97,7 @@ def test_loss_and_gradients_are_those_of_one_device(name):
   program = compiled(function, found, mesh, shapes)
   shardings = program.input_shardings[0]
   value, grads = program(*jax.device_put((params_of(shapes), batch_of()), shardings))
-  value_one, grads_one = jax.jit(function)(params_of(shapes), batch_of())
+  value_one, grads_one = alone(function, shapes)
   np.testing.assert_allclose(value, value_one, rtol=1e-6)
   largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads_one))
   for path, leaf in flatten(grads).items():
@@ -121,10 +127,10 @@ def test_no_weight_of_an_expert_moves():
   assert not [shape for shape in moved if np.prod(shape[-2:]) in sizes]
 
 
-def test_experts_that_do_not_divide_stay_whole_and_keep_rule_1():
+def test_experts_that_do_not_divide_stay_whole():
   loss, shapes = MODELS["experts"]
   found, specs = specs_of(loss, shapes, expert=8)
-  assert specs["blocks/mlp/gate"] == (None, None, None, "tensor")
+  assert specs["blocks/mlp/gate"] == (None, None, None, None)
   assert "4 experts cannot be divided by 8" in found.table()
 
 
@@ -190,11 +196,13 @@ def test_a_fused_kernel_is_cut_only_where_that_cuts_heads(order):
   found, specs = specs_of(loss, shapes, tensor=4)
   fits = order.startswith("N")
   assert specs["blocks/attention/qkv"] == (None, None, "tensor" if fits else None)
+  if order in ("H3N", "N3H"):
+    return  # nothing new to compile
   mesh = mesh_of(tensor=4)
   program = compiled(loss, found, mesh, shapes)
   assert {each.kind for each in collectives(program, mesh)} == {"all-reduce"}
   value = program(*jax.device_put((params_of(shapes), batch_of()), program.input_shardings[0]))
-  np.testing.assert_allclose(value, jax.jit(loss)(params_of(shapes), batch_of()), rtol=1e-6)
+  np.testing.assert_allclose(value, alone(loss, shapes), rtol=1e-6)
 
 
 def fused_gate(p, x):

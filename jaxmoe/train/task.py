@@ -1,0 +1,287 @@
+"""Another task on any layout: `collate`, `loss` and `predict` are all that is written for it.
+
+The three functions are those of Redco (Tan et al. 2023, arXiv:2310.16355); they know nothing of
+devices. Where parameters lie follows from the traced loss (`parallel/automatic.py`), rows of a
+batch lie over the data axes, and the compiler (GSPMD) puts in what has to be exchanged. Numbers
+depend on the seed, not on the devices: every process is given all examples and makes every batch,
+of which it passes its own rows on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+
+from jaxmoe.checkpoint import Store
+from jaxmoe.checkpoint.store import read_latest
+from jaxmoe.core import names, peers
+from jaxmoe.core.errors import InputError, NotFiniteError
+from jaxmoe.core.rng import Keys, name_hash
+from jaxmoe.optim import Optim, make_optimizer, state_dims
+from jaxmoe.parallel import Parallel, automatic_layout, make_layout, share_of_rows
+
+Batch = Mapping[str, Any]
+Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What is to be learned.
+
+  Attributes:
+    collate: Makes a batch of a list of examples: NumPy arrays by name, a row for each example.
+    loss: Of (parameters, batch, key): a scalar, or a scalar and a dict of metrics.
+    predict: Of (parameters, batch, key): a tree of arrays with a row for each row of the batch.
+  """
+
+  collate: Callable[[list[Any]], Mapping[str, np.ndarray]]
+  loss: Callable[[Any, Batch, jax.Array], Any]
+  predict: Callable[[Any, Batch, jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRecipe:
+  """How it is learned.
+
+  Attributes:
+    optim: The optimizer.
+    parallel: The degrees; experts, heads and hidden units are found in the traced loss.
+    num_steps: Length of the run, which the schedule needs.
+    batch_size: Rows of a batch, on all devices together.
+    seed: Of the order of examples and of keys.
+    save_every: After so many steps, and at the end of a `fit`, the state is saved if there is a
+      store; 0 for the end alone.
+  """
+
+  optim: Optim = Optim()
+  parallel: Parallel = Parallel()
+  num_steps: int = 1000
+  batch_size: int = 8
+  seed: int = 0
+  save_every: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ("num_steps", "batch_size"):
+      if getattr(self, name) < 1:
+        raise InputError(f"{name} must be at least 1: {name}={getattr(self, name)}")
+    if self.parallel.sequence:
+      raise InputError(
+        "a task's activations are laid out by the compiler: parallel.sequence=True; set it to False"
+      )
+
+
+class TaskRun:
+  """A task with its parameters on devices; called by all processes alike.
+
+  Attributes:
+    step: Steps made so far, those of the checkpoint it went on from included.
+    params: The parameters, as they lie on the devices.
+    layout: Where everything lies.
+    automatic: Where parameters lie over `tensor` and `expert`, and why: `automatic.table()`.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    params: Any,
+    sample: Sequence[Any],
+    recipe: TaskRecipe,
+    devices: Sequence[jax.Device] | None = None,
+    store: Store | None = None,
+  ):
+    """Places the parameters, or those of the newest checkpoint.
+
+    Args:
+      task: The three functions.
+      params: Any tree of arrays.
+      sample: Some examples, by whose batch the loss is traced.
+      recipe: The rest.
+      devices: Those to use; all by default.
+      store: Where the state is saved and read from.
+
+    Raises:
+      InputError: degrees, batch size and examples do not fit each other.
+    """
+    self.task, self.recipe, self.step = task, recipe, 0
+    self.params: Any = None
+    self._moments: Any = None
+    self.layout = make_layout(recipe.parallel, devices)
+    self._keys, self._store = Keys.from_seed(recipe.seed), store
+    shapes = jax.eval_shape(lambda: params)
+    rows = [sample[row % len(sample)] for row in range(recipe.batch_size)] if len(sample) else []
+    self.automatic = automatic_layout(
+      lambda p, b: task.loss(p, b, jax.random.key(0)), shapes, self._collate(rows),
+      self.layout.mesh, recipe.parallel.expert_axes,
+    )
+    paths = names.unflatten(shapes, {path: path for path in names.flatten(shapes)})
+    dims = self.automatic.dims
+    self._transform = make_optimizer(recipe.optim, recipe.num_steps, paths, dims)
+    moments = jax.eval_shape(self._transform.init, shapes)
+    lies, of_moments = self.layout.shardings, state_dims(moments, shapes, dims)
+    self._shardings = {
+      "params": lies("params", dims, shapes), "optimizer": lies("optimizer", of_moments, moments)
+    }
+    self._grads = lies("grads", dims, shapes)
+    self._shapes = {"params": shapes, "optimizer": moments}
+    self._begin(params)
+    self._jit()
+
+  def fit(self, examples: Sequence[Any], steps: int | None = None) -> list[Line]:
+    """Makes steps, to the end of the run by default; returns loss and metrics of each.
+
+    Examples come in an order that depends on the seed, all of them before any comes again.
+
+    Raises:
+      InputError: there are no examples, or more steps than the run has.
+      NotFiniteError: a loss is not finite.
+    """
+    last = self.recipe.num_steps if steps is None else self.step + steps
+    if last > self.recipe.num_steps:
+      raise InputError(
+        f"a run of num_steps={self.recipe.num_steps} cannot go on to step {last}; set it higher"
+      )
+    lines = []
+    while self.step < last:
+      batch = self._put(self._draw(examples))
+      self.params, self._moments, made = self._step(
+        self.params, self._moments, batch, np.int32(self.step)
+      )
+      self.step += 1
+      lines.append(jax.device_get(made))
+      if not np.isfinite(lines[-1]["loss"]):
+        raise NotFiniteError(
+          f"the loss of step {self.step} is {lines[-1]['loss']}; lower optim.learning_rate"
+        )
+      if self.recipe.save_every and self.step % self.recipe.save_every == 0:
+        self._save()
+    self._save()
+    if self._store is not None:
+      self._store.wait()
+    return lines
+
+  def predictions(self, examples: Sequence[Any]) -> Any:
+    """Returns what `predict` makes of examples, in their order, as NumPy arrays.
+
+    The last batch is filled up with copies of the last example, whose outputs are dropped.
+
+    Raises:
+      InputError: there are no examples, or an output has not a row for each.
+    """
+    size, parts = self.recipe.batch_size, []
+    for start in range(0, max(len(examples), 1), size):
+      rows = [examples[at] for at in range(start, min(start + size, len(examples)))]
+      filled = rows + rows[-1:] * (size - len(rows))
+      batch = self._put(self._collate(filled))
+      made = jax.device_get(self._predict(self.params, batch, np.int32(start // size)))
+      for path, leaf in names.flatten(made).items():
+        if np.shape(leaf)[:1] != (size,):
+          raise InputError(
+            f"output {path!r} of predict must have {size} rows, as the batch has: "
+            f"shape={np.shape(leaf)}; return what belongs to each row"
+          )
+      parts.append(made)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(examples)], *parts)
+
+  def _begin(self, params: Any) -> None:
+    """Sets parameters, moments and step: those of the newest checkpoint, or the first."""
+    found = None
+    if self._store is not None:
+      shardings = names.flatten(self._shardings)
+      like = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+        for path, leaf in names.flatten(self._shapes).items()
+      }
+      found = read_latest(self._store, like, lambda step, why: warnings.warn(why, stacklevel=2))
+    if found is None:
+      # Copies: what a step is given it may overwrite.
+      copies = jax.tree.map(lambda leaf: np.array(leaf), params)
+      self.params = peers.place(copies, self._shardings["params"])
+      init = jax.jit(self._transform.init, out_shardings=self._shardings["optimizer"])
+      self._moments = init(self.params)
+      return
+    self.step, arrays, record = found
+    if record["recipe"] != self._identity:
+      raise InputError(
+        f"the checkpoint in {self._store} was made with {record['recipe']}, not "
+        f"{self._identity}; use another store, or the same recipe"
+      )
+    state = names.unflatten(self._shapes, arrays)
+    self.params, self._moments = state["params"], state["optimizer"]
+
+  def _jit(self) -> None:
+    """Makes the two programs; they are compiled at their first call."""
+    whole, of_loss = self.layout.replicated, self.task.loss
+
+    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Line]:
+      made = of_loss(params, batch, key)
+      value, metrics = made if isinstance(made, tuple) else (made, {})
+      return value, {**metrics, "loss": value}
+
+    def step(params: Any, moments: Any, batch: Batch, index: jax.Array) -> Any:
+      key = (self._keys / "forward").at(index)("loss")
+      grads, line = jax.grad(loss, has_aux=True)(params, batch, key)
+      # Of what ZeRO spreads each device updates its own part.
+      grads, mine = jax.lax.with_sharding_constraint((grads, params), (self._grads,) * 2)
+      updates, moments = self._transform.update(grads, moments, mine)
+      return optax.apply_updates(mine, updates), moments, line
+
+    def predict(params: Any, batch: Batch, index: jax.Array) -> Any:
+      return self.task.predict(params, batch, (self._keys / "predict").at(index)("predict"))
+
+    state = (self._shardings["params"], self._shardings["optimizer"])
+    self._step = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*state, whole))
+    self._predict = jax.jit(predict, out_shardings=whole)
+
+  def _draw(self, examples: Sequence[Any]) -> Mapping[str, np.ndarray]:
+    """Returns the batch of the next step."""
+    count, size = len(examples), self.recipe.batch_size
+    if not count:
+      raise InputError("there are no examples to fit; give at least one")
+    at = range(self.step * size, (self.step + 1) * size)
+    orders = {
+      epoch: np.random.default_rng([self.recipe.seed, name_hash("order"), epoch]).permutation(count)
+      for epoch in {place // count for place in at}
+    }
+    return self._collate([examples[int(orders[place // count][place % count])] for place in at])
+
+  def _collate(self, rows: list[Any]) -> Mapping[str, np.ndarray]:
+    if not rows:
+      raise InputError("there are no examples; give at least one")
+    batch = {name: np.asarray(array) for name, array in self.task.collate(rows).items()}
+    for name, array in batch.items():
+      if array.shape[:1] != (len(rows),):
+        raise InputError(
+          f"array {name!r} of a batch must have a row for each of {len(rows)} examples: "
+          f"shape={array.shape}; let collate stack along dim 0"
+        )
+    return batch
+
+  def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Returns the rows of this process as parts of arrays on the devices of all."""
+    index, count = share_of_rows(self.layout, self.recipe.batch_size)
+    spec = self.layout.spec("activations", ("batch",))
+    sharding = NamedSharding(self.layout.mesh, spec)
+    return {
+      name: jax.make_array_from_process_local_data(
+        sharding, np.split(array, count)[index], array.shape
+      )
+      for name, array in batch.items()
+    }
+
+  @property
+  def _identity(self) -> dict[str, int]:
+    """What must be the same for a run to go on as it would have."""
+    return {name: getattr(self.recipe, name) for name in ("seed", "batch_size", "num_steps")}
+
+  def _save(self) -> None:
+    if self._store is None or self.step in self._store.steps():
+      return
+    arrays = names.flatten({"params": self.params, "optimizer": self._moments})
+    self._store.write(self.step, arrays, {"step": self.step, "recipe": self._identity})

@@ -1,0 +1,208 @@
+"""Three functions in plain jnp, on any layout: an MoE that tells which of two rules made a row."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoe.checkpoint import MemoryStore, OrbaxStore
+from jaxmoe.core.errors import InputError, NotFiniteError
+from jaxmoe.optim import Constant, Optim
+from jaxmoe.parallel import Parallel
+from jaxmoe.train.task import Task, TaskRecipe, TaskRun
+from tests.train.mixture_task import EXAMPLES, TASK, make_params
+
+LAYOUTS = {
+  "fsdp": Parallel(fsdp=4, data=2),
+  "expert and tensor": Parallel(data=2, expert=2, tensor=2),
+  "zero 1": Parallel(fsdp=2, zero=1, tensor=4),
+}
+OPTIM = Optim(schedule=Constant(), learning_rate=1e-2)
+RECIPE = TaskRecipe(OPTIM, num_steps=12, batch_size=16)
+
+
+def run_of(parallel=None, **options):
+  recipe = RECIPE if parallel is None else dataclasses.replace(RECIPE, parallel=parallel)
+  devices = jax.devices()[: recipe.parallel.num_devices]
+  return TaskRun(TASK, make_params(), EXAMPLES[:3], recipe, devices, **options)
+
+
+def losses(lines):
+  return np.array([line["loss"] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def one():
+  """Returns (losses, predictions) of one device."""
+  run = run_of()
+  return losses(run.fit(EXAMPLES)), run.predictions(EXAMPLES[:21])
+
+
+@pytest.mark.parametrize("name", ["fsdp", "expert and tensor"])
+def test_losses_and_predictions_are_those_of_one_device(one, name):
+  run = run_of(LAYOUTS[name])
+  np.testing.assert_allclose(losses(run.fit(EXAMPLES)), one[0], rtol=1e-5)
+  made = run.predictions(EXAMPLES[:21])
+  assert made["class"].shape == (21,)
+  np.testing.assert_allclose(made["probability"], one[1]["probability"], rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns(one):
+  assert one[0][-3:].mean() < 0.8 * one[0][:3].mean()
+
+
+def test_experts_and_hidden_units_are_spread_and_so_are_their_moments():
+  run = run_of(LAYOUTS["expert and tensor"])
+  assert tuple(run.params["experts"]["a"].sharding.spec) == ("expert", None, "tensor")
+  parts = [
+    leaf.sharding.spec for leaf in jax.tree.leaves(run._moments) if leaf.shape == (4, 6, 16)
+  ]
+  assert [tuple(spec) for spec in parts] == [("expert", None, "tensor")] * 2
+  assert "scores experts" in run.automatic.table()
+
+
+def test_zero_3_spreads_parameters_and_zero_1_moments_alone():
+  whole = run_of(LAYOUTS["zero 1"])
+  assert "fsdp" not in str(whole.params["experts"]["a"].sharding.spec)
+  assert any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(whole._moments))
+  assert "fsdp" in str(run_of(LAYOUTS["fsdp"]).params["experts"]["a"].sharding.spec)
+
+
+def test_a_run_goes_on_from_its_checkpoint_on_another_layout(one, tmp_path):
+  store = OrbaxStore(tmp_path / "checkpoints")
+  run_of(LAYOUTS["expert and tensor"], store=store).fit(EXAMPLES, 5)
+  store.close()
+  run = run_of(LAYOUTS["fsdp"], store=OrbaxStore(tmp_path / "checkpoints"))
+  assert run.step == 5
+  np.testing.assert_allclose(losses(run.fit(EXAMPLES)), one[0][5:], rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused():
+  store = MemoryStore()
+  run_of(store=store).fit(EXAMPLES, 1)
+  other = dataclasses.replace(RECIPE, seed=1)
+  with pytest.raises(InputError, match="was made with"):
+    TaskRun(TASK, make_params(), EXAMPLES, other, jax.devices()[:1], store)
+
+
+def test_every_example_comes_once_before_any_comes_again():
+  seen = []
+
+  def collate(rows):
+    seen.extend(int(row[1]) for row in rows)
+    return TASK.collate(EXAMPLES[: len(rows)])
+
+  task = dataclasses.replace(TASK, collate=collate)
+  run = TaskRun(task, make_params(), [(0, 0)], RECIPE, jax.devices()[:1])
+  seen.clear()
+  run.fit([(0, i) for i in range(40)], 10)
+  for epoch in range(4):
+    assert sorted(seen[40 * epoch : 40 * (epoch + 1)]) == list(range(40))
+  assert seen[:40] != seen[40:80]
+
+
+def test_parameters_that_were_given_stay_usable():
+  params = make_params()
+  TaskRun(TASK, params, EXAMPLES, RECIPE, jax.devices()[:1]).fit(EXAMPLES, 1)
+  jax.block_until_ready(jax.tree.map(lambda leaf: leaf + 0, params))
+
+
+def test_keys_differ_from_step_to_step_and_not_from_layout_to_layout():
+  def loss(params, batch, key):
+    noise = jax.random.normal(key, batch["x"].shape)
+    return (((batch["x"] + noise) @ params["w"]) ** 2).mean()
+
+  def fit(parallel):
+    task = Task(lambda rows: {"x": np.stack(rows)}, loss, loss)
+    recipe = TaskRecipe(Optim(schedule=Constant(), learning_rate=1e-9), parallel, 2, 8)
+    params, rows = {"w": np.ones((4, 4), np.float32)}, list(np.ones((1, 4), np.float32))
+    return losses(TaskRun(task, params, rows, recipe, jax.devices()[: parallel.num_devices])
+                  .fit(rows))
+
+  first = fit(Parallel())
+  assert abs(first[0] - first[1]) > 1e-3
+  np.testing.assert_allclose(fit(Parallel(data=4, tensor=2)), first, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "message, changes, parallel",
+  [
+    ("must have a row for each of 16", {"collate": lambda rows: {"x": np.ones(3)}}, Parallel()),
+    ("must have 16 rows", {"predict": lambda p, b, key: {"mean": b["x"].mean()}}, Parallel()),
+    ("does not divide by 3", {}, Parallel(data=3)),
+    ("cannot go on to step 13", {"steps": 13}, Parallel()),
+    ("no examples", {"examples": []}, Parallel()),
+    ("laid out by the compiler", {}, Parallel(tensor=2, sequence=True)),
+  ],
+)
+def test_mistakes_end_with_one_line(message, changes, parallel):
+  changes = dict(changes)
+  examples, steps = changes.pop("examples", EXAMPLES), changes.pop("steps", 1)
+  with pytest.raises(InputError, match=message) as error:
+    recipe = dataclasses.replace(RECIPE, parallel=parallel)
+    task = dataclasses.replace(TASK, **changes)
+    run = TaskRun(task, make_params(), EXAMPLES, recipe, jax.devices()[: parallel.num_devices])
+    run.predictions(examples)
+    run.fit(examples, steps)
+  assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+  task = dataclasses.replace(TASK, loss=lambda p, b, key: jnp.log(-jnp.abs(p["router"]).sum()))
+  with pytest.raises(NotFiniteError, match="loss of step 1 is nan"):
+    TaskRun(task, make_params(), EXAMPLES, RECIPE, jax.devices()[:1]).fit(EXAMPLES, 1)
+
+
+PROCESS = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
+from jaxmoe.parallel import Parallel
+from jaxmoe.train.task import TaskRun
+from tests.train import task_test as t
+import dataclasses
+recipe = dataclasses.replace(t.RECIPE, parallel=Parallel(data=2, tensor=2))
+run = TaskRun(t.TASK, t.make_params(), t.EXAMPLES[:3], recipe)
+found = [float(line["loss"]) for line in run.fit(t.EXAMPLES, 4)]
+print("FOUND", json.dumps([found, run.predictions(t.EXAMPLES[:21])["probability"].tolist()]))
+"""
+
+
+def test_two_processes_give_the_losses_of_one_device(one):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    free_port = free.getsockname()[1]
+  root = pathlib.Path(__file__).parents[2]
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROCESS, str(free_port), str(rank)], cwd=root, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu",
+           "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
+    )
+    for rank in range(2)
+  ]  # fmt: skip
+  ended = [process.communicate(timeout=300) for process in started]
+  run = run_of()
+  run.fit(EXAMPLES, 4)
+  expected = run.predictions(EXAMPLES[:21])["probability"]
+  for process, (out, err) in zip(started, ended):
+    assert process.returncode == 0, err[-2000:]
+    line = next(line for line in out.splitlines() if line.startswith("FOUND"))
+    found, probability = json.loads(line.removeprefix("FOUND"))
+    np.testing.assert_allclose(found, one[0][:4], rtol=1e-5)
+    np.testing.assert_allclose(probability, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_example_is_short():
+  text = (pathlib.Path(__file__).parent / "mixture_task.py").read_text()
+  assert len(text.splitlines()) <= 60
