@@ -193,9 +193,12 @@ class _Rules:
 
   def _holds_experts(self, leaf: int) -> bool:
     """Whether a leaf is a stack of what experts are made of."""
+    return self._stacked(leaf) and leaf not in self._routers
+
+  def _stacked(self, leaf: int) -> bool:
+    """Whether the first dim of a leaf, before others, counts experts."""
     rest = self._leaves[leaf][self._first(leaf) :]
-    stacked = len(rest) > 1 and bool(rest[0]) and self._experts.issuperset(rest[0])
-    return stacked and leaf not in self._routers
+    return len(rest) > 1 and bool(rest[0]) and self._experts.issuperset(rest[0])
 
   def _find_experts(self) -> Factors:
     """Returns what counts experts: each entry is multiplied with rows of its own, and is no head.
@@ -224,11 +227,11 @@ class _Rules:
     out = [resolve(dim) for dim in product.out if dim]
     if len(out) != 1 or product.lookup or any(product.batch):
       return False
-    sizes = {size_of(dims[self._first(leaf)]) for leaf, dims in enumerate(self._leaves)
-             if len(dims) > self._first(leaf) + 1
-             and self._experts.issuperset(dims[self._first(leaf)])}
-    known = self._experts.issuperset(out[0])
-    return bool(self._experts) and (known or (_scores(product) and size_of(out[0]) in sizes))
+    counts = [resolve(dim) for dim in self._flow.picked]
+    counts += [dims[self._first(leaf)] for leaf, dims in enumerate(self._leaves)
+               if self._stacked(leaf)]
+    known = out[0] in counts or self._experts.issuperset(out[0])
+    return known or (_scores(product) and size_of(out[0]) in map(size_of, counts))
 
   def _unit(self, dim: Dim) -> tuple[Dim | None, str]:
     """Returns the leading factors along which a dim divides, or None and why there are none."""

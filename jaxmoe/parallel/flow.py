@@ -78,11 +78,13 @@ class Flow:
     products: With parameters, in the order of the program.
     heads: Dims for each entry of which two activations are multiplied, as queries and keys are.
     attended: Dims of one activation alone that a product with another leaves.
+    picked: Dims of parameters of which whole matrices are picked by what is computed.
   """
 
   products: list[Product] = dataclasses.field(default_factory=list)
   heads: list[Dim] = dataclasses.field(default_factory=list)
   attended: list[Dim] = dataclasses.field(default_factory=list)
+  picked: list[Dim] = dataclasses.field(default_factory=list)
 
 
 Values = list[Value]

@@ -192,7 +192,8 @@ def _looked_up(flow: Flow, along: Sequence[int], given: Values, dims: list[Dim])
     mark(dim, INDEXED, *([CUT] if weight and not lookup else []))
   if lookup:
     flow.products.append(Product(operand.leaves, found, kept, lookup=True))
-  elif weight and sum(map(bool, kept)) > 1:  # a whole matrix for each choice
+  elif weight and sum(map(bool, kept)) > 1:
+    flow.picked.extend(found)
     return Value(tuple(dims), Level.WEIGHT, operand.leaves)
   return together(given, dims)
 

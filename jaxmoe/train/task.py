@@ -113,6 +113,7 @@ class TaskRun:
     self.params: Any = None
     self._moments: Any = None
     self.layout = make_layout(recipe.parallel, devices)
+    self._share = share_of_rows(self.layout, recipe.batch_size)
     self._keys, self._store = Keys.from_seed(recipe.seed), store
     shapes = jax.eval_shape(lambda: params)
     rows = [sample[row % len(sample)] for row in range(recipe.batch_size)] if len(sample) else []
@@ -265,7 +266,7 @@ class TaskRun:
 
   def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Returns the rows of this process as parts of arrays on the devices of all."""
-    index, count = share_of_rows(self.layout, self.recipe.batch_size)
+    index, count = self._share
     spec = self.layout.spec("activations", ("batch",))
     sharding = NamedSharding(self.layout.mesh, spec)
     return {

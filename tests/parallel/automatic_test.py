@@ -9,8 +9,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmoe.core.inspection import collectives
+from jaxmoe.core.layout import dims_by_path
 from jaxmoe.core.names import flatten
-from jaxmoe.parallel import Parallel, automatic_layout, make_mesh
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.parallel import Parallel, automatic_layout, make_layout, make_mesh
+from jaxmoe.parity.cells import Cell
+from jaxmoe.parity.fixture import batch_of as packed_rows
+from jaxmoe.parity.fixture import decoder_of
 from tests.parallel.toys import (
   MODELS,
   B,
@@ -260,6 +266,48 @@ def test_experts_are_known_however_rows_get_to_them(layer):
   assert specs["blocks/mlp/gate"] == (None, "expert", None, "tensor")
   assert specs["blocks/mlp/down"] == (None, "expert", "tensor", None)
   assert specs["blocks/mlp/router"] == (None, None, None)
+
+
+def picked_experts(p, x):
+  t = x.reshape(-1, D)
+  weight, which = jax.lax.top_k(jax.nn.softmax(t @ p["router"]), 2)
+  h = jax.nn.relu(jnp.einsum("td,tadf->taf", t, p["gate"][which]))
+  return jnp.einsum("taf,tafd,ta->td", h, p["down"][which], weight).reshape(x.shape)
+
+
+def experts_in_turn(p, x):
+  def body(y, of):
+    gate, down, score = of
+    return y + score[..., None] * (jax.nn.relu(x @ gate) @ down), None
+
+  scores = jnp.moveaxis(jax.nn.softmax(x @ p["router"]), -1, 0)
+  return jax.lax.scan(body, jnp.zeros_like(x), (p["gate"], p["down"], scores))[0]
+
+
+@pytest.mark.parametrize("layer", [picked_experts, experts_in_turn])
+def test_experts_that_are_taken_one_by_one_are_cut_inside_alone(layer):
+  of = {"gate": (E, D, F), "down": (E, F, D), "router": (D, E)}
+  _, specs = specs_of(decoder(attention, layer), tree(attention_shapes(), of), expert=2, tensor=2)
+  assert specs["blocks/mlp/gate"] == (None, None, None, "tensor")
+  assert specs["blocks/mlp/down"] == (None, None, "tensor", None)
+  assert specs["blocks/mlp/router"] == (None, None, None)
+
+
+@pytest.mark.parametrize("dispatch", ["dropless", "capacity", "einsum", "dense"])
+def test_what_is_found_in_a_decoder_is_what_its_dims_say(dispatch):
+  parallel = Parallel(expert=2, tensor=2)
+  model = decoder_of(Cell(parallel, dispatch=dispatch))
+  layout = make_layout(parallel, jax.devices())
+
+  def loss(params, batch):
+    return model.hidden(params, Tokens.of_batch(batch), keys=Keys.from_seed(0))[0].sum()
+
+  found = flatten(automatic_layout(loss, model.shapes, packed_rows(), layout.mesh).specs)
+  for path, dims in dims_by_path(model.dims, model.shapes).items():
+    said = tuple(layout.spec("params", dims, flatten(model.shapes)[path].shape))
+    # Experts multiply with gate and up as one kernel, side by side: tensor parts would cut it.
+    inside = "/experts/" in path
+    assert tuple(found[path])[: 2 if inside else None] == said[: 2 if inside else None], path
 
 
 def absorbed(p, x):
