@@ -270,7 +270,8 @@ def test_experts_are_known_however_rows_get_to_them(layer):
 
 def picked_experts(p, x):
   t = x.reshape(-1, D)
-  weight, which = jax.lax.top_k(jax.nn.softmax(t @ p["router"]), 2)
+  scores = t @ p["router"] + p.get("bias", jnp.zeros(E))[None]
+  weight, which = jax.lax.top_k(jax.nn.softmax(scores), 2)
   h = jax.nn.relu(jnp.einsum("td,tadf->taf", t, p["gate"][which]))
   return jnp.einsum("taf,tafd,ta->td", h, p["down"][which], weight).reshape(x.shape)
 
@@ -286,8 +287,9 @@ def experts_in_turn(p, x):
 
 @pytest.mark.parametrize("layer", [picked_experts, experts_in_turn])
 def test_experts_that_are_taken_one_by_one_are_cut_inside_alone(layer):
-  of = {"gate": (E, D, F), "down": (E, F, D), "router": (D, E)}
+  of = {"gate": (E, D, F), "down": (E, F, D), "router": (D, E), "bias": (E,)}
   _, specs = specs_of(decoder(attention, layer), tree(attention_shapes(), of), expert=2, tensor=2)
+  assert specs["blocks/mlp/bias"] == (None, None)
   assert specs["blocks/mlp/gate"] == (None, None, None, "tensor")
   assert specs["blocks/mlp/down"] == (None, None, "tensor", None)
   assert specs["blocks/mlp/router"] == (None, None, None)
@@ -347,6 +349,28 @@ def test_products_in_a_row_are_cut_in_pairs():
   _, specs = specs_of(chain, shapes, batch, tensor=4)
   out, taken = (None, "tensor"), ("tensor", None)
   assert list(specs.values()) == [out, taken, out, taken, (None, None)]
+
+
+def test_a_stream_stays_whole_also_where_it_comes_first():
+  def loss(p, batch):
+    x = batch["x"] @ p["first"]
+    return (ffn(p["mlp"], x) + x).mean()
+
+  shapes = {"first": (6, D), "mlp": mlp_shapes()}
+  _, specs = specs_of(loss, shapes, {"x": jnp.ones((B, L, 6))}, tensor=4)
+  assert specs["first"] == (None, None)
+  assert specs["mlp/down"] == ("tensor", None)
+
+
+def test_few_values_are_not_cut_inside_a_head():
+  def layer(p, x):
+    q, k, v = ((x @ p[name]).reshape(*x.shape[:2], -1, 6) for name in "qkv")
+    return attend(q, k, v).reshape(*x.shape[:2], -1) @ p["o"]
+
+  shapes = tree({"q": (D, 48), "k": (D, 12), "v": (D, 12), "o": (48, D)}, mlp_shapes())
+  _, specs = specs_of(decoder(layer, ffn), shapes, tensor=4)
+  assert specs["blocks/attention/o"] == (None, "tensor", None)
+  assert specs["blocks/attention/k"] == specs["blocks/attention/v"] == (None, None, None)
 
 
 def recurrent(p, batch):
