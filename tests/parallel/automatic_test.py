@@ -20,7 +20,6 @@ from jaxmoe.parity.fixture import decoder_of
 from tests.parallel.toys import (
   MODELS,
   B,
-  C,
   D,
   E,
   F,
@@ -28,14 +27,22 @@ from tests.parallel.toys import (
   L,
   R,
   V,
+  absorbed,
+  all_experts,
   attend,
   attention,
   attention_shapes,
   batch_of,
   decoder,
+  experts_in_turn,
   ffn,
+  fused_gate,
   mlp_shapes,
+  paired_gate,
   params_of,
+  picked_experts,
+  scattered_experts,
+  sorted_experts,
   tree,
 )
 
@@ -211,16 +218,6 @@ def test_a_fused_kernel_is_cut_only_where_that_cuts_heads(order):
   np.testing.assert_allclose(value, alone(loss, shapes), rtol=1e-6)
 
 
-def fused_gate(p, x):
-  gate, up = jnp.split(x @ p["both"], 2, -1)
-  return (jax.nn.silu(gate) * up) @ p["down"]
-
-
-def paired_gate(p, x):
-  both = jnp.einsum("bld,dgf->blgf", x, p["both"])
-  return (jax.nn.silu(both[..., 0, :]) * both[..., 1, :]) @ p["down"]
-
-
 def test_gate_and_up_in_one_kernel_are_cut_only_where_both_are():
   shapes = tree(attention_shapes(), {"both": (D, 2 * F), "down": (F, D)})
   found, specs = specs_of(decoder(attention, fused_gate), shapes, tensor=4)
@@ -232,33 +229,6 @@ def test_gate_and_up_in_one_kernel_are_cut_only_where_both_are():
   assert specs["blocks/mlp/down"] == (None, "tensor", None)
 
 
-def all_experts(p, x):
-  scores = jax.nn.softmax(x @ p["router"])
-  h = jax.nn.relu(jnp.einsum("bld,edf->blef", x, p["gate"]))
-  return jnp.einsum("blef,efd,ble->bld", h, p["down"], scores)
-
-
-def sorted_experts(p, x):
-  t = x.reshape(-1, D)
-  weight, which = jax.lax.top_k(jax.nn.sigmoid(t @ p["router"]), 2)
-  order = jnp.argsort(which.reshape(-1))
-  sizes = jnp.bincount(which.reshape(-1), length=E)
-  h = jax.nn.relu(jax.lax.ragged_dot(t[order // 2], p["gate"], sizes))
-  y = jax.lax.ragged_dot(h, p["down"], sizes)
-  y = jnp.zeros_like(y).at[order].set(y).reshape(-1, 2, D)
-  return jnp.einsum("tad,ta->td", y, weight).reshape(x.shape)
-
-
-def scattered_experts(p, x):
-  t = x.reshape(-1, D)
-  which = jnp.argmax(t @ p["router"], -1)
-  slot = which * 2 * C + jnp.cumsum(jax.nn.one_hot(which, E, dtype=int), 0)[:, 0]
-  rows = jnp.zeros((E * 2 * C, D)).at[slot].set(t, mode="drop").reshape(E, 2 * C, D)
-  h = jax.nn.relu(jnp.einsum("ecd,edf->ecf", rows, p["gate"]))
-  y = jnp.einsum("ecf,efd->ecd", h, p["down"]).reshape(-1, D)
-  return y.at[slot].get(mode="fill", fill_value=0).reshape(x.shape)
-
-
 @pytest.mark.parametrize("layer", [all_experts, sorted_experts, scattered_experts])
 def test_experts_are_known_however_rows_get_to_them(layer):
   of = {"gate": (E, D, F), "down": (E, F, D), "router": (D, E)}
@@ -266,23 +236,6 @@ def test_experts_are_known_however_rows_get_to_them(layer):
   assert specs["blocks/mlp/gate"] == (None, "expert", None, "tensor")
   assert specs["blocks/mlp/down"] == (None, "expert", "tensor", None)
   assert specs["blocks/mlp/router"] == (None, None, None)
-
-
-def picked_experts(p, x):
-  t = x.reshape(-1, D)
-  scores = t @ p["router"] + p.get("bias", jnp.zeros(E))[None]
-  weight, which = jax.lax.top_k(jax.nn.softmax(scores), 2)
-  h = jax.nn.relu(jnp.einsum("td,tadf->taf", t, p["gate"][which]))
-  return jnp.einsum("taf,tafd,ta->td", h, p["down"][which], weight).reshape(x.shape)
-
-
-def experts_in_turn(p, x):
-  def body(y, of):
-    gate, down, score = of
-    return y + score[..., None] * (jax.nn.relu(x @ gate) @ down), None
-
-  scores = jnp.moveaxis(jax.nn.softmax(x @ p["router"]), -1, 0)
-  return jax.lax.scan(body, jnp.zeros_like(x), (p["gate"], p["down"], scores))[0]
 
 
 @pytest.mark.parametrize("layer", [picked_experts, experts_in_turn])
@@ -310,17 +263,6 @@ def test_what_is_found_in_a_decoder_is_what_its_dims_say(dispatch):
     # Experts multiply with gate and up as one kernel, side by side: tensor parts would cut it.
     inside = "/experts/" in path
     assert tuple(found[path])[: 2 if inside else None] == said[: 2 if inside else None], path
-
-
-def absorbed(p, x):
-  """Latent attention in the form that never makes keys: a matrix for each head."""
-  c = x @ p["down"]
-  q = jnp.einsum("bld,dnh->blnh", x, p["q"])
-  q = jnp.einsum("blnh,nrh->blnr", q, p["up_k"])
-  weights = jax.nn.softmax(jnp.einsum("blnr,bsr->bnls", q, c), axis=-1)
-  y = jnp.einsum("bnls,bsr->blnr", weights, c)
-  y = jnp.einsum("blnr,nrh->blnh", y, p["up_v"])
-  return jnp.einsum("blnh,nhd->bld", y, p["o"])
 
 
 def test_a_matrix_for_each_head_is_no_expert():
