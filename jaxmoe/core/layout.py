@@ -71,7 +71,9 @@ class Layout:
   def spec(
     self, role: Role, dims: Dims, shape: tuple[int, ...] | None = None
   ) -> PartitionSpec:
-    """Returns the mesh axes of each dim; a dim without a rule is replicated.
+    """Returns the mesh axes of each dim, those of one device left out.
+
+    A dim without a rule is replicated.
 
     A mesh axis shards one dim of an array at most: the first dim that asks for it has it.
 
@@ -89,12 +91,13 @@ class Layout:
     used: set[str] = set()
     for at, dim in enumerate(dims):
       ruled = rules.get(dim, ()) if dim and (dim != EXPERT or at == first) else ()
-      axes = tuple(axis for axis in ruled if axis not in used)
+      axes = tuple(axis for axis in ruled if axis not in used and self.mesh.shape[axis] > 1)
       if shape is not None and not self._divides(dim, shape[at], axes):
         axes = ()
       used.update(axes)
       parts.append(axes)
-    more = tuple(axis for axis in self.spread.get(role, ()) if axis not in used)
+    wanted = self.spread.get(role, ())
+    more = tuple(axis for axis in wanted if axis not in used and self.mesh.shape[axis] > 1)
     if shape is not None and more:
       free = [at for at in range(first, len(dims)) if not parts[at]]
       fits = [at for at in free if shape[at] and shape[at] % self.degree(more) == 0]

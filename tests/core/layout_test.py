@@ -77,3 +77,9 @@ def test_experts_are_spread_where_their_dim_comes_first_and_gates_are_not():
   assert layout.spec("params", ("layer", "embed", "expert"), (3, 8, 4)) == PartitionSpec(
     None, None, None
   )
+
+
+def test_a_rule_over_one_device_leaves_its_dim_free():
+  rules = {"params": {"mlp": ("tensor",)}}
+  layout = Layout(mesh_of(fsdp=4, tensor=1), rules, spread={"params": ("fsdp",)})
+  assert layout.spec("params", ("embed", "mlp"), (8, 32)) == PartitionSpec(None, "fsdp")
