@@ -22,7 +22,7 @@ def test_a_step_on_eight_devices_is_told_as_text_and_as_json(here, tiny, tmp_pat
   assert found["mesh"] == {"data": 2, "fsdp": 4, "expert": 1, "tensor": 1}
   compiled = found["compiled"]
   assert found["arguments"] == compiled["memory"]["arguments"] + compiled["unread"]
-  assert found["held"]["batch"]["whole"] == 8 * found["held"]["batch"]["bytes"] == 4 * 8 * 16 * 4
+  assert found["held"]["batch"]["whole"] == 8 * found["held"]["batch"]["bytes"] == 5 * 8 * 16 * 4
   assert found["compiled"]["traffic"] and found["fits"] is None
 
 
@@ -40,8 +40,11 @@ def test_the_shape_of_a_public_model_is_told_on_devices_that_are_not_there(alone
 @pytest.mark.parametrize(
   "flags, words",
   [
-    (["--config.parallel.data=16"], "asks for 16 devices .* or --devices=16"),
-    (["--devices=8", "--config.parallel.data=3", "--config.train.batch_size=8"], "divide by 3"),
+    (
+      ["--config.parallel.data=16", "--config.train.batch_size=16"],
+      "asks for 16 devices .* or --devices=16",
+    ),
+    (["--devices=8", "--config.parallel.data=3", "--config.train.batch_size=8"], "multiple of 3"),
     (["--devices=-1"], "must not be negative"),
     (["--devices=8", "--topology=v5e:4x4"], "leave one"),
     (["--devices=9"], "JAX has started with 8"),

@@ -53,9 +53,12 @@ def test_two_processes_train_as_one_and_one_device_goes_on(
 
 
 def test_a_bad_config_ends_all_with_one_line_and_writes_nothing(train_on, tmp_path):
-  wrong = {"train.num_steps=0": "at least 1", "parallel.data=3": "asks for 3 devices"}
-  for change, expected in wrong.items():
-    code, out, err = train_on(2, 1, tmp_path / "run", changes=[change])
+  wrong = {
+    ("train.num_steps=0",): "at least 1",
+    ("parallel.data=4", "train.batch_size=8"): "asks for 4 devices",
+  }
+  for changes, expected in wrong.items():
+    code, out, err = train_on(2, 1, tmp_path / "run", changes=changes)
     assert code == 2, err
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert expected in err
