@@ -36,6 +36,8 @@ from jaxmoe.parity.cells import DEVICES
 from jaxmoe.parity.results import PATH
 from launch import cli
 
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("full", False, "All cells of the table.", flag_values=FLAGS)
 flags.DEFINE_string("cells", "", "Cells whose key matches this glob.", flag_values=FLAGS)
@@ -50,6 +52,8 @@ def main(rest: list[str]) -> int:
   results, digest = Results.read(path), source_digest()
   cells = chosen()
   os.environ["JAX_PLATFORMS"] = "cpu"
+  # Each program runs twice: most of the time goes into making it fast.
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", DEVICES)
   cli.set_up_jax()
