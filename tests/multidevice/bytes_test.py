@@ -33,9 +33,9 @@ FEED_FORWARD = MLP(HIDDEN)
 TOLD = FLOAT * LAYERS * EXPERTS  # the largest sum that is of a metric
 
 
-def sent(parallel, ffn=FEED_FORWARD, micro=1):
+def sent(parallel, ffn=FEED_FORWARD, micro=1, key_heads=8):
   """Returns the bytes a device sends by kind and axes, metrics apart, and all collectives."""
-  block = Block(Attention(num_heads=8, num_kv_heads=8, head_dim=8), ffn)
+  block = Block(Attention(num_heads=8, num_kv_heads=key_heads, head_dim=8), ffn)
   decoder = decoder_of(block, LAYERS, DIM, VOCAB)
   found = collectives_of_lowered(*lower_gradients(decoder, parallel, (ROWS, LENGTH), micro))
   assert all(one.known and not one.sometimes for one in found)
@@ -127,6 +127,13 @@ def test_tensor_groups_send_activations_and_numbers_of_the_loss(name):
   # Nothing of size T x V moves, in no part: the largest is the stream.
   assert DIM < VOCAB // 4 and max(one.bytes_out for one in found) == STREAM
   assert sum(one.times for one in found if one.shape == (TOKENS,)) == 5
+
+
+def test_key_heads_fewer_than_devices_are_held_and_summed_by_all():
+  keys_and_values = LAYERS * FLOAT * 2 * DIM * 2 * 8
+  assert sent(Parallel(tensor=4), key_heads=2)[0] == pytest.approx({
+    ("all-reduce", "tensor"): 2 * share(4) * (SUMS * STREAM + LOSS + WHOLE + keys_and_values),
+  }, rel=1e-6)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
