@@ -1,0 +1,376 @@
+"""Faults planted in the engine one at a time, and the cell of the parity table each turns red.
+
+python -m tests.planted_faults [GLOB]
+
+A cell must be green as the engine is and red with the fault. Prints a line a fault: its name, the
+cell, and the quantities that are wrong with their largest errors. Takes about ten minutes.
+"""
+
+import contextlib
+import dataclasses
+import fnmatch
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.moe import layer
+from jaxmoe.moe.dispatch import exchange
+from jaxmoe.ops import cross_entropy
+from jaxmoe.parallel import Gathers, MeshWays, Parallel, Reduction
+from jaxmoe.parity import Cell, compare, is_green
+from jaxmoe.parity.cells import DEVICES
+from jaxmoe.train import gradients
+
+DATA, EXPERT, TENSOR = Cell(Parallel(data=2)), Cell(Parallel(expert=2)), Cell(Parallel(tensor=2))
+BOTH = Cell(Parallel(data=2, expert=2))
+SEQUENCE = Cell(Parallel(tensor=2, sequence=True))
+NOISY = dataclasses.replace(DATA, router="noisy")
+AUX_FREE = dataclasses.replace(DATA, router="aux_free")
+CAPACITY = dataclasses.replace(DATA, dispatch="capacity")
+GATHERED = dataclasses.replace(EXPERT, exchange="all_gather")
+CHUNKED = dataclasses.replace(EXPERT, exchange="all_to_all_chunked")
+CONSTANT = dataclasses.replace(TENSOR, experts="zero_copy_constant")
+KEY_HEADS = Cell(Parallel(tensor=4))  # twice as many devices as key heads
+FOLD_DATA = Cell(Parallel(data=2, expert=2, fold=("data",)), exchange="all_to_all_two_level")
+FOLD_TENSOR = Cell(Parallel(expert=2, tensor=2, fold=("tensor",)))
+ZERO_2, ZERO_3 = Cell(Parallel(fsdp=2, zero=2)), Cell(Parallel(fsdp=2, zero=3))
+
+Make = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+  """What stands in the place of a name, and where that shows.
+
+  Attributes:
+    cell: The cell that it turns red.
+    owner: The module or class.
+    name: What is replaced there.
+    make: From the original to what takes its place.
+  """
+
+  cell: Cell
+  owner: Any
+  name: str
+  make: Make
+
+  @contextlib.contextmanager
+  def planted(self) -> Any:
+    """Plants the fault; no program traced with or without it outlives that."""
+    jax.clear_caches()
+    with mock.patch.object(self.owner, self.name, self.make(getattr(self.owner, self.name))):
+      yield
+    jax.clear_caches()
+
+
+def wrong(cell: Cell) -> dict[str, float]:
+  """Returns the quantities of a cell that are not green, with their largest errors."""
+  return {name: value for name, value in compare(cell).items() if not is_green({name: value})}
+
+
+@functools.cache
+def wrong_without(cell: Cell) -> dict[str, float]:
+  """Returns the same with the engine as it is; its reference is kept for the faults."""
+  return wrong(cell)
+
+
+def as_is(original: Any) -> Any:
+  """What returns its argument untouched."""
+  return lambda self, x, *_: x
+
+
+def property_of(value: Callable[[Any], Any]) -> Make:
+  """Returns a property in the place of another; `value` is of the original's."""
+  return lambda original: property(lambda self: value(original.fget(self)))
+
+
+def embed_alone(original: Any) -> Any:
+  """An embedding of the rows that a device has."""
+
+  def embed(self, *args: Any) -> Any:
+    with mock.patch.object(MeshWays, "leave", as_is(None)):
+      return original(self, *args)
+
+  return embed
+
+
+def next_part(original: Any) -> Any:
+  """The part of the sequence of the next device."""
+
+  def mine(self, x_BLF: jax.Array) -> jax.Array:
+    size = x_BLF.shape[1] // self.copies
+    return original(self, jnp.roll(x_BLF, -size, axis=1))
+
+  return mine
+
+
+def whole_summed(original: Any) -> Any:
+  """Outputs that all devices of a tensor group have are added up like parts."""
+
+  def stream(self, ways: Any) -> jax.Array:
+    parts = [part for part in (self.parts, self.whole) if part is not None]
+    return original(dataclasses.replace(self, parts=sum(parts), whole=None), ways)
+
+  return stream
+
+
+def total_of_less(original: Any) -> Any:
+  """Sums over all axes of tokens but the last."""
+  return lambda self, tree: jax.lax.psum(tree, self._token_axes[:-1])
+
+
+def counts_of_each(original: Any) -> Any:
+  """Labels, tokens and rows as a device counts its own."""
+  return lambda self, tree: tree if isinstance(tree, tuple) else original(self, tree)
+
+
+def drops_of_each(original: Any) -> Any:
+  """Drops as a device counts its own."""
+  return lambda sums, ways: dataclasses.replace(original(sums, ways), dropped=sums.dropped)
+
+
+def share_of_copies(original: Any) -> Any:
+  """A loss that every device of a tensor group adds whole."""
+
+  def loss(decoder: Any, *args: Any) -> Any:
+    value, metrics = original(decoder, *args)
+    return value * decoder.ways.copies, metrics
+
+  return loss
+
+
+def sums_over(change: Callable[[str, tuple[str, ...]], tuple[str, ...]]) -> Make:
+  """Returns gradients that are summed over other axes; `change` is of path and axes."""
+
+  def make(original: Any) -> Any:
+    def init(self, *args: Any) -> None:
+      original(self, *args)
+      self._sums = {path: change(path, axes) for path, axes in self._sums.items()}
+
+    return init
+
+  return make
+
+
+def divided(original: Any) -> Any:
+  """Gradients that are averaged, though each device has only its share."""
+  return lambda self, grads: jax.tree.map(lambda leaf: leaf / 2, original(self, grads))
+
+
+def cut_not_summed(original: Any) -> Any:
+  """A device's part of its own gradient in the place of a reduce-scatter."""
+
+  def scattered(self, grads: Any) -> Any:
+    with mock.patch.object(jax.lax, "psum_scatter", own_part):
+      return original(self, grads)
+
+  return scattered
+
+
+def own_part(x: jax.Array, axis: Any, *, scatter_dimension: int, tiled: bool) -> jax.Array:
+  """Returns what `psum_scatter` would if others had zeros."""
+  del tiled
+  size = x.shape[scatter_dimension] // jax.lax.axis_size(axis)
+  first = jax.lax.axis_index(axis) * size
+  return jax.lax.dynamic_slice_in_dim(x, first, size, axis=scatter_dimension)
+
+
+def gathered_in_turn(original: Any) -> Any:
+  """Gathered weights whose parts are in another order; scales not, or all would still agree."""
+
+  def arrive(self, leaf: jax.Array, arrival: Any) -> jax.Array:
+    at = arrival.gather
+    ready = original(self, leaf, arrival)
+    return ready if at is None or leaf.ndim == 1 else jnp.roll(ready, leaf.shape[at], axis=at)
+
+  return arrive
+
+
+def gathered_for_good(original: Any) -> Any:
+  """Gathered weights that no gradient reaches."""
+
+  def arrive(self, leaf: jax.Array, arrival: Any) -> jax.Array:
+    ready = original(self, leaf, arrival)
+    return ready if arrival.gather is None else jax.lax.stop_gradient(ready)
+
+  return arrive
+
+
+def other_key_head(original: Any) -> Any:
+  """The key head that other query heads read."""
+
+  def cut(self, leaf: jax.Array, dim: int, kind: str) -> jax.Array:
+    return original(self, jnp.roll(leaf, 1, axis=dim) if kind == "kv_heads" else leaf, dim, kind)
+
+  return cut
+
+
+def labels_off_by_one(original: Any) -> Any:
+  """A part of the vocabulary that begins one too late on all devices but the first."""
+
+  def piece(logits_TV: jax.Array, labels_T: jax.Array, part: Any) -> Any:
+    late = jax.lax.axis_index(part.axis) > 0
+    return original(logits_TV, labels_T - late.astype(labels_T.dtype), part)
+
+  return piece
+
+
+def far_before_near(original: Any) -> Any:
+  """The two levels of an exchange over each other's axes."""
+
+  def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+    turned = dataclasses.replace(self, axes=self.axes[::-1], degrees=self.degrees[::-1])
+    return original(turned if two_level else self, parts_eF, two_level)
+
+  return swap
+
+
+def sizes_not_swapped(original: Any) -> Any:
+  """Devices that take their own numbers of rows for those of others."""
+
+  def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+    whole = jnp.issubdtype(parts_eF.dtype, jnp.integer)
+    return parts_eF if whole else original(self, parts_eF, two_level)
+
+  return swap
+
+
+def on_return(change: Callable[[Any], Any]) -> Make:
+  """Returns an exchange whose every second move of rows, the way back, is another."""
+
+  def make(original: Any) -> Any:
+    moves: list[None] = []
+
+    def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+      swapped = original(self, parts_eF, two_level)
+      if jnp.issubdtype(parts_eF.dtype, jnp.integer):
+        return swapped
+      moves.append(None)
+      return swapped if len(moves) % 2 else change(swapped)
+
+    return swap
+
+  return make
+
+
+def spans_backwards(original: Any) -> Any:
+  """Pieces of an exchange that are put together in the wrong order."""
+  return lambda *args: original(*args)[::-1]
+
+
+def own_rows(original: Any) -> Any:
+  """A device's own part of what its experts made, without that of other devices' experts."""
+
+  def scatter(self, y_TF: jax.Array) -> jax.Array:
+    return own_part(y_TF, self.axes, scatter_dimension=0, tiled=True)
+
+  return scatter
+
+
+def weights_detached(original: Any) -> Any:
+  """Weights of choices that are gathered without a gradient."""
+
+  def gather(self, x_tF: jax.Array) -> jax.Array:
+    is_weight = x_tF.shape[1] == 2 and x_tF.dtype == jnp.float32
+    return original(self, jax.lax.stop_gradient(x_tF) if is_weight else x_tF)
+
+  return gather
+
+
+FAULTS = {
+  "a sum at the end of a pair is missing": Fault(TENSOR, MeshWays, "over_tensor", as_is),
+  "a device leaves its part of the sequence without a sum": Fault(
+    SEQUENCE, MeshWays, "leave", lambda _: MeshWays.own
+  ),
+  "rows of the embedding are not summed": Fault(TENSOR, MeshWays, "embed", embed_alone),
+  "what all devices found is summed": Fault(CONSTANT, layer.Found, "stream", whole_summed),
+  "a part of the sequence is the next device's": Fault(FOLD_TENSOR, MeshWays, "_mine", next_part),
+  "shares of tokens are not put together": Fault(
+    FOLD_TENSOR, MeshWays, "join", lambda _: lambda self, y_BLD: jnp.tile(y_BLD, (1, 2, 1))
+  ),
+  "every copy adds its loss whole": Fault(TENSOR, gradients, "_loss", share_of_copies),
+  "the vocabulary's part begins one late": Fault(
+    TENSOR, cross_entropy, "_piece_of_part", labels_off_by_one
+  ),
+  "a query head reads another's keys": Fault(KEY_HEADS, Gathers, "_cut", other_key_head),
+  "token groups have one key": Fault(NOISY, MeshWays, "group", lambda _: lambda self: 0),
+  "a total forgets an axis": Fault(BOTH, MeshWays, "total", total_of_less),
+  "labels are counted by device": Fault(DATA, MeshWays, "total", counts_of_each),
+  "drops are counted by device": Fault(CAPACITY, gradients, "_of_all", drops_of_each),
+  "a router learns from one device's load": Fault(
+    AUX_FREE, gradients, "_of_all", lambda _: lambda sums, ways: sums
+  ),
+  "the balance loss grows with an axis": Fault(
+    DATA, MeshWays, "num_groups", property_of(lambda groups: 1)
+  ),
+  "gradients miss an axis": Fault(
+    BOTH, Reduction, "__init__", sums_over(lambda path, axes: axes[:-1])
+  ),
+  "gradients of norms miss the tensor axis": Fault(
+    TENSOR, Reduction, "__init__", sums_over(lambda path, axes: ())
+  ),
+  "gradients of experts are summed over other experts": Fault(
+    EXPERT, Reduction, "__init__", sums_over(lambda path, axes: ("expert",))
+  ),
+  "gradients are divided once too often": Fault(DATA, Reduction, "last", divided),
+  "a reduce-scatter is a slice": Fault(ZERO_2, Reduction, "_scattered", cut_not_summed),
+  "gathered weights are out of order": Fault(ZERO_3, Gathers, "_arrive", gathered_in_turn),
+  "gathered weights are detached": Fault(ZERO_3, Gathers, "_arrive", gathered_for_good),
+  "axes of experts are swapped": Fault(
+    FOLD_DATA, MeshWays, "expert_mesh", property_of(lambda mesh: (mesh[0][::-1], mesh[1][::-1]))
+  ),
+  "levels of an exchange are swapped": Fault(FOLD_DATA, exchange.Group, "swap", far_before_near),
+  "sizes of groups stay where they are": Fault(EXPERT, exchange.Group, "swap", sizes_not_swapped),
+  "rows return to the wrong device": Fault(
+    EXPERT, exchange.Group, "swap", on_return(lambda parts_eF: jnp.roll(parts_eF, 1, axis=0))
+  ),
+  "a combine is dropped": Fault(EXPERT, exchange.Group, "swap", on_return(jnp.zeros_like)),
+  "pieces are put together backwards": Fault(CHUNKED, exchange, "_spans", spans_backwards),
+  "outputs of experts elsewhere are left out": Fault(
+    GATHERED, exchange.Group, "scatter", own_rows
+  ),
+  "the router is detached by an all-gather": Fault(
+    GATHERED, exchange.Group, "gather", weights_detached
+  ),
+}
+
+
+def shown(name: str) -> dict[str, float]:
+  """Returns what a fault makes wrong in its cell.
+
+  Raises:
+    AssertionError: the cell is red without the fault, or green with it.
+  """
+  fault = FAULTS[name]
+  before = wrong_without(fault.cell)
+  assert not before, f"{fault.cell.key} is red without a fault: {before}"
+  with fault.planted():
+    found = wrong(fault.cell)
+  assert found, f"{fault.cell.key} stays green where {name}"
+  return found
+
+
+def main(pattern: str = "*") -> int:
+  """Prints the table; returns 0 if every fault shows."""
+  missed = 0
+  for name, fault in FAULTS.items():
+    if fnmatch.fnmatch(name, pattern):
+      try:
+        told = ", ".join(f"{what} {value:.1e}" for what, value in shown(name).items())
+      except AssertionError as error:
+        missed, told = missed + 1, f"MISSED: {error}"
+      print(f"{name:<55}  {fault.cell.key:<55}  {told}", flush=True)
+  return 1 if missed else 0
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("NPROC", "16")  # a device that waits in a collective holds a thread
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", DEVICES)
+  sys.exit(main(*sys.argv[1:]))
