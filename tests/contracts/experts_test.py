@@ -216,7 +216,9 @@ def run_layer(graph, state, x, scores_TA, expert_TA, valid_TA, grad_y):
     total_T1 = jnp.sum(jnp.where(valid_TA, scores_TA, 0), axis=1, keepdims=True)
     weight_TA = scores_TA / jnp.where(total_T1 > 0, total_T1, 1)
     routing = Routing(expert_TA, weight_TA, valid_TA, jnp.ones((T, E)), jnp.zeros(T))
-    y, counts = nnx.merge(graph, state)._experts(x, routing, Keys.from_seed(1))
+    layer = nnx.merge(graph, state)
+    found, counts = layer._experts(x[None], routing, Keys.from_seed(1))
+    y = found.stream(layer.ways)[0]
     return y, sum(counts.dropped.values())
 
   y, vjp, dropped = jax.vjp(compute, state, x, scores_TA, has_aux=True)
