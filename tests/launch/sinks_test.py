@@ -284,7 +284,7 @@ def test_a_run_writes_a_profile_of_the_steps_it_was_asked_for(
   result = here("train", *again, f"--workdir={run}", "--profile_steps=3:4")
   assert result.code == 0, result
   # In the process of a command: a cached program would bring names of its own time.
-  assert set_up == {"jax_compilation_cache_include_metadata_in_key": True}
+  assert set_up["jax_compilation_cache_include_metadata_in_key"] is True
   assert f"profile of steps 3 to 4 in {run}/profile" in result.out
   (trace,) = (run / "profile").rglob("*.xplane.pb")
   assert b"train_step" in trace.read_bytes()

@@ -215,7 +215,9 @@ def test_the_page_fits_80_columns_and_the_record_is_json(spread):
   assert all(len(line) <= 80 and line == line.rstrip() for line in lines)
   assert any("expert=expert" in line for line in lines)
   record = json.loads(json.dumps(spread.record()))
-  assert record["compiled"]["memory"]["arguments"] == record["arguments"] == spread.arguments
+  compiled = record["compiled"]
+  given = compiled["memory"]["arguments"] + compiled["unread"]
+  assert given == record["arguments"] == spread.arguments
 
 
 def test_shapes_of_public_models_are_told_without_allocating():
