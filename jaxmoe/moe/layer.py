@@ -105,6 +105,11 @@ class MoE:
     self.router.check_causal()
     self.dispatch.check_causal()
 
+  @property
+  def by_group(self) -> bool:
+    """Whether what a token gets differs with the tokens that lie on one device with it."""
+    return any(part.by_group for part in (self.router, self.dispatch, self.exchange))
+
   def build(self, init: Init, dim: int, ways: Ways = ONE_DEVICE) -> MoELayer:
     """Returns the module with its weights."""
     return MoELayer(self, init, dim, ways)

@@ -22,6 +22,7 @@ from jaxmoe.models.heads import Heads
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.balance import LoadBalance, RouterZ
+from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.layer import MoE
 from jaxmoe.parity.cells import Cell, parts_of
@@ -40,13 +41,16 @@ def decoder_of(cell: Cell) -> Decoder:
   dispatch = parts["dispatch"]
   if isinstance(dispatch, Limited):  # with its usual room it would drop none of so few tokens
     dispatch = dataclasses.replace(dispatch, factor=0.6)
+  exchange = parts["exchange"]
+  if isinstance(exchange, AllToAll) and exchange.bound is not None:
+    exchange = dataclasses.replace(exchange, bound=0.9)
   moe = MoE(
     num_experts=4,
     num_active=parts["router"].fixed_active or 2,
     router=parts["router"],
     experts=parts["experts"],
     dispatch=dispatch,
-    exchange=parts["exchange"],
+    exchange=exchange,
     shared_hidden=24,
     balance=BALANCE,
   )

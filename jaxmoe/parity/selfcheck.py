@@ -13,8 +13,8 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.block import MLP, MoE
 from jaxmoe.models.transformer import Decoder
-from jaxmoe.moe.dispatch import AllToAll, Dense
-from jaxmoe.moe.dispatch.capacity import Limited
+from jaxmoe.moe.dispatch import Dense
+from jaxmoe.parity.alone import Bounded, alone
 from jaxmoe.parity.compare import tree_error
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import make_gradients
@@ -65,10 +65,10 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   whole = jax.jit(lambda tree: tree, out_shardings=layout.replicated)((params, batch))
   device = jax.local_devices()[0]
   params, batch = jax.tree.map(lambda leaf: jax.device_put(_local(leaf), device), whole)
-  groups = parallel.num_groups if _in_turn(decoder) else 1
-  oracle = make_gradients(
-    _dense(decoder), train.num_micro * groups, parallel.num_groups // groups, compare
-  )
+  by_group = any(moe.by_group for moe in decoder.config.moe_records())
+  groups = parallel.num_groups if by_group else 1
+  dense = _dense(decoder, parallel.expert_degree)
+  oracle = make_gradients(dense, train.num_micro * groups, parallel.num_groups // groups, compare)
 
   def on_one(params: Any, batch: Any, root: jax.Array) -> Any:
     return oracle(params, batch, Keys(root))[0]
@@ -82,22 +82,12 @@ def _local(leaf: Any) -> np.ndarray:
   return np.asarray(leaf.addressable_data(0))
 
 
-def _in_turn(decoder: Decoder) -> bool:
-  """Whether what a token gets may depend on the other tokens of its device, as capacity does."""
-  return any(
-    isinstance(layer.dispatch, Limited)
-    or layer.router.depends_on == "batch"
-    or (isinstance(layer.exchange, AllToAll) and layer.exchange.bound is not None)
-    for layer in decoder.config.moe_records()
-  )
-
-
-def _dense(decoder: Decoder) -> Decoder:
+def _dense(decoder: Decoder, degree: int) -> Decoder:
   """Returns the model in which dispatchers that drop nothing compute everything."""
 
   def change(ffn: MLP | MoE) -> MLP | MoE:
-    if isinstance(ffn, MLP) or isinstance(ffn.dispatch, Limited):
+    if isinstance(ffn, MLP) or ffn.dispatch.by_group or isinstance(ffn.dispatch, Bounded):
       return ffn
     return dataclasses.replace(ffn, dispatch=Dense())
 
-  return Decoder(decoder.config.map_ffns(change), decoder.vocab_size)
+  return Decoder(alone(decoder.config, degree).map_ffns(change), decoder.vocab_size)

@@ -11,9 +11,9 @@ from jaxmoe.parity.fixture import batch_of
 from launch.recipes import load_recipe
 
 
-def given(*degrees):
-  changes = [*(f"parallel.{degree}" for degree in degrees), "train.batch_size=8"]
-  experiment = load_recipe("configs/tiny.py", [f"--config.{change}" for change in changes])
+def given(*changes, recipe="configs/tiny.py"):
+  changes = [*changes, "train.batch_size=8"]
+  experiment = load_recipe(recipe, [f"--config.{change}" for change in changes])
   layout, decoder = make_layout(experiment.parallel), experiment.decoder()
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
   params = jax.device_put(decoder.init(Keys.from_seed(0)), shardings)
@@ -21,8 +21,16 @@ def given(*degrees):
 
 
 def test_a_layout_is_found_equal_and_a_lost_sum_is_refused(monkeypatch):
-  args = given("tensor=2", "expert=2")
+  args = given("parallel.tensor=2", "parallel.expert=2")
   assert "on 4 devices equal those of one" in selfcheck(*args)
   monkeypatch.setattr(MeshWays, "leave", lambda self, y_BLD: y_BLD)
   with pytest.raises(InputError, match="differ from those of one"):
     selfcheck(*args)
+
+
+def test_what_is_drawn_or_dropped_on_a_device_is_no_difference():
+  recipe = "configs/tiny.py:router=noisy,exchange=all_to_all_bounded"
+  bound = "model.stack.0.pattern.0.ffn.exchange.bound=0.7"
+  assert "on 4 devices equal" in selfcheck(
+    *given("parallel.data=2", "parallel.expert=2", bound, recipe=recipe)
+  )

@@ -45,6 +45,11 @@ class Limited(Dispatcher):
       raise InputError(f"max_drop_rate must lie in [0, 1]: max_drop_rate={self.max_drop_rate}")
 
   @property
+  def by_group(self) -> bool:
+    """Whether a token's rows differ with the tokens that lie on one device with it."""
+    return True
+
+  @property
   def drop_limit(self) -> float:
     """The share of a layer's choices above which drops end the run."""
     return self.max_drop_rate

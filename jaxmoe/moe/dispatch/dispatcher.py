@@ -57,6 +57,11 @@ class Dispatcher:
     return False
 
   @property
+  def by_group(self) -> bool:
+    """Whether a token's rows differ with the tokens that lie on one device with it."""
+    return False
+
+  @property
   def drop_limit(self) -> float:
     """The share of a layer's choices above which drops end the run."""
     return 1.0

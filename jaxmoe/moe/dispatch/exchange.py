@@ -98,6 +98,11 @@ class AllToAll:
         f"two_level={self.two_level}, chunks={self.chunks}; set two_level=false and chunks=1"
       )
 
+  @property
+  def by_group(self) -> bool:
+    """Whether a token's rows differ with the tokens that lie on one device with it."""
+    return self.bound is not None
+
   def __call__(
     self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
     group: Group,
@@ -105,11 +110,19 @@ class AllToAll:
     """Returns what `dispatch` would with all experts here, (T, D), and the counts."""
     num_rows = self.rows_per_device(routing.expert_TA.size, group.size)
     lost: dict[str, jax.Array] = {}
-    if num_rows < routing.expert_TA.size and isinstance(dispatch, Dropless):
-      routing, lost["exchange"] = _admit(routing, num_rows, group.size)
+    if isinstance(dispatch, Dropless):
+      routing, lost = self.admit(routing, group.size)
     remote = Remote(experts, self, group, num_rows, dispatch, routing.scores_TE.shape[1])
     y_TD, counts = dispatch(x_TD, routing, remote, site)
     return y_TD, Counts(counts.dropped | lost, counts.spilled)
+
+  def admit(self, routing: Routing, devices: int) -> tuple[Routing, dict[str, jax.Array]]:
+    """Returns the routing of the choices that find room in buffers, and how many do not."""
+    num_rows = self.rows_per_device(routing.expert_TA.size, devices)
+    if num_rows == routing.expert_TA.size:
+      return routing, {}
+    admitted, lost = _admit(routing, num_rows, devices)
+    return admitted, {"exchange": lost}
 
   def rows_per_device(self, choices: int, devices: int) -> int:
     """Returns how many rows of `choices` a buffer for another device has."""
@@ -127,6 +140,11 @@ def _admit(routing: Routing, num_rows: int, devices: int) -> tuple[Routing, jax.
     scores_TE=routing.scores_TE[:, :devices],
   )
   place_TA, _ = place_choices(by_device)
+  # A token may have several choices on a device, which follow each other.
+  device_TA = by_device.expert_TA
+  earlier_TAA = jnp.tri(device_TA.shape[1], k=-1, dtype=bool)[None] & routing.valid_TA[:, None]
+  same_TAA = device_TA[:, :, None] == device_TA[:, None, :]
+  place_TA = place_TA + jnp.sum(same_TAA & earlier_TAA, axis=2, dtype=jnp.int32)
   valid_TA = routing.valid_TA & (place_TA < num_rows)
   lost = jnp.sum((routing.valid_TA & ~valid_TA).astype(jnp.float32))
   return dataclasses.replace(routing, valid_TA=valid_TA), lost
@@ -271,6 +289,11 @@ class AllGather:
   O(e * T * D) bytes whatever the number of choices, and no buffers that overflow: good where A is
   not far below e. A dispatcher of capacity decides by its own device's tokens, as elsewhere.
   """
+
+  @property
+  def by_group(self) -> bool:
+    """Whether a token's rows differ with the tokens that lie on one device with it."""
+    return False
 
   def __call__(
     self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,

@@ -8,6 +8,7 @@ place is that of slot n % L of row n // L, for rows of L tokens: padding takes i
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ STEPS = 2**16
 @dataclasses.dataclass(frozen=True)
 class Forced(Router):
   """The base: a rule overrides `experts_at`."""
+
+  draws: ClassVar[bool] = True
 
   def experts_at(self, place_T: jax.Array, num_experts: int, num_active: int) -> jax.Array:
     """Returns (T, A) int32, distinct experts for the n-th places, uint32."""

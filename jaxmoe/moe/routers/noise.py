@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ class Noisy(TopK):
   Shazeer et al. 2017, arXiv:1701.06538, equations 3 to 5; W_noise starts at zero (appendix A).
   With keys the routing holds `load_TE`, without them counts are the load.
   """
+
+  draws: ClassVar[bool] = True
 
   def parameters(self, init: Init, dim: int, num_experts: int) -> dict[str, nnx.Param]:
     """Returns W_noise."""
@@ -71,6 +74,8 @@ class Gumbel(TopK):
   That draws A experts without replacement, each in proportion to its softmax (Kool et al. 2019,
   arXiv:1903.06059, section 2.3).
   """
+
+  draws: ClassVar[bool] = True
 
   def choose(self, seen: Seen) -> Choice:
     """Routes each token by itself."""

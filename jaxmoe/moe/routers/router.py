@@ -94,6 +94,8 @@ class Router:
   """Whether a token is routed by itself, or by all tokens of the batch, later ones too."""
   varies: ClassVar[bool] = False
   """Whether the number of a token's experts differs from token to token."""
+  draws: ClassVar[bool] = False
+  """Whether a token is routed by chance, or by its place among the tokens of its device."""
 
   def __post_init__(self) -> None:
     if self.scale <= 0:
@@ -120,6 +122,11 @@ class Router:
   def mean_active(self, num_active: int) -> float:
     """Returns how many experts a token is sent to in the mean, or at most if nobody knows."""
     return num_active
+
+  @property
+  def by_group(self) -> bool:
+    """Whether a token's experts differ with the tokens that lie on one device with it."""
+    return self.draws or self.depends_on == "batch"
 
   def check_causal(self) -> None:
     """Refuses to serve a causal model where a later token may change an earlier one's experts.

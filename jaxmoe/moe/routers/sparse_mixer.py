@@ -33,6 +33,7 @@ class SparseMixer(Router):
   band: float = 0.01
 
   fixed_active: ClassVar[int | None] = 2
+  draws: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -41,6 +41,7 @@ class Switch(TopK):
   jitter: float = 0.0
 
   fixed_active: ClassVar[int | None] = 1
+  draws: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -65,6 +66,7 @@ class GShard(TopK):
 
   fixed_active: ClassVar[int | None] = 2
   varies: ClassVar[bool] = True
+  draws: ClassVar[bool] = True
 
   def choose(self, seen: Seen) -> Choice:
     """Routes each token by itself, by chance in training."""

@@ -1,0 +1,50 @@
+"""The model of one device in comparison: what exchanges would drop between devices it drops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from jaxmoe.models.block import MLP, MoE
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.dispatch import AllToAll, Counts, Dropless, Site
+from jaxmoe.moe.dispatch.plan import Experts
+from jaxmoe.moe.routing import Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded(Dropless):
+  """Without capacity but for the buffers of an exchange between so many devices.
+
+  Attributes:
+    exchange: What has the buffers.
+    devices: e, over how many devices experts would be spread.
+  """
+
+  exchange: AllToAll = AllToAll()
+  devices: int = 1
+
+  def run(
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site
+  ) -> tuple[jax.Array, Counts]:
+    """Returns (T, D) and what would have found no room."""
+    lost: dict[str, jax.Array] = {}
+    if routing.scores_TE.shape[1] % self.devices == 0:  # or they are whole on every device
+      routing, lost = self.exchange.admit(routing, self.devices)
+    y_TD, counts = super().run(x_TD, routing, experts, site)
+    return y_TD, Counts(counts.dropped | lost, counts.spilled)
+
+
+def alone(model: Transformer, degree: int) -> Transformer:
+  """Returns the model of one device that drops what `degree` devices would."""
+
+  def change(ffn: MLP | MoE) -> MLP | MoE:
+    if isinstance(ffn, MLP) or not isinstance(ffn.dispatch, Dropless):
+      return ffn
+    if not isinstance(ffn.exchange, AllToAll) or ffn.exchange.bound is None:
+      return ffn
+    bounded = Bounded(ffn.dispatch.backend, ffn.exchange, degree)
+    return dataclasses.replace(ffn, dispatch=bounded)
+
+  return model.map_ffns(change)
