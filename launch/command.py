@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
+from jaxmoe.core.errors import ToldError
 
 Main = Callable[[list[str]], int | None]
 PREEMPTED, INTERRUPTED = 42, 130
@@ -47,7 +47,7 @@ def run(
   def guarded(argv: list[str]) -> int:
     try:
       return main(argv[1:]) or 0
-    except (InputError, NotFiniteError, CheckpointError) as error:
+    except ToldError as error:
       fail(str(error), error.code)
     except KeyboardInterrupt:
       fail("interrupted; what was saved stays", INTERRUPTED)

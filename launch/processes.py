@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed  # no public way to meet without the devices
 
 from jaxmoe.core import peers
-from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError, PeerError
+from jaxmoe.core.errors import InputError, PeerError, ToldError
 from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PROCESS, PROCESSES
 
 DEFAULT_HEARTBEAT_S = 60
@@ -137,7 +137,7 @@ def _end(error: BaseException) -> NoReturn:
 
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
-  if isinstance(error, InputError | NotFiniteError | CheckpointError | PeerError):
+  if isinstance(error, ToldError | PeerError):
     return error.code, str(error)
   if isinstance(error, KeyboardInterrupt):
     return INTERRUPTED, "interrupted; what was saved stays"

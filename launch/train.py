@@ -15,7 +15,7 @@ import jax
 from absl import flags
 
 from jaxmoe.core import peers
-from jaxmoe.core.errors import CheckpointError, NotFiniteError
+from jaxmoe.core.errors import InputError, ToldError
 from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
@@ -83,7 +83,9 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
     session = Session(experiment, workdir, corpus, layout, onlookers)
     try:
       outcome = session.train(stop)
-    except (NotFiniteError, CheckpointError):
+    except InputError:
+      raise
+    except ToldError:
       tell(workdir, ledger)
       raise
   tell(workdir, ledger)

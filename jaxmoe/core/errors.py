@@ -4,7 +4,13 @@ Everything else that is raised is a defect and keeps its traceback.
 """
 
 
-class InputError(ValueError):
+class ToldError(Exception):
+  """The base of errors that all processes of a run meet alike and tell in one line."""
+
+  code: int
+
+
+class InputError(ToldError, ValueError):
   """A user's mistake: bad flag, field, file or shape. Exit code 2, nothing written.
 
   The message is one line: what is wrong, where, why, and the fix.
@@ -13,16 +19,22 @@ class InputError(ValueError):
   code = 2
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(ToldError, RuntimeError):
   """Steps were skipped or rolled back more often than the budget allows. Exit code 3."""
 
   code = 3
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ToldError, RuntimeError):
   """No intact checkpoint is left, or saving failed. Exit code 4."""
 
   code = 4
+
+
+class DropError(ToldError, RuntimeError):
+  """A layer dropped a larger share of its choices than its recipe allows. Exit code 5."""
+
+  code = 5
 
 
 class PeerError(RuntimeError):

@@ -18,12 +18,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError, PeerError
+from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError
 
 _ROW_BYTES = 1024
 """What one process says at a time; one size, so that one program is compiled."""
 
-_KINDS = (InputError, NotFiniteError, CheckpointError)
 # What gloo, NCCL and the coordinator say when a process is not there any more. JAX raises it as
 # a RuntimeError or, where an array is fetched, as a ValueError.
 _LOST = re.compile(
@@ -83,7 +82,7 @@ def together() -> Iterator[None]:
   mine: Exception | None = None
   try:
     yield
-  except _KINDS as error:
+  except ToldError as error:
     mine = error
   said = gather(f"{type(mine).__name__}\n{mine}" if mine else "")
   index = next((i for i, text in enumerate(said) if text), None)
@@ -172,11 +171,11 @@ def _rows(said: bytes) -> list[bytes]:
 
 
 def _kind(name: str) -> type[Exception]:
-  """Returns the class of an error by its name, or of what it is a special case of."""
-  known: dict[str, type[Exception]] = {}
-  for kind in _KINDS:
-    known.update({each.__name__: each for each in (kind, *kind.__subclasses__())})
-  return known.get(name, CheckpointError)
+  """Returns the class of an error by its name."""
+  kinds: list[type[Exception]] = [ToldError]
+  for kind in kinds:
+    kinds.extend(kind.__subclasses__())
+  return next((kind for kind in kinds if kind.__name__ == name), CheckpointError)
 
 
 def _whose(index: int) -> str:

@@ -107,6 +107,14 @@ class Transformer:
     return dataclasses.replace(self, stack=stack)
 
   @property
+  def drop_limits(self) -> dict[int, float]:
+    """The share of choices above which drops end the run, by the depth of layers that have one."""
+    limits = {
+      depth: ffn.drop_limit for depth, ffn in enumerate(self.ffns) if isinstance(ffn, MoE)
+    }
+    return {depth: limit for depth, limit in limits.items() if limit < 1}
+
+  @property
   def num_layers(self) -> int:
     """How many blocks a token passes."""
     return sum(len(segment.pattern) * segment.repeats for segment in self.stack)

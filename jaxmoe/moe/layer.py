@@ -110,6 +110,11 @@ class MoE:
     """Whether what a token gets differs with the tokens that lie on one device with it."""
     return any(part.by_group for part in (self.router, self.dispatch, self.exchange))
 
+  @property
+  def drop_limit(self) -> float:
+    """The share of its choices above which drops end the run."""
+    return min(self.dispatch.drop_limit, self.exchange.drop_limit)
+
   def build(self, init: Init, dim: int, ways: Ways = ONE_DEVICE) -> MoELayer:
     """Returns the module with its weights."""
     return MoELayer(self, init, dim, ways)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 
-from jaxmoe.core.errors import NotFiniteError
+from jaxmoe.core.errors import DropError, NotFiniteError
 from jaxmoe.core.names import Splits
 from jaxmoe.train.experiment import Train
 from jaxmoe.train.state import State
@@ -114,6 +114,7 @@ class Job:
     stopped: Whether the run was asked to stop.
     watch: Who looks on.
     rates: What speeds are computed from.
+    drop_limits: By depth, the share of a layer's choices above which drops end the run.
     sinks: Where lines go besides the journal.
     profiler: What looks at single steps.
   """
@@ -128,6 +129,7 @@ class Job:
   stopped: Callable[[], bool]
   watch: Watch
   rates: Rates
+  drop_limits: Mapping[int, float] = dataclasses.field(default_factory=dict)
   sinks: tuple[Sink, ...] = ()
   profiler: Profiler | None = None
 
@@ -149,6 +151,7 @@ def run(job: Job, state: State, first: int) -> tuple[int, State]:
 
   Raises:
     NotFiniteError: more steps were skipped, or more rollbacks needed, than the budget allows.
+    DropError: a layer dropped more than its limit.
   """
   loop = _Loop(job, state, first)
   job.watch.display.start(first)
@@ -227,6 +230,7 @@ def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
   Raises:
     HarmError: they are too many in a row.
     NotFiniteError: they are too many in all.
+    DropError: a layer dropped more than its limit.
   """
   step, metrics, drawn = dispatched.step, dispatched.metrics, dispatched.drawn
   line = {"step": step, **summarize(metrics, job.splits), "data": drawn.counters, **extra}
@@ -235,6 +239,7 @@ def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
   job.watch.display.step(line)
   for sink in job.sinks:
     sink(line)
+  _check_drops(job, line)
   in_a_row = int(metrics["in_a_row"])
   if not in_a_row:
     return 0
@@ -250,6 +255,18 @@ def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
   if in_a_row >= job.train.recovery.patience:
     raise HarmError(Harm(step, drawn.number, in_a_row, why))
   return in_a_row
+
+
+def _check_drops(job: Job, line: dict[str, Any]) -> None:
+  """Ends the run where a layer has dropped more than it may."""
+  for depth, limit in job.drop_limits.items():
+    rate = line["layers"][str(depth)]["drop_rate"]
+    if rate > limit:
+      raise DropError(
+        f"step {line['step']}: layer {depth} dropped {rate:.2%} of its choices, at most "
+        f"{limit:.2%} are allowed; start anew with more room for experts (factor, bound) or with a "
+        "larger max_drop_rate"
+      )
 
 
 def _shown(why: str) -> str:

@@ -18,7 +18,7 @@ import jax
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.core import peers
-from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError, PeerError
+from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError
 from jaxmoe.core.layout import Layout
 from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
@@ -101,6 +101,7 @@ class Session:
       InputError: the workdir holds something else, or the data has changed.
       CheckpointError: no checkpoint is intact, or saving failed three times.
       NotFiniteError: too many steps were skipped or rolled back.
+      DropError: a layer dropped more than its recipe allows.
     """
     train = self.experiment.train
     store = OrbaxStore(self.workdir.checkpoints, keep=train.keep)
@@ -119,7 +120,7 @@ class Session:
       return self._train(parts, stopped)
     except (RuntimeError, ValueError) as raised:
       error = peers.lost(raised) or raised
-      if isinstance(error, InputError | CheckpointError | NotFiniteError | PeerError):
+      if isinstance(error, ToldError | PeerError):
         seconds = watch.ledger.take("start")
         watch.journal.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
       if error is raised:
@@ -279,6 +280,7 @@ class Session:
       stopped=peers.AnyAsked(stopped),
       watch=watch,
       rates=Rates(flops, peak),
+      drop_limits=experiment.model.drop_limits,
       sinks=self._around.sinks,
       profiler=self._around.profiler,
     )

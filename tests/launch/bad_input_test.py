@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
+from jaxmoe.core.errors import CheckpointError, DropError, InputError, NotFiniteError
 from jaxmoe.core.recipe import to_json, to_plain
 from jaxmoe.train.trace import labels_of, write_trace
 from launch import cli
@@ -590,5 +590,6 @@ def test_the_errors_that_end_a_command_are_told_apart_from_defects(here, monkeyp
   monkeypatch.setattr(cli, "need_workdir", broken)
   with pytest.raises(ZeroDivisionError):
     here("train", tiny, "--workdir=x")
-  assert (InputError.code, NotFiniteError.code, CheckpointError.code) == (2, 3, 4)
+  kinds = (InputError, NotFiniteError, CheckpointError, DropError)
+  assert tuple(kind.code for kind in kinds) == (2, 3, 4, 5)
   assert jax.config.jax_numpy_rank_promotion == "raise"

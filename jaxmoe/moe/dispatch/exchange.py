@@ -80,16 +80,20 @@ class AllToAll:
     chunks: Pieces in which rows travel, so that one can be computed while the next is under way;
       routing is that of the whole batch.
     two_level: Whether to exchange within the innermost axis first, then across the others.
+    max_drop_rate: Share of a layer's choices above which drops end the run; 0 allows none.
   """
 
   bound: float | None = None
   ragged: bool = False
   chunks: int = 1
   two_level: bool = False
+  max_drop_rate: float = 1.0
 
   def __post_init__(self) -> None:
     if self.bound is not None and self.bound <= 0:
       raise InputError(f"bound must be above 0: bound={self.bound}; or none for no bound")
+    if not 0 <= self.max_drop_rate <= 1:
+      raise InputError(f"max_drop_rate must lie in [0, 1]: max_drop_rate={self.max_drop_rate}")
     if self.chunks < 1:
       raise InputError(f"chunks must be at least 1: chunks={self.chunks}")
     if self.ragged and (self.two_level or self.chunks > 1):
@@ -102,6 +106,11 @@ class AllToAll:
   def by_group(self) -> bool:
     """Whether a token's rows differ with the tokens that lie on one device with it."""
     return self.bound is not None
+
+  @property
+  def drop_limit(self) -> float:
+    """The share of a layer's choices above which drops end the run."""
+    return self.max_drop_rate
 
   def __call__(
     self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
@@ -294,6 +303,11 @@ class AllGather:
   def by_group(self) -> bool:
     """Whether a token's rows differ with the tokens that lie on one device with it."""
     return False
+
+  @property
+  def drop_limit(self) -> float:
+    """The share of a layer's choices above which drops end the run: it drops none."""
+    return 1.0
 
   def __call__(
     self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
