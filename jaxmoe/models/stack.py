@@ -8,6 +8,7 @@ all repeats, stacked in dim 0; `core/names.py` gives each layer its own name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -99,14 +100,17 @@ class Flow:
   Attributes:
     scan: By `lax.scan`, or unrolled.
     remat: What the backward pass makes again.
-    arrive: Makes the weights of one block ready, from segment, position and stored leaves; None
-      where they are ready as they are stored.
+    arrive: Makes the weights of one run of a pattern ready, from its segment and stored leaves;
+      None where they are ready as they are stored.
+    ahead: What runs layers whose weights arrive before they are used, in place of a scan:
+      (step, arrive, state, stored leaves, unroll) -> (state, outputs).
     keep: The remat policy in place of keeping all, for weights that are not to be kept.
   """
 
   scan: bool = True
   remat: Remat = "none"
-  arrive: Callable[[str, str, Any], Any] | None = None
+  arrive: Callable[[str, Any], Any] | None = None
+  ahead: Callable[..., tuple[Any, Any]] | None = None
   keep: Callable[..., bool] | None = None
 
 
@@ -140,25 +144,34 @@ def run_stack(
   for s, segment_params in params.items():
     repeats = jax.tree.leaves(segment_params)[0].shape[0]
     indices = depth + jnp.arange(repeats) * len(segment_params)
-    step = _segment_step(s, graphs[s], tokens, keys, flow)
-    inputs = (segment_params, None if caches is None else caches[s], indices)
-    loop = jax.lax.scan if flow.scan and repeats > 1 else _unrolled
-    (x_BLD, carry), (new_caches[s], sums[s]) = loop(step, (x_BLD, carry), inputs)
+    arrive = None if flow.arrive is None else functools.partial(flow.arrive, s)
+    step = _segment_step(graphs[s], tokens, keys, flow, None if flow.ahead else arrive)
+    state, scans = (x_BLD, carry), flow.scan and repeats > 1
+    if flow.ahead is not None:
+      assert caches is None, "weights arrive ahead in training alone"
+      step = functools.partial(_numbered, step, depth)
+      state, outputs = flow.ahead(step, arrive, state, segment_params, not scans)
+    else:
+      inputs = (segment_params, None if caches is None else caches[s], indices)
+      state, outputs = (jax.lax.scan if scans else _unrolled)(step, state, inputs)
+    (x_BLD, carry), (new_caches[s], sums[s]) = state, outputs
     depth += repeats * len(segment_params)
   return x_BLD, None if caches is None else new_caches, sums
 
 
 def _segment_step(
-  segment: str, graphs: dict[str, Any], tokens: Tokens, keys: Keys | None, flow: Flow
+  graphs: dict[str, Any],
+  tokens: Tokens,
+  keys: Keys | None,
+  flow: Flow,
+  arrive: Callable[[Any], Any] | None,
 ) -> Any:
   """Returns the body that runs a pattern once, as `lax.scan` wants it."""
 
   def step(state: tuple[Any, Any], inputs: Any) -> tuple[Any, Any]:
     (x_BLD, carry), (params, caches, index) = state, inputs
     new_caches, sums = {}, {}
-    for j, block_params in params.items():
-      if flow.arrive is not None:
-        block_params = flow.arrive(segment, j, block_params)
+    for j, block_params in (params if arrive is None else arrive(params)).items():
       block, depth = nnx.merge(graphs[j], block_params), index + int(j)
       cache = Fresh() if caches is None else caches[j]
       here = None if keys is None else keys.at(depth)
@@ -172,6 +185,11 @@ def _segment_step(
   if flow.remat == "none" and flow.keep is None:
     return step
   return jax.checkpoint(step, policy=flow.keep if flow.remat == "none" else POLICIES[flow.remat])
+
+
+def _numbered(step: Any, first: int, state: Any, params: Any, number: jax.Array) -> Any:
+  """Does a step of a pattern whose first block is the n-th of its segment's, n from 0."""
+  return step(state, (params, None, first + number * len(params)))
 
 
 def _unrolled(step: Any, state: Any, inputs: Any) -> tuple[Any, Any]:

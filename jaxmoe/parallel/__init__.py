@@ -1,5 +1,6 @@
 """Engines that spread weights, state and activations over the devices of a mesh."""
 
+from jaxmoe.parallel.ahead import scan_ahead
 from jaxmoe.parallel.automatic import Automatic, automatic_layout
 from jaxmoe.parallel.degrees import AXES, TOKEN_AXES, Parallel, make_mesh
 from jaxmoe.parallel.layouts import make_layout, share_of_rows
@@ -8,5 +9,6 @@ from jaxmoe.parallel.zero import Gathers, Reduction, keep_no_weights
 
 __all__ = [
   "AXES", "TOKEN_AXES", "Automatic", "Gathers", "MeshWays", "Parallel", "Reduction",
-  "automatic_layout", "keep_no_weights", "make_layout", "make_mesh", "share_of_rows",
+  "automatic_layout", "keep_no_weights", "make_layout", "make_mesh", "scan_ahead",
+  "share_of_rows",
 ]

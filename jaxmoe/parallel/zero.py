@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jaxmoe.core import names
@@ -22,16 +21,15 @@ from jaxmoe.core.layout import LAYER, Layout, dims_by_path
 from jaxmoe.parallel.degrees import AXES, Parallel
 from jaxmoe.parallel.layouts import UNEVEN
 
-GATHERED = "gathered"
 # What is cheap to make again of a gathered weight: were it kept, so would be the weight.
 _VIEWS = frozenset((
-  "all_gather", "broadcast_in_dim", "concatenate", "convert_element_type", "dynamic_slice", "name",
-  "pad", "reshape", "slice", "squeeze", "transpose",
+  "broadcast_in_dim", "concatenate", "convert_element_type", "dynamic_slice", "pad", "reshape",
+  "slice", "squeeze", "transpose",
 ))  # fmt: skip
 
 
 def keep_no_weights(primitive: Any, *_: Any, **__: Any) -> bool:
-  """A remat policy: keeps all results for the backward pass but gathered weights and views."""
+  """A remat policy: keeps all results for the backward pass but views, such as of weights."""
   return primitive.name not in _VIEWS
 
 
@@ -79,9 +77,9 @@ class Gathers:
       for name, part in params.items()
     }
 
-  def layer(self, segment: str, position: str, params: Any) -> Any:
-    """Returns one block's leaves ready; each is the leaf of one layer."""
-    return self._ready(params, f"{names.STACK}/{segment}/{position}")
+  def layer(self, segment: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of one layer of each block of a pattern, ready."""
+    return {j: self._ready(part, f"{names.STACK}/{segment}/{j}") for j, part in params.items()}
 
   def _ready(self, tree: Any, prefix: str) -> Any:
     flat = names.flatten(tree)
@@ -93,7 +91,6 @@ class Gathers:
   def _arrive(self, leaf: jax.Array, arrival: Arrival) -> jax.Array:
     if arrival.gather is not None:
       leaf = jax.lax.all_gather(leaf, "fsdp", axis=arrival.gather, tiled=True)
-      leaf = checkpoint_name(leaf, GATHERED)
     if arrival.cut is not None:
       leaf = self._cut(leaf, *arrival.cut)
     return leaf

@@ -18,7 +18,15 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare
 from jaxmoe.models.stack import Flow
 from jaxmoe.models.transformer import Decoder, Params
-from jaxmoe.parallel import TOKEN_AXES, Gathers, MeshWays, Parallel, Reduction, keep_no_weights
+from jaxmoe.parallel import (
+  TOKEN_AXES,
+  Gathers,
+  MeshWays,
+  Parallel,
+  Reduction,
+  keep_no_weights,
+  scan_ahead,
+)
 from jaxmoe.train.gradients import (
   Batch,
   Gradients,
@@ -52,8 +60,8 @@ def spread_gradients(
     return make_gradients(decoder, num_micro, compare=compare)
   of = (parallel, layout, decoder.dims, decoder.shapes)
   gathers, reduction = Gathers(*of), Reduction(*of)
-  keep = keep_no_weights if gathers.any else None
-  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, keep)
+  ahead, keep = (scan_ahead, keep_no_weights) if gathers.any else (None, None)
+  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep)
   here = Decoder(decoder.config, decoder.vocab_size, MeshWays(parallel), flow, gathers.outside)
   local = make_gradients(here, num_micro, compare=compare, summing=reduction)
   params, grads = (

@@ -13,6 +13,7 @@ from jaxmoe.moe.layer import MoE
 from jaxmoe.parallel import Parallel
 from jaxmoe.train import spread
 from tests.multidevice.programs import compile_step, decoder_of, lower_gradients
+from tests.parallel.ahead_test import plain_scan
 
 ROWS, LENGTH, DIM, LAYERS, FLOAT = 8, 8, 64, 2, 4
 HEADS = Attention(num_heads=4, num_kv_heads=4, head_dim=16)
@@ -74,13 +75,14 @@ ONE_LAYER = FLOAT * (2 * 256 + 4 * 256 * 256 + 3 * 256 * 512)
 TINY = (4, 2)  # two tokens a device: what is kept of them is little beside weights
 
 
-def grows():
+def grows(dtype="float32"):
   """Returns by how much temporaries of a gradient grow with a layer, as a share of its weights."""
-  sizes = [
-    memory(lower_gradients(decoder_of(WIDE, layers, 256, 256), Parallel(fsdp=4), TINY)[0].compile())
-    for layers in (4, 12)
-  ]
-  return (sizes[1].temporaries - sizes[0].temporaries) / (8 * ONE_LAYER)
+  sizes = []
+  for layers in (4, 12):
+    decoder = decoder_of(WIDE, layers, 256, 256, dtype=dtype)
+    lowered, _ = lower_gradients(decoder, Parallel(fsdp=4), TINY)
+    sizes.append(memory(lowered.compile()).temporaries)
+  return (sizes[1] - sizes[0]) / (8 * ONE_LAYER)
 
 
 def test_gathered_weights_are_not_kept_whatever_the_depth():
@@ -88,8 +90,15 @@ def test_gathered_weights_are_not_kept_whatever_the_depth():
 
 
 @pytest.mark.slow
-def test_gathered_weights_are_kept_without_the_policy(monkeypatch):
+def test_nor_are_their_casts_which_are_without_the_policy(monkeypatch):
+  assert grows("bfloat16") < 0.02
   monkeypatch.setattr(spread, "keep_no_weights", lambda *_, **__: True)
+  assert grows("bfloat16") > 0.4
+
+
+@pytest.mark.slow
+def test_a_plain_scan_would_keep_them(monkeypatch):
+  monkeypatch.setattr(spread, "scan_ahead", plain_scan)
   assert grows() > 0.9
 
 

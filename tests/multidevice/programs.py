@@ -18,14 +18,20 @@ from jaxmoe.train.spread import spread_gradients
 from jaxmoe.train.state import StateSpec
 
 
-def decoder_of(block, layers, dim, vocab_size, scan=True):
+def decoder_of(block, layers, dim, vocab_size, **settings):
   """Returns a model of so many of a block."""
   stack = (Segment((block,), repeats=layers),)
-  return Decoder(Transformer(dim=dim, stack=stack, scan=scan), vocab_size)
+  return Decoder(Transformer(dim=dim, stack=stack, **settings), vocab_size)
 
 
 def lower_gradients(decoder, parallel, shape, micro=1):
   """Returns the lowered gradient program of a batch of that shape, and its mesh."""
+  traced, mesh = trace_gradients(decoder, parallel, shape, micro)
+  return traced.lower(), mesh
+
+
+def trace_gradients(decoder, parallel, shape, micro=1):
+  """Returns the same before it is lowered."""
   layout = make_layout(parallel)
   gradients = spread_gradients(decoder, micro, parallel, layout)
 
@@ -37,7 +43,7 @@ def lower_gradients(decoder, parallel, shape, micro=1):
   batch = {name: put(jax.ShapeDtypeStruct(shape, jnp.int32), rows) for name in NAMES}
   root = jax.eval_shape(lambda: Keys.from_seed(0).root)
   run = jax.jit(lambda params, batch, root: gradients(params, batch, Keys(root)))
-  return run.lower(jax.tree.map(put, decoder.shapes, lies), batch, root), layout.mesh
+  return run.trace(jax.tree.map(put, decoder.shapes, lies), batch, root), layout.mesh
 
 
 def compile_step(block, layers, dim, parallel, shape):
