@@ -109,3 +109,20 @@ def test_layers_that_are_unrolled_ask_for_their_weights_again_too():
   gathers = sum(one.total_wire_bytes for one in found if one.kind == "all-gather")
   outside = FLOAT * (2 * 256 * 256 + 256)
   assert gathers == 3 / 4 * (2 * 4 * ONE_LAYER + outside)
+
+
+def kept_of_a_layer(sequence):
+  """Returns the bytes by which temporaries grow with a layer that is made again whole."""
+  block = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=8), MLP(32))
+  sizes = []
+  for layers in (4, 12):
+    decoder = decoder_of(block, layers, 64, 64, remat="full")
+    lowered, _ = lower_gradients(decoder, Parallel(tensor=4, sequence=sequence), (8, 128))
+    sizes.append(memory(lowered.compile()).temporaries)
+  return (sizes[1] - sizes[0]) / 8
+
+
+def test_with_sequence_a_tensor_group_keeps_the_stream_between_layers_once():
+  stream = FLOAT * 8 * 128 * 64
+  assert kept_of_a_layer(False) == pytest.approx(stream, rel=0.1)
+  assert kept_of_a_layer(True) == pytest.approx(stream / 4, rel=0.1)
