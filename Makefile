@@ -25,8 +25,9 @@ test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m slow --ignore=tests/faults
-	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/ops
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow tests/ops  # measures time
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
 
 # The tiny training step on 16 TPU chips that are not there; not 0 if it does not compile or fit.
 look-ahead: $(TPU_VENV)/installed-tpu

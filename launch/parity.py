@@ -35,10 +35,7 @@ from jaxmoe.parity import (
 from jaxmoe.parity.cells import DEVICES
 from jaxmoe.parity.results import PATH
 from launch import cli
-
-COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if jax.version.__version_info__ < (0, 11):  # a third of the time; later there is no such flag
-  COMPILE_FAST += " --xla_cpu_use_fusion_emitters=false"
+from launch.compile_fast import compile_fast
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("full", False, "All cells of the table.", flag_values=FLAGS)
@@ -54,8 +51,7 @@ def main(rest: list[str]) -> int:
   results, digest = Results.read(path), source_digest()
   cells = chosen()
   os.environ["JAX_PLATFORMS"] = "cpu"
-  # Each program runs twice: most of the time goes into making it fast.
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
+  compile_fast()
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", DEVICES)
   cli.set_up_jax()
