@@ -1,0 +1,30 @@
+"""Models that others trained: checkpoints in the names and keys of transformers, in and out.
+
+A family is one file: how its config.json becomes our record and back, and the names of its weights.
+To add one, write the file and its line in FAMILIES; the contract test compares it with files that
+transformers wrote (`tests/models/pretrained/golden.py` makes them).
+
+settings.py  config.json, read key by key
+tensors.py   where each weight lies in a checkpoint, as data read in both directions
+folder.py    the safetensors of a checkpoint
+keys.py      keys that families share
+leaves.py    names that families share
+family.py    what a family is
+"""
+
+from jaxmoe.models.pretrained.family import Family
+from jaxmoe.models.pretrained.llama import LLAMA
+from jaxmoe.models.pretrained.mixtral import MIXTRAL
+from jaxmoe.models.pretrained.olmoe import OLMOE
+from jaxmoe.models.pretrained.qwen3 import QWEN3
+from jaxmoe.models.pretrained.qwen3_moe import QWEN3_MOE
+
+FAMILIES: dict[str, Family] = {
+  "llama": LLAMA,
+  "mixtral": MIXTRAL,
+  "olmoe": OLMOE,
+  "qwen3": QWEN3,
+  "qwen3_moe": QWEN3_MOE,
+}
+
+__all__ = ["FAMILIES", "Family"]
