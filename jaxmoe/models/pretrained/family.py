@@ -26,8 +26,8 @@ class Family:
   Attributes:
     architecture: The class of transformers, as config.json names it.
     read: Returns the record that a config.json describes.
-    write: Returns the keys of config.json for a record, as transformers 4 and 5 read them; those
-      of another family's record need not describe it, see `keys_of`.
+    write: Returns the keys of config.json for a record, as transformers 4 and 5 read them. They
+      need not describe a model that the family does not have, see `differences`.
     leaves: The names of all weights that models of the family may have.
     ignored: Patterns of tensors that transformers leaves aside too.
   """
@@ -39,21 +39,23 @@ class Family:
   ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
 
 
-def keys_of(family: Family, model: Transformer) -> dict[str, Any]:
-  """Returns the keys of config.json that say what a model computes.
+def differences(family: Family, model: Transformer) -> list[str]:
+  """Returns what a model has that `family.write` cannot say, in words; empty if it can say all.
 
   Raises:
-    InputError: the family cannot say it; with the first difference.
+    InputError: the model has parts of kinds that the family does not know at all.
   """
   try:
-    keys = family.write(model)
-    said = family.read(Settings(keys, "config.json"))
-  except (AttributeError, InputError) as error:
-    raise InputError(f"{family.architecture} has no such model: {error}") from None
+    said = family.read(Settings(family.write(model), "config.json"))
+  except AttributeError as error:
+    raise InputError(f"{family.architecture} has no such parts: {error}") from None
   ours, theirs = essence(model), essence(said)
-  if ours != theirs:
-    raise InputError(f"{family.architecture} has no such model: {_difference(ours, theirs)}")
-  return keys
+  nothing = "nothing"
+  return [
+    f"{path} ({ours.get(path, nothing)!r}, it can have {theirs.get(path, nothing)!r})"
+    for path in {**ours, **theirs}
+    if ours.get(path, nothing) != theirs.get(path, nothing)
+  ]
 
 
 def essence(model: Transformer) -> dict[str, Any]:
@@ -96,14 +98,6 @@ def _flat(plain: Any, path: str = "") -> dict[str, Any]:
     for key, item in pairs
     for inner, value in _flat(item, f"{path}.{key}" if path else str(key)).items()
   }
-
-
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-  """Returns the first of the paths at which two records differ."""
-  path = next(
-    path for path in (*ours, *theirs) if ours.get(path, "nothing") != theirs.get(path, "nothing")
-  )
-  return f"{path} is {ours.get(path, 'nothing')!r}, it has {theirs.get(path, 'nothing')!r}"
 
 
 def blocks(model: Transformer) -> list[Block]:

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 
@@ -19,7 +19,7 @@ PICKLES = ".bin", ".pt", ".pth", ".ckpt"
 DTYPES = {
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "BF16": np.dtype(jnp.bfloat16),
 }
 
 

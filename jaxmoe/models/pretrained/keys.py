@@ -58,10 +58,19 @@ def num_layers(settings: Settings) -> int:
   return number
 
 
-def attention(settings: Settings, qk_norm: QKNorm = "none", window: int | None = None) -> Attention:
-  """Returns the attention of a layer; of one with a window of so many tokens if given."""
+def attention(
+  settings: Settings, qk_norm: QKNorm = "none", window: int | None = None, theta: float = 10_000.0
+) -> Attention:
+  """Returns the attention of a layer.
+
+  Args:
+    settings: The config.
+    qk_norm: Of the record.
+    window: How many tokens a token sees, None for all.
+    theta: The base of the rotary angles where the config does not say it.
+  """
   num_heads = settings.get(int, "num_attention_heads")
-  theta, scaling = settings.rope()
+  theta, scaling = settings.rope(theta)
   if scaling:
     raise InputError(f"{settings.where}: rope_type={scaling['rope_type']!r} is not known here")
   return Attention(

@@ -28,7 +28,7 @@ def read(settings: Settings) -> Transformer:
     experts=SwiGLU(hidden=settings.get(int, "intermediate_size")),
     balance=keys.balance(settings, default=0.001),
   )
-  block = Block(keys.attention(settings, window=window), moe)
+  block = Block(keys.attention(settings, window=window, theta=1e6), moe)
   return keys.decoder(settings, [block] * keys.num_layers(settings), eps=1e-5)
 
 

@@ -86,12 +86,12 @@ class Settings:
     """The keys nobody asked for."""
     return sorted(name for name in self._plain if name not in self._asked)
 
-  def rope(self) -> tuple[float, dict[str, Any]]:
+  def rope(self, default: float) -> tuple[float, dict[str, Any]]:
     """Returns the base of the angles and what scales them, in the names of transformers 5."""
     new = self.get(dict, "rope_parameters", default={})
     old = self.get(dict, "rope_scaling", default={})
     scaling = {**old, **new}
-    theta = scaling.pop("rope_theta", None) or self.get(float, "rope_theta", default=10_000.0)
+    theta = scaling.pop("rope_theta", None) or self.get(float, "rope_theta", default=default)
     self.skip("rope_theta")
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)

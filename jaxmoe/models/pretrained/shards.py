@@ -1,0 +1,108 @@
+"""Writing safetensors in shards with an index, one tensor in memory at a time.
+
+A shard is first laid out in a file beside it, mapped into memory, from which the safetensors
+library writes it: what is kept is pages of a file, which the system may write back and drop. The
+same tensors give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import safetensors.numpy
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.models.pretrained.folder import INDEX
+from jaxmoe.models.pretrained.tensors import Shape
+
+_ALIGN = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """Name, shape and dtype of a tensor that is to be written."""
+
+  name: str
+  shape: Shape
+  dtype: np.dtype
+
+  @property
+  def num_bytes(self) -> int:
+    """Of its values."""
+    return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def plan_shards(tensors: Sequence[Tensor], limit_bytes: int) -> dict[str, list[Tensor]]:
+  """Returns the tensors of each file, in order, each file below the limit or of one tensor."""
+  shards: list[list[Tensor]] = [[]]
+  for tensor in tensors:
+    filled = sum(other.num_bytes for other in shards[-1])
+    if shards[-1] and filled + tensor.num_bytes > limit_bytes:
+      shards.append([])
+    shards[-1].append(tensor)
+  if len(shards) == 1:
+    return {"model.safetensors": shards[0]}
+  count = len(shards)
+  return {f"model-{at:05}-of-{count:05}.safetensors": of for at, of in enumerate(shards, start=1)}
+
+
+def write_shards(
+  folder: pathlib.Path,
+  shards: dict[str, list[Tensor]],
+  values: Iterator[tuple[str, np.ndarray]],
+  alive: Callable[[int], None],
+) -> None:
+  """Writes the files of a plan, and their index where there are several.
+
+  Args:
+    folder: Where they go.
+    shards: The plan.
+    values: Name and values of each tensor, in the order of the plan, in any float dtype.
+    alive: Called with the bytes of each tensor when it is laid out.
+
+  Raises:
+    InputError: the disk refuses it.
+  """
+  try:
+    for file, tensors in shards.items():
+      with _laid_out(folder / f".{file}", tensors) as views:
+        for tensor in tensors:
+          name, value = next(values)
+          assert name == tensor.name, f"{name} came for {tensor.name}"
+          views[name][...] = value
+          alive(tensor.num_bytes)
+        safetensors.numpy.save_file(views, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+      _write_index(folder / INDEX, shards)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from None
+
+
+@contextlib.contextmanager
+def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
+  """Gives an array for each tensor, in a file that is gone afterwards."""
+  starts, end = [], 0
+  for tensor in tensors:
+    starts.append(end)
+    end += -(-tensor.num_bytes // _ALIGN) * _ALIGN
+  with open(path, "w+b") as file:
+    path.unlink()
+    os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error here, not a signal later
+    memory = np.memmap(file, np.uint8, "r+", shape=(end,))
+    yield {
+      tensor.name: memory[start : start + tensor.num_bytes].view(tensor.dtype).reshape(tensor.shape)
+      for start, tensor in zip(starts, tensors)
+    }
+
+
+def _write_index(path: pathlib.Path, shards: dict[str, list[Tensor]]) -> None:
+  total = sum(tensor.num_bytes for tensors in shards.values() for tensor in tensors)
+  files = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
+  index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+  path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
