@@ -61,6 +61,11 @@ class AttentionExperts:
         "num_active must lie between 1 and num_experts: "
         f"num_active={self.num_active}, num_experts={self.num_experts}"
       )
+    if isinstance(self.heads, Attention) and (self.heads.bias != "none" or self.heads.sinks):
+      raise InputError(
+        "attention experts have queries and outputs of their own, without biases and sinks: "
+        f"bias={self.heads.bias}, sinks={self.heads.sinks}; set bias=none and sinks=false"
+      )
     if self.router.gate.carries:
       raise InputError(
         "the gate of attention experts cannot add the logits of the layer before, which are of "

@@ -41,6 +41,12 @@ class MLP:
 
 ATTENTION = {
   "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "sinks": (
+    Attention,
+    Attention(
+      num_heads=2, num_kv_heads=1, head_dim=16, bias="all", clip=4.0, scale=0.2, sinks=True
+    ),
+  ),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
   "experts": (AttentionExperts, AttentionExperts(3, 2, HEADS["stick_breaking"][1])),
   "binary_linear": (BinaryLinear, BinaryLinear(num_heads=2, num_kv_heads=1, head_dim=16)),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmoe.core.tokens import Tokens
 
 Attend = Callable[..., jax.Array]
-"""A function of `ops/attention`: (q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale) -> out_BLNH."""
+"""What a layer does with what was kept: (q_BLNH, k_BSKH, v_BSKH, mask_BLS) -> out_BLNH."""
 
 
 class Cache(Protocol):
@@ -47,7 +47,7 @@ class Fresh:
   ) -> jax.Array:
     """Returns (B, L, N, H)."""
     k_BSKH, v_BSKH, seen = self.keys
-    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen), q_BLNH.shape[-1] ** -0.5)
+    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))
 
 
 @functools.partial(
@@ -89,5 +89,4 @@ class Contiguous:
     self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
   ) -> jax.Array:
     """Returns (B, L, N, H)."""
-    seen_BLS = mask(tokens, self.tokens)
-    return attend(q_BLNH, self.k_BSKH, self.v_BSKH, seen_BLS, q_BLNH.shape[-1] ** -0.5)
+    return attend(q_BLNH, self.k_BSKH, self.v_BSKH, mask(tokens, self.tokens))

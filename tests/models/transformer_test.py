@@ -7,6 +7,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
 from jaxmoe.models.masks import Causal, Document, Window
 from jaxmoe.models.stack import Segment
@@ -47,6 +48,15 @@ VARIANTS = {
     Segment(
       blocks(Attention(4, 2, 4, qk_norm="all", mask=Causal()), moe(Capacity(9.0), 3, False)), 2
     )
+  ),
+  "biases, scores of sinks, a window between": decoder(
+    Segment(
+      blocks(Attention(4, 2, 4, mask=Window(2), bias="all", scale=0.3, sinks=True), MLP(hidden=6))
+      + blocks(Attention(4, 2, 4, bias="all", sinks=True), moe()), 2
+    )
+  ),
+  "a norm over all heads, then a limit; biases before": decoder(
+    Segment(blocks(Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv"), MLP(hidden=6)), 2)
   ),
   "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(hidden=6)), 2)),
 }  # fmt: skip
@@ -234,6 +244,10 @@ def test_dims_and_names_match_the_parameters():
     (lambda: Attention(num_heads=0), "must be at least 1"),
     (lambda: Attention(head_dim=5), "must be even"),
     (lambda: Attention(rope_theta=1.0), "must be above 1"),
+    (lambda: Attention(clip=0.0), "clip must be above 0"),
+    (lambda: Attention(scale=-1.0), "scale must be above 0"),
+    (lambda: AttentionExperts(heads=Attention(sinks=True)), "without biases and sinks"),
+    (lambda: AttentionExperts(heads=Attention(bias="qkv")), "without biases and sinks"),
     (lambda: MLP(hidden=0), "at least 1"),
     (lambda: SwiGLU(hidden=0), "at least 1"),
     (lambda: MoE(num_experts=8, num_active=99), "num_active must lie between"),

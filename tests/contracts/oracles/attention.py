@@ -17,15 +17,13 @@ def rope(x, position, theta):
   return turned
 
 
-def softmax(q, k, v, config, query, seen):
-  """One query q (H) of token `query` over the seen keys k, values v (S, H)."""
-  del query
-  score = k[seen] @ q / np.sqrt(len(q))
-  share = np.exp(score - score.max())
-  return share / share.sum() @ v[seen]
+def softmax(q, k, v, config, seen, sink):
+  """One query q (H) over the seen keys k, values v (S, H); a sink is a key without a value."""
+  score = k[seen] @ q * (config.scale or 1 / np.sqrt(len(q)))
+  return np.exp(score) / (np.exp(score).sum() + np.exp(sink)) @ v[seen]
 
 
-def stick_breaking(q, k, v, config, query, seen):
+def stick_breaking(q, k, v, config, seen, sink):
   """ModuleFormer, section 2.2: key j gets beta_j prod_{l=j+1..i} (1 - beta_l)."""
   out = np.zeros(len(q))
   for j in seen:
@@ -48,7 +46,7 @@ def turned(config, heads, segment):
   return np.stack([rope(heads[t], position[t], config.rope_theta) for t in range(len(segment))])
 
 
-def attend(config, q, k, v, segment):
+def attend(config, q, k, v, segment, sinks=None):
   """q (L, N, H), k and v (L, K, H) before positions; returns (L, N, H)."""
   q, k = turned(config, q, segment), turned(config, k, segment)
   mix, out = MIXES[type(config).__name__], np.zeros(q.shape)
@@ -56,15 +54,22 @@ def attend(config, q, k, v, segment):
   for query, head in np.ndindex(q.shape[:2]):
     seen = [key for key in range(len(segment)) if sees(segment, query, key)]
     if seen:
+      sink = -np.inf if sinks is None else sinks[head]
       out[query, head] = mix(q[query, head], k[:, head // group], v[:, head // group], config,
-                             query, seen)  # fmt: skip
+                             seen, sink)  # fmt: skip
   return out
 
 
 def heads(config, weights, x, segment):
   """Queries, keys and values of x (L, D), attention, the projection back."""
   q, k, v = (np.einsum("ld,dnh->lnh", x, weights[name]) for name in "qkv")
-  return np.einsum("lnh,nhd->ld", attend(config, q, k, v, segment), weights["o"])
+  if getattr(config, "bias", "none") != "none":
+    q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
+  if getattr(config, "clip", None):
+    q, k, v = (np.clip(part, -config.clip, config.clip) for part in (q, k, v))
+  found = attend(config, q, k, v, segment, weights.get("sink_bias"))
+  y = np.einsum("lnh,nhd->ld", found, weights["o"])
+  return y + weights["o_bias"] if getattr(config, "bias", "none") == "all" else y
 
 
 def experts(config, weights, x, segment):
@@ -102,5 +107,6 @@ def binary_linear(config, weights, x, segment):
 
 
 ORACLES = {
-  "softmax": heads, "stick_breaking": heads, "experts": experts, "binary_linear": binary_linear,
+  "softmax": heads, "sinks": heads, "stick_breaking": heads, "experts": experts,
+  "binary_linear": binary_linear,
 }  # fmt: skip
