@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,11 @@ from flax import nnx
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import ONCE
 from jaxmoe.core.parameters import Init
+from jaxmoe.core.recipe import choice
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.heads import Heads, HeadsLayer
 from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.rope import ROPES, Plain
 from jaxmoe.ops import attention
 from jaxmoe.ops.rope import rope
 
@@ -25,6 +27,7 @@ class Attention(Heads):
 
   Attributes:
     rope_theta: Base of the rotary angles (Su et al. 2021).
+    rope: How angles are stretched for long texts.
     qk_norm: Where queries and keys get an RMSNorm before rotation: nowhere, over each head
       (Qwen3), or over all heads at once (OLMoE).
     bias: What has a bias: nothing, queries, keys and values (Qwen2), or the output as well
@@ -37,6 +40,7 @@ class Attention(Heads):
   """
 
   rope_theta: float = 10_000.0
+  rope: Any = choice(ROPES, Plain())
   qk_norm: Literal["none", "head", "all"] = "none"
   bias: Literal["none", "qkv", "all"] = "none"
   clip: float | None = None
@@ -49,6 +53,7 @@ class Attention(Heads):
       raise InputError(f"head_dim must be even: head_dim={self.head_dim}")
     if self.rope_theta <= 1:
       raise InputError(f"rope_theta must be above 1: rope_theta={self.rope_theta}")
+    self.rope.check(self.head_dim)
     for name in ("clip", "scale"):
       value = getattr(self, name)
       if value is not None and value <= 0:
@@ -82,13 +87,15 @@ class AttentionLayer(HeadsLayer):
     heads_BLNH = _plus(super().project(x_BLD, which), bias)
     return self._clip(heads_BLNH) if which == "v" else heads_BLNH
 
-  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str) -> jax.Array:
+  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
     """Returns heads normalised, within the limit and turned by their positions."""
     norm = self.q_norm if which == "q" else self.k_norm
     if norm is not None:
       flat = (*heads_BLNH.shape[:2], -1, norm.scale.shape[0])
       heads_BLNH = norm(heads_BLNH.reshape(flat)).reshape(heads_BLNH.shape)
-    return rope(self._clip(heads_BLNH), tokens.position, self.config.rope_theta)
+    config = self.config
+    frequency_P = config.rope.frequencies(config.rope_theta, config.head_dim, length)
+    return rope(self._clip(heads_BLNH), tokens.position, frequency_P, config.rope.gain(length))
 
   def attend(
     self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BLS: jax.Array

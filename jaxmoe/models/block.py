@@ -19,6 +19,7 @@ from jaxmoe.models.attention_experts import HEADS, AttentionExperts
 from jaxmoe.models.binary_linear import BinaryLinear
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.rope import Yarn
 from jaxmoe.models.stick_breaking import StickBreaking
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.layer import MoE, MoESums
@@ -44,7 +45,8 @@ ATTENTION = {
   "sinks": (
     Attention,
     Attention(
-      num_heads=2, num_kv_heads=1, head_dim=16, bias="all", clip=4.0, scale=0.2, sinks=True
+      num_heads=2, num_kv_heads=1, head_dim=16, bias="all", clip=4.0, scale=0.2, sinks=True,
+      rope=Yarn(original=64),
     ),
   ),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),

@@ -1,4 +1,4 @@
-"""Keys and values of attention behind two methods, `append` and `attend`.
+"""Keys and values of attention behind two methods, `append` and `attend`, and their `room`.
 
 Training attends to the keys just made (`Fresh`); generation keeps them (`Contiguous`). Attention
 cannot tell them apart, and neither will it a paged cache.
@@ -23,6 +23,9 @@ Attend = Callable[..., jax.Array]
 class Cache(Protocol):
   """What attention needs of a cache; a cache is a pytree."""
 
+  def room(self, tokens: Tokens) -> int:
+    """Returns how many tokens a row has room for."""
+
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Cache:
     """Returns the cache with these tokens in it; tokens that are not valid write nothing."""
 
@@ -37,6 +40,10 @@ class Fresh:
   """No memory: queries see the keys of the same call."""
 
   keys: Any = None
+
+  def room(self, tokens: Tokens) -> int:
+    """Returns the length of the rows."""
+    return tokens.slot.shape[1]
 
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Fresh:
     """Returns a cache of just these tokens."""
@@ -67,6 +74,11 @@ class Contiguous:
     zeros = jnp.zeros((batch, slots, *heads), dtype)
     none = jnp.zeros((batch, slots), jnp.int32)
     return cls(zeros, zeros, Tokens(none, none, none, none))
+
+  def room(self, tokens: Tokens) -> int:
+    """Returns S."""
+    del tokens
+    return self.k_BSKH.shape[1]
 
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Contiguous:
     """Returns the cache with each valid token written at its slot."""

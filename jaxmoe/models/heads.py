@@ -100,14 +100,14 @@ class HeadsLayer(nnx.Module):
   ) -> tuple[jax.Array, Cache, None]:
     """Returns (B, L, D) in x.dtype, the cache with these tokens in it, and no sums."""
     del keys
-    q_BLNH = self.turn(self.project(x_BLD, "q"), tokens, "q")
+    q_BLNH = self.turn(self.project(x_BLD, "q"), tokens, "q", cache.room(tokens))
     cache = self.remember(x_BLD, tokens, cache)
     out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.attend)
     return self.finish(out_BLNH, tokens), cache, None
 
   def remember(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
     """Returns the cache with the keys and values of these tokens in it."""
-    k_BLKH = self.turn(self.project(x_BLD, "k"), tokens, "k")
+    k_BLKH = self.turn(self.project(x_BLD, "k"), tokens, "k", cache.room(tokens))
     return cache.append(k_BLKH, self.project(x_BLD, "v"), tokens)
 
   def project(self, x_BLD: jax.Array, which: str) -> jax.Array:
@@ -115,9 +115,9 @@ class HeadsLayer(nnx.Module):
     letter = "n" if which == "q" else "k"
     return dot(getattr(self, which).get_value(), x_BLD, f"bld,d{letter}h->bl{letter}h")
 
-  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str) -> jax.Array:
-    """Returns queries (`which` is q) or keys (k) as they meet each other."""
-    del tokens, which
+  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
+    """Returns queries (`which` is q) or keys (k) as they meet in rows of so many tokens."""
+    del tokens, which, length
     return heads_BLNH
 
   def attend(

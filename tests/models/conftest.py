@@ -9,6 +9,7 @@ from jaxmoe.core import names
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.masks import Document, Window
 from jaxmoe.moe.layer import MoE
+from tests.contracts.oracles import ropes
 
 
 def _rms(x, scale, eps):
@@ -24,16 +25,17 @@ def _swiglu(x, gate_up, down):
   return (_silu(gate) * up) @ down
 
 
-def _rope(x, position, theta):
-  """Turns pair (i, i + H/2) of each head by position * theta ** (-2 i / H)."""
+def _rope(x, position, config):
+  """Turns pair (i, i + H/2) of each head by position * theta ** (-2 i / H), or as scaled."""
   half = x.shape[-1] // 2
   turned = x.copy()
+  turns, gain = ropes.angles(config.rope, config.rope_theta, x.shape[-1], len(x))
   for pair in range(half):
-    angle = position * theta ** (-2 * pair / x.shape[-1])
+    angle = position * turns[pair]
     first, second = x[..., pair], x[..., pair + half]
     turned[..., pair] = first * np.cos(angle)[:, None] - second * np.sin(angle)[:, None]
     turned[..., pair + half] = second * np.cos(angle)[:, None] + first * np.sin(angle)[:, None]
-  return turned
+  return turned * gain
 
 
 def _attention(x, weights, config, tokens, eps):
@@ -48,7 +50,7 @@ def _attention(x, weights, config, tokens, eps):
       heads[:] = flat.reshape(heads.shape)
   if config.clip is not None:
     q, k, v = (np.clip(heads, -config.clip, config.clip) for heads in (q, k, v))
-  q, k = (_rope(heads, tokens["position"], config.rope_theta) for heads in (q, k))
+  q, k = (_rope(heads, tokens["position"], config) for heads in (q, k))
   group, out = config.num_heads // config.num_kv_heads, np.zeros(q.shape)
   for query, head in np.ndindex(q.shape[:2]):
     seen = [key for key in range(query + 1) if _sees(config.mask, tokens["segment"], query, key)]

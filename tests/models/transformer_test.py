@@ -10,6 +10,7 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
 from jaxmoe.models.masks import Causal, Document, Window
+from jaxmoe.models.rope import LongRope, Yarn
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, Dropless
@@ -20,6 +21,7 @@ from jaxmoe.moe.routers import TopK
 VOCAB, LENGTH = 11, 9
 ROWS = ([4, 3], [9], [], [1, 5])
 DOCUMENT = Attention(4, 2, 4)
+LONG = LongRope((1.0, 1.5), (1.0, 9.0), original=4, long_gain=1.4)
 
 
 def moe(dispatch=Dropless(), shared=0, normalize=True):  # noqa: B008
@@ -52,11 +54,15 @@ VARIANTS = {
   "biases, scores of sinks, a window between": decoder(
     Segment(
       blocks(Attention(4, 2, 4, mask=Window(2), bias="all", scale=0.3, sinks=True), MLP(hidden=6))
-      + blocks(Attention(4, 2, 4, bias="all", sinks=True), moe()), 2
+      + blocks(Attention(4, 2, 4, bias="all", sinks=True, rope=Yarn(original=8)), moe()), 2
     )
   ),
   "a norm over all heads, then a limit; biases before": decoder(
-    Segment(blocks(Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv"), MLP(hidden=6)), 2)
+    Segment(
+      blocks(
+        Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG), MLP(hidden=6)
+      ), 2
+    )
   ),
   "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(hidden=6)), 2)),
 }  # fmt: skip

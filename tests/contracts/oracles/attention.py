@@ -2,19 +2,22 @@
 
 import numpy as np
 
+from tests.contracts.oracles import ropes
+
 
 def sees(segment, query, key):
   return key <= query and segment[query] == segment[key] > 0
 
 
-def rope(x, position, theta):
+def rope(x, position, config, length):
   half, turned = x.shape[-1] // 2, x.copy()
+  turns, gain = ropes.angles(config.rope, config.rope_theta, x.shape[-1], length)
   for pair in range(half):
-    angle = position * theta ** (-2 * pair / x.shape[-1])
+    angle = position * turns[pair]
     one, two = x[..., pair].copy(), x[..., pair + half].copy()
     turned[..., pair] = one * np.cos(angle) - two * np.sin(angle)
     turned[..., pair + half] = two * np.cos(angle) + one * np.sin(angle)
-  return turned
+  return turned * gain
 
 
 def softmax(q, k, v, config, seen, sink):
@@ -42,8 +45,14 @@ def turned(config, heads, segment):
   """Positions, where the kind has any: the place in the document."""
   if type(config).__name__ != "Attention":
     return heads
-  position = np.array([list(segment[:at]).count(segment[at]) for at in range(len(segment))])
-  return np.stack([rope(heads[t], position[t], config.rope_theta) for t in range(len(segment))])
+  return np.stack([
+    rope(heads[t], place, config, len(segment)) for t, place in enumerate(positions(segment))
+  ])
+
+
+def positions(segment):
+  """Each token's place in its document."""
+  return [list(segment[:at]).count(segment[at]) for at in range(len(segment))]
 
 
 def attend(config, q, k, v, segment, sinks=None):
