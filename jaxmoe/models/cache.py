@@ -69,11 +69,22 @@ class Contiguous:
   tokens: Tokens
 
   @classmethod
-  def empty(cls, batch: int, slots: int, heads: tuple[int, int], dtype: Any) -> Contiguous:
-    """Returns an empty cache; `heads` is (number of kv heads, head size)."""
-    zeros = jnp.zeros((batch, slots, *heads), dtype)
+  def empty(
+    cls,
+    batch: int,
+    slots: int,
+    heads: tuple[int, int],
+    dtype: Any,
+    values: tuple[int, int] | None = None,
+  ) -> Contiguous:
+    """Returns an empty cache; `heads` is (number of kv heads, head size), and `values` of values.
+
+    `values` is None where they are of the size of keys.
+    """
+    k_BSKH = jnp.zeros((batch, slots, *heads), dtype)
+    v_BSKH = k_BSKH if values is None else jnp.zeros((batch, slots, *values), dtype)
     none = jnp.zeros((batch, slots), jnp.int32)
-    return cls(zeros, zeros, Tokens(none, none, none, none))
+    return cls(k_BSKH, v_BSKH, Tokens(none, none, none, none))
 
   def room(self, tokens: Tokens) -> int:
     """Returns S."""

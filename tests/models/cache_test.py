@@ -10,8 +10,9 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import Window
-from jaxmoe.models.rope import Dynamic, LongRope
+from jaxmoe.models.rope import Dynamic, LongRope, Yarn
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
@@ -101,7 +102,20 @@ def test_a_prefill_and_then_token_by_token_equals_the_whole_row(model, prefill):
 FULL = Attention(4, 2, 4)
 # Rows are past the original length of either, and the prompt is not.
 STRETCHED = (Dynamic(original=6), LongRope((1.0, 1.5), (1.0, 9.0), original=6, long_gain=1.4))
+LATENT = LatentAttention(
+  3, head_dim=6, rope_dim=4, value_dim=5, latent_dim=7, query_dim=None, rope=Yarn(original=8)
+)
 VARIANTS = {
+  "latents, a window between": Transformer(
+    dim=8,
+    stack=(
+      Segment(
+        tuple(
+          Block(dataclasses.replace(LATENT, mask=mask), MLP(6)) for mask in (Window(3), LATENT.mask)
+        ), 2,
+      ),
+    ),
+  ),
   "angles that depend on the room of a row": Transformer(
     dim=8, stack=(Segment(tuple(Block(Attention(4, 2, 4, rope=r), MLP(6)) for r in STRETCHED)),)
   ),

@@ -9,6 +9,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import Causal, Document, Window
 from jaxmoe.models.rope import LongRope, Yarn
 from jaxmoe.models.stack import Segment
@@ -254,6 +255,11 @@ def test_dims_and_names_match_the_parameters():
     (lambda: Attention(scale=-1.0), "scale must be above 0"),
     (lambda: AttentionExperts(heads=Attention(sinks=True)), "without biases and sinks"),
     (lambda: AttentionExperts(heads=Attention(bias="qkv")), "without biases and sinks"),
+    (lambda: LatentAttention(latent_dim=0), "at least 1"),
+    (lambda: LatentAttention(query_dim=0), "query_dim=none"),
+    (lambda: LatentAttention(rope_dim=5), "rope_dim must be even"),
+    (lambda: LatentAttention(rope_theta=1.0), "rope_theta must be above 1"),
+    (lambda: LatentAttention(rope=LONG), "each of the 32 pairs"),
     (lambda: MLP(hidden=0), "at least 1"),
     (lambda: SwiGLU(hidden=0), "at least 1"),
     (lambda: MoE(num_experts=8, num_active=99), "num_active must lie between"),

@@ -81,6 +81,34 @@ def heads(config, weights, x, segment):
   return y + weights["o_bias"] if getattr(config, "bias", "none") == "all" else y
 
 
+def latent(config, weights, x, segment):
+  """DeepSeek-V2, appendix C: equations 37 to 47, a query of one head at a time."""
+
+  def norm(of, scale):
+    return of / np.sqrt(np.mean(of**2, -1, keepdims=True) + 1e-6) * scale
+
+  def place(channels, t):
+    order = [*range(0, config.rope_dim, 2), *range(1, config.rope_dim, 2)]
+    channels = channels[..., order] if config.neighbours else channels
+    return rope(channels, positions(segment)[t], config, len(x))
+
+  size, out = config.head_dim, np.zeros(x.shape)
+  low = x if config.query_dim is None else norm(x @ weights["q_down"], weights["q_norm/scale"])
+  c = norm(x @ weights["down"], weights["norm/scale"])
+  shared = [place(x[t] @ weights["k_rope"], t) for t in range(len(x))]
+  magnitude = 0.1 * config.rope.mscale_all * np.log(config.rope.factor) + 1
+  for t, head in np.ndindex(len(x), config.num_heads):
+    seen = [key for key in range(len(x)) if sees(segment, t, key)]
+    q = low[t] @ weights["q"][:, head]
+    q = np.concatenate([q[:size], place(q[size:], t)])
+    keys = [np.concatenate([c[s] @ weights["k"][:, head], shared[s]]) for s in seen]
+    scores = np.exp(np.array(keys).reshape(-1, len(q)) @ q * magnitude**2 / np.sqrt(len(q)))
+    if seen:
+      found = scores / scores.sum() @ (c[seen] @ weights["v"][:, head])
+      out[t] += found @ weights["o"][head]
+  return out
+
+
 def experts(config, weights, x, segment):
   """ModuleFormer, section 2: y = sum_a g_a W_o^a concat_heads(attention(W_q^a x, K, V))."""
   k, v = (np.einsum("ld,dkh->lkh", x, weights[f"experts/{name}"]) for name in "kv")
@@ -117,5 +145,5 @@ def binary_linear(config, weights, x, segment):
 
 ORACLES = {
   "softmax": heads, "sinks": heads, "stick_breaking": heads, "experts": experts,
-  "binary_linear": binary_linear,
+  "binary_linear": binary_linear, "latent": latent,
 }  # fmt: skip
