@@ -18,7 +18,9 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import HEADS, AttentionExperts
 from jaxmoe.models.binary_linear import BinaryLinear
 from jaxmoe.models.cache import Cache
+from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.rope import Yarn
 from jaxmoe.models.stick_breaking import StickBreaking
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.layer import MoE, MoESums
@@ -41,7 +43,21 @@ class MLP:
 
 ATTENTION = {
   "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "sinks": (
+    Attention,
+    Attention(
+      num_heads=2, num_kv_heads=1, head_dim=16, bias="all", clip=4.0, scale=0.2, sinks=True,
+      rope=Yarn(original=64),
+    ),
+  ),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "latent": (
+    LatentAttention,
+    LatentAttention(
+      num_heads=2, head_dim=12, rope_dim=4, value_dim=10, latent_dim=14, query_dim=18,
+      rope=Yarn(original=64, mscale=0.8, mscale_all=0.5),
+    ),
+  ),
   "experts": (AttentionExperts, AttentionExperts(3, 2, HEADS["stick_breaking"][1])),
   "binary_linear": (BinaryLinear, BinaryLinear(num_heads=2, num_kv_heads=1, head_dim=16)),
 }

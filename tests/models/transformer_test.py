@@ -7,8 +7,11 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import Causal, Document, Window
+from jaxmoe.models.rope import LongRope, Yarn
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, Dropless
@@ -19,6 +22,7 @@ from jaxmoe.moe.routers import TopK
 VOCAB, LENGTH = 11, 9
 ROWS = ([4, 3], [9], [], [1, 5])
 DOCUMENT = Attention(4, 2, 4)
+LONG = LongRope((1.0, 1.5), (1.0, 9.0), original=4, long_gain=1.4)
 
 
 def moe(dispatch=Dropless(), shared=0, normalize=True):  # noqa: B008
@@ -46,6 +50,19 @@ VARIANTS = {
   "norm over all heads, a shared expert, across documents": decoder(
     Segment(
       blocks(Attention(4, 2, 4, qk_norm="all", mask=Causal()), moe(Capacity(9.0), 3, False)), 2
+    )
+  ),
+  "biases, scores of sinks, a window between": decoder(
+    Segment(
+      blocks(Attention(4, 2, 4, mask=Window(2), bias="all", scale=0.3, sinks=True), MLP(hidden=6))
+      + blocks(Attention(4, 2, 4, bias="all", sinks=True, rope=Yarn(original=8)), moe()), 2
+    )
+  ),
+  "a norm over all heads, then a limit; biases before": decoder(
+    Segment(
+      blocks(
+        Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG), MLP(hidden=6)
+      ), 2
     )
   ),
   "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(hidden=6)), 2)),
@@ -234,6 +251,15 @@ def test_dims_and_names_match_the_parameters():
     (lambda: Attention(num_heads=0), "must be at least 1"),
     (lambda: Attention(head_dim=5), "must be even"),
     (lambda: Attention(rope_theta=1.0), "must be above 1"),
+    (lambda: Attention(clip=0.0), "clip must be above 0"),
+    (lambda: Attention(scale=-1.0), "scale must be above 0"),
+    (lambda: AttentionExperts(heads=Attention(sinks=True)), "without biases and sinks"),
+    (lambda: AttentionExperts(heads=Attention(bias="qkv")), "without biases and sinks"),
+    (lambda: LatentAttention(latent_dim=0), "at least 1"),
+    (lambda: LatentAttention(query_dim=0), "query_dim=none"),
+    (lambda: LatentAttention(rope_dim=5), "rope_dim must be even"),
+    (lambda: LatentAttention(rope_theta=1.0), "rope_theta must be above 1"),
+    (lambda: LatentAttention(rope=LONG), "each of the 32 pairs"),
     (lambda: MLP(hidden=0), "at least 1"),
     (lambda: SwiGLU(hidden=0), "at least 1"),
     (lambda: MoE(num_experts=8, num_active=99), "num_active must lie between"),
