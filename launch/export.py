@@ -25,7 +25,7 @@ from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.pretrained.family import differences
 from jaxmoe.models.pretrained.settings import INERT
 from jaxmoe.models.pretrained.shards import Tensor, plan_shards, write_shards
-from jaxmoe.models.pretrained.tensors import Bound, bind
+from jaxmoe.models.pretrained.tensors import Bound, Piece, bind
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
@@ -62,11 +62,13 @@ class Target:
 
   def tensors(self) -> list[Tensor]:
     """Returns what is written, in order."""
-    return [
-      Tensor(name, bound.tensor_shape(bound.leaf.forms[0]), self.dtype_of(bound))
+    found = {
+      name: Tensor(name, bound.tensor_shape(bound.form), self.dtype_of(bound))
       for bound in self.bound
-      for name, _ in bound.tensors(bound.leaf.forms[0])
-    ]
+      if bound.form is not None
+      for name, _ in bound.tensors(bound.form)
+    }
+    return list(found.values())
 
   def dtype_of(self, bound: Bound) -> np.dtype:
     """Returns the dtype of a weight's tensors."""
@@ -142,7 +144,7 @@ def _write(
   tensors = target.tensors()
   progress = Progress(sum(tensor.num_bytes for tensor in tensors))
   shards = plan_shards(tensors, target.limit_bytes)
-  write_shards(folder, shards, _values(target, *where), progress.add)
+  write_shards(folder, shards, _pieces(target, *where), progress.add)
   progress.end()
   carried = workdir.path / FOLDER
   names = copy_files(carried, folder, CARRIED) if carried.is_dir() else []
@@ -155,8 +157,8 @@ def _write(
   _write_json(folder / CONFIG, plain)
 
 
-def _values(target: Target, store: OrbaxStore, step: int) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields name and values of each tensor; the weights of one layer are in memory at a time."""
+def _pieces(target: Target, store: OrbaxStore, step: int) -> Iterator[Piece]:
+  """Yields what each weight is of its tensors; those of one layer are in memory at a time."""
   sharding = one_device().replicated
   for under, group in itertools.groupby(target.bound, key=_part):
     of = list(group)
@@ -167,7 +169,12 @@ def _values(target: Target, store: OrbaxStore, step: int) -> Iterator[tuple[str,
     arrays, _ = store.read(step, like, under=PARAMS + under)
     for bound in of:
       whole = np.asarray(arrays[PARAMS + bound.name])
-      yield from bound.scatter(bound.leaf.forms[0], whole)
+      if bound.form is not None:
+        yield from bound.scatter(bound.form, whole)
+      elif whole.any():
+        raise InputError(
+          f"{bound.name} is not zero, and {FAMILIES[target.kind].architecture} has no place for it"
+        )
 
 
 def _part(bound: Bound) -> str:

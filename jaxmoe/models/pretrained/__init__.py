@@ -7,22 +7,31 @@ transformers wrote (`tests/models/pretrained/golden.py` makes them).
 settings.py  config.json, read key by key
 tensors.py   where each weight lies in a checkpoint, as data read in both directions
 folder.py    the safetensors of a checkpoint
+shards.py    writing them
+checkpoint.py  a folder whose config, names and shapes fit each other
 keys.py      keys that families share
+ropes.py     what stretches rotary angles, both ways
 leaves.py    names that families share
 family.py    what a family is
 """
 
+from jaxmoe.models.pretrained.deepseek_v2 import DEEPSEEK_V2
+from jaxmoe.models.pretrained.deepseek_v3 import DEEPSEEK_V3
 from jaxmoe.models.pretrained.family import Family
 from jaxmoe.models.pretrained.llama import LLAMA
 from jaxmoe.models.pretrained.mixtral import MIXTRAL
 from jaxmoe.models.pretrained.olmoe import OLMOE
+from jaxmoe.models.pretrained.qwen2_moe import QWEN2_MOE
 from jaxmoe.models.pretrained.qwen3 import QWEN3
 from jaxmoe.models.pretrained.qwen3_moe import QWEN3_MOE
 
 FAMILIES: dict[str, Family] = {
+  "deepseek_v2": DEEPSEEK_V2,
+  "deepseek_v3": DEEPSEEK_V3,
   "llama": LLAMA,
   "mixtral": MIXTRAL,
   "olmoe": OLMOE,
+  "qwen2_moe": QWEN2_MOE,
   "qwen3": QWEN3,
   "qwen3_moe": QWEN3_MOE,
 }

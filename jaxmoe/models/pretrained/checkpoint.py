@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -41,22 +42,21 @@ class Checkpoint:
   model: Transformer
   vocab_size: int
   folder: Folder
-  weights: list[tuple[Bound, Form]]
+  weights: list[tuple[Bound, Form | None]]
 
   @property
   def decoder(self) -> Decoder:
     """The functions of the model."""
     return Decoder(self.model, self.vocab_size)
 
-  def gather(self, bound: Bound, form: Form) -> np.ndarray:
+  def gather(self, bound: Bound, form: Form | None) -> np.ndarray:
     """Returns one weight."""
     return bound.gather(form, self.folder.read)
 
-  def num_bytes(self, bound: Bound, form: Form) -> int:
+  def num_bytes(self, bound: Bound, form: Form | None) -> int:
     """Returns how many bytes a weight has in the folder."""
-    dtypes = self.folder.dtypes
-    name = next(name for name, _ in bound.tensors(form))
-    return int(np.prod(bound.shape)) * dtypes[name].itemsize
+    name = next((name for name, _ in bound.tensors(form)), None)
+    return 0 if name is None else math.prod(bound.shape) * self.folder.dtypes[name].itemsize
 
 
 def open_checkpoint(
@@ -123,9 +123,11 @@ def _same(folder: Folder, one: str, other: str) -> bool:
   return folder.read(one).tobytes() == folder.read(other).tobytes()
 
 
-def _check_shapes(folder: Folder, weights: list[tuple[Bound, Form]]) -> None:
+def _check_shapes(folder: Folder, weights: list[tuple[Bound, Form | None]]) -> None:
   """Refuses tensors of another shape than the config asks for, before any is read."""
   for bound, form in weights:
+    if form is None:
+      continue
     shape = bound.tensor_shape(form)
     for name, _ in bound.tensors(form):
       if folder.shapes[name] != shape:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.masks import Document, Window
 from jaxmoe.models.pretrained.family import blocks, stack_of
+from jaxmoe.models.pretrained.ropes import read_rope, rope_keys
 from jaxmoe.models.pretrained.settings import Settings
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.layer import MoE
 
 ACTIVATIONS = "silu", "swish"
-QKNorm = Literal["none", "head", "all"]
 
 
 def decoder(settings: Settings, layers: list[Block], eps: float) -> Transformer:
@@ -59,20 +59,18 @@ def num_layers(settings: Settings) -> int:
 
 
 def attention(
-  settings: Settings, qk_norm: QKNorm = "none", window: int | None = None, theta: float = 10_000.0
+  settings: Settings, window: int | None = None, theta: float = 10_000.0, **others: Any
 ) -> Attention:
   """Returns the attention of a layer.
 
   Args:
     settings: The config.
-    qk_norm: Of the record.
     window: How many tokens a token sees, None for all.
     theta: The base of the rotary angles where the config does not say it.
+    **others: More fields of the record.
   """
   num_heads = settings.get(int, "num_attention_heads")
-  theta, scaling = settings.rope(theta)
-  if scaling:
-    raise InputError(f"{settings.where}: rope_type={scaling['rope_type']!r} is not known here")
+  theta, scaling = read_rope(settings, theta)
   return Attention(
     num_heads=num_heads,
     num_kv_heads=settings.get(int, "num_key_value_heads", default=num_heads),
@@ -81,7 +79,8 @@ def attention(
     ),
     mask=Document() if window is None else Window(window),
     rope_theta=theta,
-    qk_norm=qk_norm,
+    rope=scaling,
+    **others,
   )
 
 
@@ -92,9 +91,13 @@ def attention_keys(model: Transformer) -> dict[str, Any]:
     "num_attention_heads": of.num_heads,
     "num_key_value_heads": of.num_kv_heads,
     "head_dim": of.head_dim,
-    "rope_theta": of.rope_theta,
-    "rope_scaling": None,
+    **rope_keys(of.rope_theta, of.rope),
   }
+
+
+def bias(settings: Settings, key: str = "attention_bias") -> str:
+  """Returns what has a bias in attention where one key says it: nothing or all."""
+  return "all" if settings.get(bool, key, default=False) else "none"
 
 
 def window_of(block: Block) -> int | None:

@@ -27,6 +27,12 @@ ATTENTION = (
   leaf("attention/v", "d k h", (AT + "self_attn.v_proj.weight", "(k h) d")),
   leaf("attention/o", "n h d", (AT + "self_attn.o_proj.weight", "d (n h)")),
 )
+BIASES = (
+  leaf("attention/q_bias", "n h", (AT + "self_attn.q_proj.bias", "(n h)")),
+  leaf("attention/k_bias", "k h", (AT + "self_attn.k_proj.bias", "(k h)")),
+  leaf("attention/v_bias", "k h", (AT + "self_attn.v_proj.bias", "(k h)")),
+  leaf("attention/o_bias", "d", (AT + "self_attn.o_proj.bias", "d")),
+)
 QK_NORMS = (
   leaf("attention/q_norm/scale", "h", (AT + "self_attn.q_norm.weight", "h")),
   leaf("attention/k_norm/scale", "h", (AT + "self_attn.k_norm.weight", "h")),

@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxmoe.models.block import Block
 from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, only_moe
-from jaxmoe.models.pretrained.leaves import DECODER, EXPERTS, GATE, QK_NORMS
+from jaxmoe.models.pretrained.family import Family, blocks, only_moe
+from jaxmoe.models.pretrained.leaves import BIASES, DECODER, EXPERTS, GATE, QK_NORMS
 from jaxmoe.models.pretrained.settings import Settings
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
@@ -17,8 +17,6 @@ from jaxmoe.moe.routers import TopK
 
 def read(settings: Settings) -> Transformer:
   """Returns the record that a config.json describes."""
-  settings.only("attention_bias", False)
-  settings.only("clip_qkv", None)
   moe = MoE(
     num_experts=settings.get(int, "num_experts", "num_local_experts", default=64),
     num_active=settings.get(int, "num_experts_per_tok", default=8),
@@ -26,19 +24,22 @@ def read(settings: Settings) -> Transformer:
     experts=SwiGLU(hidden=settings.get(int, "intermediate_size")),
     balance=keys.balance(settings, default=0.01),
   )
-  block = Block(keys.attention(settings, "all"), moe)
-  return keys.decoder(settings, [block] * keys.num_layers(settings), eps=1e-5)
+  attention = keys.attention(
+    settings, qk_norm="all", bias=keys.bias(settings),
+    clip=settings.get(float, "clip_qkv", default=None),
+  )  # fmt: skip
+  return keys.decoder(settings, [Block(attention, moe)] * keys.num_layers(settings), eps=1e-5)
 
 
 def write(model: Transformer) -> dict[str, Any]:
   """Returns the keys of config.json."""
-  moe = only_moe(model)
+  moe, attention = only_moe(model), blocks(model)[0].attention
   return {
     **keys.decoder_keys(model),
     **keys.attention_keys(model),
     **keys.balance_keys(moe),
-    "attention_bias": False,
-    "clip_qkv": None,
+    "attention_bias": attention.bias == "all",
+    "clip_qkv": attention.clip,
     "intermediate_size": moe.experts.hidden,
     "norm_topk_prob": moe.router.normalize,
     "num_experts": moe.num_experts,
@@ -46,4 +47,4 @@ def write(model: Transformer) -> dict[str, Any]:
   }
 
 
-OLMOE = Family("OlmoeForCausalLM", read, write, DECODER + QK_NORMS + GATE + EXPERTS)
+OLMOE = Family("OlmoeForCausalLM", read, write, DECODER + QK_NORMS + BIASES + GATE + EXPERTS)

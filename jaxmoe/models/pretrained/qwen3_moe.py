@@ -8,7 +8,7 @@ from jaxmoe.models.block import MLP as DenseMLP
 from jaxmoe.models.block import Block
 from jaxmoe.models.pretrained import keys
 from jaxmoe.models.pretrained.family import Family, blocks, only_mlp, only_moe
-from jaxmoe.models.pretrained.leaves import DECODER, EXPERTS, GATE, MLP, QK_NORMS
+from jaxmoe.models.pretrained.leaves import BIASES, DECODER, EXPERTS, GATE, MLP, QK_NORMS
 from jaxmoe.models.pretrained.settings import Settings
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
@@ -18,11 +18,12 @@ from jaxmoe.moe.routers import TopK
 
 def read(settings: Settings) -> Transformer:
   """Returns the record that a config.json describes."""
-  settings.only("attention_bias", False)
   settings.skip("max_window_layers")
   window = settings.get(int, "sliding_window", default=None)
   used = settings.get(bool, "use_sliding_window", default=False)
-  attention = keys.attention(settings, "head", window if used else None)
+  attention = keys.attention(
+    settings, window if used else None, qk_norm="head", bias=keys.bias(settings)
+  )
   moe = MoE(
     num_experts=settings.get(int, "num_experts", "num_local_experts", default=128),
     num_active=settings.get(int, "num_experts_per_tok", default=8),
@@ -44,7 +45,7 @@ def write(model: Transformer) -> dict[str, Any]:
     **keys.attention_keys(model),
     **keys.balance_keys(moe),
     **keys.dense_layers_keys(model),
-    "attention_bias": False,
+    "attention_bias": blocks(model)[0].attention.bias == "all",
     "intermediate_size": mlp.hidden if mlp else moe.experts.hidden,
     "moe_intermediate_size": moe.experts.hidden,
     "norm_topk_prob": moe.router.normalize,
@@ -55,4 +56,5 @@ def write(model: Transformer) -> dict[str, Any]:
   }
 
 
-QWEN3_MOE = Family("Qwen3MoeForCausalLM", read, write, DECODER + QK_NORMS + GATE + EXPERTS + MLP)
+LEAVES = DECODER + BIASES + QK_NORMS + GATE + EXPERTS + MLP
+QWEN3_MOE = Family("Qwen3MoeForCausalLM", read, write, LEAVES)

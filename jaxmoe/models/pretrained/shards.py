@@ -7,19 +7,18 @@ same tensors give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import safetensors.numpy
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.folder import INDEX
-from jaxmoe.models.pretrained.tensors import Shape
+from jaxmoe.models.pretrained.tensors import Piece, Shape
 
 _ALIGN = 64
 
@@ -54,8 +53,8 @@ def plan_shards(tensors: Sequence[Tensor], limit_bytes: int) -> dict[str, list[T
 
 def write_shards(
   folder: pathlib.Path,
-  shards: dict[str, list[Tensor]],
-  values: Iterator[tuple[str, np.ndarray]],
+  shards: Mapping[str, list[Tensor]],
+  pieces: Iterator[Piece],
   alive: Callable[[int], None],
 ) -> None:
   """Writes the files of a plan, and their index where there are several.
@@ -63,30 +62,36 @@ def write_shards(
   Args:
     folder: Where they go.
     shards: The plan.
-    values: Name and values of each tensor, in the order of the plan, in any float dtype.
-    alive: Called with the bytes of each tensor when it is laid out.
+    pieces: All of every tensor, in about the order of the plan, in any float dtype.
+    alive: Called with the bytes of each piece when it is laid out.
 
   Raises:
     InputError: the disk refuses it.
   """
+  file_of = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
+  views: dict[str, dict[str, np.ndarray]] = {}
+  left = {file: sum(tensor.num_bytes for tensor in tensors) for file, tensors in shards.items()}
   try:
-    for file, tensors in shards.items():
-      with _laid_out(folder / f".{file}", tensors) as views:
-        for tensor in tensors:
-          name, value = next(values)
-          assert name == tensor.name, f"{name} came for {tensor.name}"
-          views[name][...] = value
-          alive(tensor.num_bytes)
-        safetensors.numpy.save_file(views, folder / file, metadata={"format": "pt"})
+    for piece in pieces:
+      file = file_of[piece.name]
+      if file not in views:
+        views[file] = _laid_out(folder / f".{file}", shards[file])
+      target = views[file][piece.name].reshape(piece.apart)[piece.place]
+      target[...] = piece.values
+      left[file] -= target.nbytes
+      alive(target.nbytes)
+      if not left[file]:
+        whole = views.pop(file)
+        safetensors.numpy.save_file(whole, folder / file, metadata={"format": "pt"})
+    assert not any(left.values()), left
     if len(shards) > 1:
       _write_index(folder / INDEX, shards)
   except (OSError, safetensors.SafetensorError) as error:
     raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from None
 
 
-@contextlib.contextmanager
-def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
-  """Gives an array for each tensor, in a file that is gone afterwards."""
+def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> dict[str, np.ndarray]:
+  """Returns an array for each tensor, in a file that has no name any more."""
   starts, end = [], 0
   for tensor in tensors:
     starts.append(end)
@@ -95,13 +100,13 @@ def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> Iterator[dict[str, n
     path.unlink()
     os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error here, not a signal later
     memory = np.memmap(file, np.uint8, "r+", shape=(end,))
-    yield {
-      tensor.name: memory[start : start + tensor.num_bytes].view(tensor.dtype).reshape(tensor.shape)
-      for start, tensor in zip(starts, tensors)
-    }
+  return {
+    tensor.name: memory[start : start + tensor.num_bytes].view(tensor.dtype).reshape(tensor.shape)
+    for start, tensor in zip(starts, tensors)
+  }
 
 
-def _write_index(path: pathlib.Path, shards: dict[str, list[Tensor]]) -> None:
+def _write_index(path: pathlib.Path, shards: Mapping[str, list[Tensor]]) -> None:
   total = sum(tensor.num_bytes for tensors in shards.values() for tensor in tensors)
   files = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
   index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
