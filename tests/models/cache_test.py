@@ -119,8 +119,8 @@ VARIANTS = {
   "angles that depend on the room of a row": Transformer(
     dim=8, stack=(Segment(tuple(Block(Attention(4, 2, 4, rope=r), MLP(6)) for r in STRETCHED)),)
   ),
-  "biases, a limit, sinks, a window between": Transformer(
-    dim=8,
+  "biases, a limit, sinks, a window between, scales and LayerNorm": Transformer(
+    dim=8, norm="layer", embed_scale=2.0, residual_scale=0.5, logit_scale=0.7, head_bias=True,
     stack=(
       Segment(
         tuple(

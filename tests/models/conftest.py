@@ -16,6 +16,15 @@ def _rms(x, scale, eps):
   return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * scale
 
 
+def _normed(x, weights, name, config):
+  """The norm of this name: by the root mean square, or LayerNorm."""
+  scale = weights[f"{name}/scale"]
+  if config.norm == "rms":
+    return _rms(x, scale, config.norm_eps)
+  deviation = np.sqrt(x.var(-1, keepdims=True) + config.norm_eps)
+  return (x - x.mean(-1, keepdims=True)) / deviation * scale + weights[f"{name}/bias"]
+
+
 def _silu(x):
   return x / (1 + np.exp(-x))
 
@@ -101,24 +110,27 @@ def _below(weights, prefix):
 
 def _decoder(config, weights, row):
   """Returns logits (L, V) of one row: {'ids', 'position', 'segment'}, each (L,)."""
-  x = weights["embed/table"][row["ids"]]
+  x = weights["embed/table"][row["ids"]] * config.embed_scale
   blocks = [
     block for segment in config.stack for _ in range(segment.repeats) for block in segment.pattern
   ]
   carried = None
   for depth, block in enumerate(blocks):
     layer, eps = _below(weights, f"layers/{depth}/"), config.norm_eps
-    normed = _rms(x, layer["attention_norm/scale"], eps)
-    x = x + _attention(normed, _below(layer, "attention/"), block.attention, row, eps)
-    normed = _rms(x, layer["ffn_norm/scale"], eps)
+    normed = _normed(x, layer, "attention_norm", config)
+    y = _attention(normed, _below(layer, "attention/"), block.attention, row, eps)
+    x = x + config.residual_scale * y
+    normed = _normed(x, layer, "ffn_norm", config)
     if isinstance(block.ffn, MoE):
       logits = _gate(normed, _below(layer, "moe/"), carried)
       carried = logits if block.ffn.router.gate.carries else carried
-      x = x + _moe(normed, _below(layer, "moe/"), block.ffn, row, logits)
+      y = _moe(normed, _below(layer, "moe/"), block.ffn, row, logits)
     else:
-      x = x + _swiglu(normed, layer["mlp/gate_up"], layer["mlp/down"])
-  x = _rms(x, weights["final_norm/scale"], config.norm_eps)
-  return x @ (weights["embed/table"].T if config.tied else weights["head/weight"])
+      y = _swiglu(normed, layer["mlp/gate_up"], layer["mlp/down"])
+    x = x + config.residual_scale * y
+  x = _normed(x, weights, "final_norm", config)
+  logits = x @ (weights["embed/table"].T if config.tied else weights["head/weight"])
+  return logits * config.logit_scale + (weights["head/bias"] if config.head_bias else 0)
 
 
 @pytest.fixture(scope="session")

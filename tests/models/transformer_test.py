@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,14 @@ VARIANTS = {
         Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG), MLP(hidden=6)
       ), 2
     )
+  ),
+  "LayerNorm, a head with a bias, parts of the stream scaled": decoder(
+    Segment(blocks(DOCUMENT, MLP(hidden=6), moe()), 1),
+    norm="layer", norm_eps=1e-2, head_bias=True, embed_scale=3.0, residual_scale=0.4,
+    logit_scale=0.7,
+  ),
+  "tied, with a bias": decoder(
+    Segment(blocks(DOCUMENT, MLP(hidden=6)), 1), tied=True, head_bias=True
   ),
   "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(hidden=6)), 2)),
 }  # fmt: skip
@@ -186,14 +196,15 @@ def test_an_earlier_document_of_the_row_changes_nothing_under_the_document_mask(
   assert (before[0, :4] != after[0, :4]).all()
 
 
-@pytest.mark.parametrize("name", list(VARIANTS)[:2])
+LOSSES = [*list(VARIANTS)[:2], *(name for name in VARIANTS if "a bias" in name)]
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("chunk", [1000, 5])
-def test_nll_equals_the_loss_of_all_logits(name, chunk, batch_of):
-  model = VARIANTS[name]
-  model = Decoder(
-    Transformer(dim=8, stack=model.config.stack, tied=model.config.tied, loss_chunk=chunk), VOCAB
-  )
-  params, batch = model.init(Keys.from_seed(0)), batch_of(ROWS, LENGTH, VOCAB)
+def test_nll_equals_the_loss_of_all_logits(name, chunk, batch_of, perturbed_norms):
+  model = Decoder(dataclasses.replace(VARIANTS[name].config, loss_chunk=chunk), VOCAB)
+  params = perturbed_norms(model.init(Keys.from_seed(0)))
+  batch = batch_of(ROWS, LENGTH, VOCAB)
   hidden = jax.random.normal(jax.random.key(1), (len(ROWS), LENGTH, 8))
   logits = np.asarray(model.logits(params, hidden), np.float64)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -272,6 +283,7 @@ def test_dims_and_names_match_the_parameters():
     (lambda: Transformer(stack=()), "at least one segment"),
     (lambda: Transformer(dim=0), "at least 1"),
     (lambda: Transformer(norm_eps=0.0), "norm_eps above 0"),
+    (lambda: Transformer(residual_scale=0.0), "residual_scale and logit_scale must be above 0"),
   ],
 )
 def test_a_size_that_cannot_be_is_refused(make, message):
