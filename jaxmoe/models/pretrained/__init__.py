@@ -18,9 +18,11 @@ family.py    what a family is
 from jaxmoe.models.pretrained.deepseek_v2 import DEEPSEEK_V2
 from jaxmoe.models.pretrained.deepseek_v3 import DEEPSEEK_V3
 from jaxmoe.models.pretrained.family import Family
+from jaxmoe.models.pretrained.granitemoe import GRANITEMOE
 from jaxmoe.models.pretrained.llama import LLAMA
 from jaxmoe.models.pretrained.mixtral import MIXTRAL
 from jaxmoe.models.pretrained.olmoe import OLMOE
+from jaxmoe.models.pretrained.phimoe import PHIMOE
 from jaxmoe.models.pretrained.qwen2_moe import QWEN2_MOE
 from jaxmoe.models.pretrained.qwen3 import QWEN3
 from jaxmoe.models.pretrained.qwen3_moe import QWEN3_MOE
@@ -28,9 +30,11 @@ from jaxmoe.models.pretrained.qwen3_moe import QWEN3_MOE
 FAMILIES: dict[str, Family] = {
   "deepseek_v2": DEEPSEEK_V2,
   "deepseek_v3": DEEPSEEK_V3,
+  "granitemoe": GRANITEMOE,
   "llama": LLAMA,
   "mixtral": MIXTRAL,
   "olmoe": OLMOE,
+  "phimoe": PHIMOE,
   "qwen2_moe": QWEN2_MOE,
   "qwen3": QWEN3,
   "qwen3_moe": QWEN3_MOE,

@@ -46,22 +46,18 @@ def write(model: Transformer) -> dict[str, Any]:
   }
 
 
-MIXTRAL = Family(
-  "MixtralForCausalLM",
-  read,
-  write,
-  (
-    *DECODER,
-    leaf("moe/router/gate/weight", "d e", (OLD + "gate.weight", "e d"),
-         (AT + "mlp.gate.weight", "e d")),
-    Leaf(
-      "moe/experts/gate_up",
-      "e d g f",
-      (
-        Form(OLD + "experts.{e}.{g}.weight", "f d", (("g", ("w1", "w3")),)),
-        Form(FUSED[0], "e (g f) d"),
-      ),
+OLD_EXPERTS = (
+  Leaf(
+    "moe/experts/gate_up",
+    "e d g f",
+    (
+      Form(OLD + "experts.{e}.{g}.weight", "f d", (("g", ("w1", "w3")),)),
+      Form(FUSED[0], "e (g f) d"),
     ),
-    leaf("moe/experts/down", "e f d", (OLD + "experts.{e}.w2.weight", "d f"), (FUSED[1], "e d f")),
   ),
-)  # fmt: skip
+  leaf("moe/experts/down", "e f d", (OLD + "experts.{e}.w2.weight", "d f"), (FUSED[1], "e d f")),
+)
+GATE = leaf(
+  "moe/router/gate/weight", "d e", (OLD + "gate.weight", "e d"), (AT + "mlp.gate.weight", "e d")
+)
+MIXTRAL = Family("MixtralForCausalLM", read, write, (*DECODER, GATE, *OLD_EXPERTS))
