@@ -14,7 +14,7 @@ import safetensors
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.tensors import Shape, some
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ".bin", ".pt", ".pth", ".ckpt"
 DTYPES = {
   "F32": np.dtype(np.float32),
@@ -86,6 +86,8 @@ def _listed(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
   """Returns the files of a checkpoint, and which tensors the index says each has."""
   if (folder / INDEX).exists():
     return _indexed(folder)
+  if (folder / WHOLE).exists():
+    return {folder / WHOLE: None}
   files = sorted(folder.glob("*.safetensors"))
   if not files:
     pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)

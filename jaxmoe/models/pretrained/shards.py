@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.pretrained.folder import INDEX
+from jaxmoe.models.pretrained.folder import INDEX, WHOLE
 from jaxmoe.models.pretrained.tensors import Piece, Shape
 
 _ALIGN = 64
@@ -46,7 +46,7 @@ def plan_shards(tensors: Sequence[Tensor], limit_bytes: int) -> dict[str, list[T
       shards.append([])
     shards[-1].append(tensor)
   if len(shards) == 1:
-    return {"model.safetensors": shards[0]}
+    return {WHOLE: shards[0]}
   count = len(shards)
   return {f"model-{at:05}-of-{count:05}.safetensors": of for at, of in enumerate(shards, start=1)}
 
