@@ -18,6 +18,7 @@ family.py    what a family is
 from jaxmoe.models.pretrained.deepseek_v2 import DEEPSEEK_V2
 from jaxmoe.models.pretrained.deepseek_v3 import DEEPSEEK_V3
 from jaxmoe.models.pretrained.family import Family
+from jaxmoe.models.pretrained.gpt_oss import GPT_OSS
 from jaxmoe.models.pretrained.granitemoe import GRANITEMOE
 from jaxmoe.models.pretrained.llama import LLAMA
 from jaxmoe.models.pretrained.mixtral import MIXTRAL
@@ -30,6 +31,7 @@ from jaxmoe.models.pretrained.qwen3_moe import QWEN3_MOE
 FAMILIES: dict[str, Family] = {
   "deepseek_v2": DEEPSEEK_V2,
   "deepseek_v3": DEEPSEEK_V3,
+  "gpt_oss": GPT_OSS,
   "granitemoe": GRANITEMOE,
   "llama": LLAMA,
   "mixtral": MIXTRAL,

@@ -32,7 +32,7 @@ GOLDEN = {
   "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5,
               "swiglu_limit": 0.8, "rope_parameters": {**YARN, "truncate": False}},
   "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.3,
-                 "residual_multiplier": 0.7, "embedding_multiplier": 6.0, "logits_scaling": 0.49,
+                 "residual_multiplier": 1.7, "embedding_multiplier": 1.3, "logits_scaling": 0.49,
                  "tie_word_embeddings": True},
   "llama": {"num_key_value_heads": 4, "attention_bias": True,
             "rope_parameters": {**LLAMA3, "original_max_position_embeddings": 16}},

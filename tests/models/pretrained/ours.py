@@ -14,6 +14,7 @@ from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import open_checkpoint
 from jaxmoe.models.pretrained.tensors import choose_forms
 
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 """Of float32 logits. Transformers itself is up to 6e-5 from its float64 at such weights."""
 
@@ -64,7 +65,7 @@ class Ours:
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
 def forward(decoder, params, tokens):
   def loss(params):
     hidden, _, sums = decoder.hidden(params, tokens)

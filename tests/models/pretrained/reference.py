@@ -27,9 +27,7 @@ def build(model_type, changes, seed=0):
   for name, x in [*model.named_parameters(), *model.named_buffers()]:
     if re.search(r"norm.*weight$", name):
       x.data.uniform_(0.5, 1.5)
-    elif name.endswith(("bias", "sinks")):
-      x.data.normal_(0, 0.5)
-    elif re.search(r"(gate|router)\.weight$", name):
+    elif name.endswith(("bias", "sinks")) or re.search(r"(gate|router)\.weight$", name):
       x.data.normal_(0, 0.5)
   return model.eval()
 
@@ -59,7 +57,7 @@ def forward(model, ids_BL, position_BL=None):
 
   choices, hooks = {}, []
   for name, module in model.named_modules():
-    depth = re.fullmatch(r"model\.layers\.(\d+)\..*(gate|router)", name)
+    depth = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(gate|router)", name)
     if depth:
       note = lambda _, inputs, out, depth=int(depth[1]): choices.update({depth: out})  # noqa: E731
       hooks.append(module.register_forward_hook(note))
@@ -111,10 +109,13 @@ def greedy(model, ids_BL, new):
 
 
 def sure(model_type, changes, prompt, new):
-  """The first random model that writes without near ties, what it writes, and the margins."""
-  for seed in range(20):
+  """The first random model that writes various ids without near ties: it, they, the margins.
+
+  One with a tied head likes to write one id again and again, whatever its layers do.
+  """
+  for seed in range(100):
     model = build(model_type, changes, seed)
     written, margin = greedy(model, prompt, new)
-    if margin.min() > 1e-2:
+    if margin.min() > 1e-2 and len(np.unique(written)) >= 6:
       return model, written, margin
-  raise AssertionError(f"{model_type} {changes}: every model has near ties")
+  raise AssertionError(f"{model_type} {changes}: every model has near ties, or writes one id")
