@@ -26,7 +26,7 @@ from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.ledger import Ledger
-from jaxmoe.train.state import params_from_arrays, params_like
+from jaxmoe.train.state import ONLY, params_from_arrays, params_like
 from jaxmoe.train.workdir import Workdir
 from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks
 from launch.command import run as run
@@ -101,7 +101,12 @@ def cache_dir() -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What commands that use a run need of it."""
+  """What commands that use a run need of it.
+
+  Attributes:
+    data_fingerprint: Of the batches it was trained on; None where it was converted, and not trained
+      since.
+  """
 
   workdir: Workdir
   experiment: Experiment
@@ -109,7 +114,7 @@ class Trained:
   tokenizer: Tokenizer
   step: int
   params: Params
-  data_fingerprint: str
+  data_fingerprint: str | None
 
 
 def load_run(
@@ -145,7 +150,7 @@ def load_run(
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
   step, arrays, record = found
   params = params_from_arrays(decoder, arrays)
-  fingerprint = record["data"]["fingerprint"]
+  fingerprint = None if ONLY in record else record["data"]["fingerprint"]
   return Trained(workdir, experiment, decoder, tokenizer, step, params, fingerprint)
 
 

@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> int:
   narrator = Narrator()
   corpus = open_corpus(data, cli.cache_dir() / "tokenizers", progress=narrator.say)
   train = run.experiment.train
-  if corpus.fingerprint(train.batch_size, train.seed) != run.data_fingerprint:
+  trained_on = run.data_fingerprint  # nothing, where the run was converted
+  if trained_on not in (None, corpus.fingerprint(train.batch_size, train.seed)):
     raise InputError(
       f"{run.workdir.path}: the run was trained on other data than its config gives on this "
       "machine (other files?), so what is held out may have been seen; score where it was trained"

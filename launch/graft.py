@@ -15,20 +15,20 @@ import optax
 
 from jaxmoe.adapt import Surgery, transplant_moments, transplant_params
 from jaxmoe.checkpoint import OrbaxStore
-from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core import names
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.core.recipe import override
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.corpus import Corpus
+from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import Constant
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.journal import Journal
 from jaxmoe.train.saver import make_record
 from jaxmoe.train.session import Session
-from jaxmoe.train.state import State, StateSpec
+from jaxmoe.train.state import State, StateSpec, read_state
 from jaxmoe.train.workdir import Workdir
 from launch.recipes import load_recipe, parse_changes
 
@@ -106,11 +106,11 @@ def read_source(workdir: Workdir, corpus: Corpus) -> Source:
     print(f"checkpoint {step} is damaged, trying the one before: {why}", file=sys.stderr)
 
   store = OrbaxStore(workdir.checkpoints)
-  found = read_latest(store, spec.like(), on_damage, set_aside=False)
+  found = read_state(store, spec, on_damage, set_aside=False)
   if found is None:
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
-  step, arrays, record = found
-  if record["corpus"]["tokenizer"] != corpus.tokenizer.digest:
+  step, arrays, _ = found
+  if load_tokenizer(workdir.tokenizer).digest != corpus.tokenizer.digest:
     raise InputError(
       f"{workdir.path}: the run's tokenizer is another than the new recipe makes on this data; "
       "its ids would mean other text; use the run's own data, or a fixed tokenizer"

@@ -36,6 +36,7 @@ CAPACITY = dataclasses.replace(DATA, dispatch="capacity")
 GATHERED = dataclasses.replace(EXPERT, exchange="all_gather")
 CHUNKED = dataclasses.replace(EXPERT, exchange="all_to_all_chunked")
 CONSTANT = dataclasses.replace(TENSOR, experts="zero_copy_constant")
+BIASED = dataclasses.replace(TENSOR, attention="sinks")
 KEY_HEADS = Cell(Parallel(tensor=4))  # twice as many devices as key heads
 FOLD_DATA = Cell(Parallel(data=2, expert=2, fold=("data",)), exchange="all_to_all_two_level")
 FOLD_TENSOR = Cell(Parallel(expert=2, tensor=2, fold=("tensor",)))
@@ -202,6 +203,13 @@ def gathered_for_good(original: Any) -> Any:
   return arrive
 
 
+def on_every_device(original: Any) -> Any:
+  """Biases of sums that every device of a tensor group adds."""
+  return lambda self, leaf, arrival: original(
+    self, leaf, dataclasses.replace(arrival, once=False)
+  )
+
+
 def other_key_head(original: Any) -> Any:
   """The key head that other query heads read."""
 
@@ -299,6 +307,7 @@ FAULTS = {
     TENSOR, cross_entropy, "_piece_of_part", labels_off_by_one
   ),
   "a query head reads another's keys": Fault(KEY_HEADS, Gathers, "_cut", other_key_head),
+  "a bias of a sum is added by every device": Fault(BIASED, Gathers, "_arrive", on_every_device),
   "token groups have one key": Fault(NOISY, MeshWays, "group", lambda _: lambda self: 0),
   "a total forgets an axis": Fault(BOTH, MeshWays, "total", total_of_less),
   "labels are counted by device": Fault(DATA, MeshWays, "total", counts_of_each),

@@ -63,7 +63,7 @@ class Store(Protocol):
 
 def read_latest(
   store: Store,
-  like: Mapping[str, jax.ShapeDtypeStruct],
+  like: Mapping[str, jax.ShapeDtypeStruct] | Callable[[int], Mapping[str, jax.ShapeDtypeStruct]],
   on_damage: Callable[[int, str], None],
   *,
   under: str = "",
@@ -72,7 +72,8 @@ def read_latest(
   """Returns step, arrays and record of the newest intact step, or None if there never was one.
 
   A damaged step is reported to `on_damage(step, why)` and set aside, and the one before is tried.
-  With `set_aside=False` it stays: for commands that read what a live run may still write.
+  With `set_aside=False` it stays: for commands that read what a live run may still write. `like`
+  may be a function of the step, for stores whose steps do not all hold the same.
 
   Raises CheckpointError if there are or were steps and none is intact. InputError (the arrays
   are those of another model) passes through and sets nothing aside.
@@ -80,7 +81,8 @@ def read_latest(
   told = []
   for step in reversed(store.steps()):
     try:
-      arrays, record = store.read(step, like, under)
+      wanted = like(step) if callable(like) else like
+      arrays, record = store.read(step, wanted, under)
     except DamagedStepError as error:
       on_damage(step, str(error))
       told.append(str(error))

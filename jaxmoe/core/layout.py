@@ -25,6 +25,11 @@ Rules = Mapping[str, tuple[str, ...]]
 LAYER, EXPERT = "layer", "expert"
 EXPERT_DIMS = (EXPERT, "local_expert")
 """What dims of experts are called; `local_expert` of those that work where their tokens are."""
+ONCE = "once"
+"""What the dim of a bias is called that is added to a product of which devices have parts.
+
+The parts are summed, so the bias must count on one device of them; the layout sees to it.
+"""
 
 
 def is_dims(node: Any) -> bool:

@@ -57,3 +57,7 @@ class Init:
   def ones(self, shape: tuple[int, ...], dims: Dims) -> nnx.Param:
     """Returns a weight of ones, such as the scale of a norm."""
     return nnx.Param(jnp.ones(shape, self.dtype), dims=dims)
+
+  def zeros(self, shape: tuple[int, ...], dims: Dims) -> nnx.Param:
+    """Returns a weight of zeros, such as a bias."""
+    return nnx.Param(jnp.zeros(shape, self.dtype), dims=dims)

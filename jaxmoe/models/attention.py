@@ -1,17 +1,22 @@
-"""The usual attention: softmax, rotary positions, optional QK norm."""
+"""The usual attention: softmax, rotary positions, and what families of models add to it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import ONCE
 from jaxmoe.core.parameters import Init
+from jaxmoe.core.recipe import choice
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.heads import Heads, HeadsLayer
 from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.rope import ROPES, Plain
 from jaxmoe.ops import attention
 from jaxmoe.ops.rope import rope
 
@@ -22,12 +27,25 @@ class Attention(Heads):
 
   Attributes:
     rope_theta: Base of the rotary angles (Su et al. 2021).
+    rope: How angles are stretched for long texts.
     qk_norm: Where queries and keys get an RMSNorm before rotation: nowhere, over each head
       (Qwen3), or over all heads at once (OLMoE).
+    bias: What has a bias: nothing, queries, keys and values (Qwen2), or the output as well
+      (gpt-oss, Phi).
+    clip: Queries, keys and values are cut off at this and its negative, after a norm (OLMoE); None
+      for no limit.
+    scale: What scores are multiplied by; None for 1 / sqrt(head_dim) (Granite's multiplier).
+    sinks: Whether a learnt score of each query head takes its share of the softmax and gives
+      nothing for it (gpt-oss; Xiao et al. 2023, arXiv:2309.17453).
   """
 
   rope_theta: float = 10_000.0
+  rope: Any = choice(ROPES, Plain())
   qk_norm: Literal["none", "head", "all"] = "none"
+  bias: Literal["none", "qkv", "all"] = "none"
+  clip: float | None = None
+  scale: float | None = None
+  sinks: bool = False
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -35,6 +53,11 @@ class Attention(Heads):
       raise InputError(f"head_dim must be even: head_dim={self.head_dim}")
     if self.rope_theta <= 1:
       raise InputError(f"rope_theta must be above 1: rope_theta={self.rope_theta}")
+    self.rope.check(self.head_dim)
+    for name in ("clip", "scale"):
+      value = getattr(self, name)
+      if value is not None and value <= 0:
+        raise InputError(f"{name} must be above 0: {name}={value}; or none to go without")
 
   def build(self, init: Init, dim: int, eps: float, num_experts: int = 0) -> AttentionLayer:
     """Returns the module with its weights."""
@@ -45,22 +68,63 @@ class AttentionLayer(HeadsLayer):
   """The weights of softmax attention."""
 
   config: Attention
-  attend = staticmethod(attention.reference)
 
   def __init__(self, config: Attention, init: Init, dim: int, eps: float, num_experts: int = 0):
     super().__init__(config, init, dim, num_experts)
-    self.q_norm = self._norm(init / "q_norm", config.num_heads, eps)
-    self.k_norm = self._norm(init / "k_norm", config.num_kv_heads, eps)
+    queries, keys, size = config.num_heads, config.num_kv_heads, config.head_dim
+    self.q_norm = self._norm(init / "q_norm", queries, eps)
+    self.k_norm = self._norm(init / "k_norm", keys, eps)
+    has = config.bias != "none"
+    self.q_bias = init.zeros((queries, size), ("heads", "head")) if has else None
+    self.k_bias = init.zeros((keys, size), ("kv_heads", "head")) if has else None
+    self.v_bias = init.zeros((keys, size), ("kv_heads", "head")) if has else None
+    self.o_bias = init.zeros((dim,), (ONCE,)) if config.bias == "all" else None
+    self.sink_bias = init.zeros((queries,), ("heads",)) if config.sinks else None
 
-  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str) -> jax.Array:
-    """Returns normalised heads turned by their positions."""
+  def project(self, x_BLD: jax.Array, which: str) -> jax.Array:
+    """Returns queries, keys or values of tokens, values within the limit."""
+    bias = getattr(self, f"{which}_bias")
+    heads_BLNH = _plus(super().project(x_BLD, which), bias)
+    return self._clip(heads_BLNH) if which == "v" else heads_BLNH
+
+  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
+    """Returns heads normalised, within the limit and turned by their positions."""
     norm = self.q_norm if which == "q" else self.k_norm
     if norm is not None:
       flat = (*heads_BLNH.shape[:2], -1, norm.scale.shape[0])
       heads_BLNH = norm(heads_BLNH.reshape(flat)).reshape(heads_BLNH.shape)
-    return rope(heads_BLNH, tokens.position, self.config.rope_theta)
+    config = self.config
+    frequency_P = config.rope.frequencies(config.rope_theta, config.head_dim, length)
+    return rope(self._clip(heads_BLNH), tokens.position, frequency_P, config.rope.gain(length))
+
+  def attend(
+    self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BLS: jax.Array
+  ) -> jax.Array:
+    """Returns (B, L, N, H), what queries find among keys."""
+    scale = self.config.head_dim**-0.5 if self.config.scale is None else self.config.scale
+    sink_N = None if self.sink_bias is None else self.sink_bias.get_value()
+    return attention.reference(q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale, sink_N)
+
+  def finish(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
+    """Returns (B, L, D) of what all heads found; zeros for padding."""
+    y_BLD = super().finish(out_BLNH, tokens)
+    if self.o_bias is None:
+      return y_BLD
+    return jnp.where(tokens.valid[:, :, None], _plus(y_BLD, self.o_bias), y_BLD)
+
+  def _clip(self, heads_BLNH: jax.Array) -> jax.Array:
+    limit = self.config.clip
+    return heads_BLNH if limit is None else jnp.clip(heads_BLNH, -limit, limit)
 
   def _norm(self, init: Init, heads: int, eps: float) -> RMSNorm | None:
     widths = {"none": 0, "head": 1, "all": heads}
     width = widths[self.config.qk_norm] * self.config.head_dim
     return RMSNorm(init, width, eps, "head") if width else None
+
+
+def _plus(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+  """Returns x and a bias of its last dims, in x.dtype."""
+  if bias is None:
+    return x
+  value = bias.get_value()
+  return x + value.astype(x.dtype).reshape((1,) * (x.ndim - value.ndim) + value.shape)

@@ -61,6 +61,11 @@ class AttentionExperts:
         "num_active must lie between 1 and num_experts: "
         f"num_active={self.num_active}, num_experts={self.num_experts}"
       )
+    if isinstance(self.heads, Attention) and (self.heads.bias != "none" or self.heads.sinks):
+      raise InputError(
+        "attention experts have queries and outputs of their own, without biases and sinks: "
+        f"bias={self.heads.bias}, sinks={self.heads.sinks}; set bias=none and sinks=false"
+      )
     if self.router.gate.carries:
       raise InputError(
         "the gate of attention experts cannot add the logits of the layer before, which are of "
@@ -149,7 +154,8 @@ class AttentionExpertsLayer(nnx.Module):
     """Returns (T, A, N, H): each choice's heads are heads like others, beside those they share."""
     active, _, size = q_TANH.shape[1:]
     shape = (*tokens.id.shape, active, self.config.heads.num_kv_heads, -1, size)
-    q_BLMH = self.experts.turn(q_TANH.reshape(*shape[:2], -1, size), tokens, "q")
+    q_BLMH = q_TANH.reshape(*shape[:2], -1, size)
+    q_BLMH = self.experts.turn(q_BLMH, tokens, "q", cache.room(tokens))
     # Query head m reads key head m // (A N / K): what reads one key head stands together.
     q_BLMH = q_BLMH.reshape(shape).swapaxes(2, 3).reshape(q_BLMH.shape)
     out_BLMH = cache.attend(q_BLMH, tokens, self.config.heads.mask, self.experts.attend)

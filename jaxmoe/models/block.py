@@ -18,8 +18,10 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import HEADS, AttentionExperts
 from jaxmoe.models.binary_linear import BinaryLinear
 from jaxmoe.models.cache import Cache
-from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.latent_attention import LatentAttention
+from jaxmoe.models.rope import Yarn
 from jaxmoe.models.stick_breaking import StickBreaking
+from jaxmoe.models.stream import Stream
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.layer import MoE, MoESums
 
@@ -41,7 +43,21 @@ class MLP:
 
 ATTENTION = {
   "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "sinks": (
+    Attention,
+    Attention(
+      num_heads=2, num_kv_heads=1, head_dim=16, bias="all", clip=4.0, scale=0.2, sinks=True,
+      rope=Yarn(original=64),
+    ),
+  ),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "latent": (
+    LatentAttention,
+    LatentAttention(
+      num_heads=2, head_dim=12, rope_dim=4, value_dim=10, latent_dim=14, query_dim=18,
+      rope=Yarn(original=64, mscale=0.8, mscale_all=0.5),
+    ),
+  ),
   "experts": (AttentionExperts, AttentionExperts(3, 2, HEADS["stick_breaking"][1])),
   "binary_linear": (BinaryLinear, BinaryLinear(num_heads=2, num_kv_heads=1, head_dim=16)),
 }
@@ -59,9 +75,9 @@ class Block:
     if isinstance(self.ffn, MoE):
       self.ffn.check_causal()
 
-  def build(self, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE) -> BlockLayer:
+  def build(self, init: Init, stream: Stream, ways: Ways = ONE_DEVICE) -> BlockLayer:
     """Returns the module with its weights."""
-    return BlockLayer(self, init, dim, eps, ways)
+    return BlockLayer(self, init, stream, ways)
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters of the block's matrices act on one token."""
@@ -71,11 +87,11 @@ class Block:
 class BlockLayer(nnx.Module):
   """The pieces of a block; the feed-forward part is called `moe` or `mlp` after what it is."""
 
-  def __init__(self, config: Block, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE):
-    self.ways = ways
-    self.attention_norm = RMSNorm(init / "attention_norm", dim, eps)
-    self.attention = config.attention.build(init / "attention", dim, eps)
-    self.ffn_norm = RMSNorm(init / "ffn_norm", dim, eps)
+  def __init__(self, config: Block, init: Init, stream: Stream, ways: Ways = ONE_DEVICE):
+    self.ways, self.stream, dim = ways, stream, stream.dim
+    self.attention_norm = stream.make_norm(init / "attention_norm")
+    self.attention = config.attention.build(init / "attention", dim, stream.eps)
+    self.ffn_norm = stream.make_norm(init / "ffn_norm")
     is_moe = isinstance(config.ffn, MoE)
     self.moe = config.ffn.build(init / "moe", dim, ways) if is_moe else None
     self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.hidden)
@@ -94,12 +110,12 @@ class BlockLayer(nnx.Module):
       attended_BLD, cache, found = self.attention(normed_BLD, tokens, cache, here)
       if found is not None:
         sums["attention"] = found
-      x_BLD = x_BLD + self.ways.leave(attended_BLD)
+      x_BLD = self.stream.add(x_BLD, self.ways.leave(attended_BLD))
     if self.mlp is not None:
       with jax.named_scope("mlp"):
         y_BLD = self.ways.leave(self.mlp(self.ways.enter(self.ffn_norm(x_BLD))))
-        return x_BLD + y_BLD, carry, cache, sums
+        return self.stream.add(x_BLD, y_BLD), carry, cache, sums
     assert self.moe is not None
     with jax.named_scope("moe"):
       y_BLD, carry, sums["moe"] = self.moe(self.ffn_norm(x_BLD), tokens, carry, keys)
-    return x_BLD + y_BLD, carry, cache, sums
+    return self.stream.add(x_BLD, y_BLD), carry, cache, sums

@@ -1,4 +1,4 @@
-"""Keys and values of attention behind two methods, `append` and `attend`.
+"""Keys and values of attention behind two methods, `append` and `attend`, and their `room`.
 
 Training attends to the keys just made (`Fresh`); generation keeps them (`Contiguous`). Attention
 cannot tell them apart, and neither will it a paged cache.
@@ -17,11 +17,14 @@ import jax.numpy as jnp
 from jaxmoe.core.tokens import Tokens
 
 Attend = Callable[..., jax.Array]
-"""A function of `ops/attention`: (q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale) -> out_BLNH."""
+"""What a layer does with what was kept: (q_BLNH, k_BSKH, v_BSKH, mask_BLS) -> out_BLNH."""
 
 
 class Cache(Protocol):
   """What attention needs of a cache; a cache is a pytree."""
+
+  def room(self, tokens: Tokens) -> int:
+    """Returns how many tokens a row has room for."""
 
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Cache:
     """Returns the cache with these tokens in it; tokens that are not valid write nothing."""
@@ -38,6 +41,10 @@ class Fresh:
 
   keys: Any = None
 
+  def room(self, tokens: Tokens) -> int:
+    """Returns the length of the rows."""
+    return tokens.slot.shape[1]
+
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Fresh:
     """Returns a cache of just these tokens."""
     return Fresh((k_BLKH, v_BLKH, tokens))
@@ -47,7 +54,7 @@ class Fresh:
   ) -> jax.Array:
     """Returns (B, L, N, H)."""
     k_BSKH, v_BSKH, seen = self.keys
-    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen), q_BLNH.shape[-1] ** -0.5)
+    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))
 
 
 @functools.partial(
@@ -62,11 +69,27 @@ class Contiguous:
   tokens: Tokens
 
   @classmethod
-  def empty(cls, batch: int, slots: int, heads: tuple[int, int], dtype: Any) -> Contiguous:
-    """Returns an empty cache; `heads` is (number of kv heads, head size)."""
-    zeros = jnp.zeros((batch, slots, *heads), dtype)
+  def empty(
+    cls,
+    batch: int,
+    slots: int,
+    heads: tuple[int, int],
+    dtype: Any,
+    values: tuple[int, int] | None = None,
+  ) -> Contiguous:
+    """Returns an empty cache; `heads` is (number of kv heads, head size), and `values` of values.
+
+    `values` is None where they are of the size of keys.
+    """
+    k_BSKH = jnp.zeros((batch, slots, *heads), dtype)
+    v_BSKH = k_BSKH if values is None else jnp.zeros((batch, slots, *values), dtype)
     none = jnp.zeros((batch, slots), jnp.int32)
-    return cls(zeros, zeros, Tokens(none, none, none, none))
+    return cls(k_BSKH, v_BSKH, Tokens(none, none, none, none))
+
+  def room(self, tokens: Tokens) -> int:
+    """Returns S."""
+    del tokens
+    return self.k_BSKH.shape[1]
 
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Contiguous:
     """Returns the cache with each valid token written at its slot."""
@@ -89,5 +112,4 @@ class Contiguous:
     self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
   ) -> jax.Array:
     """Returns (B, L, N, H)."""
-    seen_BLS = mask(tokens, self.tokens)
-    return attend(q_BLNH, self.k_BSKH, self.v_BSKH, seen_BLS, q_BLNH.shape[-1] ** -0.5)
+    return attend(q_BLNH, self.k_BSKH, self.v_BSKH, mask(tokens, self.tokens))

@@ -75,11 +75,11 @@ class Heads:
 class HeadsLayer(nnx.Module):
   """Projections to queries, keys and values; a cache attends; a projection back.
 
-  A kind overrides `turn` and says what attends by `attend`, one of the functions of
-  `ops/attention`.
+  A kind overrides `project`, `turn` or `finish`, and says what attends by `kernel`, one of the
+  functions of `ops/attention`.
   """
 
-  attend: Any
+  kernel: Any
 
   def __init__(self, config: Heads, init: Init, dim: int, num_experts: int = 0):
     self.config = config
@@ -100,17 +100,33 @@ class HeadsLayer(nnx.Module):
   ) -> tuple[jax.Array, Cache, None]:
     """Returns (B, L, D) in x.dtype, the cache with these tokens in it, and no sums."""
     del keys
-    q_BLNH = self.turn(dot(self.q.get_value(), x_BLD, "bld,dnh->blnh"), tokens, "q")
+    q_BLNH = self.turn(self.project(x_BLD, "q"), tokens, "q", cache.room(tokens))
     cache = self.remember(x_BLD, tokens, cache)
     out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.attend)
-    return dot(self.o.get_value(), out_BLNH, "blnh,nhd->bld"), cache, None
+    return self.finish(out_BLNH, tokens), cache, None
 
   def remember(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
     """Returns the cache with the keys and values of these tokens in it."""
-    k_BLKH = self.turn(dot(self.k.get_value(), x_BLD, "bld,dkh->blkh"), tokens, "k")
-    return cache.append(k_BLKH, dot(self.v.get_value(), x_BLD, "bld,dkh->blkh"), tokens)
+    k_BLKH = self.turn(self.project(x_BLD, "k"), tokens, "k", cache.room(tokens))
+    return cache.append(k_BLKH, self.project(x_BLD, "v"), tokens)
 
-  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str) -> jax.Array:
-    """Returns queries (`which` is q) or keys (k) as they meet each other."""
-    del tokens, which
+  def project(self, x_BLD: jax.Array, which: str) -> jax.Array:
+    """Returns queries (`which` is q), keys (k) or values (v) of tokens."""
+    letter = "n" if which == "q" else "k"
+    return dot(getattr(self, which).get_value(), x_BLD, f"bld,d{letter}h->bl{letter}h")
+
+  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
+    """Returns queries (`which` is q) or keys (k) as they meet in rows of so many tokens."""
+    del tokens, which, length
     return heads_BLNH
+
+  def attend(
+    self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BLS: jax.Array
+  ) -> jax.Array:
+    """Returns (B, L, N, H), what queries find among keys."""
+    return self.kernel(q_BLNH, k_BSKH, v_BSKH, mask_BLS, q_BLNH.shape[-1] ** -0.5)
+
+  def finish(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
+    """Returns (B, L, D) of what all heads found; zeros for padding."""
+    del tokens  # it has found nothing
+    return dot(self.o.get_value(), out_BLNH, "blnh,nhd->bld")

@@ -25,6 +25,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.block import Block
 from jaxmoe.models.cache import Fresh
+from jaxmoe.models.stream import Stream
 
 Remat = Literal["none", "full", "dots"]
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -47,11 +48,8 @@ class Segment:
 class Stack:
   """The functions of a stack: it holds graph definitions and no arrays."""
 
-  def __init__(
-    self, segments: tuple[Segment, ...], dim: int, eps: float, ways: Ways = ONE_DEVICE
-  ):
-    self.segments = segments
-    self.dim, self.eps, self.ways = dim, eps, ways
+  def __init__(self, segments: tuple[Segment, ...], stream: Stream, ways: Ways = ONE_DEVICE):
+    self.segments, self.stream, self.ways = segments, stream, ways
 
   @property
   def splits(self) -> Splits:
@@ -68,7 +66,7 @@ class Stack:
     """Returns the leaves, stacked over repeats; a layer's draw depends on its depth alone."""
 
     def make(block: Block, layer: jax.Array) -> nnx.State:
-      return nnx.state(block.build(init.at(layer) / "layer", self.dim, self.eps))
+      return nnx.state(block.build(init.at(layer) / "layer", self.stream))
 
     return {
       str(s): {
@@ -85,7 +83,7 @@ class Stack:
     return {
       str(s): {
         str(j): nnx.graphdef(
-          nnx.eval_shape(lambda b=block: b.build(init, self.dim, self.eps, self.ways))
+          nnx.eval_shape(lambda b=block: b.build(init, self.stream, self.ways))
         )
         for j, block in enumerate(segment.pattern)
       }

@@ -31,4 +31,4 @@ class StickBreakingLayer(HeadsLayer):
 
   def __init__(self, config: StickBreaking, init: Init, dim: int, num_experts: int = 0):
     super().__init__(config, init, dim, num_experts)
-    self.attend = STICK_BREAKING[config.backend]
+    self.kernel = STICK_BREAKING[config.backend]

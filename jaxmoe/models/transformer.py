@@ -24,8 +24,9 @@ from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
-from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.head import Biased, Head
 from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
+from jaxmoe.models.stream import NormKind, Stream
 from jaxmoe.ops.cross_entropy import Part, cross_entropy
 
 Params = dict[str, Any]
@@ -41,7 +42,12 @@ class Transformer:
     dim: D, width of the stream.
     stack: Segments of blocks, in order of depth.
     tied: Whether the head is the embedding table.
-    norm_eps: Added to the mean square in every RMSNorm.
+    norm: What reads the stream: RMSNorm, or LayerNorm with a bias (Phi).
+    norm_eps: Added to the mean square in every norm.
+    embed_scale: What embedded tokens are multiplied by (Granite's embedding_multiplier).
+    residual_scale: What is multiplied before it is added to the stream (residual_multiplier).
+    logit_scale: What logits, before a bias, are multiplied by (1 / logits_scaling).
+    head_bias: Whether logits have a bias (Phi).
     dtype: Of activations and products; router, softmax, norms and loss are float32 always.
     param_dtype: Of the master copy of the parameters.
     scan: Whether repeats run by `lax.scan` (one compiled body) or unrolled; same leaves.
@@ -58,12 +64,22 @@ class Transformer:
   scan: bool = True
   remat: Remat = "none"
   loss_chunk: int = 2048
+  norm: NormKind = "rms"
+  embed_scale: float = 1.0
+  residual_scale: float = 1.0
+  logit_scale: float = 1.0
+  head_bias: bool = False
 
   def __post_init__(self) -> None:
     if self.dim < 1 or self.loss_chunk < 1 or self.norm_eps <= 0:
       raise InputError(
         "dim and loss_chunk must be at least 1 and norm_eps above 0: "
         f"dim={self.dim}, loss_chunk={self.loss_chunk}, norm_eps={self.norm_eps}"
+      )
+    if min(self.embed_scale, self.residual_scale, self.logit_scale) <= 0:
+      raise InputError(
+        "embed_scale, residual_scale and logit_scale must be above 0: "
+        f"{self.embed_scale}, {self.residual_scale}, {self.logit_scale}"
       )
     if not self.stack:
       raise InputError("a stack needs at least one segment")
@@ -115,6 +131,11 @@ class Transformer:
     return {depth: limit for depth, limit in limits.items() if limit < 1}
 
   @property
+  def stream(self) -> Stream:
+    """What all blocks share."""
+    return Stream(self.dim, self.norm_eps, self.norm, self.residual_scale)
+
+  @property
   def num_layers(self) -> int:
     """How many blocks a token passes."""
     return sum(len(segment.pattern) * segment.repeats for segment in self.stack)
@@ -157,13 +178,6 @@ class Embed(nnx.Module):
     self.table = init.weight("table", (vocab_size, dim), ("vocab", "embed"), fan_in)
 
 
-class Head(nnx.Module):
-  """The projection to logits of an untied model."""
-
-  def __init__(self, init: Init, vocab_size: int, dim: int):
-    self.weight = init.weight("weight", (dim, vocab_size), ("embed", "vocab"), fan_in=dim)
-
-
 class Decoder:
   """The functions of a transformer over its tree of parameters.
 
@@ -187,7 +201,7 @@ class Decoder:
     self.outside = outside or (lambda params: params)
     self.dtype = jnp.dtype(config.dtype)
     self.flow = flow or Flow(config.scan, config.remat)
-    self._stack = Stack(config.stack, config.dim, config.norm_eps, ways)
+    self._stack = Stack(config.stack, config.stream, ways)
     state = jax.eval_shape(self._build, jax.random.key(0))
     shape_init = Init(Keys(jax.random.key(0)))
     self._graphs: dict[str, Any] = {
@@ -250,7 +264,9 @@ class Decoder:
     """Returns (B, L, D) in the model's dtype; NaN for an id outside the vocabulary."""
     with jax.named_scope("embed"):
       table = params["embed"]["table"]
-      return self.ways.embed(table, ids_BL, self.dtype, self.vocab_size)
+      x_BLD = self.ways.embed(table, ids_BL, self.dtype, self.vocab_size)
+      scale = self.config.embed_scale
+      return x_BLD if scale == 1 else x_BLD * scale
 
   def blocks(
     self, params: Params, x_BLD: jax.Array, tokens: Tokens, caches: Any = None,
@@ -290,10 +306,15 @@ class Decoder:
       return nnx.merge(self._graphs["final_norm"], params["final_norm"])(x_BLD)
 
   def head(self, params: Params) -> tuple[Any, str]:
-    """Returns the head's weight and the einsum that makes logits of rows with it."""
+    """Returns the head's weight and the einsum that makes logits of rows with it.
+
+    `logit_scale` is not in it: rows are multiplied by it.
+    """
     if self.config.tied:
-      return params["embed"]["table"], "td,vd->tv"
-    return params["head"]["weight"], "td,dv->tv"
+      weight, spec = params["embed"]["table"], "td,vd->tv"
+    else:
+      weight, spec = params["head"]["weight"], "td,dv->tv"
+    return (Biased(weight, params["head"]["bias"]) if self.config.head_bias else weight), spec
 
   def hidden(
     self, params: Params, tokens: Tokens, caches: Any = None, keys: Keys | None = None
@@ -306,19 +327,24 @@ class Decoder:
   def logits(self, params: Params, hidden_BLD: jax.Array) -> jax.Array:
     """Returns (B, L, V) float32."""
     weight, spec = self.head(params)
-    hidden_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+    hidden_TD = self._scaled(hidden_BLD.reshape(-1, hidden_BLD.shape[-1]))
     logits_TV = dot(weight, hidden_TD.astype(jnp.float32), spec)
     return logits_TV.reshape(*hidden_BLD.shape[:2], -1)
 
   def nll(self, params: Params, hidden_BLD: jax.Array, labels_BL: jax.Array) -> jax.Array:
     """Returns (B, L) float32 nats, 0 where the label is negative; never holds (B, L, V)."""
     weight, spec = self.head(params)
-    hidden_TD = self.ways.enter(hidden_BLD).reshape(-1, hidden_BLD.shape[-1])
+    hidden_TD = self._scaled(self.ways.enter(hidden_BLD).reshape(-1, hidden_BLD.shape[-1]))
     part = Part(self.ways.vocab_axis, self.vocab_size) if self.ways.vocab_axis else None
     nll_T = cross_entropy(
       hidden_TD, weight, spec, labels_BL.reshape(-1), self.config.loss_chunk, part
     )
     return nll_T.reshape(labels_BL.shape)
+
+  def _scaled(self, hidden_TD: jax.Array) -> jax.Array:
+    """Returns the rows whose logits come out scaled; float32 where they do."""
+    scale = self.config.logit_scale
+    return hidden_TD if scale == 1 else hidden_TD.astype(jnp.float32) * scale
 
   def empty_caches(self, batch: int, slots: int) -> Any:
     """Returns empty caches for every block, stacked over repeats."""
@@ -342,8 +368,8 @@ class Decoder:
   def _embed(self, init: Init) -> Embed:
     return Embed(init / "embed", self.vocab_size, self.config.dim, self.config.tied)
 
-  def _final_norm(self, init: Init) -> RMSNorm:
-    return RMSNorm(init / "final_norm", self.config.dim, self.config.norm_eps)
+  def _final_norm(self, init: Init) -> nnx.Module:
+    return self.config.stream.make_norm(init / "final_norm")
 
   def _build(self, key: jax.Array) -> Any:
     config = self.config
@@ -353,8 +379,9 @@ class Decoder:
       "stack": self._stack.modules(init),
       "final_norm": nnx.state(self._final_norm(init)),
     }
-    if not config.tied:
-      tree["head"] = nnx.state(Head(init / "head", self.vocab_size, config.dim))
+    if not config.tied or config.head_bias:
+      of = (self.vocab_size, config.dim, config.tied, config.head_bias)
+      tree["head"] = nnx.state(Head(init / "head", *of))
     return tree
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxmoe.core import names
-from jaxmoe.core.layout import LAYER, Layout, dims_by_path
+from jaxmoe.core.layout import LAYER, ONCE, Layout, dims_by_path
 from jaxmoe.parallel.degrees import AXES, Parallel
 from jaxmoe.parallel.layouts import UNEVEN
 
@@ -40,10 +40,12 @@ class Arrival:
   Attributes:
     gather: The dim that ZeRO spreads over `fsdp`; None where it spreads none.
     cut: The dim and kind of what is stored whole and used in parts by a tensor group.
+    once: Whether only the first device of a tensor group has it, and the others zeros.
   """
 
   gather: int | None = None
   cut: tuple[int, str] | None = None
+  once: bool = False
 
 
 class Gathers:
@@ -63,7 +65,9 @@ class Gathers:
         ((at - first, dim) for at, dim in enumerate(of)
          if dim in UNEVEN and used[at] is None and parallel.tensor > 1), None
       )  # fmt: skip
-      self._arrivals[path] = Arrival(moved[0] - first if moved else None, cut)
+      # Experts that lie over the tensor group, too, have whole products there, and no parts.
+      once = ONCE in of and parallel.tensor > 1 and "tensor" not in _axes(used)
+      self._arrivals[path] = Arrival(moved[0] - first if moved else None, cut, once)
 
   @property
   def any(self) -> bool:
@@ -93,6 +97,8 @@ class Gathers:
       leaf = jax.lax.all_gather(leaf, "fsdp", axis=arrival.gather, tiled=True)
     if arrival.cut is not None:
       leaf = self._cut(leaf, *arrival.cut)
+    if arrival.once:
+      leaf = jnp.where(jax.lax.axis_index("tensor") == 0, leaf, jnp.zeros((), leaf.dtype))
     return leaf
 
   def _cut(self, leaf: jax.Array, dim: int, kind: str) -> jax.Array:

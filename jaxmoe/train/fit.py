@@ -8,6 +8,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, MoE
+from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
@@ -47,6 +48,8 @@ def _check_attention(attention: Any, tensor: int) -> None:
       f"attention experts are not spread over tensor devices: {tensor=}; set tensor=1"
     )
   _divides(attention.num_heads, tensor, "num_heads", "tensor")
+  if isinstance(attention, LatentAttention):  # latents have no heads
+    return
   heads = attention.num_kv_heads
   if heads % tensor and tensor % heads:
     raise InputError(

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 
 from jaxmoe.checkpoint import Store
-from jaxmoe.checkpoint.store import read_latest, read_record
+from jaxmoe.checkpoint.store import read_record
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.recipe import diff, from_plain
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.train.experiment import Experiment, unsafe_changes
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.state import State
+from jaxmoe.train.state import ONLY, State, read_state
 from jaxmoe.train.workdir import changes_line
 
 
@@ -38,12 +38,13 @@ def begin(
   """
   watch = parts.watch
   with watch.phase("start", "looking for a checkpoint"):
-    found = read_latest(parts.store, parts.spec.like(), watch.damaged)
+    found = read_state(parts.store, parts.spec, watch.damaged)
   if found is None:
     seed = parts.experiment.train.seed
     return 0, _afresh(parts, about, at_zero, lambda: parts.spec.init(seed))
   step, arrays, record = found
-  parts.stream.restore(record["data"])
+  if ONLY not in record:
+    parts.stream.restore(record["data"])
   if step == 0:  # made of another run
     return 0, _afresh(parts, about, at_zero, lambda: parts.spec.from_arrays(arrays))
   saver.rollbacks = record["rollbacks"]
@@ -79,7 +80,9 @@ def check_own(store: Store, experiment: Experiment, corpus: Corpus) -> None:
       saved = from_plain(Experiment, record["config"])
     except (CheckpointError, InputError, KeyError):
       continue  # what is wrong with it is said when its arrays are read
-    changes = unsafe_changes(saved, experiment) | diff(record["corpus"], corpus.identity)
+    changes = unsafe_changes(saved, experiment)
+    if ONLY not in record:  # else it has seen no text yet
+      changes |= diff(record["corpus"], corpus.identity)
     if changes:
       raise InputError(
         f"{store}: step {step} is of a run of another config or other data "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.train.loop import Harm
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.state import State
+from jaxmoe.train.state import State, read_state
 
 
 class Rollback:
@@ -59,7 +58,7 @@ class Rollback:
     self._last = target
     if not store.steps():
       return 0, spec.init(self._parts.experiment.train.seed)
-    found = read_latest(store, spec.like(), self._parts.watch.damaged)
+    found = read_state(store, spec, self._parts.watch.damaged)
     assert found is not None
     self._last, arrays, _ = found
     return self._last, spec.from_arrays(arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxmoe.checkpoint import Store
+from jaxmoe.checkpoint.store import read_latest, read_record
 from jaxmoe.core import names, peers
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
@@ -18,6 +21,10 @@ from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.optim import state_dims
 
 Arrays = dict[str, jax.Array]
+Found = tuple[int, Arrays, dict[str, Any]]
+PARAMS = "params/"
+ONLY = "only"
+"""A key of the record of a step that holds parameters alone, as one converted does."""
 
 
 @functools.partial(
@@ -95,7 +102,10 @@ class StateSpec:
 
   def init(self, seed: int) -> State:
     """Returns the state before the first step."""
-    params = self._params(seed)
+    return self.fresh(self._params(seed))
+
+  def fresh(self, params: Params) -> State:
+    """Returns the state before the first step of given parameters, laid out as they are to be."""
     optimizer = jax.jit(self._transform.init, out_shardings=self.shardings.optimizer)(params)
     window = self.shapes.recent.values_2W.shape[1]
     first = State.first(params, optimizer, window)
@@ -132,8 +142,16 @@ class StateSpec:
       like.update(dict.fromkeys(stacked or [path], one))
     return like
 
+  def params_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the parameters' part of `like`."""
+    return {name: leaf for name, leaf in self.like().items() if name.startswith(PARAMS)}
+
   def from_arrays(self, arrays: Arrays) -> State:
-    """Returns the state whose `to_arrays` gave `arrays`."""
+    """Returns the state whose `to_arrays` gave `arrays`; with fresh moments for parameters alone.
+    """
+    if all(name.startswith(PARAMS) for name in arrays):
+      params = params_from_arrays(self._decoder, arrays)
+      return self.fresh(jax.device_put(params, self.shardings.params))
     paths = names.flatten(self.shapes)
     flat = jax.jit(lambda named: names.stack(named, list(paths), self.splits))(arrays)
     return jax.device_put(names.unflatten(self.shapes, flat), self.shardings)
@@ -141,8 +159,21 @@ class StateSpec:
 
 def params_like(decoder: Decoder, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the parameters' part of `StateSpec.like`, for commands that do not train."""
-  spec = StateSpec(decoder, optax.identity(), layout)
-  return {name: leaf for name, leaf in spec.like().items() if name.startswith("params/")}
+  return StateSpec(decoder, optax.identity(), layout).params_like()
+
+
+def read_state(
+  store: Store, spec: StateSpec, on_damage: Callable[[int, str], None], set_aside: bool = True
+) -> Found | None:
+  """Returns step, arrays and record of the newest intact step, see `read_latest`.
+
+  The arrays are those of a state, or of parameters alone where the step has no others.
+  """
+
+  def like(step: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return spec.params_like() if ONLY in read_record(store, step) else spec.like()
+
+  return read_latest(store, like, on_damage, set_aside=set_aside)
 
 
 def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:

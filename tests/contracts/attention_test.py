@@ -33,7 +33,14 @@ def tokens_of(segment, slot=SLOT):
 @functools.cache
 def built(name):
   layer = ATTENTION[name][1].build(Init(Keys.from_seed(3)), D, 1e-6)
-  return nnx.graphdef(layer), nnx.to_pure_dict(nnx.state(layer))
+  rng = np.random.default_rng(4)
+
+  def of_use(leaf):
+    """What starts at zero is moved, so that a bias that is forgotten shows."""
+    drawn = jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+    return leaf if np.any(leaf) else drawn
+
+  return nnx.graphdef(layer), jax.tree.map(of_use, nnx.to_pure_dict(nnx.state(layer)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

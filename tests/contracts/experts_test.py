@@ -13,7 +13,9 @@ from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.plan import Ragged, Uniform
 from jaxmoe.moe.experts import EXPERTS, NETWORKS, SwiGLU
+from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
 from jaxmoe.moe.experts.mlp import GELU
+from jaxmoe.moe.experts.null import Null
 from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 from jaxmoe.moe.layer import MoE
@@ -37,21 +39,36 @@ SIZES = {
 
 
 def network_oracle(network, params, expert, row, grad_out):
-  """down(f(up(x))) of one row, and the gradients of x and both matrices, in float64."""
-  first = next(key for key in params if key != "down")
+  """down(f(up(x))) of one row, and the gradients of x, matrices and biases, in float64."""
+  first = next(key for key in params if not key.startswith("down") and "bias" not in key)
   up = params[first][expert].reshape(D, -1, params["down"].shape[1])
-  hidden, slope = oracles.ACTIVATIONS[network](np.einsum("d,dgf->gf", row, up))
+  bias = {key: params[f"{key}_bias"][expert] for key in (first, "down") if f"{key}_bias" in params}
+  pre = np.einsum("d,dgf->gf", row, up) + bias.get(first, 0)
+  hidden, slope = oracles.ACTIVATIONS[type(network)](network, pre)
   grad_pre = slope * (params["down"][expert] @ grad_out)
   grads = {
     first: np.einsum("d,gf->dgf", row, grad_pre).reshape(params[first][expert].shape),
     "down": np.outer(hidden, grad_out),
   }
-  return hidden @ params["down"][expert], np.einsum("gf,dgf->d", grad_pre, up), grads
+  grads |= {f"{key}_bias": {first: grad_pre, "down": grad_out}[key] for key in bias}
+  out = hidden @ params["down"][expert] + bias.get("down", 0)
+  return out, np.einsum("gf,dgf->d", grad_pre, up), grads
 
 
 def build(experts, seed=0):
-  module = experts.build(Init(Keys.from_seed(seed)), D, E)
-  return nnx.graphdef(module), nnx.to_pure_dict(nnx.state(module))
+  return parts_of(experts.build(Init(Keys.from_seed(seed)), D, E))
+
+
+def parts_of(module):
+  """Returns the graph and the leaves of a module, biases away from zero so that they show."""
+
+  def moved(path, leaf):
+    rng = np.random.default_rng(len(str(path)))
+    bias = str(getattr(path[-1], "key", "")).endswith("bias")
+    return leaf + jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype) if bias else leaf
+
+  state = nnx.to_pure_dict(nnx.state(module))
+  return nnx.graphdef(module), jax.tree_util.tree_map_with_path(moved, state)
 
 
 def groups_of(name, sizes):
@@ -89,7 +106,7 @@ def test_values_and_gradients_equal_the_float64_loop(experts, name):
     right_grads = {key: np.zeros_like(leaf) for key, leaf in params.items()}
     for at, expert in enumerate(np.repeat(np.arange(E), sizes)):
       right[at], right_rows[at], of_row = network_oracle(
-        type(experts), params, expert, rows[at], grad_out[at]
+        experts, params, expert, rows[at], grad_out[at]
       )
       for key, grad in of_row.items():
         right_grads[key][expert] += grad
@@ -103,7 +120,7 @@ def test_values_and_gradients_equal_the_float64_loop(experts, name):
 def test_the_gradients_of_the_oracle_are_its_finite_differences(experts):
   _, state = build(experts)
   params = {key: np.asarray(leaf, np.float64) for key, leaf in state.items()}
-  rng, oracle = np.random.default_rng(3), functools.partial(network_oracle, type(experts))
+  rng, oracle = np.random.default_rng(3), functools.partial(network_oracle, experts)
   row, grad_out = rng.normal(size=D), rng.normal(size=D)
   _, grad_row, grads = oracle(params, 1, row, grad_out)
   ways = {key: rng.normal(size=leaf.shape) for key, leaf in params.items()}
@@ -170,6 +187,7 @@ MEMBERS = {name: instance for name, (_, instance) in EXPERTS.items()}
 MORE = {
   "zero keeps its weight": ZeroCopyConstant(SwiGLU(4), zero_gives_weight=False),
   "primitives, 8 bits": Primitives(4, ("int8", "shift", "shift", "identity")),
+  "null, biases": Null(ClampedSwiGLU(4, limit=0.5), num_null=1),
   "no constant": ZeroCopyConstant(GELU(4), num_copy=2, num_constant=0),
 }
 FAMILIES = MEMBERS | MORE
@@ -184,7 +202,7 @@ def layer_of(name, dispatch):
     record = dataclasses.replace(record, factor=100.0)
   config = MoE(E, A, experts=FAMILIES[name], dispatch=record)
   module = config.build(Init(Keys.from_seed(0)), D)
-  return config, nnx.graphdef(module), nnx.to_pure_dict(nnx.state(module))
+  return config, *parts_of(module)
 
 
 def choices(case, seed):

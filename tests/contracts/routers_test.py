@@ -18,7 +18,7 @@ from jaxmoe.moe.routers.assignment import Auction
 from jaxmoe.moe.routers.bias import AuxFree
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
 from jaxmoe.moe.routers.forced import Forced, Skewed
-from jaxmoe.moe.routers.gates import MLP, Cosine
+from jaxmoe.moe.routers.gates import MLP, Cosine, Linear
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.token_hash import Hash
@@ -31,6 +31,11 @@ MEMBERS = {
   **{name: instance for name, (_, instance) in ROUTERS.items()},
   "topk, scores as weights": TopK(normalize=False),
   "topk, scaled": TopK(scale=2.5),
+  "topk, a gate with a bias": TopK(gate=Linear(bias=True)),
+  "group_limited softmax, as in V2": AuxFree(
+    score="softmax", normalize=False, scale=16.0, bias_rate=0.0, num_groups=4, groups_active=2,
+    group_best=1,
+  ),
   "topk, tanh gate": TopK(gate=MLP(hidden=7, activation="tanh")),
   "topk, gelu gate": TopK(gate=MLP(hidden=7)),
   "topk, cold cosine gate": TopK(gate=Cosine(width=4, temperature=0.2, least=0.2)),

@@ -13,6 +13,7 @@ from jaxmoe.core.ways import ONE_DEVICE
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, BlockLayer, MoE
 from jaxmoe.models.cache import Fresh
+from jaxmoe.models.stream import Stream
 from jaxmoe.moe.dispatch import Capacity
 from jaxmoe.moe.experts import SwiGLU
 
@@ -22,7 +23,7 @@ TIGHT = MoE(E, A, experts=SwiGLU(hidden=6), dispatch=Capacity(0.8))
 
 
 def build(layer, ffn=TIGHT):
-  block = Block(Attention(4, 2, 4), ffn).build(Init(Keys.from_seed(layer)), D, 1e-6)
+  block = Block(Attention(4, 2, 4), ffn).build(Init(Keys.from_seed(layer)), Stream(D, 1e-6))
   return nnx.graphdef(block), nnx.to_pure_dict(nnx.state(block))
 
 

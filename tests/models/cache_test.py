@@ -10,7 +10,9 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import Window
+from jaxmoe.models.rope import Dynamic, LongRope, Yarn
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
@@ -43,9 +45,14 @@ def compiled_chunk(decoder):
 
 @pytest.fixture(scope="module")
 def model(forward):
-  """An untied decoder and the logits of two rows of unequal length, without a cache."""
-  decoder = Decoder(Transformer(dim=8, stack=STACK), VOCAB)
-  params = decoder.init(Keys.from_seed(0))
+  """An untied decoder and its logits without a cache."""
+  return whole(Transformer(dim=8, stack=STACK), forward)
+
+
+def whole(config, forward, perturb=lambda params: params):
+  """Returns the decoder of a record and the logits of two rows of unequal length."""
+  decoder = Decoder(config, VOCAB)
+  params = perturb(decoder.init(Keys.from_seed(0)))
   ids = np.random.default_rng(0).integers(0, VOCAB, (2, SLOTS)).astype(np.int32)
   slot = np.broadcast_to(np.arange(SLOTS, dtype=np.int32), ids.shape)
   segment = (slot < np.array(LENGTHS)[:, None]).astype(np.int32)
@@ -89,6 +96,49 @@ def worst(model, found):
 @pytest.mark.parametrize("prefill", [1, 5, 10])
 def test_a_prefill_and_then_token_by_token_equals_the_whole_row(model, prefill):
   for (row, at), logits in generate(model, prefill).items():
+    np.testing.assert_allclose(logits, model.full[row, at], **CLOSE, err_msg=f"{row} {at}")
+
+
+FULL = Attention(4, 2, 4)
+# Rows are past the original length of either, and the prompt is not.
+STRETCHED = (Dynamic(original=6), LongRope((1.0, 1.5), (1.0, 9.0), original=6, long_gain=1.4))
+LATENT = LatentAttention(
+  3, head_dim=6, rope_dim=4, value_dim=5, latent_dim=7, query_dim=None, rope=Yarn(original=8)
+)
+VARIANTS = {
+  "latents, a window between": Transformer(
+    dim=8,
+    stack=(
+      Segment(
+        tuple(
+          Block(dataclasses.replace(LATENT, mask=mask), MLP(6)) for mask in (Window(3), LATENT.mask)
+        ), 2,
+      ),
+    ),
+  ),
+  "angles that depend on the room of a row": Transformer(
+    dim=8, stack=(Segment(tuple(Block(Attention(4, 2, 4, rope=r), MLP(6)) for r in STRETCHED)),)
+  ),
+  "biases, a limit, sinks, a window between, scales and LayerNorm": Transformer(
+    dim=8, norm="layer", embed_scale=2.0, residual_scale=0.5, logit_scale=0.7, head_bias=True,
+    stack=(
+      Segment(
+        tuple(
+          Block(Attention(4, 2, 4, mask=mask, bias="all", clip=0.9, scale=0.4, sinks=True), MLP(6))
+          for mask in (Window(2), FULL.mask)
+        ), 2,
+      ),
+    ),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_writes_token_by_token_what_the_whole_row_gives(
+  name, forward, perturbed_norms
+):
+  model = whole(VARIANTS[name], forward, perturbed_norms)
+  for (row, at), logits in generate(model, 5).items():
     np.testing.assert_allclose(logits, model.full[row, at], **CLOSE, err_msg=f"{row} {at}")
 
 

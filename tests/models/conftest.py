@@ -9,10 +9,20 @@ from jaxmoe.core import names
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.masks import Document, Window
 from jaxmoe.moe.layer import MoE
+from tests.contracts.oracles import ropes
 
 
 def _rms(x, scale, eps):
   return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * scale
+
+
+def _normed(x, weights, name, config):
+  """The norm of this name: by the root mean square, or LayerNorm."""
+  scale = weights[f"{name}/scale"]
+  if config.norm == "rms":
+    return _rms(x, scale, config.norm_eps)
+  deviation = np.sqrt(x.var(-1, keepdims=True) + config.norm_eps)
+  return (x - x.mean(-1, keepdims=True)) / deviation * scale + weights[f"{name}/bias"]
 
 
 def _silu(x):
@@ -24,35 +34,41 @@ def _swiglu(x, gate_up, down):
   return (_silu(gate) * up) @ down
 
 
-def _rope(x, position, theta):
-  """Turns pair (i, i + H/2) of each head by position * theta ** (-2 i / H)."""
+def _rope(x, position, config):
+  """Turns pair (i, i + H/2) of each head by position * theta ** (-2 i / H), or as scaled."""
   half = x.shape[-1] // 2
   turned = x.copy()
+  turns, gain = ropes.angles(config.rope, config.rope_theta, x.shape[-1], len(x))
   for pair in range(half):
-    angle = position * theta ** (-2 * pair / x.shape[-1])
+    angle = position * turns[pair]
     first, second = x[..., pair], x[..., pair + half]
     turned[..., pair] = first * np.cos(angle)[:, None] - second * np.sin(angle)[:, None]
     turned[..., pair + half] = second * np.cos(angle)[:, None] + first * np.sin(angle)[:, None]
-  return turned
+  return turned * gain
 
 
 def _attention(x, weights, config, tokens, eps):
   q, k, v = (np.einsum("ld,dnh->lnh", x, weights[name]) for name in "qkv")
+  if config.bias != "none":
+    q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
   for name, heads in (("q_norm", q), ("k_norm", k)):
     if config.qk_norm == "head":
       heads[:] = _rms(heads, weights[f"{name}/scale"], eps)
     if config.qk_norm == "all":
       flat = _rms(heads.reshape(len(x), -1), weights[f"{name}/scale"], eps)
       heads[:] = flat.reshape(heads.shape)
-  q, k = (_rope(heads, tokens["position"], config.rope_theta) for heads in (q, k))
+  if config.clip is not None:
+    q, k, v = (np.clip(heads, -config.clip, config.clip) for heads in (q, k, v))
+  q, k = (_rope(heads, tokens["position"], config) for heads in (q, k))
   group, out = config.num_heads // config.num_kv_heads, np.zeros(q.shape)
   for query, head in np.ndindex(q.shape[:2]):
     seen = [key for key in range(query + 1) if _sees(config.mask, tokens["segment"], query, key)]
     if seen:
-      scores = k[seen, head // group] @ q[query, head] / np.sqrt(q.shape[-1])
-      share = np.exp(scores - scores.max())
-      out[query, head] = share / share.sum() @ v[seen, head // group]
-  return np.einsum("lnh,nhd->ld", out, weights["o"])
+      scores = k[seen, head // group] @ q[query, head] * (config.scale or q.shape[-1] ** -0.5)
+      total = np.exp(scores).sum() + (np.exp(weights["sink_bias"][head]) if config.sinks else 0)
+      out[query, head] = np.exp(scores) / total @ v[seen, head // group]
+  bias = weights["o_bias"] if config.bias == "all" else 0
+  return np.einsum("lnh,nhd->ld", out, weights["o"]) + bias
 
 
 def _sees(mask, segment, query, key):
@@ -94,24 +110,27 @@ def _below(weights, prefix):
 
 def _decoder(config, weights, row):
   """Returns logits (L, V) of one row: {'ids', 'position', 'segment'}, each (L,)."""
-  x = weights["embed/table"][row["ids"]]
+  x = weights["embed/table"][row["ids"]] * config.embed_scale
   blocks = [
     block for segment in config.stack for _ in range(segment.repeats) for block in segment.pattern
   ]
   carried = None
   for depth, block in enumerate(blocks):
     layer, eps = _below(weights, f"layers/{depth}/"), config.norm_eps
-    normed = _rms(x, layer["attention_norm/scale"], eps)
-    x = x + _attention(normed, _below(layer, "attention/"), block.attention, row, eps)
-    normed = _rms(x, layer["ffn_norm/scale"], eps)
+    normed = _normed(x, layer, "attention_norm", config)
+    y = _attention(normed, _below(layer, "attention/"), block.attention, row, eps)
+    x = x + config.residual_scale * y
+    normed = _normed(x, layer, "ffn_norm", config)
     if isinstance(block.ffn, MoE):
       logits = _gate(normed, _below(layer, "moe/"), carried)
       carried = logits if block.ffn.router.gate.carries else carried
-      x = x + _moe(normed, _below(layer, "moe/"), block.ffn, row, logits)
+      y = _moe(normed, _below(layer, "moe/"), block.ffn, row, logits)
     else:
-      x = x + _swiglu(normed, layer["mlp/gate_up"], layer["mlp/down"])
-  x = _rms(x, weights["final_norm/scale"], config.norm_eps)
-  return x @ (weights["embed/table"].T if config.tied else weights["head/weight"])
+      y = _swiglu(normed, layer["mlp/gate_up"], layer["mlp/down"])
+    x = x + config.residual_scale * y
+  x = _normed(x, weights, "final_norm", config)
+  logits = x @ (weights["embed/table"].T if config.tied else weights["head/weight"])
+  return logits * config.logit_scale + (weights["head/bias"] if config.head_bias else 0)
 
 
 @pytest.fixture(scope="session")
@@ -151,11 +170,11 @@ def batch_of():
 
 @pytest.fixture(scope="session")
 def perturbed_norms():
-  """Returns parameters with norm scales away from one, so that forgetting a scale shows."""
+  """Returns parameters with scales away from one and biases from zero, so that all show."""
 
   def move(params):
     def at(path, leaf):
-      if getattr(path[-1], "key", "") != "scale":
+      if not getattr(path[-1], "key", "").endswith(("scale", "bias")):
         return leaf
       rng = np.random.default_rng(len(str(path)))
       return leaf + jnp.asarray(rng.uniform(-0.5, 0.5, leaf.shape), leaf.dtype)

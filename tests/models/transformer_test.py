@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import Causal, Document, Window
+from jaxmoe.models.rope import LongRope, Yarn
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, Dropless
@@ -19,6 +24,7 @@ from jaxmoe.moe.routers import TopK
 VOCAB, LENGTH = 11, 9
 ROWS = ([4, 3], [9], [], [1, 5])
 DOCUMENT = Attention(4, 2, 4)
+LONG = LongRope((1.0, 1.5), (1.0, 9.0), original=4, long_gain=1.4)
 
 
 def moe(dispatch=Dropless(), shared=0, normalize=True):  # noqa: B008
@@ -47,6 +53,27 @@ VARIANTS = {
     Segment(
       blocks(Attention(4, 2, 4, qk_norm="all", mask=Causal()), moe(Capacity(9.0), 3, False)), 2
     )
+  ),
+  "biases, scores of sinks, a window between": decoder(
+    Segment(
+      blocks(Attention(4, 2, 4, mask=Window(2), bias="all", scale=0.3, sinks=True), MLP(hidden=6))
+      + blocks(Attention(4, 2, 4, bias="all", sinks=True, rope=Yarn(original=8)), moe()), 2
+    )
+  ),
+  "a norm over all heads, then a limit; biases before": decoder(
+    Segment(
+      blocks(
+        Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG), MLP(hidden=6)
+      ), 2
+    )
+  ),
+  "LayerNorm, a head with a bias, parts of the stream scaled": decoder(
+    Segment(blocks(DOCUMENT, MLP(hidden=6), moe()), 1),
+    norm="layer", norm_eps=1e-2, head_bias=True, embed_scale=3.0, residual_scale=0.4,
+    logit_scale=0.7,
+  ),
+  "tied, with a bias": decoder(
+    Segment(blocks(DOCUMENT, MLP(hidden=6)), 1), tied=True, head_bias=True
   ),
   "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(hidden=6)), 2)),
 }  # fmt: skip
@@ -169,14 +196,15 @@ def test_an_earlier_document_of_the_row_changes_nothing_under_the_document_mask(
   assert (before[0, :4] != after[0, :4]).all()
 
 
-@pytest.mark.parametrize("name", list(VARIANTS)[:2])
+LOSSES = [*list(VARIANTS)[:2], *(name for name in VARIANTS if "a bias" in name)]
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("chunk", [1000, 5])
-def test_nll_equals_the_loss_of_all_logits(name, chunk, batch_of):
-  model = VARIANTS[name]
-  model = Decoder(
-    Transformer(dim=8, stack=model.config.stack, tied=model.config.tied, loss_chunk=chunk), VOCAB
-  )
-  params, batch = model.init(Keys.from_seed(0)), batch_of(ROWS, LENGTH, VOCAB)
+def test_nll_equals_the_loss_of_all_logits(name, chunk, batch_of, perturbed_norms):
+  model = Decoder(dataclasses.replace(VARIANTS[name].config, loss_chunk=chunk), VOCAB)
+  params = perturbed_norms(model.init(Keys.from_seed(0)))
+  batch = batch_of(ROWS, LENGTH, VOCAB)
   hidden = jax.random.normal(jax.random.key(1), (len(ROWS), LENGTH, 8))
   logits = np.asarray(model.logits(params, hidden), np.float64)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -234,6 +262,15 @@ def test_dims_and_names_match_the_parameters():
     (lambda: Attention(num_heads=0), "must be at least 1"),
     (lambda: Attention(head_dim=5), "must be even"),
     (lambda: Attention(rope_theta=1.0), "must be above 1"),
+    (lambda: Attention(clip=0.0), "clip must be above 0"),
+    (lambda: Attention(scale=-1.0), "scale must be above 0"),
+    (lambda: AttentionExperts(heads=Attention(sinks=True)), "without biases and sinks"),
+    (lambda: AttentionExperts(heads=Attention(bias="qkv")), "without biases and sinks"),
+    (lambda: LatentAttention(latent_dim=0), "at least 1"),
+    (lambda: LatentAttention(query_dim=0), "query_dim=none"),
+    (lambda: LatentAttention(rope_dim=5), "rope_dim must be even"),
+    (lambda: LatentAttention(rope_theta=1.0), "rope_theta must be above 1"),
+    (lambda: LatentAttention(rope=LONG), "each of the 32 pairs"),
     (lambda: MLP(hidden=0), "at least 1"),
     (lambda: SwiGLU(hidden=0), "at least 1"),
     (lambda: MoE(num_experts=8, num_active=99), "num_active must lie between"),
@@ -246,6 +283,7 @@ def test_dims_and_names_match_the_parameters():
     (lambda: Transformer(stack=()), "at least one segment"),
     (lambda: Transformer(dim=0), "at least 1"),
     (lambda: Transformer(norm_eps=0.0), "norm_eps above 0"),
+    (lambda: Transformer(residual_scale=0.0), "residual_scale and logit_scale must be above 0"),
   ],
 )
 def test_a_size_that_cannot_be_is_refused(make, message):

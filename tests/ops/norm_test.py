@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.ops.norm import rms_norm
+from jaxmoe.ops.norm import layer_norm, rms_norm
 
 
 def test_norm_equals_the_float64_formula():
@@ -30,3 +30,14 @@ def test_norm_ignores_the_scale_of_its_input_and_zero_stays_zero():
   ones = jnp.ones(8)
   np.testing.assert_allclose(rms_norm(x * 1024, ones, 0.0), rms_norm(x, ones, 0.0), rtol=1e-6)
   np.testing.assert_array_equal(rms_norm(jnp.zeros((2, 8)), ones, 1e-6), 0.0)
+
+
+def test_layer_norm_equals_the_float64_formula():
+  rng = np.random.default_rng(3)
+  x, scale, bias = rng.normal(2, 5, (2, 3, 16)), rng.normal(size=16), rng.normal(size=16)
+  centred = x - x.mean(-1, keepdims=True)
+  expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-2) * scale + bias
+  for dtype, tolerance in ((jnp.float32, 2e-6), (jnp.bfloat16, 4e-2)):
+    out = jax.jit(layer_norm)(jnp.asarray(x, dtype), jnp.float32(scale), jnp.float32(bias), 1e-2)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, tolerance, tolerance)

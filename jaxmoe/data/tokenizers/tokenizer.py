@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
 class TokenizerRecord(Protocol):
   """The component of a recipe that a tokenizer is built from."""
 
-  trains: bool
+  trains: ClassVar[bool]
 
   @property
   def vocab_size(self) -> int:

@@ -24,26 +24,37 @@ from jaxmoe.moe.routers.tree import Tree
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Gate):
-  """x W (Shazeer et al. 2017, equation 3)."""
+  """x W (Shazeer et al. 2017, equation 3).
+
+  Attributes:
+    bias: Whether each expert has a learnt logit beside it (gpt-oss).
+  """
+
+  bias: bool = False
 
   def build(self, init: Init, dim: int, num_experts: int) -> LinearGate:
     """Returns the module with its (D, E) weight."""
-    return LinearGate(init, dim, num_experts)
+    return LinearGate(self, init, dim, num_experts)
 
   def num_params(self, dim: int, num_experts: int) -> int:
     """Returns the number of parameters."""
-    return dim * num_experts
+    return (dim + self.bias) * num_experts
 
 
 class LinearGate(nnx.Module):
-  """The weight of a `Linear` gate."""
+  """The weight of a `Linear` gate, and its bias."""
 
-  def __init__(self, init: Init, dim: int, num_experts: int):
+  def __init__(self, config: Linear, init: Init, dim: int, num_experts: int):
     self.weight = init.weight("weight", (dim, num_experts), ("embed", "expert"), fan_in=dim)
+    # Where experts are spread, gates are not.
+    self.bias = init.zeros((num_experts,), ("local_expert",)) if config.bias else None
 
   def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E) and the carry as it came."""
-    return dot(self.weight.get_value(), x_TD.astype(jnp.float32), "td,de->te"), carry
+    logits_TE = dot(self.weight.get_value(), x_TD.astype(jnp.float32), "td,de->te")
+    if self.bias is not None:
+      logits_TE = logits_TE + self.bias.get_value().astype(jnp.float32)[None]
+    return logits_TE, carry
 
 
 @dataclasses.dataclass(frozen=True)

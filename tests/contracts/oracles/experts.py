@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
 from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.moe.experts.latent import Latent
 from jaxmoe.moe.experts.mlp import GELU, ReLUSquared
@@ -19,7 +20,16 @@ from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 from tests.contracts.oracles.routing import softmax
 
 
-def swiglu(pre):
+def clamped_swiglu(config, pre):
+  """(up + 1) gate sigmoid(alpha gate) of (2, F), cut off at the limit, and its derivative."""
+  gate, up = np.minimum(pre[0], config.limit), np.clip(pre[1], -config.limit, config.limit)
+  sigmoid = 1 / (1 + np.exp(-config.alpha * gate))
+  by_gate = (up + 1) * sigmoid * (1 + config.alpha * gate * (1 - sigmoid))
+  inside = np.stack([pre[0] < config.limit, np.abs(pre[1]) < config.limit])
+  return (up + 1) * gate * sigmoid, np.stack([by_gate, gate * sigmoid]) * inside
+
+
+def swiglu(config, pre):
   """silu(gate) * up of (2, F), and its derivative by both."""
   gate, up = pre
   sigmoid = 1 / (1 + np.exp(-gate))
@@ -27,25 +37,30 @@ def swiglu(pre):
   return gate * sigmoid * up, np.stack([by_gate, gate * sigmoid])
 
 
-def gelu(pre):
+def gelu(config, pre):
   """x Phi(x) of (1, F), and Phi(x) + x phi(x)."""
   phi = np.array([[(1 + math.erf(x / math.sqrt(2))) / 2 for x in pre[0]]])
   return (pre * phi)[0], phi + pre * np.exp(-(pre**2) / 2) / math.sqrt(2 * math.pi)
 
 
-def relu_squared(pre):
+def relu_squared(config, pre):
   """max(x, 0)^2 of (1, F), and 2 max(x, 0)."""
   positive = np.maximum(pre, 0)
   return positive[0] ** 2, 2 * positive
 
 
-ACTIVATIONS = {SwiGLU: swiglu, GELU: gelu, ReLUSquared: relu_squared}
+ACTIVATIONS = {
+  SwiGLU: swiglu, ClampedSwiGLU: clamped_swiglu, GELU: gelu, ReLUSquared: relu_squared,
+}  # fmt: skip
 
 
 def network(config, params, e, x):
-  """down(f(up(x)))."""
+  """down(f(up(x))), with biases where there are any."""
   first = params["gate_up"][e] if "gate_up" in params else params["up"][e][:, None]
-  return ACTIVATIONS[type(config)](np.einsum("d,dgf->gf", x, first))[0] @ params["down"][e]
+  biases = (params[f"{name}_bias"][e] if f"{name}_bias" in params else 0
+            for name in ("gate_up", "down"))  # fmt: skip
+  pre = np.einsum("d,dgf->gf", x, first) + next(biases)
+  return ACTIVATIONS[type(config)](config, pre)[0] @ params["down"][e] + next(biases)
 
 
 def null(config, params, e, x):
@@ -85,7 +100,7 @@ def primitives(config, params, e, x):
   params, e = params["kinds"][kind], e - config.kinds.index(kind)
   if kind == "low_rank":
     pre = x @ params["up_left"][e] @ params["up_right"][e]
-    return gelu(pre[None])[0] @ params["down_left"][e] @ params["down_right"][e]
+    return gelu(config, pre[None])[0] @ params["down_left"][e] @ params["down_right"][e]
   return network(GELU(config.hidden), params, e, x)
 
 
@@ -108,7 +123,7 @@ def latent(config, params, e, x):
 
 
 FAMILIES = {
-  SwiGLU: network, GELU: network, ReLUSquared: network,
+  SwiGLU: network, ClampedSwiGLU: network, GELU: network, ReLUSquared: network,
   Null: null, ZeroCopyConstant: zero_copy_constant, Duo: duo, Latent: latent,
   Primitives: primitives,
 }  # fmt: skip

@@ -43,8 +43,8 @@ SCORES = {
 
 
 def linear_gate(config, x, params):
-  """x W."""
-  return x @ params["gate/weight"]
+  """x W, and a bias where there is one."""
+  return x @ params["gate/weight"] + (params["gate/bias"] if config.bias else 0)
 
 
 def mlp_gate(config, x, params):

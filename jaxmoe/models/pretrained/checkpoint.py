@@ -1,0 +1,137 @@
+"""A checkpoint in the names of its family: its model, and each weight as ours when asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmoe.core import names
+from jaxmoe.core.errors import InputError
+from jaxmoe.models.pretrained.family import Family
+from jaxmoe.models.pretrained.folder import Folder
+from jaxmoe.models.pretrained.settings import read_settings
+from jaxmoe.models.pretrained.tensors import Bound, Form, bind, choose_forms
+from jaxmoe.models.transformer import Decoder, DType, Transformer
+
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A checkpoint whose names, shapes and config fit each other.
+
+  Attributes:
+    family: Of its `model_type`.
+    plain: The content of its config.json.
+    unread: Keys of it that nobody asked for and nobody knows to be harmless.
+    model: Its record; parameters are of the widest dtype on disk, in float32 for float16.
+    vocab_size: V.
+    folder: Its tensors.
+    weights: Each of the model's weights, and how it lies there.
+  """
+
+  family: Family
+  plain: Mapping[str, Any]
+  unread: list[str]
+  model: Transformer
+  vocab_size: int
+  folder: Folder
+  weights: list[tuple[Bound, Form | None]]
+
+  @property
+  def decoder(self) -> Decoder:
+    """The functions of the model."""
+    return Decoder(self.model, self.vocab_size)
+
+  def gather(self, bound: Bound, form: Form | None) -> np.ndarray:
+    """Returns one weight."""
+    return bound.gather(form, self.folder.read)
+
+  def num_bytes(self, bound: Bound, form: Form | None) -> int:
+    """Returns how many bytes a weight has in the folder."""
+    name = next((name for name, _ in bound.tensors(form)), None)
+    return 0 if name is None else math.prod(bound.shape) * self.folder.dtypes[name].itemsize
+
+
+def open_checkpoint(
+  families: Mapping[str, Family], path: str | os.PathLike[str], dtype: DType | None = None
+) -> Checkpoint:
+  """Returns the checkpoint in a folder; reads headers and no weight.
+
+  Args:
+    families: Those that are known.
+    path: The folder: config.json and safetensors.
+    dtype: What parameters become; None for what they are.
+
+  Raises:
+    InputError: a family, key or dtype that is not known, a damaged or missing file, or tensors that
+      are missing, left over or of another shape; in one line.
+  """
+  plain, settings = read_settings(path)
+  kind = settings.get(str, "model_type")
+  if kind not in families:
+    raise InputError(
+      f"{settings.where}: model_type={kind!r} is not known; there are: {', '.join(families)}"
+    )
+  family = families[kind]
+  model, vocab_size = family.read(settings), settings.get(int, "vocab_size")
+  folder = Folder(path)
+  wide = {found for name, found in folder.dtypes.items() if not name.endswith("correction_bias")}
+  on_disk: DType = "bfloat16" if {found.name for found in wide} == {"bfloat16"} else "float32"
+  model = dataclasses.replace(model, dtype=on_disk, param_dtype=dtype or on_disk)
+  there = set(folder.shapes)
+  if model.tied and HEAD in there and _same(folder, HEAD, TABLE):
+    there.remove(HEAD)  # some write the head, too
+  try:
+    weights = choose_forms(
+      bind(family.leaves, shapes_by_name(Decoder(model, vocab_size))), there, family.ignored
+    )
+    _check_shapes(folder, weights)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
+  return Checkpoint(family, plain, settings.unread, model, vocab_size, folder, weights)
+
+
+def shapes_by_name(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shape and dtype of each weight of a model by canonical name, in order of depth."""
+  shapes = {}
+  for path, leaf in names.flatten(decoder.shapes).items():
+    stacked = names.layer_names(path, decoder.splits)
+    shape = leaf.shape if stacked is None else leaf.shape[1:]
+    shapes.update(dict.fromkeys(stacked or [path], jax.ShapeDtypeStruct(shape, leaf.dtype)))
+  return dict(sorted(shapes.items(), key=lambda pair: _order(pair[0])))
+
+
+def _order(name: str) -> tuple[int, int, str]:
+  """Returns what sorts names as a token meets their weights: table, layers by depth, the rest."""
+  pieces = name.split("/")
+  if pieces[0] == names.LAYERS:
+    return 1, int(pieces[1]), name
+  return (0 if pieces[0] == "embed" else 2), 0, name
+
+
+def _same(folder: Folder, one: str, other: str) -> bool:
+  """Whether two tensors hold the same bits."""
+  if other not in folder.shapes or folder.shapes[one] != folder.shapes[other]:
+    return False
+  return folder.read(one).tobytes() == folder.read(other).tobytes()
+
+
+def _check_shapes(folder: Folder, weights: list[tuple[Bound, Form | None]]) -> None:
+  """Refuses tensors of another shape than the config asks for, before any is read."""
+  for bound, form in weights:
+    if form is None:
+      continue
+    shape = bound.tensor_shape(form)
+    for name, _ in bound.tensors(form):
+      if folder.shapes[name] != shape:
+        raise InputError(
+          f"{name} has the shape {list(folder.shapes[name])}, and config.json asks for "
+          f"{list(shape)}; are both of one checkpoint?"
+        )

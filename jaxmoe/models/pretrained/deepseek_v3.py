@@ -1,0 +1,167 @@
+"""DeepSeek-V3 (arXiv:2412.19437): latent attention, sigmoid scores, groups, balance by a bias.
+
+Layers that predict further tokens lie behind the last one and are left aside, as transformers does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.models.block import MLP as DenseMLP
+from jaxmoe.models.block import Block
+from jaxmoe.models.latent_attention import LatentAttention
+from jaxmoe.models.pretrained import keys
+from jaxmoe.models.pretrained.family import Family, blocks, only_mlp, only_moe
+from jaxmoe.models.pretrained.leaves import AT, ENDS, EXPERTS, GATE, MLP, NORMS, leaf
+from jaxmoe.models.pretrained.ropes import read_rope, rope_keys
+from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.pretrained.tensors import GATE_UP, Form, Leaf
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.experts import SwiGLU
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers.bias import AuxFree
+
+SHARED, SELF = AT + "mlp.shared_experts.", AT + "self_attn."
+LATENT = (
+  Leaf(
+    "attention/q",
+    "c n h",
+    (
+      Form(SELF + "q_b_proj.weight", "(n h) c", needs="attention/q_down"),
+      Form(SELF + "q_proj.weight", "(n h) c"),
+    ),
+  ),
+  leaf("attention/q_down", "d c", (SELF + "q_a_proj.weight", "c d")),
+  leaf("attention/q_norm/scale", "c", (SELF + "q_a_layernorm.weight", "c")),
+  leaf("attention/down", "d c", (SELF + "kv_a_proj_with_mqa.weight", "c+r d")),
+  leaf("attention/k_rope", "d r", (SELF + "kv_a_proj_with_mqa.weight", "c+r d")),
+  leaf("attention/norm/scale", "c", (SELF + "kv_a_layernorm.weight", "c")),
+  leaf("attention/k", "c n h", (SELF + "kv_b_proj.weight", "(n h+v) c")),
+  leaf("attention/v", "c n v", (SELF + "kv_b_proj.weight", "(n h+v) c")),
+  leaf("attention/o", "n v d", (SELF + "o_proj.weight", "d (n v)")),
+)
+SHARED_LEAVES = (
+  Leaf("moe/shared/gate_up", "d g f", (Form(SHARED + "{g}_proj.weight", "f d", GATE_UP),)),
+  leaf("moe/shared/down", "f d", (SHARED + "down_proj.weight", "d f")),
+)
+
+
+def latent_attention(settings: Settings, neighbours: bool) -> LatentAttention:
+  """Returns the attention of a layer."""
+  settings.only("attention_bias", False)
+  settings.skip("head_dim", "qk_head_dim", "num_key_value_heads")
+  theta, scaling = read_rope(settings, 10_000.0)
+  return LatentAttention(
+    num_heads=settings.get(int, "num_attention_heads"),
+    head_dim=settings.get(int, "qk_nope_head_dim"),
+    rope_dim=settings.get(int, "qk_rope_head_dim"),
+    value_dim=settings.get(int, "v_head_dim"),
+    latent_dim=settings.get(int, "kv_lora_rank"),
+    query_dim=settings.get(int, "q_lora_rank", default=None),
+    rope_theta=theta,
+    rope=scaling,
+    neighbours=neighbours,
+  )
+
+
+def latent_attention_keys(model: Transformer) -> dict[str, Any]:
+  """Returns the inverse of `latent_attention`."""
+  of = blocks(model)[0].attention
+  return {
+    "attention_bias": False,
+    "kv_lora_rank": of.latent_dim,
+    "num_attention_heads": of.num_heads,
+    "num_key_value_heads": of.num_heads,
+    "q_lora_rank": of.query_dim,
+    "qk_nope_head_dim": of.head_dim,
+    "qk_rope_head_dim": of.rope_dim,
+    "v_head_dim": of.value_dim,
+    **rope_keys(of.rope_theta, of.rope),
+  }
+
+
+def first_dense(settings: Settings, attention: Any, moe: MoE) -> list[Block]:
+  """Returns the blocks: the first ones dense, the rest with experts."""
+  settings.only("moe_layer_freq", 1)
+  dense = settings.get(int, "first_k_dense_replace", default=0)
+  mlp = DenseMLP(settings.get(int, "intermediate_size"))
+  depths = range(keys.num_layers(settings))
+  return [Block(attention, mlp if depth < dense else moe) for depth in depths]
+
+
+def first_dense_keys(model: Transformer, moe: MoE) -> dict[str, Any]:
+  """Returns the inverse of `first_dense`, and of `expert_sizes`."""
+  mlp, width = only_mlp(model), moe.experts.hidden
+  return {
+    "first_k_dense_replace": next(
+      depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoE)
+    ),
+    "intermediate_size": mlp.hidden if mlp else width,
+    "moe_intermediate_size": width,
+    "moe_layer_freq": 1,
+    "n_routed_experts": moe.num_experts,
+    "n_shared_experts": moe.shared_hidden // width,
+    "num_experts_per_tok": moe.num_active,
+    "routed_scaling_factor": moe.router.scale,
+  }
+
+
+def expert_sizes(settings: Settings) -> dict[str, Any]:
+  """Returns the fields of a layer of experts that say how many there are, and how wide."""
+  width = settings.get(int, "moe_intermediate_size")
+  shared = settings.get(int, "n_shared_experts", default=1)
+  if shared < 1:
+    raise InputError(f"{settings.where}: n_shared_experts={shared} must be at least 1")
+  return {
+    "num_experts": settings.get(int, "n_routed_experts", "num_local_experts", "num_experts"),
+    "num_active": settings.get(int, "num_experts_per_tok"),
+    "experts": SwiGLU(hidden=width),
+    "shared_hidden": width * shared,
+  }
+
+
+def read(settings: Settings) -> Transformer:
+  """Returns the record that a config.json describes."""
+  settings.only("scoring_func", "sigmoid")
+  settings.only("topk_method", "noaux_tc")
+  settings.skip("aux_loss_alpha", "ep_size", "seq_aux")
+  settings.skip("num_mtp_layers", "num_nextn_predict_layers")
+  router = AuxFree(
+    normalize=settings.get(bool, "norm_topk_prob", default=True),
+    scale=settings.get(float, "routed_scaling_factor", default=2.5),
+    num_groups=settings.get(int, "n_group", default=1),
+    groups_active=settings.get(int, "topk_group", default=1),
+  )
+  moe = MoE(router=router, balance=(), **expert_sizes(settings))
+  attention = latent_attention(settings, settings.get(bool, "rope_interleave", default=True))
+  return keys.decoder(settings, first_dense(settings, attention, moe), eps=1e-6)
+
+
+def write(model: Transformer) -> dict[str, Any]:
+  """Returns the keys of config.json."""
+  moe = only_moe(model)
+  return {
+    **keys.decoder_keys(model),
+    **latent_attention_keys(model),
+    **first_dense_keys(model, moe),
+    "n_group": moe.router.num_groups,
+    "norm_topk_prob": moe.router.normalize,
+    "num_nextn_predict_layers": 0,
+    "rope_interleave": blocks(model)[0].attention.neighbours,
+    "scoring_func": "sigmoid",
+    "topk_group": moe.router.groups_active,
+    "topk_method": "noaux_tc",
+  }
+
+
+DEEPSEEK_V3 = Family(
+  "DeepseekV3ForCausalLM",
+  read,
+  write,
+  (
+    *ENDS, *NORMS, *LATENT, *GATE, *EXPERTS, *MLP, *SHARED_LEAVES,
+    leaf("moe/router/buffers/bias", "e", (AT + "mlp.gate.e_score_correction_bias", "e")),
+  ),
+  (r".*\.rotary_emb\.inv_freq", r"model\.layers\.61\..*"),
+)  # fmt: skip

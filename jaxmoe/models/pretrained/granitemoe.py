@@ -1,0 +1,82 @@
+"""Granite 3 MoE (IBM 2024): what enters, leaves and is added to the stream is scaled."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxmoe.models.block import Block
+from jaxmoe.models.pretrained import keys
+from jaxmoe.models.pretrained.family import Family, blocks, only_moe
+from jaxmoe.models.pretrained.leaves import AT, BIASES, DECODER, leaf
+from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.experts import SwiGLU
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import TopK
+
+SPARSE = AT + "block_sparse_moe."
+
+
+def read(settings: Settings) -> Transformer:
+  """Returns the record that a config.json describes."""
+  moe = MoE(
+    num_experts=settings.get(int, "num_local_experts", default=8),
+    num_active=settings.get(int, "num_experts_per_tok", default=2),
+    router=TopK(normalize=True),
+    experts=SwiGLU(hidden=settings.get(int, "intermediate_size")),
+    balance=keys.balance(settings, default=0.001),
+  )
+  attention = keys.attention(
+    settings, bias=keys.bias(settings),
+    scale=settings.get(float, "attention_multiplier", default=1.0),
+  )  # fmt: skip
+  model = keys.decoder(settings, [Block(attention, moe)] * keys.num_layers(settings), eps=1e-6)
+  return dataclasses.replace(
+    model,
+    embed_scale=settings.get(float, "embedding_multiplier", default=1.0),
+    residual_scale=settings.get(float, "residual_multiplier", default=1.0),
+    logit_scale=1 / settings.get(float, "logits_scaling", default=1.0),
+  )
+
+
+def write(model: Transformer) -> dict[str, Any]:
+  """Returns the keys of config.json."""
+  moe, attention = only_moe(model), blocks(model)[0].attention
+  scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale
+  return {
+    **keys.decoder_keys(model),
+    **keys.attention_keys(model),
+    **keys.balance_keys(moe),
+    "attention_bias": attention.bias == "all",
+    "attention_multiplier": scale,
+    "embedding_multiplier": model.embed_scale,
+    "intermediate_size": moe.experts.hidden,
+    "logits_scaling": _inverse(model.logit_scale),
+    "num_experts_per_tok": moe.num_active,
+    "num_local_experts": moe.num_experts,
+    "residual_multiplier": model.residual_scale,
+  }
+
+
+def _inverse(number: float) -> float:
+  """Returns the number whose inverse is given, the shortest one where several are."""
+  short = float(f"{1 / number:.12g}")
+  return short if 1 / short == number else 1 / number
+
+
+GRANITEMOE = Family(
+  "GraniteMoeForCausalLM",
+  read,
+  write,
+  (
+    *DECODER,
+    *BIASES,
+    leaf("moe/router/gate/weight", "d e", (SPARSE + "router.layer.weight", "e d"),
+         (SPARSE + "router.weight", "e d")),
+    leaf("moe/experts/gate_up", "e d g f", (SPARSE + "input_linear.weight", "e (g f) d"),
+         (SPARSE + "experts.gate_up_proj", "e (g f) d")),
+    leaf("moe/experts/down", "e f d", (SPARSE + "output_linear.weight", "e d f"),
+         (SPARSE + "experts.down_proj", "e d f")),
+  ),
+)  # fmt: skip

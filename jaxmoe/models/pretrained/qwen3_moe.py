@@ -1,0 +1,60 @@
+"""Qwen3-MoE (Qwen3 report 2025, arXiv:2505.09388): queries and keys normed by head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxmoe.models.block import MLP as DenseMLP
+from jaxmoe.models.block import Block
+from jaxmoe.models.pretrained import keys
+from jaxmoe.models.pretrained.family import Family, blocks, only_mlp, only_moe
+from jaxmoe.models.pretrained.leaves import BIASES, DECODER, EXPERTS, GATE, MLP, QK_NORMS
+from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.experts import SwiGLU
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import TopK
+
+
+def read(settings: Settings) -> Transformer:
+  """Returns the record that a config.json describes."""
+  settings.skip("max_window_layers")
+  window = settings.get(int, "sliding_window", default=None)
+  used = settings.get(bool, "use_sliding_window", default=False)
+  attention = keys.attention(
+    settings, window if used else None, qk_norm="head", bias=keys.bias(settings)
+  )
+  moe = MoE(
+    num_experts=settings.get(int, "num_experts", "num_local_experts", default=128),
+    num_active=settings.get(int, "num_experts_per_tok", default=8),
+    router=TopK(normalize=settings.get(bool, "norm_topk_prob", default=False)),
+    experts=SwiGLU(hidden=settings.get(int, "moe_intermediate_size")),
+    balance=keys.balance(settings, default=0.001),
+  )
+  dense = keys.dense_layers(settings)
+  width = settings.get(int, "intermediate_size", default=6144)
+  mlp = DenseMLP(width)
+  return keys.decoder(settings, [Block(attention, mlp if of else moe) for of in dense], eps=1e-6)
+
+
+def write(model: Transformer) -> dict[str, Any]:
+  """Returns the keys of config.json."""
+  moe, mlp, window = only_moe(model), only_mlp(model), keys.window_of(blocks(model)[0])
+  return {
+    **keys.decoder_keys(model),
+    **keys.attention_keys(model),
+    **keys.balance_keys(moe),
+    **keys.dense_layers_keys(model),
+    "attention_bias": blocks(model)[0].attention.bias == "all",
+    "intermediate_size": mlp.hidden if mlp else moe.experts.hidden,
+    "moe_intermediate_size": moe.experts.hidden,
+    "norm_topk_prob": moe.router.normalize,
+    "num_experts": moe.num_experts,
+    "num_experts_per_tok": moe.num_active,
+    "sliding_window": window,
+    "use_sliding_window": window is not None,
+  }
+
+
+LEAVES = DECODER + BIASES + QK_NORMS + GATE + EXPERTS + MLP
+QWEN3_MOE = Family("Qwen3MoeForCausalLM", read, write, LEAVES)

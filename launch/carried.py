@@ -1,0 +1,141 @@
+"""What both directions of a conversion share: files that go along, folders, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import tokenizers
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.tokenizers.file import File
+
+FOLDER = "pretrained"
+"""Below the workdir."""
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+CARRIED = (
+  GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+  "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
+  "chat_template.json",
+)  # fmt: skip
+"""What is copied as it is; nothing of it is ever run."""
+
+
+_EVERY_S = 5.0
+
+
+def copy_files(source: pathlib.Path, target: pathlib.Path, names: tuple[str, ...]) -> list[str]:
+  """Copies those files that are there; returns their names."""
+  found = [name for name in names if (source / name).is_file()]
+  for name in found:
+    shutil.copyfile(source / name, target / name)
+  return found
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+  """Returns a JSON object of a file, an empty one where there is no file.
+
+  Raises:
+    InputError: it is there and holds none.
+  """
+  try:
+    plain = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read ({error}); restore the file") from None
+  if not isinstance(plain, dict):
+    raise InputError(f"{path}: holds no object; restore the file")
+  return plain
+
+
+def tokenizer_of(folder: pathlib.Path, vocab_size: int, eod: str | None) -> File:
+  """Returns the tokenizer in a checkpoint's folder.
+
+  Args:
+    folder: The checkpoint.
+    vocab_size: Of its model.
+    eod: The token that ends a document; None for the first `eos_token_id` of the config.
+
+  Raises:
+    InputError: no tokenizer.json, or no such token.
+  """
+  path = folder / TOKENIZER
+  if not path.is_file():
+    raise InputError(
+      f"{path}: no such file; write it with transformers, "
+      "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+    )
+  if eod is None:
+    eod = _end(folder)
+  record = File(str(path), vocab_size, eod)
+  record.build((), "", None, lambda line: None)  # its checks
+  return record
+
+
+def _end(folder: pathlib.Path) -> str:
+  """Returns the token that ends a document, as the tokenizer spells it."""
+  for name in (CONFIG, GENERATION):
+    found = read_object(folder / name).get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    if ids and isinstance(ids[0], int):
+      return _spelt(folder / TOKENIZER, ids[0])
+  named = read_object(folder / "tokenizer_config.json").get("eos_token")
+  named = named.get("content") if isinstance(named, dict) else named
+  if not isinstance(named, str):
+    raise InputError(f"{folder}: no eos_token_id says what ends a document; give --eod=TOKEN")
+  return named
+
+
+def _spelt(path: pathlib.Path, token_id: int) -> str:
+  try:
+    spelt = tokenizers.Tokenizer.from_file(str(path)).id_to_token(token_id)
+  except Exception as error:  # the library raises bare Exception
+    raise InputError(f"{path}: not a tokenizer.json ({error}); write it again") from None
+  if spelt is None:
+    raise InputError(f"{path}: has no token of the id {token_id} (eos_token_id); give --eod=TOKEN")
+  return spelt
+
+
+@contextlib.contextmanager
+def folder_for(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a folder that becomes `path` if all goes well, and is gone if not."""
+  half = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    half.mkdir(parents=True)
+    yield half
+    half.rename(path)
+  except OSError as error:
+    raise InputError(f"{path}: cannot be written ({error.strerror}); choose another") from None
+  finally:
+    shutil.rmtree(half, ignore_errors=True)
+
+
+class Progress:
+  """Says how far a conversion is, and how fast: a line every few seconds, and one at the end."""
+
+  def __init__(self, total: int):
+    self._total, self._done = total, 0
+    self._start = self._told = time.monotonic()
+
+  def add(self, num_bytes: int) -> None:
+    """Counts what was converted."""
+    self._done += num_bytes
+    if time.monotonic() - self._told >= _EVERY_S:
+      self._tell()
+
+  def end(self) -> None:
+    """Tells the whole."""
+    self._tell()
+
+  def _tell(self) -> None:
+    self._told = time.monotonic()
+    speed = self._done / max(self._told - self._start, 1e-9) / 1e6
+    print(f"converted {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, {speed:,.0f} MB/s")

@@ -1,0 +1,226 @@
+"""From a run to a public checkpoint, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint.label import DamagedStepError
+from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.layout import one_device
+from jaxmoe.data.tokenizers import load_tokenizer
+from jaxmoe.models.pretrained import FAMILIES
+from jaxmoe.models.pretrained.checkpoint import shapes_by_name
+from jaxmoe.models.pretrained.family import differences
+from jaxmoe.models.pretrained.settings import INERT
+from jaxmoe.models.pretrained.shards import Tensor, plan_shards, write_shards
+from jaxmoe.models.pretrained.tensors import Bound, Piece, bind
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.dispatch import Dropless
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.state import PARAMS
+from jaxmoe.train.workdir import Workdir
+from launch import cli
+from launch.carried import (
+  CARRIED,
+  CONFIG,
+  FOLDER,
+  TOKENIZER,
+  Progress,
+  copy_files,
+  folder_for,
+  read_object,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A checkpoint that is to be written.
+
+  Attributes:
+    kind: Its `model_type`.
+    bound: Each weight of the model, in the order of a forward pass.
+    dtype: Of tensors other than buffers.
+    limit_bytes: Of one file.
+  """
+
+  kind: str
+  bound: list[Bound]
+  dtype: str
+  limit_bytes: int
+
+  def tensors(self) -> list[Tensor]:
+    """Returns what is written, in order."""
+    found = {
+      name: Tensor(name, bound.tensor_shape(bound.form), self.dtype_of(bound))
+      for bound in self.bound
+      if bound.form is not None
+      for name, _ in bound.tensors(bound.form)
+    }
+    return list(found.values())
+
+  def dtype_of(self, bound: Bound) -> np.dtype:
+    """Returns the dtype of a weight's tensors."""
+    return bound.dtype if "/buffers/" in bound.name else np.dtype(jax.numpy.dtype(self.dtype))
+
+
+def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> None:
+  """Writes the newest intact step of a run as a checkpoint.
+
+  Args:
+    workdir: The run.
+    path: The folder; must not exist.
+    dtype: Of all tensors but buffers; None for what they are.
+    limit_bytes: Of one file.
+
+  Raises:
+    InputError: no family has such a model, or the folder cannot be written; nothing is left.
+    CheckpointError: there is no run, or no intact checkpoint.
+  """
+  out = pathlib.Path(path)
+  if os.path.lexists(out):
+    raise InputError(f"--to_hf={out}: is there already, and is not written over; give another")
+  experiment = workdir.experiment()
+  carried = read_object(workdir.path / FOLDER / CONFIG)
+  kind = family_of(experiment.model, carried.get("model_type"))
+  store = OrbaxStore(workdir.checkpoints)
+  if not store.steps():
+    raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
+  if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
+    print("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
+  cli.set_up_jax()
+  bound = bind(FAMILIES[kind].leaves, shapes_by_name(experiment.decoder()))
+  target = Target(kind, bound, dtype or experiment.model.param_dtype, limit_bytes)
+  for step in reversed(store.steps()):
+    try:
+      with folder_for(out) as half:
+        _write(half, workdir, experiment, target, (store, step))
+    except DamagedStepError as error:
+      print(f"checkpoint {step} is damaged, trying the one before: {error}", file=sys.stderr)
+    else:
+      print(f"wrote {out}: {FAMILIES[kind].architecture} of step {step}, in {target.dtype}")
+      return
+  raise CheckpointError(f"no intact checkpoint in {store}")
+
+
+def family_of(model: Transformer, carried: str | None) -> str:
+  """Returns the `model_type` of a model: the one it came with, if that still fits, or any other.
+
+  Raises:
+    InputError: no family has such a model; with what the nearest one lacks.
+  """
+  lacks: dict[str, list[str]] = {}
+  for kind in dict.fromkeys([carried, *FAMILIES]) if carried in FAMILIES else FAMILIES:
+    with contextlib.suppress(InputError):
+      lacks[kind] = differences(FAMILIES[kind], model)
+      if not lacks[kind]:
+        return kind
+  if not lacks:
+    raise InputError("no public family has attention, experts or dense parts of these kinds")
+  kind = min(lacks, key=lambda name: len(lacks[name]))
+  more = len(lacks[kind]) - 1
+  raise InputError(
+    f"no public family has such a model; the nearest, {kind}, differs in {lacks[kind][0]}"
+    + (f" and {more} more fields" if more else "")
+  )
+
+
+def _write(
+  folder: pathlib.Path, workdir: Workdir, experiment: Experiment, target: Target,
+  where: tuple[OrbaxStore, int],
+) -> None:
+  """Writes all files of a checkpoint."""
+  tensors = target.tensors()
+  progress = Progress(sum(tensor.num_bytes for tensor in tensors))
+  shards = plan_shards(tensors, target.limit_bytes)
+  write_shards(folder, shards, _pieces(target, *where), progress.add)
+  progress.end()
+  carried = workdir.path / FOLDER
+  names = copy_files(carried, folder, CARRIED) if carried.is_dir() else []
+  eod_id = None
+  if TOKENIZER not in names:
+    tokenizer = load_tokenizer(workdir.tokenizer)
+    eod_id = tokenizer.eod_id
+    _write_tokenizer(folder, workdir)
+  plain = _config(experiment, target, read_object(carried / CONFIG), eod_id)
+  _write_json(folder / CONFIG, plain)
+
+
+def _pieces(target: Target, store: OrbaxStore, step: int) -> Iterator[Piece]:
+  """Yields what each weight is of its tensors; those of one layer are in memory at a time."""
+  sharding = one_device().replicated
+  for under, group in itertools.groupby(target.bound, key=_part):
+    of = list(group)
+    like = {
+      PARAMS + bound.name: jax.ShapeDtypeStruct(bound.shape, bound.dtype, sharding=sharding)
+      for bound in of
+    }
+    arrays, _ = store.read(step, like, under=PARAMS + under)
+    for bound in of:
+      whole = np.asarray(arrays[PARAMS + bound.name])
+      if bound.form is not None:
+        yield from bound.scatter(bound.form, whole)
+      elif whole.any():
+        raise InputError(
+          f"{bound.name} is not zero, and {FAMILIES[target.kind].architecture} has no place for it"
+        )
+
+
+def _part(bound: Bound) -> str:
+  """Returns what the names of a layer's weights start with, or of those outside of layers."""
+  pieces = bound.name.split("/")
+  return "/".join(pieces[: 1 if bound.depth is None else 2]) + "/"
+
+
+def _config(
+  experiment: Experiment, target: Target, carried: dict[str, Any], eod_id: int | None
+) -> dict[str, Any]:
+  """Returns the content of config.json: the model's keys, and those of its origin beside them."""
+  family = FAMILIES[target.kind]
+  own = {
+    "architectures": [family.architecture],
+    "bos_token_id": None,
+    "eos_token_id": eod_id,
+    "max_position_embeddings": experiment.data.seq_len,
+    "pad_token_id": None,
+  }
+  kept = {key: value for key, value in carried.items() if key in INERT}
+  for gone in ("dtype", "transformers_version", "_name_or_path"):
+    kept.pop(gone, None)
+  return {
+    **own,
+    **kept,
+    **family.write(experiment.model),
+    "architectures": [family.architecture],
+    "model_type": target.kind,
+    "torch_dtype": target.dtype,
+    "vocab_size": experiment.data.tokenizer.vocab_size,
+  }
+
+
+def _write_tokenizer(folder: pathlib.Path, workdir: Workdir) -> None:
+  """Writes the tokenizer of a run that carries none, in the form of transformers."""
+  plain = read_object(workdir.tokenizer)
+  if "tokenizer" not in plain:
+    print("note: bytes have no tokenizer.json; the checkpoint has none")
+    return
+  (folder / TOKENIZER).write_text(plain["tokenizer"], encoding="utf-8")
+  added = json.loads(plain["tokenizer"])["added_tokens"]
+  end = next((token["content"] for token in added if token["id"] == plain["eod_id"]), None)
+  config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+  _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_json(path: pathlib.Path, plain: dict[str, Any]) -> None:
+  path.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,144 @@
+"""From a public checkpoint to a run at step 0, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+
+from jaxmoe.checkpoint.streamed import Later, write_streamed
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import override, to_plain
+from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.sources import Stdlib
+from jaxmoe.data.sources.found import source_at
+from jaxmoe.data.tokenizers.file import File
+from jaxmoe.models.pretrained import FAMILIES
+from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
+from jaxmoe.models.transformer import DType
+from jaxmoe.optim import AdamW, Cosine, Optim
+from jaxmoe.train.experiment import Experiment, Samples, Train
+from jaxmoe.train.journal import Journal
+from jaxmoe.train.state import ONLY, PARAMS
+from jaxmoe.train.workdir import Workdir
+from launch import cli
+from launch.carried import (
+  CARRIED,
+  CONFIG,
+  FOLDER,
+  TOKENIZER,
+  Progress,
+  copy_files,
+  folder_for,
+  tokenizer_of,
+)
+from launch.recipes import load_recipe, parse_changes
+
+LONGEST = 4096
+"""Tokens of a row, where the model could take more and nobody asked for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+  """What a user says of the run beside the checkpoint; see the flags of `launch.convert`."""
+
+  text: str | None = None
+  eod: str | None = None
+  config: str | None = None
+  overrides: tuple[str, ...] = ()
+
+
+def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) -> None:
+  """Writes the run of a checkpoint.
+
+  Args:
+    path: The folder of the checkpoint.
+    workdir: Of the run; must not exist.
+    dtype: What parameters become; None for what they are.
+    wishes: What else is asked for.
+
+  Raises:
+    InputError: a checkpoint that is not known or not whole, or a folder that cannot be written.
+    CheckpointError: the disk refuses the weights; nothing is left.
+  """
+  if os.path.lexists(workdir.path):
+    raise InputError(
+      f"--workdir={workdir.path}: is there already, and is not written over; give another folder"
+    )
+  cli.set_up_jax()
+  checkpoint = open_checkpoint(FAMILIES, path, dtype)
+  source = pathlib.Path(path)
+  tokenizer = tokenizer_of(source, checkpoint.vocab_size, wishes.eod)
+  experiment = recipe(checkpoint, tokenizer, wishes)
+  workdir.check(experiment)
+  moved = dataclasses.replace(tokenizer, path=str(workdir.path / FOLDER / TOKENIZER))
+  data = dataclasses.replace(experiment.data, tokenizer=moved)
+  experiment = dataclasses.replace(experiment, data=data)
+  if checkpoint.unread:
+    print(f"note: {path}/config.json has keys that are not read: {', '.join(checkpoint.unread)}")
+  with folder_for(workdir.path) as half:
+    _write(Workdir(half), checkpoint, experiment, tokenizer, source)
+  print(f"wrote {workdir.path}: {checkpoint.plain['model_type']}, "
+        f"{experiment.decoder().num_params:,} parameters in {experiment.model.param_dtype}")
+
+
+def recipe(checkpoint: Checkpoint, tokenizer: File, wishes: Wishes) -> Experiment:
+  """Returns the recipe of the run; model and tokenizer are the checkpoint's.
+
+  Raises:
+    InputError: a bad recipe, field or text, or one that changes the shape of a parameter.
+  """
+  if wishes.config:
+    asked = load_recipe(wishes.config, [])
+  else:
+    longest = checkpoint.plain.get("max_position_embeddings") or LONGEST
+    asked = Experiment(
+      data=Data(parts=(Part(Stdlib("code")),), seq_len=min(longest, LONGEST)),
+      optim=Optim(AdamW(weight_decay=0.1), Cosine(warmup_steps=10), learning_rate=1e-5),
+      train=Train(num_steps=1000, batch_size=8, checkpoint_every=200, log_every=10),
+      samples=Samples(prompts=("The ",)),
+    )
+  parts = (Part(source_at(wishes.text)),) if wishes.text else asked.data.parts
+  data = dataclasses.replace(asked.data, parts=parts, tokenizer=tokenizer)
+  made = dataclasses.replace(asked, data=data, model=checkpoint.model)
+  changed = override(made, parse_changes(wishes.overrides))
+  before, after = made.decoder(), changed.decoder()
+  if (before.shapes, before.splits) != (after.shapes, after.splits):
+    raise InputError(
+      "--config.model or --config.data.tokenizer fields change the parameters, which are the "
+      "checkpoint's; leave them as they are"
+    )
+  changed.transform(after)  # its checks
+  return changed
+
+
+def _write(
+  workdir: Workdir, checkpoint: Checkpoint, experiment: Experiment, tokenizer: File,
+  source: pathlib.Path,
+) -> None:
+  """Writes all files of the run."""
+  carried = workdir.path / FOLDER
+  carried.mkdir()
+  copy_files(source, carried, (CONFIG, *CARRIED))
+  tokenizer.build((), "", None, lambda line: None).save(workdir.tokenizer)
+  workdir.write_config(experiment)
+  record: dict[str, Any] = {
+    "step": 0, "seed": experiment.train.seed, "config": to_plain(experiment), "rollbacks": 0,
+    ONLY: "params",
+  }  # fmt: skip
+  progress = Progress(checkpoint.folder.num_bytes)
+  weights = {PARAMS + bound.name: (bound, form) for bound, form in checkpoint.weights}
+  arrays = {
+    name: Later(bound.shape, bound.dtype, functools.partial(checkpoint.gather, bound, form))
+    for name, (bound, form) in weights.items()
+  }
+  write_streamed(
+    workdir.checkpoints, 0, arrays, record,
+    lambda name: progress.add(checkpoint.num_bytes(*weights[name])),
+  )  # fmt: skip
+  progress.end()
+  journal = Journal(workdir.metrics, workdir.events)
+  journal.event("convert", of=str(source), model_type=checkpoint.plain["model_type"])
+  journal.sync()
