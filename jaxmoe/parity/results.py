@@ -17,9 +17,10 @@ PATH = pathlib.Path(__file__).with_name("results.json")
 REFUSED_PATH = PATH.with_name("refused.json")
 _ROOT = pathlib.Path(__file__).parents[1]
 _SOURCES = (
-  "core/layout.py", "core/names.py", "core/tokens.py", "core/ways.py", "core/weights.py", "models",
-  "moe", "ops", "optim", "parallel/degrees.py", "parallel/layouts.py", "parallel/ways.py",
-  "parallel/zero.py", "parity/*.py", "train/gradients.py", "train/spread.py",
+  "core/layout.py", "core/names.py", "core/tokens.py", "core/ways.py", "core/weights.py",
+  "models/*.py", "moe", "ops", "optim", "parallel/ahead.py", "parallel/degrees.py",
+  "parallel/layouts.py", "parallel/ways.py", "parallel/zero.py", "parity/*.py",
+  "train/gradients.py", "train/spread.py",
 )  # fmt: skip
 """What the numbers of a cell depend on, under `jaxmoe/`."""
 
