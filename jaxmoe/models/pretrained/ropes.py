@@ -50,7 +50,7 @@ def read_rope(settings: Settings, default: float) -> tuple[float, Any]:
     InputError: a `rope_type` or a key that is not known, or a missing one.
   """
   theta, plain = settings.rope(default)
-  kind = plain.pop("rope_type", "default")
+  kind = plain.pop("rope_type")
   kind = OLD_NAMES.get(kind, kind)
   if kind not in FIELDS:
     raise InputError(
@@ -84,7 +84,7 @@ def _completed(settings: Settings, kind: str, plain: dict[str, Any]) -> dict[str
     plain[ORIGINAL] = outside or plain.get(ORIGINAL) or settings.get(int, LONGEST)
     if plain.get("factor") is None:
       plain["factor"] = settings.get(int, LONGEST) / plain[ORIGINAL]
-  elif kind != "default":
+  else:
     plain.pop(ORIGINAL, None)  # nobody reads it
   if kind == "longrope" and (gain := plain.pop("attention_factor", None)):
     plain = {**plain, "short_mscale": gain, "long_mscale": gain}

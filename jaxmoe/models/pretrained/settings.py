@@ -95,7 +95,7 @@ class Settings:
     self.skip("rope_theta")
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
-    return float(theta), {} if kind == "default" else {"rope_type": kind, **scaling}
+    return float(theta), {"rope_type": kind, **scaling}
 
 
 def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Settings]:

@@ -13,6 +13,9 @@ from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import open_checkpoint
 from jaxmoe.models.pretrained.tensors import choose_forms
+from jaxmoe.models.transformer import Decoder
+from jaxmoe.moe.dispatch import DISPATCHERS
+from jaxmoe.moe.layer import MoE
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -28,6 +31,17 @@ class Ours:
     named = {bound.name: self.checkpoint.gather(bound, form)
              for bound, form in self.checkpoint.weights}  # fmt: skip
     self.params = self.tree(named)
+
+  def with_dispatch(self, name):
+    """Has every MoE layer use another dispatcher: `dense` compiles fastest."""
+    dispatch = DISPATCHERS[name][1]
+
+    def change(ffn):
+      return dataclasses.replace(ffn, dispatch=dispatch) if isinstance(ffn, MoE) else ffn
+
+    model = self.checkpoint.model.map_ffns(change)
+    self.decoder = Decoder(model, self.checkpoint.vocab_size)
+    return self
 
   def tree(self, named):
     """Our tree of arrays by canonical name."""

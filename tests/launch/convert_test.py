@@ -1,0 +1,344 @@
+"""`launch.convert`: public checkpoints become runs and back, bit for bit or not at all."""
+
+import itertools
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import tokenizers
+
+from jaxmoe.checkpoint.digest import digest
+from jaxmoe.models.pretrained import FAMILIES
+from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "models" / "pretrained" / "golden"
+LETTERS = "abcdefghijklmnopqrstuvwxyz ,.()=_:\n"
+ONE_LINE = "error: "
+
+
+def write_tokenizer(folder):
+  """A tokenizer.json of single characters, 37 of 61 ids."""
+  vocab = {"<|end|>": 0, "<unk>": 1, **{letter: 2 + at for at, letter in enumerate(LETTERS)}}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+    tokenizers.Regex(r"[\s\S]"), "isolated"
+  )
+  tokenizer.decoder = tokenizers.decoders.Fuse()
+  tokenizer.add_special_tokens(["<|end|>"])
+  tokenizer.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+
+
+def edit(folder, **changes):
+  path = folder / "config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def tensors_of(folder):
+  return {
+    name: x for path in sorted(folder.glob("model*.safetensors"))
+    for name, x in safetensors.numpy.load_file(path).items()
+  }  # fmt: skip
+
+
+def bits(tensors):
+  return {name: (x.dtype.name, x.shape, x.tobytes()) for name, x in tensors.items()}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+  """Returns a function that makes a checkpoint of a family, in some dtype."""
+
+  def make(model_type, dtype="float32", name="checkpoint"):
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(GOLDEN / model_type / "config.json", folder)
+    edit(folder, eos_token_id=0, torch_dtype=dtype)
+    tensors = safetensors.numpy.load_file(GOLDEN / model_type / "model.safetensors")
+    tensors = {
+      name: x if "correction_bias" in name else x.astype(jnp.dtype(dtype))
+      for name, x in tensors.items()
+    }
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tokenizer(folder)
+    return folder
+
+  return make
+
+
+@pytest.fixture
+def text(tmp_path):
+  folder = tmp_path / "text"
+  folder.mkdir()
+  for at in range(8):
+    (folder / f"{at}.txt").write_text(f"def f_{'abcdefgh'[at]}(x):\n  return x\n" * (at + 3))
+  return folder
+
+
+@pytest.fixture
+def convert(here, tmp_path):
+  def run(*flags):
+    result = here("convert", *flags)
+    assert result.code == 0, result
+    return result
+
+  return run
+
+
+@pytest.fixture
+def refused(here, tmp_path):
+  """Asserts that a conversion is refused with one line, and that nothing is left."""
+
+  def run(folder, *words, flags=()):
+    before = sorted(tmp_path.rglob("*"))
+    result = here("convert", f"--from_hf={folder}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert result.code == 2, result
+    assert result.err.startswith(ONE_LINE) and result.err.count("\n") == 1
+    for word in words:
+      assert word in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+  return run
+
+
+# Every kind of leaf; all families' weights there and back, without files, are in tests/models.
+SOME = {("deepseek_v3", "bfloat16"), ("gpt_oss", "float32")}
+EVERY = [
+  pytest.param(*pair, marks=[] if pair in SOME else pytest.mark.slow)
+  for pair in itertools.product(FAMILIES, ["float32", "bfloat16"])
+]
+
+
+@pytest.mark.parametrize(("model_type", "dtype"), EVERY)
+def test_there_and_back_is_bit_equal(convert, checkpoint, tmp_path, model_type, dtype):
+  there = checkpoint(model_type, dtype)
+  run, back = tmp_path / "run", tmp_path / "back"
+  convert(f"--from_hf={there}", f"--workdir={run}")
+  convert(f"--workdir={run}", f"--to_hf={back}")
+  assert bits(tensors_of(back)) == bits(tensors_of(there))
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    assert (back / name).read_bytes() == (there / name).read_bytes()
+  models = [open_checkpoint(FAMILIES, folder).model for folder in (there, back)]
+  assert models[0] == models[1]
+
+
+def test_a_dtype_that_is_asked_for_is_written(convert, checkpoint, tmp_path):
+  there, run = checkpoint("deepseek_v3"), tmp_path / "run"
+  convert(f"--from_hf={there}", f"--workdir={run}", "--dtype=bfloat16")
+  half = tmp_path / "half"
+  convert(f"--workdir={run}", f"--to_hf={half}", "--dtype=float16")
+  wanted = {
+    name: x if "correction_bias" in name else x.astype(jnp.bfloat16).astype(np.float16)
+    for name, x in tensors_of(there).items()
+  }
+  assert bits(tensors_of(half)) == bits(wanted)
+  assert json.loads((half / "config.json").read_text())["torch_dtype"] == "float16"
+
+
+def test_shards_have_an_index_and_the_same_bytes_every_time(convert, checkpoint, tmp_path):
+  there, run = checkpoint("deepseek_v3"), tmp_path / "run"
+  convert(f"--from_hf={there}", f"--workdir={run}")
+  folders = [tmp_path / name for name in ("one", "two")]
+  for folder in folders:
+    convert(f"--workdir={run}", f"--to_hf={folder}", "--shard_gb=0.00001")
+  files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+  assert files[0] == files[1]
+  shards = sorted(folders[0].glob("model-*.safetensors"))
+  assert len(shards) > 2 and all(path.stat().st_size < 20_000 for path in shards)
+  index = json.loads((folders[0] / "model.safetensors.index.json").read_text())
+  assert index["metadata"]["total_size"] == sum(x.nbytes for x in tensors_of(there).values())
+  assert bits(tensors_of(folders[0])) == bits(tensors_of(there))
+  convert(f"--from_hf={folders[0]}", f"--workdir={tmp_path / 'again'}")
+
+
+def test_a_converted_run_is_scored_as_transformers_does(convert, checkpoint, here, tmp_path):
+  run = tmp_path / "run"
+  convert(f"--from_hf={checkpoint('mixtral')}", f"--workdir={run}")
+  expected = safetensors.numpy.load_file(GOLDEN / "mixtral" / "expected.safetensors")
+  np.save(tmp_path / "ids.npy", expected["ids"])
+  flags = (f"--ids={tmp_path / 'ids.npy'}", f"--out={tmp_path / 'scores.npz'}", "--logits")
+  assert here("score", f"--workdir={run}", *flags).code == 0
+  logits = np.load(tmp_path / "scores.npz")["logits"]
+  np.testing.assert_allclose(logits, expected["logits"], atol=2e-4, rtol=1e-4)
+
+
+def test_damage_to_a_converted_run_is_found(convert, checkpoint, here, tmp_path):
+  run = tmp_path / "run"
+  convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}")
+  step = run / "checkpoints" / "0"
+  label = json.loads((step / "label" / "metadata").read_text())
+  norm = tensors_of(GOLDEN / "llama")["model.norm.weight"]
+  words = digest({"x": jnp.asarray(norm)})["x"]
+  assert label["arrays"]["params/final_norm/scale"]["digest"] == list(words)
+  for path in (step / "arrays").rglob("d/*"):
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+  result = here("convert", f"--workdir={run}", f"--to_hf={tmp_path / 'back'}")
+  assert result.code == 4 and "no intact checkpoint" in result.err
+  assert not (tmp_path / "back").exists() and not list(tmp_path.glob(".back*"))
+
+
+def test_a_converted_run_trains_on(convert, checkpoint, here, text, tmp_path):
+  run, out = tmp_path / "run", tmp_path / "sparse"
+  small = ("data.held_out=0.3", "data.seq_len=32", "train.num_steps=3", "train.batch_size=2",
+           "optim.schedule.warmup_steps=1", "evaluation.every=0", "samples.every=0")  # fmt: skip
+  flags = [f"--config.{change}" for change in small]
+  convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}", f"--text={text}", *flags)
+  result = here("surgery", f"--workdir={run}", f"--out={out}", "--upcycle=2", "--active=2")
+  assert result.code == 0, result
+  result = here("train", f"--config={run}/config.json", f"--workdir={run}")
+  assert result.code == 0, result
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [1, 2, 3]
+  assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_what_fails_on_the_way_leaves_nothing(refused, checkpoint, monkeypatch):
+  gather, calls = Checkpoint.gather, []
+
+  def fail(self, bound, form):
+    calls.append(bound.name)
+    if len(calls) == 5:
+      raise OSError(28, "No space left on device")
+    return gather(self, bound, form)
+
+  monkeypatch.setattr(Checkpoint, "gather", fail)
+  refused(checkpoint("llama"), "No space left on device")
+  assert len(calls) == 5
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"model_type": "bert"}, ("model_type='bert' is not known", "mixtral")),
+    ({"hidden_act": "gelu"}, ("hidden_act='gelu' is not known",)),
+    ({"auto_map": {"AutoModel": "x.py"}}, ("auto_map names code", "never run")),
+    ({"quantization_config": {"quant_method": "fp8"}}, ("quantization_config (fp8)",)),
+    ({"rope_parameters": {"rope_type": "wavy"}}, ("rope_type='wavy' is not known",)),
+    ({"rope_parameters": {"rope_type": "linear"}}, ("factor",)),
+    ({"mlp_bias": True}, ("mlp_bias=True is not known",)),
+    ({"hidden_size": 8}, ("has the shape", "config.json asks for")),
+    ({"num_hidden_layers": 3}, ("tensors are missing: model.layers.2.", "more")),
+    ({"num_hidden_layers": 1}, ("tensors are left over: model.layers.1.", "more")),
+    ({"num_hidden_layers": "2"}, ("num_hidden_layers='2' is no int",)),
+    ({"num_hidden_layers": 0}, ("num_hidden_layers=0 must be at least 1",)),
+    ({"vocab_size": None}, ("has no vocab_size",)),
+    ({"eos_token_id": 99}, ("no token of the id 99", "--eod=TOKEN")),
+    ({"num_key_value_heads": 3}, ("num_heads must be a multiple of num_kv_heads",)),
+  ],
+)
+def test_a_config_that_is_not_understood_is_refused(refused, checkpoint, changes, words):
+  folder = checkpoint("llama")
+  edit(folder, **changes)
+  refused(folder, *words)
+
+
+def drop_weights(folder):
+  (folder / "model.safetensors").unlink()
+
+
+def pickled(folder):
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def truncated(folder):
+  path = folder / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def escaping(folder):
+  index = {"weight_map": {"model.norm.weight": "../secret.safetensors"}}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def listed_wrong(folder):
+  index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def of_ints(folder):
+  tensors = tensors_of(folder)
+  tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int32)
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+  ("spoil", "words"),
+  [
+    (drop_weights, ("needs *.safetensors (there is none)",)),
+    (pickled, ("pytorch_model.bin, a pickle, which is never opened",)),
+    (truncated, ("not a whole safetensors file",)),
+    (escaping, ("no file beside it; not opened",)),
+    (listed_wrong, ("holds other tensors than", "more")),
+    (of_ints, ("model.norm.weight is I32",)),
+    (lambda folder: (folder / "tokenizer.json").unlink(), ("tokenizer.json: no such file",)),
+    (lambda folder: (folder / "config.json").unlink(), ("config.json: no such file",)),
+    (lambda folder: (folder / "config.json").write_text("[1"), ("cannot be read",)),
+    (lambda folder: (folder / "config.json").write_text("[]"), ("holds no object",)),
+  ],
+)
+def test_files_that_are_not_whole_are_refused(refused, checkpoint, spoil, words):
+  folder = checkpoint("llama")
+  spoil(folder)
+  refused(folder, *words)
+
+
+def test_a_tied_head_that_is_written_too_is_read_if_it_is_the_table(checkpoint, refused, convert,
+                                                                    tmp_path):  # fmt: skip
+  folder = checkpoint("llama")
+  edit(folder, tie_word_embeddings=True)
+  refused(folder, "left over: lm_head.weight")
+  tensors = tensors_of(folder)
+  tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+  convert(f"--from_hf={folder}", f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    ((), ("give one of --from_hf=FOLDER and --to_hf=FOLDER",)),
+    (("--from_hf=a", "--to_hf=b"), ("give one of",)),
+    (("--from_hf=a", "--shard_gb=1"), ("--shard_gb goes with the other direction",)),
+    (("--to_hf=a", "--text=b"), ("--text goes with the other direction",)),
+    (("--to_hf=a", "--config.train.seed=1"), ("config.train.seed=1 goes with the other",)),
+    (("--to_hf=a", "--shard_gb=-1"), ("--shard_gb=-1.0 must be above 0",)),
+    (("--from_hf=a", "--dtype=float16"), ("--dtype=float16 is for --to_hf",)),
+  ],
+)
+def test_flags_that_do_not_fit_each_other_are_refused(here, tmp_path, flags, words):
+  result = here("convert", f"--workdir={tmp_path / 'run'}", *flags)
+  assert result.code == 2 and all(word in result.err for word in words), result
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_written_over(here, checkpoint, tmp_path):
+  folder = checkpoint("llama")
+  result = here("convert", f"--from_hf={folder}", f"--workdir={folder}")
+  assert result.code == 2 and "is there already" in result.err
+  result = here("convert", f"--workdir={tmp_path / 'none'}", f"--to_hf={folder}")
+  assert result.code == 2 and "is there already" in result.err
+
+
+def test_a_model_of_no_family_is_refused_with_what_is_in_the_way(trained, here, tmp_path):
+  config = json.loads((trained / "config.json").read_text())
+  changed = tmp_path / "changed"
+  shutil.copytree(trained, changed)
+  config["model"]["stack"][0]["pattern"][0]["ffn"]["router"]["scale"] = 2.0
+  (changed / "config.json").write_text(json.dumps(config))
+  result = here("convert", f"--workdir={changed}", f"--to_hf={tmp_path / 'out'}")
+  assert result.code == 2 and "the nearest, mixtral, differs in" in result.err, result
+  assert "router.scale (2.0, it can have 1.0)" in result.err
+
+
+def test_a_run_trained_here_is_written_in_the_names_of_a_family(trained, here, tmp_path):
+  out = tmp_path / "out"
+  result = here("convert", f"--workdir={trained}", f"--to_hf={out}")
+  assert result.code == 0 and "MixtralForCausalLM of step 6" in result.out, result
+  config = json.loads((out / "config.json").read_text())
+  assert (config["model_type"], config["vocab_size"]) == ("mixtral", 257)
