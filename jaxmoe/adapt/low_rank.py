@@ -42,7 +42,7 @@ class LowRank:
   Attributes:
     base: (*copies, *left, *right), an array or another `Weight`; frozen.
     a: (*copies, *left, r).
-    b: (*copies, r, *right); zeros leave the outputs as they were, bit for bit.
+    b: (*copies, r, *right); zeros leave the outputs as they were, up to rounding.
     scale: What the update is multiplied by.
   """
 

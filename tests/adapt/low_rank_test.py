@@ -168,7 +168,7 @@ def test_gradients_equal_finite_differences():
       np.testing.assert_allclose(got[index], right, rtol=1e-5, atol=1e-5)
 
 
-def test_a_zero_update_of_every_kind_of_leaf_leaves_the_outputs_bit_equal(model):
+def test_a_zero_update_of_every_kind_of_leaf_leaves_the_outputs_as_they_are(model):
   decoder, params, run = model
   swapped = add_low_rank(decoder, params, MATRICES, RANK, SCALE, Keys.from_seed(1))
   is_low_rank = lambda leaf: isinstance(leaf, LowRank)  # noqa: E731
@@ -176,7 +176,8 @@ def test_a_zero_update_of_every_kind_of_leaf_leaves_the_outputs_bit_equal(model)
   assert sum(map(is_low_rank, kinds)) == 1 + 4 + 5
   logits, grads = run(params)
   swapped_logits, swapped_grads = run(swapped)
-  np.testing.assert_array_equal(swapped_logits, logits)
+  # XLA may merge products of one operand, x W and x A, whose sums then round otherwise.
+  np.testing.assert_allclose(swapped_logits, logits, rtol=1e-5, atol=1e-5)
   # With b = 0 nothing flows to a, and b gets its share at once.
   for path, grad in names.flatten(swapped_grads).items():
     if path.endswith(("/base", "/a")):
