@@ -59,17 +59,32 @@ def errors(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]
       result[name] = _number_error(found[name], true, absolute=True)
     elif name in ("loss", "balance"):
       result[name] = _number_error(found[name], true)
+    elif name == "balance_grads":
+      # Of even loads they are zero, up to rounding of terms that are not.
+      result[name] = tree_error(found[name], true, norm_of(reference["grads"]))
     else:
       result[name] = tree_error(found[name], true)
   return result
 
 
-def tree_error(found: Any, true: Any) -> float:
-  """Returns the largest |a - b| / (|b| + 0.01 |all b|) ; infinity where not finite."""
+def norm_of(tree: Any) -> float:
+  """Returns the norm of all leaves together."""
+  leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+  return float(np.sqrt(sum(np.sum(leaf**2) for leaf in leaves)))
+
+
+def tree_error(found: Any, true: Any, norm: float | None = None) -> float:
+  """Returns the largest |a - b| / (|b| + 0.01 |all b|); infinity where not finite.
+
+  Args:
+    found: a, a tree.
+    true: b, of the same paths.
+    norm: |all b|, where it is not that of `true`.
+  """
   flat, expected = names.flatten(found), names.flatten(true)
   assert flat.keys() == expected.keys(), flat.keys() ^ expected.keys()
   arrays = {path: np.asarray(leaf, np.float64) for path, leaf in expected.items()}
-  norm = float(np.sqrt(sum(np.sum(leaf**2) for leaf in arrays.values())))
+  norm = norm_of(true) if norm is None else norm
   worst = 0.0
   for path, leaf in arrays.items():
     if leaf.size:
