@@ -5,15 +5,20 @@ import json
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
 
+from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
+from jaxmoe.core.layout import one_device
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
+from jaxmoe.train.state import StateSpec, read_state
+from jaxmoe.train.workdir import Workdir
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "models" / "pretrained" / "golden"
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.()=_:\n"
@@ -183,6 +188,22 @@ def test_damage_to_a_converted_run_is_found(convert, checkpoint, here, tmp_path)
   assert not (tmp_path / "back").exists() and not list(tmp_path.glob(".back*"))
 
 
+def test_training_starts_from_a_converted_run_with_fresh_moments(convert, checkpoint, tmp_path):
+  run = tmp_path / "run"
+  convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}")
+  experiment = Workdir(run).experiment()
+  decoder = experiment.decoder()
+  spec = StateSpec(decoder, experiment.transform(decoder), one_device())
+  step, arrays, record = read_state(OrbaxStore(run / "checkpoints"), spec, pytest.fail)
+  state = spec.from_arrays(arrays)
+  assert (step, int(state.step), record["only"]) == (0, 0, "params")
+  table = tensors_of(GOLDEN / "llama")["model.embed_tokens.weight"]
+  np.testing.assert_array_equal(state.params["embed"]["table"], table)
+  moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+  assert len(moments) > 20 and not any(np.any(x) for x in moments)
+
+
+@pytest.mark.slow
 def test_a_converted_run_trains_on(convert, checkpoint, here, text, tmp_path):
   run, out = tmp_path / "run", tmp_path / "sparse"
   small = ("data.held_out=0.3", "data.seq_len=32", "train.num_steps=3", "train.batch_size=2",
@@ -220,7 +241,7 @@ def test_what_fails_on_the_way_leaves_nothing(refused, checkpoint, monkeypatch):
     ({"auto_map": {"AutoModel": "x.py"}}, ("auto_map names code", "never run")),
     ({"quantization_config": {"quant_method": "fp8"}}, ("quantization_config (fp8)",)),
     ({"rope_parameters": {"rope_type": "wavy"}}, ("rope_type='wavy' is not known",)),
-    ({"rope_parameters": {"rope_type": "linear"}}, ("factor",)),
+    ({"rope_parameters": {"rope_type": "linear"}}, ("a rope linear needs factor",)),
     ({"mlp_bias": True}, ("mlp_bias=True is not known",)),
     ({"hidden_size": 8}, ("has the shape", "config.json asks for")),
     ({"num_hidden_layers": 3}, ("tensors are missing: model.layers.2.", "more")),
