@@ -65,14 +65,14 @@ def packed_batches(
     size = len(window[0])
     if size > free:
       if len(rows) == batch_size:
-        yield _batch(rows, batch_size, length)
+        yield batch_of(rows, batch_size, length)
         rows = []
       rows.append([])
       free = length
     rows[-1].append(window)
     free -= size
   if rows[0]:
-    yield _batch(rows, batch_size, length)
+    yield batch_of(rows, batch_size, length)
 
 
 def evaluate(
@@ -173,7 +173,10 @@ def score_rows(
   return nats_B, {depth: of_layer.by_row.counts_E for depth, of_layer in layers.items()}
 
 
-def _batch(rows: list[list[Window]], batch_size: int, length: int) -> dict[str, np.ndarray]:
+def batch_of(
+  rows: list[list[Window]], batch_size: int, length: int
+) -> dict[str, np.ndarray]:
+  """Returns the windows of each row one after the other, as `Tokens.of_batch` reads them."""
   batch = {
     name: np.zeros((batch_size, length), np.int32) for name in ("ids", "position", "segment")
   }

@@ -3,12 +3,15 @@
 import itertools
 import json
 import pathlib
+import re
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 import tokenizers
 
@@ -169,6 +172,24 @@ def test_a_converted_run_is_scored_as_transformers_does(convert, checkpoint, her
   assert here("score", f"--workdir={run}", *flags).code == 0
   logits = np.load(tmp_path / "scores.npz")["logits"]
   np.testing.assert_allclose(logits, expected["logits"], atol=2e-4, rtol=1e-4)
+
+
+def test_a_converted_run_is_scored_on_any_text_and_on_questions(convert, checkpoint, here, text,
+                                                                tmp_path):  # fmt: skip
+  run = tmp_path / "run"
+  convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}")
+  result = here("evaluate", f"--workdir={run}", f"--text={text}", "--batch_size=2")
+  assert result.code == 0, result
+  scores = json.loads((run / "eval_text.json").read_text())
+  nats = scores["bits_per_byte"] * np.log(2)
+  assert scores["domains"].keys() == {"text"} and 1 < nats < np.log(61) + 3
+  line = {"question": "def f(x):", "choices": ["return x", "x"], "answer": 0}
+  (tmp_path / "questions.jsonl").write_text(json.dumps(line) + "\n")
+  result = here("evaluate", f"--workdir={run}", f"--choices={tmp_path / 'questions.jsonl'}")
+  assert result.code == 0, result
+  found = json.loads((run / "eval_choices.json").read_text())
+  assert (found["questions"], found["chance"]) == (1, 0.5)
+  assert not (run / "eval.json").exists()
 
 
 def test_damage_to_a_converted_run_is_found(convert, checkpoint, here, tmp_path):
@@ -363,3 +384,73 @@ def test_a_run_trained_here_is_written_in_the_names_of_a_family(trained, here, t
   assert result.code == 0 and "MixtralForCausalLM of step 6" in result.out, result
   config = json.loads((out / "config.json").read_text())
   assert (config["model_type"], config["vocab_size"]) == ("mixtral", 257)
+
+
+def write_large(folder):
+  """A checkpoint of 2.1 GB in bfloat16, 1.07e9 parameters, a layer a shard."""
+  dim, hidden, experts, layers, vocab = 1024, 1280, 16, 16, 8000
+  plain = json.loads((GOLDEN / "mixtral" / "config.json").read_text())
+  plain |= {
+    "hidden_size": dim, "intermediate_size": hidden, "num_local_experts": experts,
+    "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "vocab_size": vocab, "head_dim": 64, "eos_token_id": 0,
+  }  # fmt: skip
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(plain))
+  write_tokenizer(folder)
+  rng, weight_map = np.random.default_rng(0), {}
+
+  def save(at, shapes):
+    file = f"model-{at:05}-of-{layers:05}.safetensors"
+    tensors = {
+      name: rng.integers(0, 2**14, shape, dtype=np.uint16).view(jnp.bfloat16)
+      for name, shape in shapes.items()
+    }
+    safetensors.numpy.save_file(tensors, folder / file)
+    weight_map.update(dict.fromkeys(tensors, file))
+
+  heads = {"q": (1024, dim), "k": (256, dim), "v": (256, dim), "o": (dim, 1024)}
+  matrices = {"w1": (hidden, dim), "w3": (hidden, dim), "w2": (dim, hidden)}
+  for depth in range(layers):
+    under = f"model.layers.{depth}."
+    shapes = {f"{under}self_attn.{name}_proj.weight": shape for name, shape in heads.items()}
+    shapes |= {f"{under}{norm}_layernorm.weight": (dim,) for norm in ("input", "post_attention")}
+    shapes[f"{under}block_sparse_moe.gate.weight"] = (experts, dim)
+    for expert, (name, shape) in itertools.product(range(experts), matrices.items()):
+      shapes[f"{under}block_sparse_moe.experts.{expert}.{name}.weight"] = shape
+    if depth == 0:
+      shapes |= dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (vocab, dim))
+      shapes["model.norm.weight"] = (dim,)
+    save(depth + 1, shapes)
+  index = {"metadata": {}, "weight_map": weight_map}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def peak_of(process):
+  """Waits for a process; returns the most anonymous memory it had, in bytes."""
+  peak = 0
+  while process.poll() is None:
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    peak = max(peak, int(found[1]) * 1024 if found else 0)
+    time.sleep(0.05)
+  out, err = process.communicate()
+  assert process.returncode == 0, (out, err)
+  return peak
+
+
+@pytest.mark.slow
+def test_a_model_of_two_gigabytes_passes_through_one_of_memory(started, tmp_path):
+  there, run, back = (tmp_path / name for name in ("there", "run", "back"))
+  write_large(there)
+  peaks = [
+    peak_of(started("convert", f"--from_hf={there}", f"--workdir={run}")),
+    peak_of(started("convert", f"--workdir={run}", f"--to_hf={back}", "--shard_gb=0.5")),
+  ]
+  print(f"anonymous memory at most {[round(peak / 1e6) for peak in peaks]} MB")
+  assert max(peaks) < 1e9
+  for path in sorted(there.glob("*.safetensors")):
+    index = json.loads((back / "model.safetensors.index.json").read_text())["weight_map"]
+    for name, x in safetensors.numpy.load_file(path).items():
+      with safetensors.safe_open(back / index[name], framework="numpy") as file:
+        assert file.get_tensor(name).tobytes() == x.tobytes(), name
