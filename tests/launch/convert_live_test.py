@@ -1,15 +1,15 @@
 """What `launch.convert` writes, read by transformers itself."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from jaxmoe.models.pretrained import FAMILIES
-from tests.launch.convert_test import GOLDEN, edit, write_tokenizer
 from tests.models.pretrained import reference
+from tests.models.pretrained.checkpoint import write_checkpoint
+from tests.models.pretrained.golden import FOLDER
 
 pytest.importorskip("transformers")
 
@@ -17,14 +17,10 @@ pytest.importorskip("transformers")
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_transformers_computes_with_an_export_what_it_did_before(here, tmp_path, model_type):
   there, run, back = (tmp_path / name for name in ("there", "run", "back"))
-  there.mkdir()
-  for name in ("config.json", "model.safetensors"):
-    shutil.copy(GOLDEN / model_type / name, there)
-  edit(there, eos_token_id=0)
-  write_tokenizer(there)
+  write_checkpoint(model_type, there)
   assert here("convert", f"--from_hf={there}", f"--workdir={run}").code == 0
   assert here("convert", f"--workdir={run}", f"--to_hf={back}").code == 0
-  expected = safetensors.numpy.load_file(GOLDEN / model_type / "expected.safetensors")
+  expected = safetensors.numpy.load_file(FOLDER / model_type / "expected.safetensors")
   model = reference.load(back)
   assert type(model).__name__ == FAMILIES[model_type].architecture
   assert model.config.eos_token_id == 0

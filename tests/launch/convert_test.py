@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-import tokenizers
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
@@ -22,28 +21,10 @@ from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.train.state import StateSpec, read_state
 from jaxmoe.train.workdir import Workdir
+from tests.models.pretrained.checkpoint import edit, write_checkpoint, write_tokenizer
+from tests.models.pretrained.golden import FOLDER as GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "models" / "pretrained" / "golden"
-LETTERS = "abcdefghijklmnopqrstuvwxyz ,.()=_:\n"
 ONE_LINE = "error: "
-
-
-def write_tokenizer(folder):
-  """A tokenizer.json of single characters, 37 of 61 ids."""
-  vocab = {"<|end|>": 0, "<unk>": 1, **{letter: 2 + at for at, letter in enumerate(LETTERS)}}
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
-    tokenizers.Regex(r"[\s\S]"), "isolated"
-  )
-  tokenizer.decoder = tokenizers.decoders.Fuse()
-  tokenizer.add_special_tokens(["<|end|>"])
-  tokenizer.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
-
-
-def edit(folder, **changes):
-  path = folder / "config.json"
-  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def tensors_of(folder):
@@ -63,16 +44,7 @@ def checkpoint(tmp_path):
 
   def make(model_type, dtype="float32", name="checkpoint"):
     folder = tmp_path / name
-    folder.mkdir()
-    shutil.copy(GOLDEN / model_type / "config.json", folder)
-    edit(folder, eos_token_id=0, torch_dtype=dtype)
-    tensors = safetensors.numpy.load_file(GOLDEN / model_type / "model.safetensors")
-    tensors = {
-      name: x if "correction_bias" in name else x.astype(jnp.dtype(dtype))
-      for name, x in tensors.items()
-    }
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    write_tokenizer(folder)
+    write_checkpoint(model_type, folder, dtype)
     return folder
 
   return make
