@@ -75,7 +75,7 @@ def tokenizer_of(folder: pathlib.Path, vocab_size: int, eod: str | None) -> File
     )
   if eod is None:
     eod = _end(folder)
-  record = File(str(path), vocab_size, eod)
+  record = File(str(path), vocab_size, eod, _start(path))
   record.build((), "", None, lambda line: None)  # its checks
   return record
 
@@ -92,6 +92,17 @@ def _end(folder: pathlib.Path) -> str:
   if not isinstance(named, str):
     raise InputError(f"{folder}: no eos_token_id says what ends a document; give --eod=TOKEN")
   return named
+
+
+def _start(path: pathlib.Path) -> str | None:
+  """Returns the token that a tokenizer puts before every text of its own accord, if any."""
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises bare Exception
+    raise InputError(f"{path}: not a tokenizer.json ({error}); write it again") from None
+  plain, whole = (tokenizer.encode("a", add_special_tokens=of).ids for of in (False, True))
+  starts = len(whole) > len(plain) and whole[1 : 1 + len(plain)] == plain
+  return tokenizer.id_to_token(whole[0]) if starts else None
 
 
 def _spelt(path: pathlib.Path, token_id: int) -> str:

@@ -86,7 +86,8 @@ def score(
   total = sum(document.num_bytes for documents in domains.values() for document in documents)
   shape = (FLAGS.batch_size, run.experiment.data.seq_len)
   with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
-    scores = evaluate(run.decoder, run.params, domains, run.tokenizer.eod_id, shape)
+    ends = run.tokenizer.start_id, run.tokenizer.eod_id
+    scores = evaluate(run.decoder, run.params, domains, ends, shape)
   result = {"step": run.step, **scores, "compressors": compressors(domains)}
   Console().print(table(result, "held-out bits" if path == run.workdir.evaluation else "bits"))
   write(path, result, shown=False)

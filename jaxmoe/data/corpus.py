@@ -193,7 +193,7 @@ class Corpus:
       shape=(batch_size, self.data.seq_len),
       keep=slice(process_index * rows, (process_index + 1) * rows),
       shuffle_tokens=self.data.shuffle_tokens,
-      eod_id=self.tokenizer.eod_id,
+      ends=(self.tokenizer.start_id, self.tokenizer.eod_id),
       seed=seed,
     )
     total, reading = sum(part.weight for part in self.data.parts), Reading()

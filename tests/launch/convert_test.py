@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+import tokenizers
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.core.layout import one_device
+from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
+from jaxmoe.train.hooks import encode_prompt
 from jaxmoe.train.state import StateSpec, read_state
 from jaxmoe.train.workdir import Workdir
 from tests.models.pretrained.checkpoint import edit, write_checkpoint, write_tokenizer
@@ -162,6 +165,25 @@ def test_a_converted_run_is_scored_on_any_text_and_on_questions(convert, checkpo
   found = json.loads((run / "eval_choices.json").read_text())
   assert (found["questions"], found["chance"]) == (1, 0.5)
   assert not (run / "eval.json").exists()
+
+
+def test_documents_start_with_the_token_that_the_tokenizer_puts_before_every_text(
+  convert, checkpoint, tmp_path
+):
+  folder, run = checkpoint("llama"), tmp_path / "run"
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  tokenizer.add_special_tokens(["<s>"])
+  start_id = tokenizer.token_to_id("<s>")
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", start_id)]
+  )
+  tokenizer.save(str(folder / "tokenizer.json"))
+  convert(f"--from_hf={folder}", f"--workdir={run}")
+  saved = load_tokenizer(run / "tokenizer.json")
+  assert (saved.start_id, saved.eod_id) == (start_id, 0)
+  assert encode_prompt(saved, "a<s>").tolist() == [start_id, 2, 1, 20, 1]
+  assert saved.decode([start_id, 2, 0]) == "a"
+  assert Workdir(run).experiment().data.tokenizer.start == "<s>"
 
 
 def test_damage_to_a_converted_run_is_found(convert, checkpoint, here, tmp_path):
