@@ -448,3 +448,21 @@ def test_a_model_of_two_gigabytes_passes_through_one_of_memory(started, tmp_path
     for name, x in safetensors.numpy.load_file(path).items():
       with safetensors.safe_open(back / index[name], framework="numpy") as file:
         assert file.get_tensor(name).tobytes() == x.tobytes(), name
+
+
+def test_a_converted_run_chats_in_its_own_template(convert, checkpoint, here, tmp_path):
+  pytest.importorskip("jinja2")
+  folder, run = checkpoint("llama"), tmp_path / "run"
+  template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}it: "
+  (folder / "chat_template.jinja").write_text(template)
+  convert(f"--from_hf={folder}", f"--workdir={run}")
+  flags = (f"--workdir={run}", "--max_tokens=4", "--temperature=0")
+  chat = here("generate", *flags, "--chat", "--prompt=hello <|end|>")
+  plain = here("generate", *flags, "--prompt=user: hello <|end|>\nit: ")
+  assert chat.code == plain.code == 0, (chat, plain)
+  assert len(chat.out) > 1 and not chat.out.startswith("user")
+  refused = here("generate", *flags, "--chat", "--prompt=a\ud800")
+  assert refused.code == 2 and refused.err.count("\n") == 1
+  (run / "pretrained" / "chat_template.jinja").unlink()
+  refused = here("generate", *flags, "--chat", "--prompt=a")
+  assert refused.code == 2 and "no chat template came with the model" in refused.err

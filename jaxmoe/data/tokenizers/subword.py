@@ -58,6 +58,15 @@ class SubwordTokenizer:
     encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return np.array(encodings[0].ids, np.int32)
 
+  def encode_template(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of text that a model's makers wrote: special tokens count as such."""
+    utf8(text)
+    self._tokenizer.encode_special_tokens = False
+    try:
+      return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    finally:
+      self._tokenizer.encode_special_tokens = True
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
     return self.decode_bytes(ids).decode("utf-8", errors="replace")
