@@ -8,8 +8,9 @@ PROMPT ?= def read_lines(path):
 WORKERS ?= 2
 # Of its own: with libtpu beside it, JAX looks for a TPU whenever it starts.
 TPU_VENV ?= .venv-tpu
+HF_VENV ?= .venv-hf
 
-.PHONY: quickstart test test-slow look-ahead lint venv clean
+.PHONY: quickstart test test-slow test-hf look-ahead lint venv clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
@@ -29,6 +30,10 @@ test-slow: $(VENV)/installed-dev
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow tests/ops  # measures time
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
 
+# Families of public models against transformers itself, in an environment with torch.
+test-hf: $(HF_VENV)/installed-hf
+	$(HF_VENV)/bin/python -m pytest -q tests/models/pretrained tests/launch/convert_live_test.py
+
 # The tiny training step on 16 TPU chips that are not there; not 0 if it does not compile or fit.
 look-ahead: $(TPU_VENV)/installed-tpu
 	$(TPU_VENV)/bin/python -m launch.explain --config=configs/tiny.py --topology=v5e:4x4 \
@@ -45,6 +50,13 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# torch without CUDA, which no comparison needs.
+$(HF_VENV)/installed-hf: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m venv $(HF_VENV)
+	$(HF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,hf]' \
+	  --extra-index-url https://download.pytorch.org/whl/cpu
+	@touch $@
+
 $(TPU_VENV)/installed-tpu: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(TPU_VENV)
@@ -60,4 +72,4 @@ $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $(VENV)/installed $@
 
 clean:
-	rm -rf $(VENV) $(TPU_VENV) build *.egg-info .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TPU_VENV) $(HF_VENV) build *.egg-info .mypy_cache .ruff_cache

@@ -75,7 +75,7 @@ def tokenizer_of(folder: pathlib.Path, vocab_size: int, eod: str | None) -> File
     )
   if eod is None:
     eod = _end(folder)
-  record = File(str(path), vocab_size, eod)
+  record = File(str(path), vocab_size, eod, _start(path))
   record.build((), "", None, lambda line: None)  # its checks
   return record
 
@@ -94,6 +94,17 @@ def _end(folder: pathlib.Path) -> str:
   return named
 
 
+def _start(path: pathlib.Path) -> str | None:
+  """Returns the token that a tokenizer puts before every text of its own accord, if any."""
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises bare Exception
+    raise InputError(f"{path}: not a tokenizer.json ({error}); write it again") from None
+  plain, whole = (tokenizer.encode("a", add_special_tokens=of).ids for of in (False, True))
+  starts = len(whole) > len(plain) and whole[1 : 1 + len(plain)] == plain
+  return tokenizer.id_to_token(whole[0]) if starts else None
+
+
 def _spelt(path: pathlib.Path, token_id: int) -> str:
   try:
     spelt = tokenizers.Tokenizer.from_file(str(path)).id_to_token(token_id)
@@ -102,6 +113,34 @@ def _spelt(path: pathlib.Path, token_id: int) -> str:
   if spelt is None:
     raise InputError(f"{path}: has no token of the id {token_id} (eos_token_id); give --eod=TOKEN")
   return spelt
+
+
+def end_ids(folder: pathlib.Path) -> frozenset[int]:
+  """Returns the ids at which a model stops writing, as generation_config.json has them."""
+  found = read_object(folder / GENERATION).get("eos_token_id")
+  ids = found if isinstance(found, list) else [found]
+  return frozenset(one for one in ids if isinstance(one, int))
+
+
+def chat_template(folder: pathlib.Path) -> tuple[str, dict[str, str | None]]:
+  """Returns the template of a chat, and what the names of special tokens stand for in it.
+
+  Raises:
+    InputError: there is none.
+  """
+  config = read_object(folder / "tokenizer_config.json")
+  own = folder / "chat_template.jinja"
+  template = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+  if isinstance(template, list):  # several by name
+    named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+    template = named.get("default")
+  if not isinstance(template, str):
+    raise InputError(f"{folder}: no chat template came with the model; use --prompt without --chat")
+  tokens = {}
+  for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+    value = config.get(name)
+    tokens[name] = value.get("content") if isinstance(value, dict) else value
+  return template, tokens
 
 
 @contextlib.contextmanager

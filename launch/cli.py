@@ -33,11 +33,16 @@ from launch.command import run as run
 from launch.memory import keep_freed_memory
 
 
-def set_up_jax() -> None:
-  """Makes process-wide settings: memory, the compile cache and quiet logs."""
+def set_up_jax(keep_memory: bool = True) -> None:
+  """Makes process-wide settings: memory, the compile cache and quiet logs.
+
+  Args:
+    keep_memory: Whether freed memory is kept for the next step, or given back to the system.
+  """
   for name in ("absl", "jax"):
     logging.getLogger(name).setLevel(logging.ERROR)
-  keep_freed_memory()
+  if keep_memory:
+    keep_freed_memory()
   _threads_for_virtual_devices()
   quiet_orbax()
   jax.monitoring.register_event_duration_secs_listener(_COMPILING.add)

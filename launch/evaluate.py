@@ -1,18 +1,28 @@
 """Scores the held-out documents of a run in bits per byte, beside gzip and xz on the same bytes.
 
 python -m launch.evaluate --workdir=runs/tiny
+  --text=FOLDER       scores these files (.txt, .jsonl, ...) in place of what the run holds out
+  --choices=FILE.jsonl  answers multiple choice questions by likelihood, lines of
+      {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX}
+
+Scores are written to eval.json, eval_text.json or eval_choices.json in the workdir.
 """
 
 from __future__ import annotations
 
 import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.corpus import open_corpus
+from jaxmoe.data.corpus import open_corpus, read_documents
+from jaxmoe.data.sources.found import source_at
+from jaxmoe.train.choices import read_questions, score_questions
 from jaxmoe.train.evaluate import compressors, evaluate
 from jaxmoe.train.narrator import Narrator
 from jaxmoe.train.workdir import write_whole
@@ -20,16 +30,45 @@ from launch import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run to score.", flag_values=FLAGS)
+flags.DEFINE_string("text", None, "Files to score in place of the run's.", flag_values=FLAGS)
+flags.DEFINE_string("choices", None, "A .jsonl of questions to answer.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 16, "Windows scored at a time.", 1, flag_values=FLAGS)
+
+Domains = Mapping[str, Sequence[Any]]
 
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
   del arguments
+  if FLAGS.text and FLAGS.choices:
+    raise InputError("--text and --choices: give one; each is scored by itself")
+  source = source_at(FLAGS.text) if FLAGS.text else None
+  questions = read_questions(FLAGS.choices) if FLAGS.choices else None
   run = cli.load_run(FLAGS.workdir)
-  data = run.experiment.data
   narrator = Narrator()
-  corpus = open_corpus(data, cli.cache_dir() / "tokenizers", progress=narrator.say)
+  if questions is not None:
+    shape = (FLAGS.batch_size, run.experiment.data.seq_len)
+    with narrator.phase(f"answering {len(questions):,} questions at step {run.step}"):
+      found = score_questions(run.decoder, run.params, run.tokenizer, questions, shape)
+    result = {"step": run.step, "file": FLAGS.choices, **found}
+    write(run.workdir.path / "eval_choices.json", result)
+    return 0
+  if source is not None:
+    documents = read_documents(source, run.experiment.data, run.tokenizer)
+    domains: Domains = {source.domain: documents}
+    score(run, domains, "bytes", run.workdir.path / "eval_text.json", narrator)
+  else:
+    score(run, held_out(run, narrator), "held-out bytes", run.workdir.evaluation, narrator)
+  return 0
+
+
+def held_out(run: cli.Trained, narrator: Narrator) -> Domains:
+  """Returns the documents that a run holds out, by domain.
+
+  Raises:
+    InputError: the recipe gives other data here than the run was trained on.
+  """
+  corpus = open_corpus(run.experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
   train = run.experiment.train
   trained_on = run.data_fingerprint  # nothing, where the run was converted
   if trained_on not in (None, corpus.fingerprint(train.batch_size, train.seed)):
@@ -37,28 +76,42 @@ def main(arguments: list[str]) -> int:
       f"{run.workdir.path}: the run was trained on other data than its config gives on this "
       "machine (other files?), so what is held out may have been seen; score where it was trained"
     )
-  domains = {name: corpus.held_out(name) for name in corpus.domains}
+  return {name: corpus.held_out(name) for name in corpus.domains}
+
+
+def score(
+  run: cli.Trained, domains: Domains, what: str, path: pathlib.Path, narrator: Narrator
+) -> None:
+  """Scores documents, prints the table and writes the file."""
   total = sum(document.num_bytes for documents in domains.values() for document in documents)
-  shape = (FLAGS.batch_size, data.seq_len)
-  with narrator.phase(f"scoring {total:,} held-out bytes at step {run.step}"):
-    scores = evaluate(run.decoder, run.params, domains, run.tokenizer.eod_id, shape)
+  shape = (FLAGS.batch_size, run.experiment.data.seq_len)
+  with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
+    ends = run.tokenizer.start_id, run.tokenizer.eod_id
+    scores = evaluate(run.decoder, run.params, domains, ends, shape)
   result = {"step": run.step, **scores, "compressors": compressors(domains)}
-  write_whole(run.workdir.evaluation, json.dumps(result, indent=2) + "\n")
-  Console().print(table(result))
-  print(f"written to {run.workdir.evaluation}")
-  return 0
+  Console().print(table(result, "held-out bits" if path == run.workdir.evaluation else "bits"))
+  write(path, result, shown=False)
 
 
-def table(result: dict) -> Table:
+def write(path: pathlib.Path, result: dict[str, Any], shown: bool = True) -> None:
+  """Writes scores, and prints them unless they were."""
+  if shown:
+    for name, value in result.items():
+      print(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
+  write_whole(path, json.dumps(result, indent=2) + "\n")
+  print(f"written to {path}")
+
+
+def table(result: dict, bits: str = "held-out bits") -> Table:
   """Returns the scores as a table: a row a domain, the model first."""
-  shown = Table(title=f"held-out bits per byte at step {result['step']}")
+  shown = Table(title=f"{bits} per byte at step {result['step']}")
   columns = ["domain", "model", *result["compressors"]]
   for column in columns:
     shown.add_column(column, justify="left" if column == "domain" else "right")
-  for domain, bits in result["domains"].items():
+  for domain, of_domain in result["domains"].items():
     scores = [of.get(domain) for of in result["compressors"].values()]
     others = ["-" if score is None else f"{score:.3f}" for score in scores]
-    shown.add_row(domain, f"{bits:.3f}", *others)
+    shown.add_row(domain, f"{of_domain:.3f}", *others)
   return shown
 
 

@@ -99,7 +99,7 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
   if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
     print("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
-  cli.set_up_jax()
+  cli.set_up_jax(keep_memory=False)
   bound = bind(FAMILIES[kind].leaves, shapes_by_name(experiment.decoder()))
   target = Target(kind, bound, dtype or experiment.model.param_dtype, limit_bytes)
   for step in reversed(store.steps()):

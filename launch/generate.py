@@ -1,6 +1,9 @@
 """Continues prompts with the model of a run.
 
 python -m launch.generate --workdir=runs/tiny --prompt='def main(' [--prompt=... --max_tokens=64]
+
+With --chat a prompt is what a user says, and stands in the chat template that came with a converted
+model; special tokens that it spells are text.
 """
 
 from __future__ import annotations
@@ -11,14 +14,18 @@ import numpy as np
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.data.template import encode_chat
 from jaxmoe.data.tokenizers import Tokenizer
+from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.train.hooks import encode_prompt
 from launch import cli
+from launch.carried import FOLDER, chat_template, end_ids
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run whose model writes.", flag_values=FLAGS)
 flags.DEFINE_multi_string("prompt", None, "What to continue; may be repeated.", flag_values=FLAGS)
+flags.DEFINE_bool("chat", False, "Prompts are messages of a user.", flag_values=FLAGS)
 flags.DEFINE_integer("max_tokens", 128, "The most tokens to write.", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", flag_values=FLAGS)
 flags.DEFINE_float("top_p", 0.95, "Share of probability to sample from.", flag_values=FLAGS)
@@ -70,19 +77,34 @@ def main(arguments: list[str]) -> int:
   prompts = FLAGS.prompt or []
   if not prompts or not all(prompts):
     raise InputError("--prompt is missing or empty; give the text to continue")
-  context = cli.need_workdir(FLAGS.workdir).experiment().data.seq_len
-  run = cli.load_run(FLAGS.workdir, check=lambda tokenizer: _encode(tokenizer, prompts, context))
-  ids = _encode(run.tokenizer, prompts, context)
-  printer = Printer(run.tokenizer, prompts)
-  generate(
-    run.decoder, run.params, ids, sampling, (context, run.tokenizer.eod_id), printer.token
-  )
+  workdir = cli.need_workdir(FLAGS.workdir)
+  context = workdir.experiment().data.seq_len
+  come_with = workdir.path / FOLDER
+
+  def encode(tokenizer: Tokenizer) -> list[np.ndarray]:
+    template = chat_template(come_with) if FLAGS.chat else None
+    return _encode(tokenizer, prompts, context, template)
+
+  run = cli.load_run(FLAGS.workdir, check=encode)
+  ids = encode(run.tokenizer)
+  printer = Printer(run.tokenizer, [""] * len(prompts) if FLAGS.chat else prompts)
+  ends = frozenset([run.tokenizer.eod_id]) | (end_ids(come_with) if FLAGS.chat else frozenset())
+  generate(run.decoder, run.params, ids, sampling, (context, ends), printer.token)
   printer.finish()
   return 0
 
 
-def _encode(tokenizer: Tokenizer, prompts: list[str], context: int) -> list[np.ndarray]:
-  ids = [encode_prompt(tokenizer, _text(prompt)) for prompt in prompts]
+def _encode(
+  tokenizer: Tokenizer, prompts: list[str], context: int,
+  template: tuple[str, dict[str, str | None]] | None,
+) -> list[np.ndarray]:
+  texts = [_text(prompt) for prompt in prompts]
+  if template is None:
+    ids = [encode_prompt(tokenizer, text) for text in texts]
+  elif isinstance(tokenizer, SubwordTokenizer):
+    ids = [encode_chat(template[0], tokenizer, [("user", text)], template[1]) for text in texts]
+  else:
+    raise InputError("--chat needs the tokenizer that the model came with; use --prompt alone")
   for prompt, row in zip(prompts, ids):
     if len(row) >= context:
       raise InputError(

@@ -67,7 +67,7 @@ def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) ->
     raise InputError(
       f"--workdir={workdir.path}: is there already, and is not written over; give another folder"
     )
-  cli.set_up_jax()
+  cli.set_up_jax(keep_memory=False)
   checkpoint = open_checkpoint(FAMILIES, path, dtype)
   source = pathlib.Path(path)
   tokenizer = tokenizer_of(source, checkpoint.vocab_size, wishes.eod)

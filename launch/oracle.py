@@ -102,8 +102,10 @@ def draw(corpus: Corpus, num: int, slots: int, seed: int) -> list[tuple[np.ndarr
     InputError: there are not so many.
   """
   documents = [document for name in corpus.domains for document in corpus.held_out(name)]
-  eod = corpus.tokenizer.eod_id
-  texts = [np.concatenate([[eod], document.ids, [eod]]).astype(np.int32) for document in documents]
+  start, end_id = corpus.tokenizer.start_id, corpus.tokenizer.eod_id
+  texts = [
+    np.concatenate([[start], document.ids, [end_id]]).astype(np.int32) for document in documents
+  ]
   places = [(at, end) for at, ids in enumerate(texts) for end in range(1, len(ids))]
   if num > len(places):
     raise InputError(f"--tokens={num}: only {len(places)} tokens are held out; take fewer")

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxmoe.data.document import Document
 from jaxmoe.data.packing import packed_rows
+from jaxmoe.data.tokenizers.tokenizer import Ends
 from jaxmoe.data.watch import Reading
 
 COUNTS = ("tokens", "documents", "bytes")
@@ -40,14 +41,14 @@ class Cut:
     shape: (rows of the global batch, tokens in a row).
     keep: The rows this process keeps.
     shuffle_tokens: The window of the shuffle, shared by the lanes.
-    eod_id: Id of the end of document.
+    ends: The ids that a document starts and ends with.
     seed: Of all orders.
   """
 
   shape: tuple[int, int]
   keep: slice
   shuffle_tokens: int
-  eod_id: int
+  ends: Ends
   seed: int
 
   @property
@@ -62,7 +63,7 @@ def endless_batches(lanes: Sequence[Lane], cut: Cut, reading: Reading) -> grain.
   rows = []
   for index, lane in enumerate(lanes):
     window, name = int(cut.shuffle_tokens * lane.share), f"{cut.seed}/{lane.domain}"
-    packed = packed_rows(lane.documents, seq_len, window, cut.eod_id, name, reading)
+    packed = packed_rows(lane.documents, seq_len, window, cut.ends, name, reading)
     rows.append(packed.map(_Tag(index)))
   mixed = grain.IterDataset.mix(rows, [lane.share for lane in lanes])
   return mixed.batch(batch_size).map(_Finish(cut.keep, len(lanes)))

@@ -18,6 +18,7 @@ from jaxmoe.data.ahead import Ahead, Producer
 from jaxmoe.data.batches import Cut, Lane, endless_batches
 from jaxmoe.data.chat import Chat
 from jaxmoe.data.document import Document, Reader
+from jaxmoe.data.entry import Source
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.remote import Remote
 from jaxmoe.data.scan import Good, Skipped, scan
@@ -71,6 +72,22 @@ def open_corpus(
   }
   kept_in = None if cache_dir is None else os.fspath(cache_dir)
   return Corpus(data, kept_in, reader, tokenizer, (sides[False], sides[True]), skipped.plain())
+
+
+def read_documents(source: Source, data: Data, tokenizer: Tokenizer) -> list[Document]:
+  """Returns all documents of a source, in name order, split nowhere.
+
+  Args:
+    source: Where they are.
+    data: The limits, and how messages become text.
+    tokenizer: What they are encoded with.
+
+  Raises:
+    InputError: nothing is there, or too much of it is bad.
+  """
+  reader = Reader(tokenizer, data.cache_bytes, data.chat)
+  goods = scan(source, data, tokenizer, Skipped(), lambda line: None)
+  return [_document(good, reader) for good in goods]
 
 
 class Corpus:
@@ -176,7 +193,7 @@ class Corpus:
       shape=(batch_size, self.data.seq_len),
       keep=slice(process_index * rows, (process_index + 1) * rows),
       shuffle_tokens=self.data.shuffle_tokens,
-      eod_id=self.tokenizer.eod_id,
+      ends=(self.tokenizer.start_id, self.tokenizer.eod_id),
       seed=seed,
     )
     total, reading = sum(part.weight for part in self.data.parts), Reading()

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from jaxmoe.data.document import Document
+from jaxmoe.data.tokenizers.tokenizer import Ends
 from jaxmoe.data.watch import Reading
 
 _PAIRS = "pairs"
@@ -30,8 +31,8 @@ class Pairs:
   so that a sum counts finished documents.
   """
 
-  def __init__(self, documents: Sequence[Document], eod_id: int, seed: str, reading: Reading):
-    self._documents, self._eod_id, self._seed = documents, eod_id, seed
+  def __init__(self, documents: Sequence[Document], ends: Ends, seed: str, reading: Reading):
+    self._documents, self._ends, self._seed = documents, ends, seed
     self._reading = reading
     self._epoch, self._order = -1, np.zeros(0, np.int64)
 
@@ -45,7 +46,7 @@ class Pairs:
     self._reading.document = document.source.domain, document.name
     ids, scored = document.ids_and_scored
     pairs = np.zeros((len(ids) + 1, 3), np.int32)
-    pairs[0, INPUT] = pairs[-1, LABEL] = self._eod_id
+    pairs[0, INPUT], pairs[-1, LABEL] = self._ends
     pairs[1:, INPUT] = pairs[:-1, LABEL] = ids
     if scored is not None:
       pairs[~scored, LABEL] = -1
@@ -70,7 +71,7 @@ def packed_rows(
   documents: Sequence[Document],
   seq_len: int,
   shuffle_tokens: int,
-  eod_id: int,
+  ends: Ends,
   seed: str,
   reading: Reading,
 ) -> grain.IterDataset:
@@ -84,7 +85,7 @@ def packed_rows(
   num_bytes = sum(document.num_bytes for document in documents)
   # No reader threads: the corpus is small or cached, and one prefetch thread runs all of this.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  pairs = grain.MapDataset.range(_ENDLESS).map(Pairs(documents, eod_id, seed, reading))
+  pairs = grain.MapDataset.range(_ENDLESS).map(Pairs(documents, ends, seed, reading))
   rows: grain.IterDataset = grain.experimental.ConcatThenSplitIterDataset(
     pairs.to_iter_dataset(options), length_struct={_PAIRS: seq_len}
   )

@@ -58,7 +58,7 @@ def generate(
   params: Params,
   prompts: Sequence[np.ndarray],
   sampling: Sampling,
-  limits: tuple[int, int],
+  limits: tuple[int, int | frozenset[int]],
   emit: Callable[[int, int], None] = lambda row, token: None,
 ) -> list[list[int]]:
   """Returns the new token ids of each prompt, without the end of document.
@@ -68,14 +68,16 @@ def generate(
     params: Its parameters.
     prompts: Ids of each prompt, at least one each, each starting with the end of document id.
     sampling: How tokens are drawn.
-    limits: (context length in tokens, id of the end of document). A row ends at either.
+    limits: (context length in tokens, id of the end of document, or of all that end a row). A row
+      ends at either.
     emit: Called with (row, id) as soon as a token is known.
 
   Raises:
     InputError: no prompt, an empty one, or one that leaves no room in the context.
     NotFiniteError: the model's logits are not finite.
   """
-  context, eod_id = limits
+  context, ends = limits
+  ends = frozenset([ends]) if isinstance(ends, int) else ends
   if not prompts:
     raise InputError("there is no prompt to continue; give at least one")
   lengths = np.array([len(prompt) for prompt in prompts])
@@ -101,7 +103,7 @@ def generate(
       raise NotFiniteError("the model's logits are not finite; was its training stopped in time?")
     for row in np.flatnonzero(alive).tolist():
       token = int(ids_B[row])
-      alive[row] = token != eod_id
+      alive[row] = token not in ends
       if alive[row]:
         rows[row].append(token)
         emit(row, token)

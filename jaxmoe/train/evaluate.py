@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxmoe.core.names import by_layer
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.data.tokenizers.tokenizer import Ends
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.routing import routing_table
 
@@ -33,15 +34,15 @@ Window = tuple[np.ndarray, np.ndarray]
 
 
 def document_windows(
-  ids: np.ndarray, eod_id: int, length: int, scored_mask: np.ndarray | None = None
+  ids: np.ndarray, ends: Ends, length: int, scored_mask: np.ndarray | None = None
 ) -> Iterator[Window]:
   """Yields the windows of a document, each at most `length` tokens, together scoring it once.
 
   Where `scored_mask`, over the ids and the end of document, is false, nothing is scored; windows
   without a scored token are left out.
   """
-  inputs = np.concatenate([[eod_id], ids]).astype(np.int32)
-  labels = np.concatenate([ids, [eod_id]]).astype(np.int32)
+  inputs = np.concatenate([[ends[0]], ids]).astype(np.int32)
+  labels = np.concatenate([ids, [ends[1]]]).astype(np.int32)
   if scored_mask is not None:
     labels = np.where(scored_mask, labels, -1)
   stride = max(length // 2, 1)
@@ -65,21 +66,21 @@ def packed_batches(
     size = len(window[0])
     if size > free:
       if len(rows) == batch_size:
-        yield _batch(rows, batch_size, length)
+        yield batch_of(rows, batch_size, length)
         rows = []
       rows.append([])
       free = length
     rows[-1].append(window)
     free -= size
   if rows[0]:
-    yield _batch(rows, batch_size, length)
+    yield batch_of(rows, batch_size, length)
 
 
 def evaluate(
   decoder: Decoder,
   params: Params,
   domains: Mapping[str, Sequence[Any]],
-  eod_id: int,
+  ends: Ends,
   shape: tuple[int, int],
   alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def evaluate(
     decoder: The model.
     params: Its parameters.
     domains: Documents by domain; a document has `ids`, `scored` and `scored_bytes`.
-    eod_id: Id of the end of document.
+    ends: The ids that a document starts and ends with.
     shape: (rows scored at a time, length of a window).
     alive: Called after every batch.
 
@@ -100,7 +101,7 @@ def evaluate(
     windows = (
       window
       for document in documents
-      for window in document_windows(document.ids, eod_id, shape[1], document.scored)
+      for window in document_windows(document.ids, ends, shape[1], document.scored)
     )
     nats = 0.0
     for batch in packed_batches(windows, *shape):
@@ -173,7 +174,10 @@ def score_rows(
   return nats_B, {depth: of_layer.by_row.counts_E for depth, of_layer in layers.items()}
 
 
-def _batch(rows: list[list[Window]], batch_size: int, length: int) -> dict[str, np.ndarray]:
+def batch_of(
+  rows: list[list[Window]], batch_size: int, length: int
+) -> dict[str, np.ndarray]:
+  """Returns the windows of each row one after the other, as `Tokens.of_batch` reads them."""
   batch = {
     name: np.zeros((batch_size, length), np.int32) for name in ("ids", "position", "segment")
   }

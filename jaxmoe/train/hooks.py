@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import NotFiniteError
+from jaxmoe.data.tokenizers.tokenizer import Ends
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.train.append import AppendFile
@@ -33,14 +34,14 @@ class EvaluationHook:
 
   def __init__(
     self, config: Evaluation, decoder: Decoder, domains: Mapping[str, Sequence[Any]],
-    text: tuple[int, int], watch: Watch,
+    text: tuple[Ends, int], watch: Watch,
   ):
     self.every = config.every
     self._decoder, self._watch = decoder, watch
     self.domains = {
       name: first_documents(documents, config.max_bytes) for name, documents in domains.items()
     }
-    self._eod_id, length = text
+    self._ends, length = text
     self._shape = (config.batch_size, length)
 
   def __call__(self, step: int, state: State) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class EvaluationHook:
       self._watch.watchdog.beat(what)
 
     with self._watch.display.phase(what, brief=True):
-      about = (self.domains, self._eod_id, self._shape)
+      about = (self.domains, self._ends, self._shape)
       scores = evaluate(self._decoder, state.params, *about, alive)
     shown = "  ".join(f"{name} {value:.3f}" for name, value in scores["domains"].items())
     self._watch.display.say(f"bits/byte held out at {step}: {shown}")
@@ -107,8 +108,8 @@ def cut_samples(path: pathlib.Path, step: int) -> None:
 
 
 def encode_prompt(tokenizer: Any, text: str) -> np.ndarray:
-  """Returns the ids of a prompt, behind the end of document that starts every text."""
-  return np.concatenate([[tokenizer.eod_id], tokenizer.encode(text)]).astype(np.int32)
+  """Returns the ids of a prompt, behind the id that starts every text."""
+  return np.concatenate([[tokenizer.start_id], tokenizer.encode(text)]).astype(np.int32)
 
 
 def _with_none(scores: dict[str, Any]) -> dict[str, Any]:

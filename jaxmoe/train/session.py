@@ -310,7 +310,7 @@ class Session:
     config, tokenizer = self.experiment, self.corpus.tokenizer
     length = config.data.seq_len
     domains = {name: self.corpus.held_out(name) for name in self.corpus.domains}
-    text = (tokenizer.eod_id, length)
+    text = ((tokenizer.start_id, tokenizer.eod_id), length)
     return (
       EvaluationHook(config.evaluation, self.decoder, domains, text, parts.watch),
       SamplesHook(config.samples, self.decoder, tokenizer, length, parts.samples),

@@ -36,6 +36,7 @@ def count_usage(decoder: Decoder, params: Params, batches: Iterable[Mapping[str,
 
 def held_out_batches(corpus: Corpus, shape: tuple[int, int]) -> Iterator[Mapping[str, Any]]:
   """Yields batches of `shape` of held-out documents, one of each domain in turn."""
+  ends = corpus.tokenizer.start_id, corpus.tokenizer.eod_id
   in_turn = itertools.zip_longest(*(corpus.held_out(name) for name in corpus.domains))
   windows = (
     window
@@ -43,7 +44,7 @@ def held_out_batches(corpus: Corpus, shape: tuple[int, int]) -> Iterator[Mapping
     for document in documents
     if document is not None
     for window in document_windows(
-      document.ids, corpus.tokenizer.eod_id, shape[1], document.scored
+      document.ids, ends, shape[1], document.scored
     )
   )
   return packed_batches(windows, *shape)

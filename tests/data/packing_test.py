@@ -37,7 +37,7 @@ TEXTS = ["a", "bc" * 20, "defg", "h" * 7, "ijklmnop", "qr" * 37, "s", "tuvw"]
 
 
 def _rows(number, seq_len, shuffle_tokens=1, texts=TEXTS, seed="0"):
-  dataset = packed_rows(_documents(texts), seq_len, shuffle_tokens, EOD, seed, Reading())
+  dataset = packed_rows(_documents(texts), seq_len, shuffle_tokens, (EOD, EOD), seed, Reading())
   return list(itertools.islice(iter(dataset), number))
 
 
@@ -160,3 +160,10 @@ def test_seeds_give_other_orders_and_neighbours_share_no_epoch():
   orders = [_texts_in(_rows(80, 16, seed=str(seed))) for seed in range(2)]
   epochs = [[tuple(order[i : i + 8]) for i in range(0, 24, 8)] for order in orders]
   assert not set(epochs[0]) & set(epochs[1])
+
+
+def test_a_document_starts_with_one_id_and_ends_with_another():
+  rows = packed_rows(_documents(["ab"]), 3, 1, (7, 9), "seed", Reading())
+  row = next(iter(rows))
+  a, b = b"ab"
+  assert row["ids"].tolist() == [7, a, b] and row["labels"].tolist() == [a, b, 9]

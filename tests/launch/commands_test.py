@@ -35,7 +35,7 @@ def run(trained, tmp_path):
 def loaded(trained):
   """Returns what the commands read of the run."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, "set_up_jax", lambda: None)
+    patch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
     return cli.load_run(str(trained))
 
 
@@ -170,7 +170,7 @@ def recorded(trained, here, tmp_path_factory):
   flags = (f"--workdir={trained}", f"--ids={folder}/ids.npy", f"--out={folder}/scores.npz")
   routing = folder / "routing.npz"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, "set_up_jax", lambda: None)
+    patch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
     result = here("score", *flags, "--logits", f"--record_routing={routing}")
   assert result.code == 0, result
   assert {path.name for path in folder.iterdir()} == {"ids.npy", "scores.npz", "routing.npz"}

@@ -93,7 +93,7 @@ def run_alone(name, *arguments, **options):
 @pytest.fixture(autouse=True)
 def _settings_are_the_tests(monkeypatch):
   """A command in this process leaves JAX as the tests set it up."""
-  monkeypatch.setattr(cli, "set_up_jax", lambda: None)
+  monkeypatch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -137,7 +137,7 @@ def trained(tmp_path_factory):
   """Returns the workdir of a short finished run: steps 4 and 6 are saved and scored."""
   workdir = tmp_path_factory.mktemp("trained") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, "set_up_jax", lambda: None)
+    patch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
     patch.setenv("XDG_CACHE_HOME", str(HOME))
     result = run_here("train", *AGAIN, f"--workdir={workdir}")
   assert result.code == 0, result

@@ -3,39 +3,31 @@
 import itertools
 import json
 import pathlib
+import re
 import shutil
+import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 import tokenizers
 
+from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
+from jaxmoe.core.layout import one_device
+from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
+from jaxmoe.train.hooks import encode_prompt
+from jaxmoe.train.state import StateSpec, read_state
+from jaxmoe.train.workdir import Workdir
+from tests.models.pretrained.checkpoint import edit, write_checkpoint, write_tokenizer
+from tests.models.pretrained.golden import FOLDER as GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "models" / "pretrained" / "golden"
-LETTERS = "abcdefghijklmnopqrstuvwxyz ,.()=_:\n"
 ONE_LINE = "error: "
-
-
-def write_tokenizer(folder):
-  """A tokenizer.json of single characters, 37 of 61 ids."""
-  vocab = {"<|end|>": 0, "<unk>": 1, **{letter: 2 + at for at, letter in enumerate(LETTERS)}}
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
-    tokenizers.Regex(r"[\s\S]"), "isolated"
-  )
-  tokenizer.decoder = tokenizers.decoders.Fuse()
-  tokenizer.add_special_tokens(["<|end|>"])
-  tokenizer.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
-
-
-def edit(folder, **changes):
-  path = folder / "config.json"
-  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def tensors_of(folder):
@@ -55,16 +47,7 @@ def checkpoint(tmp_path):
 
   def make(model_type, dtype="float32", name="checkpoint"):
     folder = tmp_path / name
-    folder.mkdir()
-    shutil.copy(GOLDEN / model_type / "config.json", folder)
-    edit(folder, eos_token_id=0, torch_dtype=dtype)
-    tensors = safetensors.numpy.load_file(GOLDEN / model_type / "model.safetensors")
-    tensors = {
-      name: x if "correction_bias" in name else x.astype(jnp.dtype(dtype))
-      for name, x in tensors.items()
-    }
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    write_tokenizer(folder)
+    write_checkpoint(model_type, folder, dtype)
     return folder
 
   return make
@@ -166,6 +149,43 @@ def test_a_converted_run_is_scored_as_transformers_does(convert, checkpoint, her
   np.testing.assert_allclose(logits, expected["logits"], atol=2e-4, rtol=1e-4)
 
 
+def test_a_converted_run_is_scored_on_any_text_and_on_questions(convert, checkpoint, here, text,
+                                                                tmp_path):  # fmt: skip
+  run = tmp_path / "run"
+  convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}")
+  result = here("evaluate", f"--workdir={run}", f"--text={text}", "--batch_size=2")
+  assert result.code == 0, result
+  scores = json.loads((run / "eval_text.json").read_text())
+  nats = scores["bits_per_byte"] * np.log(2)
+  assert scores["domains"].keys() == {"text"} and 1 < nats < np.log(61) + 3
+  line = {"question": "def f(x):", "choices": ["return x", "x"], "answer": 0}
+  (tmp_path / "questions.jsonl").write_text(json.dumps(line) + "\n")
+  result = here("evaluate", f"--workdir={run}", f"--choices={tmp_path / 'questions.jsonl'}")
+  assert result.code == 0, result
+  found = json.loads((run / "eval_choices.json").read_text())
+  assert (found["questions"], found["chance"]) == (1, 0.5)
+  assert not (run / "eval.json").exists()
+
+
+def test_documents_start_with_the_token_that_the_tokenizer_puts_before_every_text(
+  convert, checkpoint, tmp_path
+):
+  folder, run = checkpoint("llama"), tmp_path / "run"
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  tokenizer.add_special_tokens(["<s>"])
+  start_id = tokenizer.token_to_id("<s>")
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", start_id)]
+  )
+  tokenizer.save(str(folder / "tokenizer.json"))
+  convert(f"--from_hf={folder}", f"--workdir={run}")
+  saved = load_tokenizer(run / "tokenizer.json")
+  assert (saved.start_id, saved.eod_id) == (start_id, 0)
+  assert encode_prompt(saved, "a<s>").tolist() == [start_id, 2, 1, 20, 1]
+  assert saved.decode([start_id, 2, 0]) == "a"
+  assert Workdir(run).experiment().data.tokenizer.start == "<s>"
+
+
 def test_damage_to_a_converted_run_is_found(convert, checkpoint, here, tmp_path):
   run = tmp_path / "run"
   convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}")
@@ -183,6 +203,22 @@ def test_damage_to_a_converted_run_is_found(convert, checkpoint, here, tmp_path)
   assert not (tmp_path / "back").exists() and not list(tmp_path.glob(".back*"))
 
 
+def test_training_starts_from_a_converted_run_with_fresh_moments(convert, checkpoint, tmp_path):
+  run = tmp_path / "run"
+  convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}")
+  experiment = Workdir(run).experiment()
+  decoder = experiment.decoder()
+  spec = StateSpec(decoder, experiment.transform(decoder), one_device())
+  step, arrays, record = read_state(OrbaxStore(run / "checkpoints"), spec, pytest.fail)
+  state = spec.from_arrays(arrays)
+  assert (step, int(state.step), record["only"]) == (0, 0, "params")
+  table = tensors_of(GOLDEN / "llama")["model.embed_tokens.weight"]
+  np.testing.assert_array_equal(state.params["embed"]["table"], table)
+  moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+  assert len(moments) > 20 and not any(np.any(x) for x in moments)
+
+
+@pytest.mark.slow
 def test_a_converted_run_trains_on(convert, checkpoint, here, text, tmp_path):
   run, out = tmp_path / "run", tmp_path / "sparse"
   small = ("data.held_out=0.3", "data.seq_len=32", "train.num_steps=3", "train.batch_size=2",
@@ -220,7 +256,7 @@ def test_what_fails_on_the_way_leaves_nothing(refused, checkpoint, monkeypatch):
     ({"auto_map": {"AutoModel": "x.py"}}, ("auto_map names code", "never run")),
     ({"quantization_config": {"quant_method": "fp8"}}, ("quantization_config (fp8)",)),
     ({"rope_parameters": {"rope_type": "wavy"}}, ("rope_type='wavy' is not known",)),
-    ({"rope_parameters": {"rope_type": "linear"}}, ("factor",)),
+    ({"rope_parameters": {"rope_type": "linear"}}, ("a rope linear needs factor",)),
     ({"mlp_bias": True}, ("mlp_bias=True is not known",)),
     ({"hidden_size": 8}, ("has the shape", "config.json asks for")),
     ({"num_hidden_layers": 3}, ("tensors are missing: model.layers.2.", "more")),
@@ -342,3 +378,91 @@ def test_a_run_trained_here_is_written_in_the_names_of_a_family(trained, here, t
   assert result.code == 0 and "MixtralForCausalLM of step 6" in result.out, result
   config = json.loads((out / "config.json").read_text())
   assert (config["model_type"], config["vocab_size"]) == ("mixtral", 257)
+
+
+def write_large(folder):
+  """A checkpoint of 2.1 GB in bfloat16, 1.07e9 parameters, a layer a shard."""
+  dim, hidden, experts, layers, vocab = 1024, 1280, 16, 16, 8000
+  plain = json.loads((GOLDEN / "mixtral" / "config.json").read_text())
+  plain |= {
+    "hidden_size": dim, "intermediate_size": hidden, "num_local_experts": experts,
+    "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "vocab_size": vocab, "head_dim": 64, "eos_token_id": 0,
+  }  # fmt: skip
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(plain))
+  write_tokenizer(folder)
+  rng, weight_map = np.random.default_rng(0), {}
+
+  def save(at, shapes):
+    file = f"model-{at:05}-of-{layers:05}.safetensors"
+    tensors = {
+      name: rng.integers(0, 2**14, shape, dtype=np.uint16).view(jnp.bfloat16)
+      for name, shape in shapes.items()
+    }
+    safetensors.numpy.save_file(tensors, folder / file)
+    weight_map.update(dict.fromkeys(tensors, file))
+
+  heads = {"q": (1024, dim), "k": (256, dim), "v": (256, dim), "o": (dim, 1024)}
+  matrices = {"w1": (hidden, dim), "w3": (hidden, dim), "w2": (dim, hidden)}
+  for depth in range(layers):
+    under = f"model.layers.{depth}."
+    shapes = {f"{under}self_attn.{name}_proj.weight": shape for name, shape in heads.items()}
+    shapes |= {f"{under}{norm}_layernorm.weight": (dim,) for norm in ("input", "post_attention")}
+    shapes[f"{under}block_sparse_moe.gate.weight"] = (experts, dim)
+    for expert, (name, shape) in itertools.product(range(experts), matrices.items()):
+      shapes[f"{under}block_sparse_moe.experts.{expert}.{name}.weight"] = shape
+    if depth == 0:
+      shapes |= dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (vocab, dim))
+      shapes["model.norm.weight"] = (dim,)
+    save(depth + 1, shapes)
+  index = {"metadata": {}, "weight_map": weight_map}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def peak_of(process):
+  """Waits for a process; returns the most anonymous memory it had, in bytes."""
+  peak = 0
+  while process.poll() is None:
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    peak = max(peak, int(found[1]) * 1024 if found else 0)
+    time.sleep(0.05)
+  out, err = process.communicate()
+  assert process.returncode == 0, (out, err)
+  return peak
+
+
+@pytest.mark.slow
+def test_a_model_of_two_gigabytes_passes_through_one_of_memory(started, tmp_path):
+  there, run, back = (tmp_path / name for name in ("there", "run", "back"))
+  write_large(there)
+  peaks = [
+    peak_of(started("convert", f"--from_hf={there}", f"--workdir={run}")),
+    peak_of(started("convert", f"--workdir={run}", f"--to_hf={back}", "--shard_gb=0.5")),
+  ]
+  print(f"anonymous memory at most {[round(peak / 1e6) for peak in peaks]} MB")
+  assert max(peaks) < 1e9
+  for path in sorted(there.glob("*.safetensors")):
+    index = json.loads((back / "model.safetensors.index.json").read_text())["weight_map"]
+    for name, x in safetensors.numpy.load_file(path).items():
+      with safetensors.safe_open(back / index[name], framework="numpy") as file:
+        assert file.get_tensor(name).tobytes() == x.tobytes(), name
+
+
+def test_a_converted_run_chats_in_its_own_template(convert, checkpoint, here, tmp_path):
+  pytest.importorskip("jinja2")
+  folder, run = checkpoint("llama"), tmp_path / "run"
+  template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}it: "
+  (folder / "chat_template.jinja").write_text(template)
+  convert(f"--from_hf={folder}", f"--workdir={run}")
+  flags = (f"--workdir={run}", "--max_tokens=4", "--temperature=0")
+  chat = here("generate", *flags, "--chat", "--prompt=hello <|end|>")
+  plain = here("generate", *flags, "--prompt=user: hello <|end|>\nit: ")
+  assert chat.code == plain.code == 0, (chat, plain)
+  assert len(chat.out) > 1 and not chat.out.startswith("user")
+  refused = here("generate", *flags, "--chat", "--prompt=a\ud800")
+  assert refused.code == 2 and refused.err.count("\n") == 1
+  (run / "pretrained" / "chat_template.jinja").unlink()
+  refused = here("generate", *flags, "--chat", "--prompt=a")
+  assert refused.code == 2 and "no chat template came with the model" in refused.err

@@ -74,7 +74,7 @@ def expected(bits_alone):
 
 @pytest.mark.parametrize("index", range(len(LENGTHS)), ids=[str(length) for length in LENGTHS])
 def test_bits_per_byte_is_the_sum_over_tokens_each_computed_alone(model, expected, index):
-  scores = evaluate(*model, {"only": [DOCUMENTS[index]]}, EOD, (4, L))
+  scores = evaluate(*model, {"only": [DOCUMENTS[index]]}, (EOD, EOD), (4, L))
   right = expected[index] / DOCUMENTS[index].num_bytes
   np.testing.assert_allclose(scores["bits_per_byte"], right, rtol=1e-5)
   assert scores["domains"] == {"only": scores["bits_per_byte"]}
@@ -85,13 +85,13 @@ def test_packing_windows_into_rows_changes_no_score(model, expected, order):
   documents = [DOCUMENTS[index] for index in order]
   right = sum(expected[index] for index in order) / sum(each.num_bytes for each in documents)
   for rows in (1, 4):
-    scores = evaluate(*model, {"all": documents}, EOD, (rows, L))
+    scores = evaluate(*model, {"all": documents}, (EOD, EOD), (rows, L))
     np.testing.assert_allclose(scores["bits_per_byte"], right, rtol=1e-5)
 
 
 def test_domains_are_scored_apart_and_add_up_by_their_bytes(model, expected):
   domains = {"a": DOCUMENTS[:2], "b": DOCUMENTS[2:5], "c": DOCUMENTS[5:]}
-  scores = evaluate(*model, domains, EOD, (4, L))
+  scores = evaluate(*model, domains, (EOD, EOD), (4, L))
   sizes = {name: sum(each.num_bytes for each in of) for name, of in domains.items()}
   for name, part in (("a", expected[:2]), ("b", expected[2:5]), ("c", expected[5:])):
     np.testing.assert_allclose(scores["domains"][name], sum(part) / sizes[name], rtol=1e-5)
@@ -104,7 +104,7 @@ def test_domains_are_scored_apart_and_add_up_by_their_bytes(model, expected):
 def test_windows_score_every_token_once_with_at_least_half_a_window_before_it(length, size):
   ids = np.arange(size, dtype=np.int32)
   inputs, labels, scored = [EOD, *ids], [*ids, EOD], []
-  for window, (given, wanted) in enumerate(document_windows(ids, EOD, length)):
+  for window, (given, wanted) in enumerate(document_windows(ids, (EOD, EOD), length)):
     start = window * max(length // 2, 1)
     assert len(given) == len(wanted) <= length
     np.testing.assert_array_equal(given, inputs[start : start + length])
@@ -121,7 +121,7 @@ def test_what_is_not_scored_adds_neither_bits_nor_bytes(model, bits_alone, size)
   mask = np.random.default_rng(size).random(size + 1) < 0.4
   mask[size // 2] = True
   masked = types.SimpleNamespace(ids=only.ids, num_bytes=999, scored=mask, scored_bytes=17)
-  scores = evaluate(*model, {"chat": [masked], "text": DOCUMENTS[:2]}, EOD, (4, L))
+  scores = evaluate(*model, {"chat": [masked], "text": DOCUMENTS[:2]}, (EOD, EOD), (4, L))
   bits = np.array(bits_alone(only.ids))[mask].sum()
   np.testing.assert_allclose(scores["domains"]["chat"], bits / 17, rtol=1e-5)
 
@@ -129,7 +129,7 @@ def test_what_is_not_scored_adds_neither_bits_nor_bytes(model, bits_alone, size)
 def test_windows_without_a_scored_token_are_left_out():
   ids, mask = np.arange(40, dtype=np.int32), np.zeros(41, bool)
   mask[[3, 30]] = True
-  windows = list(document_windows(ids, EOD, L, mask))
+  windows = list(document_windows(ids, (EOD, EOD), L, mask))
   assert [labels[labels >= 0].tolist() for _, labels in windows] == [[3], [30]]
   assert all(len(given) == len(labels) == L for given, labels in windows)
 
@@ -186,11 +186,11 @@ def test_first_documents_are_spread_over_all():
 def test_the_routing_of_each_layer_counts_the_choices_of_every_valid_token_by_domain(model):
   decoder, params = model
   domains = {"a": DOCUMENTS[:2], "b": DOCUMENTS[2:]}
-  found = evaluate(decoder, params, domains, EOD, (3, L))["routing"]
+  found = evaluate(decoder, params, domains, (EOD, EOD), (3, L))["routing"]
   assert found.keys() == {"0", "1"}
   for layer in found.values():
     for name, documents in domains.items():
-      windows = [w for each in documents for w in document_windows(each.ids, EOD, L)]
+      windows = [w for each in documents for w in document_windows(each.ids, (EOD, EOD), L)]
       tokens = sum(len(inputs) for inputs, _ in windows)
       assert sum(layer["counts"][name]) == 2 * tokens, "two experts a token, padding none"
     assert 0 <= layer["mutual_information"] <= 1
@@ -210,6 +210,11 @@ def test_compressors_see_a_domain_as_one_stream_and_leave_out_what_is_scored_in_
 
 def test_every_batch_that_is_scored_is_a_sign_of_life(model):
   beats = []
-  evaluate(*model, {"a": DOCUMENTS}, EOD, (2, L), lambda: beats.append(1))
-  windows = [w for each in DOCUMENTS for w in document_windows(each.ids, EOD, L)]
+  evaluate(*model, {"a": DOCUMENTS}, (EOD, EOD), (2, L), lambda: beats.append(1))
+  windows = [w for each in DOCUMENTS for w in document_windows(each.ids, (EOD, EOD), L)]
   assert len(beats) == len(list(packed_batches(iter(windows), 2, L)))
+
+
+def test_a_document_is_read_behind_its_start_and_scored_up_to_its_end():
+  ((inputs, labels),) = document_windows(np.array([5, 6]), (7, 9), 8)
+  assert (inputs.tolist(), labels.tolist()) == ([7, 5, 6], [5, 6, 9])

@@ -13,6 +13,7 @@ from jaxmoe.train.experiment import Evaluation, Samples
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook, cut_samples, encode_prompt
 
 TOKENIZER = ByteTokenizer()
+ENDS = (256, 256)
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +50,18 @@ def state_of(params):
 def test_evaluation_scores_the_first_documents_of_every_domain(model, watch, display):
   decoder, params = model
   domains = {"a": documents(*["abc"] * 9), "b": documents("x" * 30, "y")}
-  hook = EvaluationHook(Evaluation(7, max_bytes=10, batch_size=2), decoder, domains, (256, 8),
-                        watch)  # fmt: skip
+  config = Evaluation(7, max_bytes=10, batch_size=2)
+  hook = EvaluationHook(config, decoder, domains, (ENDS, 8), watch)
   assert (hook.every, hook.name) == (7, "evaluation")
   chosen = {name: first_documents(of, 10) for name, of in domains.items()}
-  assert hook(14, state_of(params)) == {"eval": evaluate(decoder, params, chosen, 256, (2, 8))}
+  assert hook(14, state_of(params)) == {"eval": evaluate(decoder, params, chosen, ENDS, (2, 8))}
   assert any("14" in text and "a " in text for text in display.said)
 
 
 def test_a_score_that_is_not_finite_can_still_be_written(model, watch):
   decoder, params = model
   broken = {**params, "embed": {"table": params["embed"]["table"] * np.nan}}
-  hook = EvaluationHook(Evaluation(1), decoder, {"a": documents("abc")}, (256, 8), watch)
+  hook = EvaluationHook(Evaluation(1), decoder, {"a": documents("abc")}, (ENDS, 8), watch)
   line = hook(1, state_of(broken))
   assert line["eval"].pop("routing").keys() == {"0", "1"}
   assert line == {"eval": {"bits_per_byte": None, "domains": {"a": None}}}

@@ -28,7 +28,7 @@ class Documents:
   """A corpus of two domains, one longer than the other."""
 
   domains = ("a", "b")
-  tokenizer = types.SimpleNamespace(eod_id=EOD)
+  tokenizer = types.SimpleNamespace(start_id=EOD, eod_id=EOD)
 
   def held_out(self, name):
     return {"a": [document(n, n) for n in (5, 2, 4)], "b": [document(3, 9)]}[name]

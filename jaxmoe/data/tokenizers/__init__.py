@@ -34,7 +34,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     if kind == "bytes":
       return ByteTokenizer()
     if kind == "subword":
-      return SubwordTokenizer(plain["tokenizer"], plain["vocab_size"], plain["eod_id"])
+      ends = plain["eod_id"], plain.get("start_id")
+      return SubwordTokenizer(plain["tokenizer"], plain["vocab_size"], *ends)
   except OSError as error:
     raise InputError(f"{path}: cannot read the tokenizer ({error.strerror})") from None
   except (ValueError, KeyError, TypeError) as error:

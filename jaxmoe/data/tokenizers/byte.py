@@ -40,7 +40,7 @@ class ByteTokenizer:
   """Id b is byte b; id 256 ends a document."""
 
   vocab_size = 257
-  eod_id = 256
+  start_id = eod_id = 256
   digest = hashlib.sha256(b"bytes, end of document 256").hexdigest()
 
   def encode(self, text: str) -> np.ndarray:

@@ -21,11 +21,13 @@ class File:
     path: The file.
     vocab_size: Every id is below it; may be larger than the file's, as padded vocabularies are.
     eod: The token that ends a document, as the file spells it.
+    start: The token that starts one, such as <s>; none for that of the end.
   """
 
   path: str
   vocab_size: int
   eod: str = "<|endoftext|>"
+  start: str | None = None
   trains: ClassVar[bool] = False
 
   def __post_init__(self) -> None:
@@ -50,9 +52,13 @@ class File:
     except (OSError, UnicodeDecodeError) as error:
       raise InputError(f"{self.path}: cannot read the tokenizer ({error})") from None
     try:
-      eod_id = tokenizers.Tokenizer.from_str(text).token_to_id(self.eod)
+      tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
       raise InputError(f"{self.path}: not a tokenizer.json ({error})") from None
-    if eod_id is None:
-      raise InputError(f"{self.path}: has no token {self.eod!r}; set eod to its end of a document")
-    return SubwordTokenizer(text, self.vocab_size, eod_id)
+    ends: list[int | None] = []
+    for field, token in (("eod", self.eod), ("start", self.start)):
+      ends.append(None if token is None else tokenizer.token_to_id(token))
+      if token is not None and ends[-1] is None:
+        raise InputError(f"{self.path}: has no token {token!r}; set {field} to one that it has")
+    assert ends[0] is not None
+    return SubwordTokenizer(text, self.vocab_size, ends[0], ends[1])

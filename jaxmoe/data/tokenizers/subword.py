@@ -22,9 +22,10 @@ class SubwordTokenizer:
     text: The content of a tokenizer.json.
     vocab_size: Every id is below it; ids the file does not use are allowed at the end.
     eod_id: The id that ends a document.
+    start_id: The id that starts one; None for that of the end.
   """
 
-  def __init__(self, text: str, vocab_size: int, eod_id: int):
+  def __init__(self, text: str, vocab_size: int, eod_id: int, start_id: int | None = None):
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
@@ -41,7 +42,12 @@ class SubwordTokenizer:
         f"document {eod_id}; set it to {max(top, eod_id) + 1} or more"
       )
     self.vocab_size, self.eod_id = vocab_size, eod_id
-    self._plain = {"kind": "subword", "vocab_size": vocab_size, "eod_id": eod_id, "tokenizer": text}
+    self.start_id = eod_id if start_id is None else start_id
+    self._plain: dict[str, Any] = {
+      "kind": "subword", "vocab_size": vocab_size, "eod_id": eod_id, "tokenizer": text
+    }  # fmt: skip
+    if self.start_id != eod_id:
+      self._plain["start_id"] = start_id
     self.digest = hashlib.sha256(json.dumps(self._plain, sort_keys=True).encode()).hexdigest()
     self._bytes_by_id = _bytes_by_id(text, ids)
 
@@ -52,6 +58,15 @@ class SubwordTokenizer:
     encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return np.array(encodings[0].ids, np.int32)
 
+  def encode_template(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of text that a model's makers wrote: special tokens count as such."""
+    utf8(text)
+    self._tokenizer.encode_special_tokens = False
+    try:
+      return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    finally:
+      self._tokenizer.encode_special_tokens = True
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
     return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -61,7 +76,7 @@ class SubwordTokenizer:
 
     A tokenizer.json that is not byte-level gives the UTF-8 of its own decoder's text.
     """
-    listed = [int(i) for i in ids if i != self.eod_id]
+    listed = [int(i) for i in ids if i not in (self.eod_id, self.start_id)]
     if self._bytes_by_id is not None:
       return b"".join(self._bytes_by_id.get(i, b"") for i in listed)
     return self._tokenizer.decode(listed, skip_special_tokens=True).encode("utf-8")

@@ -14,17 +14,23 @@ import numpy as np
 
 from jaxmoe.core.errors import InputError
 
+Ends = tuple[int, int]
+"""The ids that a document starts with as input, and ends with as label."""
+
 
 class Tokenizer(Protocol):
   """Text to ids and back.
 
   Attributes:
     vocab_size: Every id is below it.
+    start_id: The id that every document starts with; that of the end of the one before, where the
+      tokenizer knows no other.
     eod_id: The id of the end of a document; `encode` never returns it, `decode` gives it no text.
     digest: Hexadecimal digest of everything `encode` depends on.
   """
 
   vocab_size: int
+  start_id: int
   eod_id: int
   digest: str
 

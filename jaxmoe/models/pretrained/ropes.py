@@ -39,8 +39,11 @@ FIELDS: dict[str, tuple[type[rope.Scaling], dict[str, str]]] = {
 """By `rope_type`: our record, and its fields with their keys."""
 
 OLD_NAMES = {"su": "longrope"}
-OPTIONAL = {"mscale", "mscale_all_dim", "attention_factor", "short_mscale", "long_mscale"}
+ABSENT = {"mscale", "mscale_all_dim", "attention_factor", "short_mscale", "long_mscale"}
 """Keys whose zero means that they are not there."""
+
+DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+"""What transformers takes where a key is not there; our records have the same."""
 
 
 def read_rope(settings: Settings, default: float) -> tuple[float, Any]:
@@ -63,17 +66,19 @@ def read_rope(settings: Settings, default: float) -> tuple[float, Any]:
   strange = sorted(plain.keys() - set(fields.values()))
   if strange:
     raise InputError(f"{settings.where}: {strange[0]} of a rope {kind} is not known here")
+  missing = [
+    key for key in fields.values() if key not in {*ABSENT, *DEFAULTS} and plain.get(key) is None
+  ]
+  if missing:
+    raise InputError(f"{settings.where}: a rope {kind} needs {missing[0]}; is the file whole?")
   values = {
     field: _value(plain[key])
     for field, key in fields.items()
-    if plain.get(key) is not None and not (key in OPTIONAL and not plain[key])
+    if plain.get(key) is not None and not (key in ABSENT and not plain[key])
   }
   if kind == "dynamic":
     values["original"] = settings.get(int, LONGEST)
-  try:
-    return theta, cls(**values)
-  except TypeError as error:
-    raise InputError(f"{settings.where}: rope {kind}: {error}") from None
+  return theta, cls(**values)
 
 
 def _completed(settings: Settings, kind: str, plain: dict[str, Any]) -> dict[str, Any]:
