@@ -6,7 +6,8 @@ python -m launch.surgery --workdir=OLD --out=NEW
   --prune_to=4 --usage=FILE  the most used experts of each layer stay; or, in place of --usage,
                              --count_on=16 [--held_out] counts on so many batches
   --clone=2                  every expert becomes 2; outputs stay
-  --upcycle=8 [--active=2]   dense blocks become MoE, every expert a copy; outputs stay
+  --upcycle=8 [--active=2]   dense blocks become MoE, every expert a copy; outputs stay, unless
+    [--noise=0.01 --drop=0.5]  copies get noise, or new hidden units in place of such a share
 
 Parameters and the optimizer's moments follow. The schedule and the data start anew. Data, schedule
 and all else but the model are those of OLD, or of --config=RECIPE, changed by --config.FIELD=VALUE:
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from jaxmoe.adapt import Surgery, clone, insert, open_closed, prune, upcycle
+from jaxmoe.adapt import Surgery, Variety, clone, insert, open_closed, prune, upcycle
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.models.transformer import Transformer
@@ -43,6 +44,8 @@ flags.DEFINE_integer("clone", None, "How many each expert becomes.", flag_values
 flags.DEFINE_integer("upcycle", None, "Experts to make of a dense block.", flag_values=FLAGS)
 flags.DEFINE_list("like", [], "Experts that new ones are copies of.", flag_values=FLAGS)
 flags.DEFINE_integer("active", None, "Active experts of an upcycled block.", flag_values=FLAGS)
+flags.DEFINE_float("noise", 0.0, "Noise of upcycled experts, by deviation.", flag_values=FLAGS)
+flags.DEFINE_float("drop", 0.0, "Share of their hidden units drawn anew.", flag_values=FLAGS)
 flags.DEFINE_string("usage", None, ".json, .npy or metrics.jsonl of choices.", flag_values=FLAGS)
 flags.DEFINE_integer("count_on", None, "Batches to count choices on.", 1, flag_values=FLAGS)
 flags.DEFINE_bool("held_out", False, "Counts on held-out documents.", flag_values=FLAGS)
@@ -53,7 +56,7 @@ OPERATIONS = {
   "open": ("like",),
   "prune_to": ("usage", "count_on", "held_out"),
   "clone": (),
-  "upcycle": ("active",),
+  "upcycle": ("active", "noise", "drop"),
 }
 """Each operation's flag, and the flags that go with it."""
 
@@ -62,6 +65,8 @@ def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
   name = chosen()
   operate = operation(name)
+  if FLAGS.drop and not FLAGS.reset_moments:
+    raise InputError("--drop: hidden units drawn anew have no moments; set --reset_moments")
   workdir = cli.need_workdir(FLAGS.workdir)
   old = workdir.experiment()
   cli.set_up_jax()
@@ -119,7 +124,9 @@ def operation(name: str) -> Callable[[Any, Transformer], Surgery]:
     "open": lambda usage, model: open_closed(model, like),
     "prune_to": lambda usage, model: prune(model, usage, FLAGS.prune_to),
     "clone": lambda usage, model: clone(model, FLAGS.clone),
-    "upcycle": lambda usage, model: upcycle(model, MoE(FLAGS.upcycle, FLAGS.active or 2)),
+    "upcycle": lambda usage, model: upcycle(
+      model, MoE(FLAGS.upcycle, FLAGS.active or 2), Variety(FLAGS.noise, FLAGS.drop)
+    ),
   }
   return functions[name]
 

@@ -3,10 +3,12 @@
 from jaxmoe.adapt.low_rank import LowRank, add_low_rank, merge_low_rank
 from jaxmoe.adapt.surgery import Surgery, clone, insert, open_closed, prune, upcycle
 from jaxmoe.adapt.transplant import transplant_moments, transplant_params
+from jaxmoe.adapt.variety import Variety
 
 __all__ = [
   "LowRank",
   "Surgery",
+  "Variety",
   "add_low_rank",
   "clone",
   "insert",

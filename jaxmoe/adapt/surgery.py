@@ -12,7 +12,8 @@ and optimizer state are carried over by `transplant.py`. What they do to the out
 - `clone` copies every expert and its router column, and sends a token to as many more. For a
   token-local `TopK` the outputs stay, up to rounding.
 - `upcycle` makes a MoE of dense blocks, every expert a copy of the MLP (Komatsuzaki et al. 2022).
-  Where the weights of a token's experts sum to 1 the outputs stay, up to rounding.
+  Where the weights of a token's experts sum to 1 the outputs stay, up to rounding, unless copies
+  are made to differ (`variety.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from jaxmoe.adapt.variety import Variety
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.block import MLP
 from jaxmoe.models.transformer import Transformer
@@ -29,6 +31,7 @@ from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 
 NEW = -1
+ALIKE = Variety()
 Origins = tuple[int, ...]
 """For each expert of a layer the old expert it is a copy of, or NEW."""
 
@@ -42,12 +45,14 @@ class Surgery:
     experts: Origins of the weights of each expert, by depth of the MoE layer.
     routed: Origins of what the router knows of each open expert, by depth.
     from_dense: Whether experts are copies of the dense network of the block.
+    variety: How these copies are made to differ.
   """
 
   model: Transformer
   experts: Mapping[int, Origins]
   routed: Mapping[int, Origins]
   from_dense: bool = False
+  variety: Variety = ALIKE
 
 
 def insert(model: Transformer, num: int, like: Sequence[int] = ()) -> Surgery:
@@ -155,8 +160,13 @@ def clone(model: Transformer, times: int) -> Surgery:
   return Surgery(_changed(model, more), origins, origins)
 
 
-def upcycle(model: Transformer, moe: MoE) -> Surgery:
+def upcycle(model: Transformer, moe: MoE, variety: Variety = ALIKE) -> Surgery:
   """Turns every dense feed-forward part into `moe`, whose experts take its width.
+
+  Args:
+    model: The record.
+    moe: The layer.
+    variety: How its experts are made to differ.
 
   Raises:
     InputError: no block is dense, or `moe` cannot be made of copies.
@@ -174,7 +184,7 @@ def upcycle(model: Transformer, moe: MoE) -> Surgery:
       return ffn
     return dataclasses.replace(moe, experts=SwiGLU(hidden=ffn.hidden))
 
-  return Surgery(model.map_ffns(sparse), origins, routed, from_dense=True)
+  return Surgery(model.map_ffns(sparse), origins, routed, True, variety)
 
 
 def _added(num: int, like: Sequence[int], layers: Mapping[int, MoE]) -> Origins:

@@ -53,6 +53,11 @@ def transplant_params(
   before = _by_name(params, old.splits)
   likes = _likes(new.shapes, new.splits)
   moved = {name: _follow(surgery, name, before, like, fresh) for name, like in likes.items()}
+  if surgery.from_dense:
+    for depth in surgery.experts:
+      gate_up, down = (f"{names.LAYERS}/{depth}/moe/experts/{of}" for of in ("gate_up", "down"))
+      draw = keys / "variety" / str(depth)
+      moved[gate_up], moved[down] = surgery.variety.apply(moved[gate_up], moved[down], draw)
   return _rebuilt(new.shapes, moved, new.splits)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from jaxmoe.adapt.surgery import NEW, clone, insert, open_closed, prune, upcycle
 from jaxmoe.adapt.transplant import transplant_moments, transplant_params
+from jaxmoe.adapt.variety import Variety
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.block import MLP
@@ -121,6 +122,20 @@ def test_upcycling_leaves_logits_as_they_were(model, logits_of, by_name):
       for copy in after[f"layers/{depth}/moe/experts/{leaf}"]:
         np.testing.assert_array_equal(copy, before[f"layers/{depth}/mlp/{leaf}"])
   assert sparse.config.moe_records()[0].experts == SwiGLU(hidden=12)
+
+
+def test_upcycled_experts_differ_where_that_is_asked_for(model, logits_of, by_name):
+  dense = Decoder(model(ffn=MLP(hidden=12)), VOCAB)
+  params = draw(dense)
+  right, _ = logits_of(dense, params, IDS)
+  surgery = upcycle(dense.config, MoE(4, 2), Variety(noise=1e-3))
+  sparse, grown = operate(surgery, dense, params)
+  got, _ = logits_of(sparse, grown, IDS)
+  assert 1e-5 < np.abs(got - right).max() < 0.1
+  experts = [x for name, x in by_name(grown, sparse).items() if name.endswith("experts/down")]
+  assert len(experts) == 5
+  flat = np.stack([x[expert].ravel() for x in experts for expert in range(4)])
+  assert len(np.unique(flat, axis=0)) == 20
 
 
 def test_upcycling_leaves_layers_that_are_sparse_already_alone(patient, logits_of):

@@ -196,6 +196,9 @@ NO_COUNTS = "--usage=/nowhere.json"
 @pytest.mark.parametrize(
   "flags, words",
   [
+    (("--upcycle=2", "--drop=0.5"), ("--reset_moments",)),
+    (("--upcycle=2", "--noise=-1"), ("noise must not be negative",)),
+    (("--clone=2", "--drop=0.5"), ("--drop does not go with --clone",)),
     ((), ("give one of --insert, --open",)),
     (("--insert=1", "--clone=2"), ("2 given",)),
     (("--insert=1", "--active=2"), ("--active does not go with --insert",)),
