@@ -26,9 +26,8 @@ test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/ops
-	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow tests/ops  # measures time
-	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/faults
+	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
 
 # Families of public models against transformers itself, in an environment with torch.
 test-hf: $(HF_VENV)/installed-hf

@@ -352,8 +352,8 @@ def test_a_later_token_changes_an_earlier_output_of_its_row_only_where_that_is_s
   assert (changed & later).any(axis=(1, 2)).mean() > 0.9, "the perturbation does nothing"
   # Other rows share the queues: what changes there is what lost or got a place, and nothing else.
   moved = np.any(computed[1:] != computed[:1], axis=-1)
-  # (An einsum adds a token's rows, and zeros, in order of their places: to the last bit.)
-  rounding = 1e-6 if isinstance(dispatch, Einsum) else 0
+  # (A row that is at another place of its expert's may be rounded otherwise, to the last bit.)
+  rounding = 0 if name in DROPLESS else 2e-6
   changed = np.any(np.abs(y[1:] - y[:1]) > rounding, axis=-1)
   np.testing.assert_array_equal(changed & ~here, moved & ~here)
   if name in DROPLESS:

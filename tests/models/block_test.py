@@ -121,7 +121,8 @@ def test_attention_and_the_feed_forward_part_draw_from_keys_of_their_own():
 
   same = lambda x: x  # noqa: E731
   parts = types.SimpleNamespace(
-    attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None, ways=ONE_DEVICE
+    attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None, ways=ONE_DEVICE,
+    stream=Stream(1, 1e-6),
   )
   BlockLayer.__call__(parts, jnp.zeros(1), None, None, Fresh(), Keys.from_seed(0))
   assert seen["attention"]("router/noise") != seen["moe"]("router/noise")
