@@ -65,7 +65,29 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class AllToAll:
+class Exchange:
+  """The base of exchanges: it loses no row."""
+
+  @property
+  def by_group(self) -> bool:
+    """Whether a token's rows differ with the tokens that lie on one device with it."""
+    return False
+
+  @property
+  def drop_limit(self) -> float:
+    """The share of a layer's choices above which drops end the run."""
+    return 1.0
+
+  def __call__(
+    self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
+    group: Group,
+  ) -> tuple[jax.Array, Counts]:
+    """Returns what `dispatch` would with all experts here, (T, D), and the counts."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class AllToAll(Exchange):
   """Each row goes to the device of its expert and comes back.
 
   A dispatcher of capacity sends C rows an expert, whoever they are for. A dropless one sends
@@ -116,7 +138,7 @@ class AllToAll:
     self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
     group: Group,
   ) -> tuple[jax.Array, Counts]:
-    """Returns what `dispatch` would with all experts here, (T, D), and the counts."""
+    """As every exchange."""
     num_rows = self.rows_per_device(routing.expert_TA.size, group.size)
     lost: dict[str, jax.Array] = {}
     if isinstance(dispatch, Dropless):
@@ -292,28 +314,18 @@ def _chunks(rows_eSCD: jax.Array, chunks: int) -> list[jax.Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class AllGather:
+class AllGather(Exchange):
   """Every device gets the tokens of all and computes its experts' part for each; parts are summed.
 
   O(e * T * D) bytes whatever the number of choices, and no buffers that overflow: good where A is
   not far below e. A dispatcher of capacity decides by its own device's tokens, as elsewhere.
   """
 
-  @property
-  def by_group(self) -> bool:
-    """Whether a token's rows differ with the tokens that lie on one device with it."""
-    return False
-
-  @property
-  def drop_limit(self) -> float:
-    """The share of a layer's choices above which drops end the run: it drops none."""
-    return 1.0
-
   def __call__(
     self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
     group: Group,
   ) -> tuple[jax.Array, Counts]:
-    """Returns what `dispatch` would with all experts here, (T, D), and the counts."""
+    """As every exchange."""
     admitted, counts = dispatch.admit(routing, site)
     inner = Dropless() if isinstance(dispatch, Limited) else dispatch
     with jax.named_scope("send"):
