@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.layout import ONCE
+from jaxmoe.core.layout import ONCE, Dims
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.heads import Heads, HeadsLayer
-from jaxmoe.models.norm import RMSNorm
+from jaxmoe.models.norm import HeadsNorm, RMSNorm
 from jaxmoe.models.rope import ROPES, Plain
 from jaxmoe.ops import attention
 from jaxmoe.ops.rope import rope
@@ -59,9 +60,11 @@ class Attention(Heads):
       if value is not None and value <= 0:
         raise InputError(f"{name} must be above 0: {name}={value}; or none to go without")
 
-  def build(self, init: Init, dim: int, eps: float, num_experts: int = 0) -> AttentionLayer:
+  def build(
+    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+  ) -> AttentionLayer:
     """Returns the module with its weights."""
-    return AttentionLayer(self, init, dim, eps, num_experts)
+    return AttentionLayer(self, init, dim, eps, num_experts, ways)
 
 
 class AttentionLayer(HeadsLayer):
@@ -69,11 +72,14 @@ class AttentionLayer(HeadsLayer):
 
   config: Attention
 
-  def __init__(self, config: Attention, init: Init, dim: int, eps: float, num_experts: int = 0):
+  def __init__(
+    self, config: Attention, init: Init, dim: int, eps: float, num_experts: int = 0,
+    ways: Ways = ONE_DEVICE,
+  ):
     super().__init__(config, init, dim, num_experts)
     queries, keys, size = config.num_heads, config.num_kv_heads, config.head_dim
-    self.q_norm = self._norm(init / "q_norm", queries, eps)
-    self.k_norm = self._norm(init / "k_norm", keys, eps)
+    self.q_norm = self._norm(init / "q_norm", (queries, size), ("heads", "head"), eps, ways)
+    self.k_norm = self._norm(init / "k_norm", (keys, size), ("kv_heads", "head"), eps, ways)
     has = config.bias != "none"
     self.q_bias = init.zeros((queries, size), ("heads", "head")) if has else None
     self.k_bias = init.zeros((keys, size), ("kv_heads", "head")) if has else None
@@ -91,8 +97,7 @@ class AttentionLayer(HeadsLayer):
     """Returns heads normalised, within the limit and turned by their positions."""
     norm = self.q_norm if which == "q" else self.k_norm
     if norm is not None:
-      flat = (*heads_BLNH.shape[:2], -1, norm.scale.shape[0])
-      heads_BLNH = norm(heads_BLNH.reshape(flat)).reshape(heads_BLNH.shape)
+      heads_BLNH = norm(heads_BLNH)
     config = self.config
     frequency_P = config.rope.frequencies(config.rope_theta, config.head_dim, length)
     return rope(self._clip(heads_BLNH), tokens.position, frequency_P, config.rope.gain(length))
@@ -116,10 +121,12 @@ class AttentionLayer(HeadsLayer):
     limit = self.config.clip
     return heads_BLNH if limit is None else jnp.clip(heads_BLNH, -limit, limit)
 
-  def _norm(self, init: Init, heads: int, eps: float) -> RMSNorm | None:
-    widths = {"none": 0, "head": 1, "all": heads}
-    width = widths[self.config.qk_norm] * self.config.head_dim
-    return RMSNorm(init, width, eps, "head") if width else None
+  def _norm(
+    self, init: Init, shape: tuple[int, int], dims: Dims, eps: float, ways: Ways
+  ) -> RMSNorm | HeadsNorm | None:
+    if self.config.qk_norm == "head":
+      return RMSNorm(init, shape[1], eps, "head")
+    return HeadsNorm(init, shape, dims, eps, ways) if self.config.qk_norm == "all" else None
 
 
 def _plus(x: jax.Array, bias: nnx.Param | None) -> jax.Array:

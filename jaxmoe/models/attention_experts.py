@@ -20,6 +20,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import grouped_dot
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.cache import Cache
@@ -81,8 +82,11 @@ class AttentionExperts:
           f"balance has two losses called {term.name}; add up their weights, or change a scope"
         )
 
-  def build(self, init: Init, dim: int, eps: float) -> AttentionExpertsLayer:
+  def build(
+    self, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE
+  ) -> AttentionExpertsLayer:
     """Returns the module with its weights."""
+    del ways
     return AttentionExpertsLayer(self, init, dim, eps)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:

@@ -13,6 +13,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.cache import Fresh
 from jaxmoe.models.heads import Heads, HeadsLayer
@@ -39,9 +40,11 @@ class BinaryLinear(Heads):
     if self.mask != Document():
       raise InputError(f"linear attention has the document mask alone: mask={self.mask}")
 
-  def build(self, init: Init, dim: int, eps: float, num_experts: int = 0) -> BinaryLinearLayer:
+  def build(
+    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+  ) -> BinaryLinearLayer:
     """Returns the module with its weights."""
-    del eps
+    del eps, ways
     return BinaryLinearLayer(self, init, dim, num_experts)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Recurrent:

@@ -50,6 +50,7 @@ ATTENTION = {
       rope=Yarn(original=64),
     ),
   ),
+  "qk_norm": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16, qk_norm="all")),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
   "latent": (
     LatentAttention,
@@ -90,7 +91,7 @@ class BlockLayer(nnx.Module):
   def __init__(self, config: Block, init: Init, stream: Stream, ways: Ways = ONE_DEVICE):
     self.ways, self.stream, dim = ways, stream, stream.dim
     self.attention_norm = stream.make_norm(init / "attention_norm")
-    self.attention = config.attention.build(init / "attention", dim, stream.eps)
+    self.attention = config.attention.build(init / "attention", dim, stream.eps, ways=ways)
     self.ffn_norm = stream.make_norm(init / "ffn_norm")
     is_moe = isinstance(config.ffn, MoE)
     self.moe = config.ffn.build(init / "moe", dim, ways) if is_moe else None

@@ -18,6 +18,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.cache import Cache, Contiguous
 from jaxmoe.models.masks import MASKS, Document
@@ -51,7 +52,9 @@ class Heads:
         f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}"
       )
 
-  def build(self, init: Init, dim: int, eps: float, num_experts: int = 0) -> HeadsLayer:
+  def build(
+    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+  ) -> HeadsLayer:
     """Returns the module with its weights; with experts, each has its own queries and outputs."""
     raise NotImplementedError
 

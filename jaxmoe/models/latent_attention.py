@@ -20,6 +20,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.cache import Cache, Contiguous
 from jaxmoe.models.masks import MASKS, Document
@@ -81,9 +82,11 @@ class LatentAttention:
     """What scores are multiplied by."""
     return (self.head_dim + self.rope_dim) ** -0.5 * self.rope.softmax_gain
 
-  def build(self, init: Init, dim: int, eps: float) -> LatentAttentionLayer:
+  def build(
+    self, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE
+  ) -> LatentAttentionLayer:
     """Returns the module with its weights."""
-    del eps
+    del eps, ways
     return LatentAttentionLayer(self, init, dim)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxmoe.core.parameters import Init
+from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.heads import Heads, HeadsLayer
 from jaxmoe.ops.attention import STICK_BREAKING
 
@@ -20,9 +21,11 @@ class StickBreaking(Heads):
 
   backend: Literal["blocks", "reference"] = "blocks"
 
-  def build(self, init: Init, dim: int, eps: float, num_experts: int = 0) -> StickBreakingLayer:
+  def build(
+    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+  ) -> StickBreakingLayer:
     """Returns the module with its weights."""
-    del eps
+    del eps, ways
     return StickBreakingLayer(self, init, dim, num_experts)
 
 

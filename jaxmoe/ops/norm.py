@@ -4,15 +4,30 @@ The statistics and the product with the scale are taken in float32 whatever the 
 only the result is rounded: in bfloat16 the square alone would lose half of the digits.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 
-def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-  """Returns x / sqrt(mean(x^2) + eps) * scale over the last dim, in x.dtype."""
+def _last(x: jax.Array) -> jax.Array:
+  return jnp.mean(x, axis=-1, keepdims=True)
+
+
+def rms_norm(
+  x: jax.Array, scale_D: jax.Array, eps: float, mean: Callable[[jax.Array], jax.Array] = _last
+) -> jax.Array:
+  """Returns x / sqrt(mean(x^2) + eps) * scale, in x.dtype.
+
+  Args:
+    x: (..., *D).
+    scale_D: Of the last dims of x.
+    eps: What keeps a zero from being divided by.
+    mean: Of what is normalised together; of the last dim if not given.
+  """
   x_f32 = x.astype(jnp.float32)
-  inverse = jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
-  scale = scale_D.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + scale_D.shape)
+  inverse = jax.lax.rsqrt(mean(x_f32 * x_f32) + eps)
+  scale = scale_D.astype(jnp.float32).reshape((1,) * (x.ndim - scale_D.ndim) + scale_D.shape)
   return (x_f32 * inverse * scale).astype(x.dtype)
 
 

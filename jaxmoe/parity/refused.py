@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import Block
 from jaxmoe.models.stack import Segment
@@ -37,9 +36,6 @@ def _pairs() -> Iterator[tuple[str, Parallel, Block]]:
   folded = Parallel(expert=2, tensor=2, fold=("tensor",))
   yield "tensor x attention experts", tensor, dataclasses.replace(
     block, attention=AttentionExperts()
-  )
-  yield "tensor x qk_norm=all", tensor, dataclasses.replace(
-    block, attention=Attention(qk_norm="all")
   )
   yield "fold=tensor x capacity", folded, dataclasses.replace(
     block, ffn=dataclasses.replace(moe, dispatch=Capacity())

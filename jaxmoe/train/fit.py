@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, MoE
 from jaxmoe.models.latent_attention import LatentAttention
@@ -55,11 +54,6 @@ def _check_attention(attention: Any, tensor: int) -> None:
     raise InputError(
       f"num_kv_heads must divide by tensor or divide it: num_kv_heads={heads}, {tensor=}; "
       "change one"
-    )
-  if isinstance(attention, Attention) and attention.qk_norm == "all":
-    raise InputError(
-      f"qk_norm=all looks at all heads at once, which lie on several devices: {tensor=}; "
-      "set tensor=1, or qk_norm=head"
     )
 
 

@@ -55,7 +55,7 @@ def _attention(x, weights, config, tokens, eps):
     if config.qk_norm == "head":
       heads[:] = _rms(heads, weights[f"{name}/scale"], eps)
     if config.qk_norm == "all":
-      flat = _rms(heads.reshape(len(x), -1), weights[f"{name}/scale"], eps)
+      flat = _rms(heads.reshape(len(x), -1), weights[f"{name}/scale"].ravel(), eps)
       heads[:] = flat.reshape(heads.shape)
   if config.clip is not None:
     q, k, v = (np.clip(heads, -config.clip, config.clip) for heads in (q, k, v))

@@ -7,7 +7,7 @@ from typing import Any
 from jaxmoe.models.block import Block
 from jaxmoe.models.pretrained import keys
 from jaxmoe.models.pretrained.family import Family, blocks, only_moe
-from jaxmoe.models.pretrained.leaves import BIASES, DECODER, EXPERTS, GATE, QK_NORMS
+from jaxmoe.models.pretrained.leaves import AT, BIASES, DECODER, EXPERTS, GATE, leaf
 from jaxmoe.models.pretrained.settings import Settings
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
@@ -47,4 +47,8 @@ def write(model: Transformer) -> dict[str, Any]:
   }
 
 
-OLMOE = Family("OlmoeForCausalLM", read, write, DECODER + QK_NORMS + BIASES + GATE + EXPERTS)
+NORMS = (
+  leaf("attention/q_norm/scale", "n h", (AT + "self_attn.q_norm.weight", "(n h)")),
+  leaf("attention/k_norm/scale", "k h", (AT + "self_attn.k_norm.weight", "(k h)")),
+)
+OLMOE = Family("OlmoeForCausalLM", read, write, DECODER + NORMS + BIASES + GATE + EXPERTS)

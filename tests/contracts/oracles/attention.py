@@ -74,11 +74,20 @@ def heads(config, weights, x, segment):
   q, k, v = (np.einsum("ld,dnh->lnh", x, weights[name]) for name in "qkv")
   if getattr(config, "bias", "none") != "none":
     q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
+  if getattr(config, "qk_norm", "none") == "all":
+    q, k = (normed(part, weights[f"{name}_norm/scale"]) for name, part in (("q", q), ("k", k)))
   if getattr(config, "clip", None):
     q, k, v = (np.clip(part, -config.clip, config.clip) for part in (q, k, v))
   found = attend(config, q, k, v, segment, weights.get("sink_bias"))
   y = np.einsum("lnh,nhd->ld", found, weights["o"])
   return y + weights["o_bias"] if getattr(config, "bias", "none") == "all" else y
+
+
+def normed(heads, scale):
+  """OLMoE: one RMSNorm over what all heads of a token have, before they are cut into heads."""
+  flat = heads.reshape(len(heads), -1)
+  flat = flat / np.sqrt(np.mean(flat**2, -1, keepdims=True) + 1e-6) * scale.reshape(-1)
+  return flat.reshape(heads.shape)
 
 
 def latent(config, weights, x, segment):
@@ -144,6 +153,6 @@ def binary_linear(config, weights, x, segment):
 
 
 ORACLES = {
-  "softmax": heads, "sinks": heads, "stick_breaking": heads, "experts": experts,
+  "softmax": heads, "sinks": heads, "qk_norm": heads, "stick_breaking": heads, "experts": experts,
   "binary_linear": binary_linear, "latent": latent,
 }  # fmt: skip
