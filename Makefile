@@ -26,12 +26,14 @@ test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m slow --ignore=tests/faults
+	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --ignore=tests/faults --ignore=tests/ops
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow tests/ops  # measures time
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
 
 # Families of public models against transformers itself, in an environment with torch.
 test-hf: $(HF_VENV)/installed-hf
-	$(HF_VENV)/bin/python -m pytest -q tests/models/pretrained tests/launch/convert_live_test.py
+	$(HF_VENV)/bin/python -m pytest -q -m 'not slow' tests/models \
+	  tests/launch/convert_live_test.py tests/data/template_test.py
 
 # The tiny training step on 16 TPU chips that are not there; not 0 if it does not compile or fit.
 look-ahead: $(TPU_VENV)/installed-tpu
@@ -52,7 +54,7 @@ $(VENV)/bin/python:
 # torch without CUDA, which no comparison needs.
 $(HF_VENV)/installed-hf: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m venv $(HF_VENV)
-	$(HF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,hf]' \
+	$(HF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 -e '.[dev,hf]' \
 	  --extra-index-url https://download.pytorch.org/whl/cpu
 	@touch $@
 

@@ -7,9 +7,13 @@ import tempfile
 import jax
 import pytest
 
+from launch.compile_fast import compile_fast
+
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"jaxmoe-test-cache-{os.getuid()}"
 # Threads of XLA: a device that waits in a collective holds one, and there are eight devices.
 os.environ.setdefault("NPROC", "16")
+if "XLA_FLAGS" not in os.environ:  # given, even if empty, they are left as they are
+  compile_fast()
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -213,7 +213,10 @@ def trained(patient):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+  "name",
+  [name if name == "adamw" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS],
+)
 def test_a_step_after_surgery_is_the_step_before_it_for_every_expert(
   name, operation, patient, trained, by_name
 ):

@@ -269,7 +269,9 @@ FEW = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("router, dispatcher", FEW)
+@pytest.mark.parametrize(
+  "router, dispatcher", [FEW[0], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in FEW[1:])]
+)
 def test_a_whole_layer_compiles_once_and_is_the_same_without_jit(router, dispatcher):
   graph, state = layer_of(router, dispatcher, SwiGLU(F))
   compiled = jax.jit(functools.partial(whole, graph))

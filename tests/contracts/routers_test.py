@@ -314,6 +314,7 @@ def _like(flags, leaf):
   return flags.reshape(*flags.shape, *[1] * (leaf.ndim - flags.ndim))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", routing.RULES)
 def test_a_rule_works_with_every_score_and_every_gate(cls):
   num_active = cls.fixed_active or 2

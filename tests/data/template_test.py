@@ -18,7 +18,7 @@ SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>", "<s>"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def bare():
   bare = tokenizers.Tokenizer(tokenizers.models.BPE())
   bare.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   bare.decoder = tokenizers.decoders.ByteLevel()
@@ -28,6 +28,11 @@ def tokenizer():
     show_progress=False,
   )  # fmt: skip
   bare.train_from_iterator([], trainer)
+  return bare
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bare):
   return SubwordTokenizer(bare.to_str(), 300, 0)
 
 
@@ -73,3 +78,40 @@ def test_a_template_that_fails_or_reaches_out_is_one_line(tokenizer, template, w
 def test_half_a_surrogate_pair_is_refused(tokenizer):
   with pytest.raises(InputError, match="half a surrogate pair"):
     chat(tokenizer, ("user", "a\ud800"))
+
+
+HEADERS = (
+  "{{- bos_token }}{%- set date = strftime_now('%d %b %Y') %}\n"
+  "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}\n"
+  "{%- set messages = messages[1:] %}{%- else %}{%- set system = '' %}{%- endif %}\n"
+  "{{- '<|im_start|>system\n\nToday: ' + date + '\n\n' }}{{- system }}{{- '<|im_end|>' }}\n"
+  "{%- for message in messages %}\n"
+  "  {{- '<|im_start|>' + message['role'] + '\n\n' + message['content'] + '<|im_end|>' }}\n"
+  "{%- endfor %}\n"
+  "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n\n' }}{%- endif %}\n"
+)
+TURNS = (
+  "{{ bos_token }}{% for message in messages %}"
+  "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+  "{{ raise_exception('roles must alternate') }}{% endif %}"
+  "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+  "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, HEADERS, TURNS], ids=["chatml", "headers", "turns"])
+def test_ids_are_those_of_transformers(bare, tokenizer, template):
+  """Where users write no special tokens, which transformers takes for such."""
+  transformers = pytest.importorskip("transformers")
+  theirs = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=bare, bos_token="<s>", eos_token="<|end|>"
+  )
+  messages = [("user", "What is 2 + 2?"), ("assistant", "4,\nI think."), ("user", "\u2603 sure?")]
+  if template != TURNS:
+    messages.insert(0, ("system", "Be kind."))
+  said = [{"role": role, "content": content} for role, content in messages]
+  wanted = theirs.apply_chat_template(
+    said, chat_template=template, add_generation_prompt=True, return_dict=False
+  )
+  ids = encode_chat(template, tokenizer, messages, {"bos_token": "<s>", "eos_token": "<|end|>"})
+  assert ids.tolist() == wanted

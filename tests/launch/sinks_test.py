@@ -211,6 +211,7 @@ def test_a_point_of_tensorboard_that_the_disk_refuses_is_an_error_of_the_sink(tm
 # W&B.
 
 
+@pytest.mark.slow
 def test_wandb_offline_gets_a_run_of_its_own_quietly_and_keeps_its_id(
   alone, again, trained, tmp_path
 ):

@@ -103,7 +103,8 @@ def test_stacked_layers_train_as_layers_of_their_own(name):
     ):
       assert got.keys() == want.keys()
       for path, leaf in want.items():
-        np.testing.assert_allclose(got[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
+        # Muon's iterations multiply what rounding differs in.
+        np.testing.assert_allclose(got[path], leaf, rtol=1e-5, atol=4e-6, err_msg=path)
 
 
 @EVERY

@@ -102,7 +102,7 @@ def test_free_weights_move_as_if_the_frozen_had_no_gradient(steps):
   *_, right, got = steps
   for name, x in right.items():
     free = ~along(is_frozen(name), x)
-    np.testing.assert_allclose(got[name][free], x[free], rtol=1e-6, atol=1e-8, err_msg=name)
+    np.testing.assert_allclose(got[name][free], x[free], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 def test_moments_of_the_frozen_are_not_touched_and_others_are(steps):

@@ -49,8 +49,14 @@ def costs(experiment):
   return found
 
 
-@pytest.mark.parametrize("balance", [True, False], ids=["balanced", "unbalanced"])
-@pytest.mark.parametrize("names", ["", ":dispatch=capacity", ":dispatch=dense"])
+SLOW = [
+  pytest.param(names, balance, marks=pytest.mark.slow)
+  for names in ("", ":dispatch=capacity", ":dispatch=dense") for balance in (True, False)
+  if names or not balance
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names, balance", [("", True), *SLOW])
 def test_metrics_cost_next_to_nothing(names, balance):
   # Unrolled, since the compiler counts the body of a loop once.
   experiment = load_recipe(f"configs/tiny.py{names}", ["--config.model.scan=false"])
