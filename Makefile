@@ -30,10 +30,12 @@ test-slow: $(VENV)/installed-dev
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow tests/ops  # measures time
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
 
-# Families of public models against transformers itself, in an environment with torch.
+# What else computes the same, transformers itself beside it, in an environment with torch.
+LIVE = tests/models/pretrained/live_test.py tests/models/public_attention_test.py \
+  tests/moe/public_test.py tests/contracts/ropes_test.py tests/launch/convert_live_test.py \
+  tests/data/template_test.py
 test-hf: $(HF_VENV)/installed-hf
-	$(HF_VENV)/bin/python -m pytest -q -m 'not slow' tests/models \
-	  tests/launch/convert_live_test.py tests/data/template_test.py
+	$(HF_VENV)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow' $(LIVE)
 
 # The tiny training step on 16 TPU chips that are not there; not 0 if it does not compile or fit.
 look-ahead: $(TPU_VENV)/installed-tpu
