@@ -1,7 +1,10 @@
 """Whole runs on one device, eight virtual ones, two and four processes; killed and stopped."""
 
 import json
+import os
+import pathlib
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LAYOUTS = {"1": (1, 1), "8 virtual": (1, 8), "2 x 4": (2, 4), "4": (4, 1)}
+HEARTBEAT_S = 10  # that of `start_on`
 LONG = ("train.num_steps=50", "train.batch_size=8", "evaluation.every=25")
 
 KILLER = """
@@ -157,3 +161,20 @@ def test_sigterm_to_launch_local_saves_on_all_and_ends_with_42(
   assert code == 0, err
   assert f"going on from step {stopped}" in out
   assert left_behind(workdir) == left_behind(four)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_process_ends_the_others_within_the_heartbeat_and_five_seconds(
+  start_on, tmp_path, frozen
+):
+  changes = ["train.log_every=1", "train.num_steps=9999"]
+  process = start_on(2, 1, tmp_path / "run", changes=changes)
+  while not process.stdout.readline().startswith("step 1/"):
+    assert process.poll() is None
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  os.kill(int(children[frozen]), signal.SIGSTOP)
+  started = time.monotonic()
+  _, err = process.communicate(timeout=120)
+  took = time.monotonic() - started
+  assert process.returncode == 43, err
+  assert took < HEARTBEAT_S + 5 + 1, took  # one for the launcher itself
