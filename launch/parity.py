@@ -3,7 +3,8 @@
 python -m launch.parity [--full] [--cells=GLOB] [--again] [--out=FILE]
 
 Runs on eight virtual CPU devices. Without --full only cells of every test run; --cells takes keys
-or a glob of them, such as 'data+expert/*'. A cell that is green for the sources as they are is
+or a glob of them, such as 'data+expert/*', or the key of a cell that the table has not, such as the
+one that a recipe was refused for. A cell that is green for the sources as they are is
 not run again unless --again. It can be stopped at any time: the same command goes on.
 """
 
@@ -13,13 +14,21 @@ import fnmatch
 import json
 import os
 import pathlib
+import re
 import subprocess
 import time
+from collections.abc import Collection
+from typing import Any
 
 import jax
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.models.block import ATTENTION
+from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
+from jaxmoe.moe.experts import EXPERTS
+from jaxmoe.moe.routers import ROUTERS
+from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parity import (
   REFUSED_PATH,
   Cell,
@@ -36,6 +45,12 @@ from jaxmoe.parity.cells import DEVICES
 from jaxmoe.parity.results import PATH
 from launch import cli
 from launch.compile_fast import compile_fast
+
+NO_EXCHANGE = "none"
+FAMILIES: tuple[Collection[str], ...] = (
+  ROUTERS, EXPERTS, DISPATCHERS, {*EXCHANGES, NO_EXCHANGE}, ATTENTION
+)  # fmt: skip
+"""Where the names at the end of a key come from."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("full", False, "All cells of the table.", flag_values=FLAGS)
@@ -85,12 +100,40 @@ def chosen() -> list[Cell]:
   if not FLAGS.cells:
     return all_cells() if FLAGS.full else smoke_cells()
   cells = [cell for cell in all_cells() if fnmatch.fnmatch(cell.key, FLAGS.cells)]
-  if not cells:
+  if cells:
+    return cells
+  cell = called(FLAGS.cells)
+  if cell is None:
     raise InputError(
-      f"no cell of the table is called {FLAGS.cells!r}; one is {all_cells()[0].key!r}, and a "
-      "layout with other components is a line of jaxmoe/parity/cells.py"
+      f"--cells={FLAGS.cells}: no cell of the table is called so, nor is it the key of another; "
+      f"one is {all_cells()[0].key!r}"
     )
-  return cells
+  return [cell]
+
+
+def called(key: str) -> Cell | None:
+  """Returns the cell of a key, on two devices of each axis; None where it is not a key."""
+  words = key.split("/")
+  size = 5 if words[-1] in ATTENTION else 4
+  layout, names = words[:-size], words[-size:]
+  if not layout or not all(name in family for name, family in zip(names, FAMILIES)):
+    return None
+  fields: dict[str, Any] = dict.fromkeys(layout[0].split("+"), 2)
+  for extra in layout[1:]:
+    name, _, folded = extra.partition("_")
+    if re.fullmatch("zero[0-3]", extra):
+      fields["zero"] = int(extra[-1])
+    elif extra == "sequence":
+      fields["sequence"] = True
+    elif name == "fold":
+      fields["fold"] = tuple(folded.split("_"))
+  if not {*fields, *fields.get("fold", ())} <= {*AXES, "zero", "sequence", "fold"}:
+    return None
+  parts = dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
+  if parts["exchange"] == NO_EXCHANGE:
+    del parts["exchange"]
+  cell = Cell(Parallel(**fields), **parts)
+  return cell if cell.key == key else None
 
 
 def run(cell: Cell, commit: str, digest: str) -> Row:
