@@ -198,7 +198,12 @@ def gathered_for_good(original: Any) -> Any:
 
   def arrive(self, leaf: jax.Array, arrival: Any) -> jax.Array:
     ready = original(self, leaf, arrival)
-    return ready if arrival.gather is None else jax.lax.stop_gradient(ready)
+    if arrival.gather is None:
+      return ready
+    # Linear, as an arrival must be, and its transpose loses what it is given.
+    return jax.custom_derivatives.linear_call(
+      lambda _, x: x, lambda _, grad: jnp.zeros_like(grad), (), ready
+    )
 
   return arrive
 
