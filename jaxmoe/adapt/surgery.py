@@ -5,7 +5,8 @@ and optimizer state are carried over by `transplant.py`. What they do to the out
 
 - `insert` adds closed experts (`MoE.closed`): every router and dispatcher gives the same bits.
 - `open_closed` lets the router know them. Outputs change. (ModuleFormer, Shen et al. 2023, section
-  3.4, inserts and opens at once; the old ones are then frozen, see `optim.Optim.frozen`.)
+  3.4, inserts and opens at once; the old ones are then frozen, see `optim.Optim.frozen`. With
+  strong weight decay the new ones take fewer of the tokens that old ones serve.)
 - `prune` keeps the experts used most, each layer its own (ibid., section 3.3). Where none of those
   dropped was chosen the outputs stay, up to rounding, if the router normalises its weights or
   scores each expert by itself; a bare softmax has a smaller sum afterwards.
