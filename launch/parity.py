@@ -14,21 +14,13 @@ import fnmatch
 import json
 import os
 import pathlib
-import re
 import subprocess
 import time
-from collections.abc import Collection
-from typing import Any
 
 import jax
 from absl import flags
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.block import ATTENTION
-from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
-from jaxmoe.moe.experts import EXPERTS
-from jaxmoe.moe.routers import ROUTERS
-from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parity import (
   REFUSED_PATH,
   Cell,
@@ -41,16 +33,10 @@ from jaxmoe.parity import (
   smoke_cells,
   source_digest,
 )
-from jaxmoe.parity.cells import DEVICES
+from jaxmoe.parity.cells import DEVICES, cell_called
 from jaxmoe.parity.results import PATH
 from launch import cli
 from launch.compile_fast import compile_fast
-
-NO_EXCHANGE = "none"
-FAMILIES: tuple[Collection[str], ...] = (
-  ROUTERS, EXPERTS, DISPATCHERS, {*EXCHANGES, NO_EXCHANGE}, ATTENTION
-)  # fmt: skip
-"""Where the names at the end of a key come from."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("full", False, "All cells of the table.", flag_values=FLAGS)
@@ -102,38 +88,13 @@ def chosen() -> list[Cell]:
   cells = [cell for cell in all_cells() if fnmatch.fnmatch(cell.key, FLAGS.cells)]
   if cells:
     return cells
-  cell = called(FLAGS.cells)
+  cell = cell_called(FLAGS.cells)
   if cell is None:
     raise InputError(
       f"--cells={FLAGS.cells}: no cell of the table is called so, nor is it the key of another; "
       f"one is {all_cells()[0].key!r}"
     )
   return [cell]
-
-
-def called(key: str) -> Cell | None:
-  """Returns the cell of a key, on two devices of each axis; None where it is not a key."""
-  words = key.split("/")
-  size = 5 if words[-1] in ATTENTION else 4
-  layout, names = words[:-size], words[-size:]
-  if not layout or not all(name in family for name, family in zip(names, FAMILIES)):
-    return None
-  fields: dict[str, Any] = dict.fromkeys(layout[0].split("+"), 2)
-  for extra in layout[1:]:
-    name, _, folded = extra.partition("_")
-    if re.fullmatch("zero[0-3]", extra):
-      fields["zero"] = int(extra[-1])
-    elif extra == "sequence":
-      fields["sequence"] = True
-    elif name == "fold":
-      fields["fold"] = tuple(folded.split("_"))
-  if not {*fields, *fields.get("fold", ())} <= {*AXES, "zero", "sequence", "fold"}:
-    return None
-  parts = dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
-  if parts["exchange"] == NO_EXCHANGE:
-    del parts["exchange"]
-  cell = Cell(Parallel(**fields), **parts)
-  return cell if cell.key == key else None
 
 
 def run(cell: Cell, commit: str, digest: str) -> Row:

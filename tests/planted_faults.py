@@ -30,6 +30,7 @@ from jaxmoe.train import gradients
 DATA, EXPERT, TENSOR = Cell(Parallel(data=2)), Cell(Parallel(expert=2)), Cell(Parallel(tensor=2))
 BOTH = Cell(Parallel(data=2, expert=2))
 SEQUENCE = Cell(Parallel(tensor=2, sequence=True))
+PARTS = Cell(Parallel(tensor=2, partition_activations=True))
 NOISY = dataclasses.replace(DATA, router="noisy")
 AUX_FREE = dataclasses.replace(DATA, router="aux_free")
 CAPACITY = dataclasses.replace(DATA, dispatch="capacity")
@@ -304,6 +305,7 @@ FAULTS = {
   "rows of the embedding are not summed": Fault(TENSOR, MeshWays, "embed", embed_alone),
   "what all devices found is summed": Fault(CONSTANT, layer.Found, "stream", whole_summed),
   "a part of the sequence is the next device's": Fault(FOLD_TENSOR, MeshWays, "_mine", next_part),
+  "a layer is made again from the next device's part": Fault(PARTS, MeshWays, "split", next_part),
   "shares of tokens are not put together": Fault(
     FOLD_TENSOR, MeshWays, "join", lambda _: lambda self, y_BLD: jnp.tile(y_BLD, (1, 2, 1))
   ),

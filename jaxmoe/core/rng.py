@@ -22,12 +22,13 @@ def name_hash(name: str) -> int:
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Keys:
   """A namespace of keys: `(keys / 'attention')('q')` is the key of `attention/q`."""
 
   root: jax.Array
-  path: str = ""
+  path: str = dataclasses.field(default="", metadata={"static": True})
 
   @classmethod
   def from_seed(cls, seed: int) -> Keys:

@@ -103,6 +103,8 @@ class Flow:
     ahead: What runs layers whose weights arrive before they are used, in place of a scan:
       (step, arrive, state, stored leaves, unroll) -> (state, outputs).
     keep: The remat policy in place of keeping all, for weights that are not to be kept.
+    parts: Where a layer is made again whole, how its stream is kept: (this device's part of it, all
+      of it again); None keeps all.
   """
 
   scan: bool = True
@@ -110,6 +112,7 @@ class Flow:
   arrive: Callable[[str, Any], Any] | None = None
   ahead: Callable[..., tuple[Any, Any]] | None = None
   keep: Callable[..., bool] | None = None
+  parts: tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]] | None = None
 
 
 def run_stack(
@@ -166,8 +169,8 @@ def _segment_step(
 ) -> Any:
   """Returns the body that runs a pattern once, as `lax.scan` wants it."""
 
-  def step(state: tuple[Any, Any], inputs: Any) -> tuple[Any, Any]:
-    (x_BLD, carry), (params, caches, index) = state, inputs
+  def step_of(given: tuple[Tokens, Keys | None], state: Any, inputs: Any) -> tuple[Any, Any]:
+    (tokens, keys), (x_BLD, carry), (params, caches, index) = given, state, inputs
     new_caches, sums = {}, {}
     for j, block_params in (params if arrive is None else arrive(params)).items():
       block, depth = nnx.merge(graphs[j], block_params), index + int(j)
@@ -180,9 +183,36 @@ def _segment_step(
       new_caches[j] = None if caches is None else cache
     return (x_BLD, carry), (new_caches, sums)
 
+  step = functools.partial(step_of, (tokens, keys))
+  if flow.parts is not None:
+    return functools.partial(_kept_in_parts(step_of, *flow.parts), (tokens, keys))
   if flow.remat == "none" and flow.keep is None:
     return step
   return jax.checkpoint(step, policy=flow.keep if flow.remat == "none" else POLICIES[flow.remat])
+
+
+def _kept_in_parts(
+  step: Any, split: Callable[[jax.Array], jax.Array], join: Callable[[jax.Array], jax.Array]
+) -> Any:
+  """Returns a step that is made again in the backward pass from a part of its stream.
+
+  What a rule of differentiation needs in a scan is an argument: hence `given`, constants.
+  """
+
+  @jax.custom_vjp
+  def again(given: Any, state: tuple[Any, Any], inputs: Any) -> tuple[Any, Any]:
+    return step(given, state, inputs)
+
+  def forward(given: Any, state: tuple[Any, Any], inputs: Any) -> tuple[Any, Any]:
+    x_BLD, carry = state
+    return step(given, state, inputs), (given, split(x_BLD), carry, inputs)
+
+  def backward(kept: Any, cotangents: Any) -> Any:
+    given, part, carry, inputs = kept
+    return jax.vjp(step, given, (join(part), carry), inputs)[1](cotangents)
+
+  again.defvjp(forward, backward)
+  return again
 
 
 def _numbered(step: Any, first: int, state: Any, params: Any, number: jax.Array) -> Any:

@@ -40,6 +40,9 @@ class Parallel:
       state (1), gradients too (2), parameters too (3).
     sequence: Whether the residual stream is spread over `tensor` along the sequence (Korthikanti
       et al. 2022), so that an all-reduce is a reduce-scatter and an all-gather.
+    partition_activations: Whether each of the `tensor` devices, on all of which the stream is the
+      same, keeps a part of it between layers for the backward pass, which gathers it again (ZeRO-R,
+      Rajbhandari et al. 2019, section 6.1). With `sequence` it lies in parts anyway.
     fold: More axes over whose devices experts are spread, so that their layout does not depend on
       that of dense layers.
   """
@@ -50,6 +53,7 @@ class Parallel:
   tensor: int = 1
   zero: Stage = 3
   sequence: bool = False
+  partition_activations: bool = False
   fold: tuple[Fold, ...] = ()
 
   def __post_init__(self) -> None:
@@ -60,6 +64,13 @@ class Parallel:
       raise InputError(
         "sequence=true spreads the stream over tensor devices, of which there is one: tensor=1; "
         "set tensor above 1, or sequence=false"
+      )
+    if self.partition_activations and (self.tensor == 1 or self.sequence):
+      raise InputError(
+        "partition_activations=true spreads over tensor devices what each of them would keep: "
+        f"tensor={self.tensor}, sequence={self.sequence}; "
+        + ("set tensor above 1" if self.tensor == 1 else "sequence=true spreads it already")
+        + ", or partition_activations=false"
       )
     if len(set(self.fold)) < len(self.fold):
       raise InputError(f"fold names an axis twice: fold={self.fold}")

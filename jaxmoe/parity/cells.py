@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from jaxmoe.core.errors import InputError
@@ -24,7 +25,12 @@ from jaxmoe.parallel.degrees import Stage
 from jaxmoe.train.experiment import Experiment
 
 DEVICES = 8
-_NO_EXCHANGE = "none"
+PARTITION = "partition_activations"
+NO_EXCHANGE = "none"
+_FAMILIES: tuple[Collection[str], ...] = (
+  ROUTERS, EXPERTS, DISPATCHERS, {*EXCHANGES, NO_EXCHANGE}, ATTENTION
+)  # fmt: skip
+"""Where the names at the end of a key come from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Cell:
   def key(self) -> str:
     """The name of what it shows, such as `data+expert/zero3/topk/swiglu/dropless/all_to_all`."""
     layout = layout_key(self.parallel)
-    exchange = self.exchange if self.parallel.expert_degree > 1 else _NO_EXCHANGE
+    exchange = self.exchange if self.parallel.expert_degree > 1 else NO_EXCHANGE
     parts = (layout, self.router, self.experts, self.dispatch, exchange)
     return "/".join(parts) + ("" if self.attention == "softmax" else f"/{self.attention}")
 
@@ -64,10 +70,37 @@ def layout_key(parallel: Parallel) -> str:
     extras.append(f"zero{parallel.zero}")
   if parallel.sequence:
     extras.append("sequence")
+  if parallel.partition_activations:
+    extras.append(PARTITION)
   folds = [axis for axis in AXES if axis in parallel.fold and parallel.degrees[axis] > 1]
   if folds:
     extras.append("fold_" + "_".join(folds))
   return "/".join([axes, *extras])
+
+
+def cell_called(key: str) -> Cell | None:
+  """Returns the cell of a key, on two devices of each axis; None where it is not a key."""
+  words = key.split("/")
+  size = 5 if words[-1] in ATTENTION else 4
+  layout, names = words[:-size], words[-size:]
+  if not layout or not all(name in family for name, family in zip(names, _FAMILIES)):
+    return None
+  fields: dict[str, Any] = dict.fromkeys(layout[0].split("+"), 2)
+  for extra in layout[1:]:
+    if re.fullmatch("zero[0-3]", extra):
+      fields["zero"] = int(extra[-1])
+    elif extra.startswith("fold_"):
+      fields["fold"] = tuple(extra.removeprefix("fold_").split("_"))
+    else:
+      fields[extra] = True
+  known = {*AXES, "zero", "sequence", PARTITION, "fold"}
+  if not {*fields, *fields.get("fold", ())} <= known:
+    return None
+  parts = dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
+  if parts["exchange"] == NO_EXCHANGE:
+    del parts["exchange"]
+  cell = Cell(Parallel(**fields), **parts)
+  return cell if cell.key == key else None
 
 
 def all_cells() -> list[Cell]:
@@ -197,6 +230,7 @@ def _variants(axes: Iterable[str]) -> Iterator[Parallel]:
     yield dataclasses.replace(layout, zero=zero)
     if "tensor" in axes:
       yield dataclasses.replace(layout, zero=zero, sequence=True)
+      yield dataclasses.replace(layout, zero=zero, partition_activations=True)
   if "tensor" in axes and "expert" in axes:
     yield dataclasses.replace(layout, fold=("tensor",))
     yield dataclasses.replace(layout, fold=("tensor",), sequence=True)

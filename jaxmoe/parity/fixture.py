@@ -19,7 +19,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import Block
 from jaxmoe.models.heads import Heads
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.stack import Remat, Segment
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import AllToAll
@@ -58,7 +58,9 @@ def decoder_of(cell: Cell) -> Decoder:
   if isinstance(attention, Heads):
     attention = dataclasses.replace(attention, num_heads=4, num_kv_heads=2, head_dim=4)
   block = Block(attention, moe)
-  return Decoder(Transformer(dim=DIM, stack=(Segment((block,), repeats=2),)), VOCAB)
+  remat: Remat = "full" if cell.parallel.partition_activations else "none"
+  model = Transformer(dim=DIM, stack=(Segment((block,), repeats=2),), remat=remat)
+  return Decoder(model, VOCAB)
 
 
 def params_of(decoder: Decoder, seed: int = 7) -> Params:

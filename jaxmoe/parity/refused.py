@@ -49,5 +49,7 @@ def _pairs() -> Iterator[tuple[str, Parallel, Block]]:
   yield "one expert axis x two levels", expert, dataclasses.replace(
     block, ffn=dataclasses.replace(moe, exchange=AllToAll(two_level=True))
   )
+  parted = Parallel(tensor=2, partition_activations=True)
+  yield "partition_activations x layers not made again whole", parted, block
   yield "degree x experts that do not divide", Parallel(expert=3), block
   yield "degree x heads that do not divide", Parallel(tensor=3), block

@@ -28,7 +28,12 @@ def check_fit(
     batch_size, parallel.num_groups * num_micro, "train.batch_size",
     "data * fsdp * expert * num_micro, for every device has as many rows of a microbatch",
   )
-  if parallel.sequence or _splits(parallel):
+  if parallel.partition_activations and model.remat != "full":
+    raise InputError(
+      "partition_activations=true is about what is kept of layers that are made again whole: "
+      f"model.remat={model.remat}; set model.remat=full, or partition_activations=false"
+    )
+  if parallel.sequence or parallel.partition_activations or _splits(parallel):
     _divides(seq_len, parallel.tensor, "data.seq_len", "tensor, over which sequences are spread")
   for segment in model.stack:
     for block in segment.pattern:

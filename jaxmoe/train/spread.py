@@ -61,8 +61,10 @@ def spread_gradients(
   of = (parallel, layout, decoder.dims, decoder.shapes)
   gathers, reduction = Gathers(*of), Reduction(*of)
   ahead, keep = (scan_ahead, keep_no_weights) if gathers.any else (None, None)
-  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep)
-  here = Decoder(decoder.config, decoder.vocab_size, MeshWays(parallel), flow, gathers.outside)
+  ways = MeshWays(parallel)
+  parts = (ways.split, ways.join) if parallel.partition_activations else None
+  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep, parts)
+  here = Decoder(decoder.config, decoder.vocab_size, ways, flow, gathers.outside)
   local = make_gradients(here, num_micro, compare=compare, summing=reduction)
   params, grads = (
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))

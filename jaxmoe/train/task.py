@@ -71,10 +71,11 @@ class TaskRecipe:
     for name in ("num_steps", "batch_size"):
       if getattr(self, name) < 1:
         raise InputError(f"{name} must be at least 1: {name}={getattr(self, name)}")
-    if self.parallel.sequence:
-      raise InputError(
-        "a task's activations are laid out by the compiler: parallel.sequence=True; set it to False"
-      )
+    for name in ("sequence", "partition_activations"):
+      if getattr(self.parallel, name):
+        raise InputError(
+          f"a task's activations are laid out by the compiler: parallel.{name}=True; set False"
+        )
 
 
 class TaskRun:

@@ -2,34 +2,9 @@
 
 import json
 
-import pytest
-
-from jaxmoe.parallel import Parallel
-from jaxmoe.parity import Cell, all_cells
-from launch import parity
+from jaxmoe.parity import all_cells
 
 OTHER = "data+fsdp/zero2/threshold/gelu/capacity/none/sinks"
-
-
-def test_every_cell_of_the_table_is_found_by_its_key():
-  for cell in all_cells():
-    found = parity.called(cell.key)
-    assert found is not None and found.key == cell.key
-  folded = Parallel(expert=2, tensor=2, fold=("tensor",), sequence=True)
-  other = Cell(folded, exchange="all_gather")
-  assert parity.called(other.key) == other
-
-
-@pytest.mark.parametrize(
-  "key",
-  [
-    "topk/swiglu/dropless/none", "row/topk/swiglu/dropless/none", "data/topk/swiglu/dropless/sinks",
-    "data/topk/swiglu/dropless/all_to_all", "data/zero2/topk/swiglu/dropless/none",
-    "expert/fold_row/topk/swiglu/dropless/all_to_all", "data/quickly/topk/swiglu/dropless/none", "",
-  ],
-)  # fmt: skip
-def test_what_is_no_key_is_told_from_one(key):
-  assert parity.called(key) is None
 
 
 def test_a_layout_that_the_table_has_not_is_tried_and_written_down(started, tmp_path):

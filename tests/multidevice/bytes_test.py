@@ -33,10 +33,10 @@ FEED_FORWARD = MLP(HIDDEN)
 TOLD = FLOAT * LAYERS * EXPERTS  # the largest sum that is of a metric
 
 
-def sent(parallel, ffn=FEED_FORWARD, micro=1, key_heads=8):
+def sent(parallel, ffn=FEED_FORWARD, micro=1, key_heads=8, **settings):
   """Returns the bytes a device sends by kind and axes, metrics apart, and all collectives."""
   block = Block(Attention(num_heads=8, num_kv_heads=key_heads, head_dim=8), ffn)
-  decoder = decoder_of(block, LAYERS, DIM, VOCAB)
+  decoder = decoder_of(block, LAYERS, DIM, VOCAB, **settings)
   found = collectives_of_lowered(*lower_gradients(decoder, parallel, (ROWS, LENGTH), micro))
   assert all(one.known and not one.sometimes for one in found)
   total, told = collections.Counter(), 0.0
@@ -127,6 +127,14 @@ def test_tensor_groups_send_activations_and_numbers_of_the_loss(name):
   # Nothing of size T x V moves, in no part: the largest is the stream.
   assert DIM < VOCAB // 4 and max(one.bytes_out for one in found) == STREAM
   assert sum(one.times for one in found if one.shape == (TOKENS,)) == 5
+
+
+def test_a_stream_that_is_kept_in_parts_is_gathered_once_a_layer():
+  parallel = Parallel(tensor=4)
+  whole, _ = sent(parallel, remat="full")
+  parts, _ = sent(dataclasses.replace(parallel, partition_activations=True), remat="full")
+  assert parts.pop(("all-gather", "tensor")) == share(4) * LAYERS * STREAM
+  assert parts == whole
 
 
 def test_key_heads_fewer_than_devices_are_held_and_summed_by_all():

@@ -111,18 +111,32 @@ def test_layers_that_are_unrolled_ask_for_their_weights_again_too():
   assert gathers == 3 / 4 * (2 * 4 * ONE_LAYER + outside)
 
 
-def kept_of_a_layer(sequence):
+def kept_of_a_layer(parallel):
   """Returns the bytes by which temporaries grow with a layer that is made again whole."""
   block = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=8), MLP(32))
   sizes = []
   for layers in (4, 12):
     decoder = decoder_of(block, layers, 64, 64, remat="full")
-    lowered, _ = lower_gradients(decoder, Parallel(tensor=4, sequence=sequence), (8, 128))
+    lowered, _ = lower_gradients(decoder, parallel, (8, 128))
     sizes.append(memory(lowered.compile()).temporaries)
   return (sizes[1] - sizes[0]) / 8
 
 
-def test_with_sequence_a_tensor_group_keeps_the_stream_between_layers_once():
-  stream = FLOAT * 8 * 128 * 64
-  assert kept_of_a_layer(False) == pytest.approx(stream, rel=0.1)
-  assert kept_of_a_layer(True) == pytest.approx(stream / 4, rel=0.1)
+STREAM = FLOAT * 8 * 128 * 64
+
+
+def test_every_device_of_a_tensor_group_keeps_the_stream_between_layers():
+  assert kept_of_a_layer(Parallel(tensor=4)) == pytest.approx(STREAM, rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["sequence", "partition_activations"])
+def test_or_the_group_keeps_it_once(how):
+  parallel = Parallel(tensor=4, **{how: True})
+  assert kept_of_a_layer(parallel) == pytest.approx(STREAM / 4, rel=0.1)
+
+
+def test_also_where_weights_arrive_ahead():
+  less = Parallel(fsdp=2, tensor=4), Parallel(fsdp=2, tensor=4, partition_activations=True)
+  all_of, parts = (kept_of_a_layer(parallel) for parallel in less)
+  # Beside the stream of half the rows there are gradients of the weights.
+  assert all_of - parts == pytest.approx(3 / 4 * STREAM / 2, rel=0.05)

@@ -11,6 +11,7 @@ from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import Parallel
 from jaxmoe.parity import Cell, Results, Row, all_cells, cells_of, check_proven, smoke_cells
+from jaxmoe.parity.cells import cell_called
 from jaxmoe.parity.refused import refused
 from launch.recipes import load_recipe
 
@@ -68,6 +69,27 @@ def test_settings_of_one_class_are_told_apart():
 def test_a_key_has_no_degrees_and_no_exchange_where_experts_are_not_spread():
   assert Cell(Parallel(data=2)).key == Cell(Parallel(data=8), exchange="all_gather").key
   assert Cell(Parallel(fsdp=2, zero=1)).key != Cell(Parallel(fsdp=2, zero=2)).key
+
+
+def test_every_cell_of_the_table_is_found_by_its_key():
+  for cell in all_cells():
+    found = cell_called(cell.key)
+    assert found is not None and found.key == cell.key
+  folded = Parallel(expert=2, tensor=2, fold=("tensor",), sequence=True)
+  other = Cell(folded, exchange="all_gather")
+  assert cell_called(other.key) == other
+
+
+@pytest.mark.parametrize(
+  "key",
+  [
+    "topk/swiglu/dropless/none", "row/topk/swiglu/dropless/none", "data/topk/swiglu/dropless/sinks",
+    "data/topk/swiglu/dropless/all_to_all", "data/zero2/topk/swiglu/dropless/none",
+    "expert/fold_row/topk/swiglu/dropless/all_to_all", "data/quickly/topk/swiglu/dropless/none", "",
+  ],
+)  # fmt: skip
+def test_what_is_no_key_is_told_from_one(key):
+  assert cell_called(key) is None
 
 
 def table(status, sources="other"):

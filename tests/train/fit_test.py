@@ -16,6 +16,11 @@ from launch.recipes import load_recipe
     ("tiny.py:dispatch=capacity", ("tensor=2", "expert=2", "fold=tensor"), "leave tensor out"),
     ("tiny.py", ("tensor=2", "sequence=true", "data.seq_len=63"), "seq_len must be a multiple"),
     ("tiny.py", ("sequence=true",), "sequence=false"),
+    ("tiny.py", ("partition_activations=true",), "set tensor above 1"),
+    ("tiny.py", ("tensor=2", "sequence=true", "partition_activations=true"), "spreads it already"),
+    ("tiny.py", ("tensor=2", "partition_activations=true"), "set model.remat=full"),
+    ("tiny.py", ("tensor=2", "partition_activations=true", "model.remat=full", "data.seq_len=63"),
+     "seq_len must be a multiple"),
   ],
 )
 def test_it_is_refused(recipe, changes, words):

@@ -48,13 +48,8 @@ class Counts(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dispatcher:
-  """The base of dispatchers; one overrides `plan` or `run`."""
-
-  @property
-  def looks_ahead(self) -> bool:
-    """Whether a later token may take away the row of an earlier one."""
-    return False
+class Mover:
+  """What hands rows on, to experts or to devices; the base loses none."""
 
   @property
   def by_group(self) -> bool:
@@ -65,6 +60,16 @@ class Dispatcher:
   def drop_limit(self) -> float:
     """The share of a layer's choices above which drops end the run."""
     return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatcher(Mover):
+  """The base of dispatchers; one overrides `plan` or `run`."""
+
+  @property
+  def looks_ahead(self) -> bool:
+    """Whether a later token may take away the row of an earlier one."""
+    return False
 
   def check_causal(self) -> None:
     """Refuses to serve a causal model where a later token may change an earlier one's rows.

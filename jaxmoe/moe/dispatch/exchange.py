@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.weights import Groups
 from jaxmoe.moe.dispatch.capacity import Limited
-from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Site
+from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Mover, Site
 from jaxmoe.moe.dispatch.dropless import Dropless
 from jaxmoe.moe.dispatch.plan import Experts, Uniform, place_choices
 from jaxmoe.moe.routing import Routing
@@ -65,18 +65,8 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
-  """The base of exchanges: it loses no row."""
-
-  @property
-  def by_group(self) -> bool:
-    """Whether a token's rows differ with the tokens that lie on one device with it."""
-    return False
-
-  @property
-  def drop_limit(self) -> float:
-    """The share of a layer's choices above which drops end the run."""
-    return 1.0
+class Exchange(Mover):
+  """The base of exchanges; one overrides the call."""
 
   def __call__(
     self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
