@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class SubwordTokenizer:
       self._plain["start_id"] = start_id
     self.digest = hashlib.sha256(json.dumps(self._plain, sort_keys=True).encode()).hexdigest()
     self._bytes_by_id = _bytes_by_id(text, ids)
+    added = self._tokenizer.get_added_tokens_decoder()
+    self._special = {number: token.content for number, token in added.items() if token.special}
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the int32 ids of `text`; a special token spelled in it is ordinary text."""
@@ -58,14 +60,44 @@ class SubwordTokenizer:
     encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return np.array(encodings[0].ids, np.int32)
 
-  def encode_template(self, text: str) -> np.ndarray:
-    """Returns the int32 ids of text that a model's makers wrote: special tokens count as such."""
-    utf8(text)
+  def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> np.ndarray:
+    """Returns the int32 ids of text in parts, (text, whether special tokens in it count as such).
+
+    What a template wrote counts, what a user wrote does not. The parts are one text otherwise: its
+    ids are those of the library unless a special token is spelled where it does not count.
+    """
+    for text, _ in parts:
+      utf8(text)
+    ids, specials = self._with_specials("".join(text for text, _ in parts))
+    end, fine = 0, True
+    for text, counts in parts:
+      start, end = end, end + len(text)
+      fine &= counts or not any(a < end and start < b for a, b, _ in specials)
+    if fine:
+      return np.array(ids, np.int32)
+    pieces: list[Any] = [""]  # text, and the ids of special tokens that count
+    for text, counts in parts:
+      at = 0
+      for a, b, token in self._with_specials(text)[1] if counts else ():
+        pieces[-1] += text[at:a]
+        pieces += [[token], ""]
+        at = b
+      pieces[-1] += text[at:]
+    listed = [self.encode(piece) if isinstance(piece, str) else piece for piece in pieces]
+    return np.concatenate(listed).astype(np.int32)
+
+  def _with_specials(self, text: str) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Returns the ids of text whose special tokens count, and (start, end, id) of each of those."""
     self._tokenizer.encode_special_tokens = False
     try:
-      return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+      found = self._tokenizer.encode(text, add_special_tokens=False)
     finally:
       self._tokenizer.encode_special_tokens = True
+    specials = [
+      (a, b, token) for (a, b), token in zip(found.offsets, found.ids, strict=True)
+      if text[a:b].strip() == self._special.get(token)  # what is unknown may have a token, too
+    ]  # fmt: skip
+    return found.ids, specials
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""

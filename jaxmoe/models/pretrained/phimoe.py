@@ -1,4 +1,8 @@
-"""Phi-3.5-MoE (Abdin et al. 2024, arXiv:2404.14219): LayerNorm, SparseMixer, LongRoPE."""
+"""Phi-3.5-MoE (Abdin et al. 2024, arXiv:2404.14219): LayerNorm, SparseMixer, LongRoPE.
+
+Past the original length keys turn by the long factors, as in LongRoPE (Ding et al. 2024) and the
+model's own code. transformers (5.24) takes the long gain there, but turns by the short factors.
+"""
 
 from __future__ import annotations
 

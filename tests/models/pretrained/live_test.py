@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.models.pretrained import reference
-from tests.models.pretrained.cases import GOLDEN, LATENT, LIVE, LLAMA3, YARN
+from tests.models.pretrained.cases import GOLDEN, LATENT, LIVE, LLAMA3, LONG, YARN
 from tests.models.pretrained.ours import Ours, check_forward, check_gradients, check_greedy
 
 pytest.importorskip("transformers")
@@ -43,6 +43,19 @@ def test_positions_past_4096_turn_as_far_as_in_transformers(case, tmp_path):
   ids = reference.ids_of((1, 20), seed=4)
   position = np.arange(20, dtype=np.int32)[None] * 331
   check_forward(ours, ids, *reference.forward(model, ids, position), position)
+
+
+def test_phimoe_past_its_original_length_has_long_factors_which_transformers_leaves_out(tmp_path):
+  """There it has the long gain with the short factors; given the long ones as short, we agree."""
+  position = np.arange(20, dtype=np.int32)[None] * 331
+  far = {**LONG, "original_max_position_embeddings": 16}
+  model, ours = saved("phimoe", {**GOLDEN["phimoe"], "rope_parameters": far}, tmp_path)
+  model.config.rope_parameters["short_factor"] = LONG["long_factor"]
+  ids = reference.ids_of((1, 20), seed=4)
+  check_forward(ours, ids, *reference.forward(model, ids, position), position)
+  model.config.rope_parameters["short_factor"] = LONG["short_factor"]
+  with pytest.raises(AssertionError):
+    check_forward(ours, ids, *reference.forward(model, ids, position), position)
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "phimoe", "granitemoe", "qwen3_moe"])

@@ -1,0 +1,143 @@
+"""Text that a template may ask about and cut, but never writes: what it writes is a mark."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+Run = tuple[str, int | None]
+"""Some text and the number of the message it is of; None for the template's own."""
+
+MARK = re.compile("\ue000([0-9]+)\ue001")
+
+
+class Said(str):
+  """A message, or a piece of one with what a template put beside it.
+
+  As a string it has marks in the place of what users wrote, which `parts_of` turns back into text.
+  Methods that ask, cut or join act on the text; those that would change it are refused.
+  """
+
+  _runs: tuple[Run, ...]
+  _known: list[Run]
+
+  def __new__(cls, runs: Sequence[Run], known: list[Run]) -> Said:
+    """Makes one of runs; those of users are added to `known`, and a mark is a place there."""
+    runs = tuple(run for run in runs if run[0])
+    written = ""
+    for text, message in runs:
+      if message is not None:
+        known.append((text, message))
+      written += text if message is None else f"\ue000{len(known) - 1}\ue001"
+    said = super().__new__(cls, written)
+    said._runs, said._known = runs, known
+    return said
+
+  @property
+  def _text(self) -> str:
+    return "".join(text for text, _ in self._runs)
+
+  def _cut(self, start: int, stop: int) -> Said:
+    """Returns the text from one place to another."""
+    runs, at = [], 0
+    for text, message in self._runs:
+      runs.append((text[max(start - at, 0) : max(stop - at, 0)], message))
+      at += len(text)
+    return Said(runs, self._known)
+
+  def _pieces(self, found: list[str]) -> list[Said]:
+    """Returns pieces of the text that follow each other in it, with something between or not."""
+    pieces, at = [], 0
+    for piece in found:
+      start = self._text.index(piece, at)
+      at = start + len(piece)
+      pieces.append(self._cut(start, at))
+    return pieces
+
+  def strip(self, chars: Any = None) -> Said:  # noqa: D102
+    return self.lstrip(chars).rstrip(chars)
+
+  def lstrip(self, chars: Any = None) -> Said:  # noqa: D102
+    size = len(self._text)
+    return self._cut(size - len(self._text.lstrip(_plain(chars))), size)
+
+  def rstrip(self, chars: Any = None) -> Said:  # noqa: D102
+    return self._cut(0, len(self._text.rstrip(_plain(chars))))
+
+  def split(self, sep: Any = None, maxsplit: Any = -1) -> list[Any]:  # noqa: D102
+    return self._pieces(self._text.split(_plain(sep), maxsplit))
+
+  def rsplit(self, sep: Any = None, maxsplit: Any = -1) -> list[Any]:  # noqa: D102
+    return self._pieces(self._text.rsplit(_plain(sep), maxsplit))
+
+  def __getitem__(self, key: Any) -> Said:
+    if isinstance(key, slice):
+      start, stop, step = key.indices(len(self))
+      if step != 1:
+        raise TypeError("a message is cut, not reordered")
+      return self._cut(start, stop)
+    at = range(len(self))[key]
+    return self._cut(at, at + 1)
+
+  def __iter__(self) -> Iterator[Any]:
+    return (self[at] for at in range(len(self)))
+
+  def __add__(self, other: str) -> Said:
+    return Said([*self._runs, *_runs_of(other)], self._known)
+
+  def __radd__(self, other: str) -> Said:
+    return Said([*_runs_of(other), *self._runs], self._known)
+
+  def __str__(self) -> Said:
+    return self
+
+  def __len__(self) -> int:
+    return len(self._text)
+
+  def __contains__(self, other: object) -> bool:
+    return _plain(other) in self._text
+
+  def __eq__(self, other: object) -> bool:
+    return self._text == _plain(other)
+
+  def __ne__(self, other: object) -> bool:
+    return not self == other
+
+  def __hash__(self) -> int:
+    return hash(self._text)
+
+
+def parts_of(written: str, known: Sequence[Run]) -> list[Run]:
+  """Returns what a template wrote as runs, users' text in the place of marks."""
+  pieces = MARK.split(written)
+  return [
+    known[int(piece)] if at % 2 else (piece, None) for at, piece in enumerate(pieces) if piece
+  ]
+
+
+def _runs_of(text: str) -> tuple[Run, ...]:
+  return text._runs if isinstance(text, Said) else ((text, None),)
+
+
+def _plain(text: Any) -> Any:
+  return text._text if isinstance(text, Said) else text
+
+
+def _asks(name: str) -> Callable[..., Any]:
+  return lambda self, *args: getattr(self._text, name)(*map(_plain, args))
+
+
+def _refuses(name: str) -> Callable[..., Any]:
+  def refuse(self: Said, *args: Any, **kwargs: Any) -> Any:
+    raise ValueError(f"{name} would change what a message says")
+
+  return refuse
+
+
+_ASKING = {"startswith", "endswith", "find", "rfind", "index", "rindex", "count"}
+for _name in dir(str):
+  if _name in _ASKING or _name.startswith("is"):
+    setattr(Said, _name, _asks(_name))
+  elif not _name.startswith("_") and _name not in vars(Said):
+    setattr(Said, _name, _refuses(_name))
