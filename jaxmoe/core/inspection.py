@@ -7,19 +7,15 @@ float32; `core/lowered.py` reads the same of a program that is not compiled yet,
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from jaxmoe.core.hlo import Instruction, Shape, parse_program
+from jaxmoe.core.groups import Groups, axes_of, groups_of
+from jaxmoe.core.hlo import Shape, parse_program
 from jaxmoe.core.products import product_flops
 from jaxmoe.core.visits import Visit, visits
-
-Groups = tuple[tuple[int, ...], ...]
 
 KINDS = (
   "all-gather",
@@ -172,32 +168,10 @@ def flops(compiled: jax.stages.Compiled) -> Flops:
   return Flops(matmul, unknown, float(counted["flops"]) if counted and "flops" in counted else None)
 
 
-def axes_of(groups: Groups, mesh: Mesh) -> tuple[str, ...] | None:
-  """Returns the mesh axes whose product every group is, or None; groups hold places in the mesh."""
-  shape = mesh.devices.shape
-  found = set()
-  for group in groups:
-    coordinates = np.array(np.unravel_index(np.array(group), shape))
-    varying = np.ptp(coordinates, axis=1) > 0
-    if len(set(group)) != math.prod(size for size, varies in zip(shape, varying) if varies):
-      return None
-    found.add(tuple(axis for axis, varies in zip(mesh.axis_names, varying) if varies))
-  return found.pop() if len(found) == 1 else None
-
-
-def chains(pairs: Groups) -> Groups:
-  """Returns the sets of devices that (source, target) pairs connect."""
-  sets: list[set[int]] = []
-  for pair in pairs:
-    touched = [group for group in sets if group & set(pair)]
-    sets = [group for group in sets if group not in touched] + [set(pair).union(*touched)]
-  return tuple(sorted(tuple(sorted(group)) for group in sets))
-
-
 def _collective(visit: Visit, kind: str, mesh: Mesh) -> Collective:
   instruction = visit.instruction
   shapes = _results(visit)
-  groups = _groups(instruction, mesh.devices.size)
+  groups = groups_of(instruction, mesh.devices.size)
   return Collective(
     kind=kind,
     axes=axes_of(groups, mesh),
@@ -224,26 +198,3 @@ def _results(visit: Visit) -> tuple[Shape, ...]:
     if other.opcode == end and instruction.name in other.operands
   ]
   return ends[0] if ends else instruction.shapes[-1:]
-
-
-def _groups(instruction: Instruction, num_devices: int) -> Groups:
-  """Returns who exchanges with whom, from any of the notations of HLO."""
-  pairs = instruction.attribute(r"source_target_pairs=\{((?:\{[\d,]*\},?)*)\}")
-  if pairs is not None:
-    return chains(_lists(pairs))
-  listed = instruction.attribute(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
-  if listed:
-    return _lists(listed)
-  iota = re.search(
-    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", instruction.attributes
-  )
-  if iota is None:
-    return (tuple(range(num_devices)),)
-  shape, dims, order = ([int(n) for n in part.split(",")] if part else [] for part in iota.groups())
-  grid = np.arange(math.prod(dims)).reshape(dims).transpose(order or range(len(dims)))
-  return tuple(tuple(row) for row in grid.reshape(shape[0], -1).tolist())
-
-
-def _lists(text: str) -> Groups:
-  groups = re.findall(r"\{([\d,]+)\}", text)
-  return tuple(tuple(int(n) for n in group.split(",")) for group in groups)

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxmoe.core.groups import Groups, axes_of, chains, groups_along
 from jaxmoe.core.hlo import Shape
-from jaxmoe.core.inspection import KINDS, Collective, Groups, axes_of, chains
+from jaxmoe.core.inspection import KINDS, Collective
 
 
 def collectives_of_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> list[Collective]:
@@ -67,7 +68,7 @@ def _collectives(operation: Any, around: _Around) -> Iterator[Collective]:
 
 def _collective(operation: Any, kind: str, around: _Around) -> Collective:
   shapes = [_shape(str(result.type)) for result in operation.operation.results]
-  groups = _groups(operation, around.mesh.devices.size)
+  groups = _groups(operation, around.mesh)
   return Collective(
     kind=kind,
     axes=axes_of(groups, around.mesh),
@@ -82,13 +83,16 @@ def _collective(operation: Any, kind: str, around: _Around) -> Collective:
   )
 
 
-def _groups(operation: Any, num_devices: int) -> Groups:
+def _groups(operation: Any, mesh: Mesh) -> Groups:
   """Returns who exchanges with whom; a short group is filled with -1."""
   attributes = operation.operation.attributes
   if operation.operation.name == "stablehlo.custom_call":  # a ragged all-to-all is written as one
     attributes = attributes["backend_config"]
   is_pairs = "source_target_pairs" in attributes
   found = attributes["source_target_pairs" if is_pairs else "replica_groups"]
+  if "mesh_axes" in str(found):  # jax 0.11 names axes where earlier ones list devices
+    axes = re.findall(r'name = "(\w+)"', str(found))
+    return groups_along(mesh.shape, [(axis, 1, mesh.shape[axis]) for axis in axes])
   rows, columns = map(int, re.findall(r"\d+", str(found.type))[:2])
   flat = [int(value) for value in found]
   groups = tuple(
@@ -97,7 +101,7 @@ def _groups(operation: Any, num_devices: int) -> Groups:
   )
   if is_pairs:
     return chains(groups)
-  return groups or (tuple(range(num_devices)),)
+  return groups or (tuple(range(mesh.devices.size)),)
 
 
 def _shape(text: str) -> Shape:

@@ -75,7 +75,10 @@ def _body(eqn: Any) -> Jaxpr | None:
 
 
 def _scan(flow: Flow, eqn: Any, given: Values) -> Values:
-  num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+  if "ft_in" in eqn.params:  # since jax 0.11, which keeps the trees
+    num_consts, num_carry, _ = (len(tree) for tree in eqn.params["ft_in"].unpack())
+  else:
+    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
   first = num_consts + num_carry
   carry, rows = given[num_consts:first], []
   for value in given[first:]:

@@ -7,15 +7,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmoe.core.hlo import parse_program
-from jaxmoe.core.inspection import (
-  axes_of,
-  chains,
-  collectives,
-  collectives_of_text,
-  flops,
-  memory,
-)
+from jaxmoe.core.groups import axes_of, chains, groups_of
+from jaxmoe.core.hlo import Instruction, parse_program
+from jaxmoe.core.inspection import collectives, collectives_of_text, flops, memory
 from jaxmoe.core.lowered import collectives_of_lowered
 from jaxmoe.core.products import product_flops
 
@@ -270,6 +264,31 @@ def test_memory_of_arguments_and_outputs_is_one_devices_shards():
   # XLA counts the table of a tuple's pointers too, eight bytes each.
   assert found.outputs == X_BYTES // 4 + 16 * 16 * 4 // 2 + 2 * 8
   assert found.peak >= found.arguments + found.outputs - found.aliased + found.temporaries
+
+
+NOTATIONS = {
+  "{{0,4},{1,5},{2,6},{3,7}}": [[0, 4], [1, 5], [2, 6], [3, 7]],
+  "{}": [[0, 1, 2, 3, 4, 5, 6, 7]],
+  "[4,2]<=[2,4]T(1,0)": [[0, 4], [1, 5], [2, 6], [3, 7]],
+  "mesh['a'=2,'b'=4] {'a'}": [[0, 4], [1, 5], [2, 6], [3, 7]],
+  "mesh['a'=2,'b'=2,'c'=2] {'c','a'}": [[0, 4, 1, 5], [2, 6, 3, 7]],
+  "mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}": [[0, 1, 2, 3], [4, 5, 6, 7]],
+  "mesh['a'=4,'b'=2], device_ids=(7,6,5,4,3,2,1,0) {'b'}": [[7, 6], [5, 4], [3, 2], [1, 0]],
+  "mesh['a'=8] {'a':(1)2}": [[0, 4], [1, 5], [2, 6], [3, 7]],
+  "mesh['a'=8] {'a':(2)2}": [[0, 2], [1, 3], [4, 6], [5, 7]],
+}
+
+
+@pytest.mark.parametrize("text", NOTATIONS)
+def test_groups_are_read_in_every_notation(text):
+  attributes = f", channel_id=1, replica_groups={text}, use_global_device_ids=true"
+  found = groups_of(Instruction("x", (), "all-reduce", "%y", attributes), 8)
+  assert [list(group) for group in found] == NOTATIONS[text]
+
+
+def test_a_notation_that_is_not_known_is_not_taken_for_another():
+  with pytest.raises(ValueError, match="not known"):
+    groups_of(Instruction("x", (), "all-reduce", "%y", ", replica_groups=<odd>"), 8)
 
 
 TEXT = """HloModule made_up, is_scheduled=true
