@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.block import MLP, MoE
-from jaxmoe.moe.dispatch import Dropless
+from jaxmoe.moe.dispatch import AllToAll, Dropless
 from jaxmoe.train.experiment import Experiment
 
 HBM_GIB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
@@ -50,8 +50,13 @@ def as_on_tpu(experiment: Experiment) -> Experiment:
   """Returns the recipe with the back ends that `auto` stands for on a TPU."""
 
   def change(ffn: MLP | MoE) -> MLP | MoE:
-    if isinstance(ffn, MoE) and ffn.dispatch == Dropless():
-      return dataclasses.replace(ffn, dispatch=Dropless(backend="ragged"))
-    return ffn
+    if not isinstance(ffn, MoE):
+      return ffn
+    dispatch, exchange = ffn.dispatch, ffn.exchange
+    if dispatch == Dropless():
+      dispatch = Dropless(backend="ragged")
+    if isinstance(exchange, AllToAll) and exchange.ragged == "auto":
+      exchange = dataclasses.replace(exchange, ragged="always")
+    return dataclasses.replace(ffn, dispatch=dispatch, exchange=exchange)
 
   return dataclasses.replace(experiment, model=experiment.model.map_ffns(change))

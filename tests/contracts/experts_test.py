@@ -191,8 +191,6 @@ MORE = {
   "no constant": ZeroCopyConstant(GELU(4), num_copy=2, num_constant=0),
 }
 FAMILIES = MEMBERS | MORE
-# Where there is room for all, those that differ in what overflows are one.
-ROOMY = [name for name in DISPATCHERS if not name.startswith("capacity_")]
 family = pytest.mark.parametrize("name", FAMILIES)
 CASES = ("random", "padding", "an expert without tokens", "all on the same", "one token", "none")
 
@@ -247,9 +245,7 @@ def run_layer(graph, state, x, scores_TA, expert_TA, valid_TA, grad_y):
 
 @pytest.mark.parametrize(
   "name, dispatch",
-  [*((name, dispatch) for name in MEMBERS for dispatch in ROOMY),
-   *(pytest.param(name, dispatch, marks=pytest.mark.slow) for name in MEMBERS
-     for dispatch in DISPATCHERS if dispatch not in ROOMY),
+  [*((name, dispatch) for name in MEMBERS for dispatch in DISPATCHERS),
    *((name, "dropless") for name in MORE)],
 )  # fmt: skip
 def test_a_layer_equals_the_float64_loop_in_values_and_slopes(name, dispatch):

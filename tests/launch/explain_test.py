@@ -79,6 +79,17 @@ def test_the_tiny_step_compiles_for_chips_that_are_not_there_and_fits(alone, tin
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is missing: pip install 'jaxmoe[tpu]'")
+def test_there_a_ragged_exchange_sends_the_rows_that_are_there(alone, tiny, tmp_path):
+  file, recipe = tmp_path / "told.json", f"{tiny}:exchange=all_to_all_ragged"
+  degrees = ("data=4", "expert=4")
+  changes = [f"--config.parallel.{degree}" for degree in degrees] + ["--config.train.batch_size=16"]
+  result = alone("explain", recipe, "--topology=v5e:4x4", f"--json={file}", *changes)
+  assert result.code == 0, result.err
+  kinds = {one["kind"] for one in json.loads(file.read_text())["compiled"]["traffic"]}
+  assert "ragged-all-to-all" in kinds
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is missing: pip install 'jaxmoe[tpu]'")
 def test_a_slice_that_does_not_exist_is_one_line(alone, tiny):
   result = alone("explain", tiny, "--topology=v5e:3x3")
   assert result.code == 2

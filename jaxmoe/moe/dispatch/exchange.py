@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +87,8 @@ class AllToAll(Exchange):
     bound: Rows of one device's tokens for another device, as a multiple of the mean T * A / e; the
       last tokens' choices beyond are dropped and counted as `exchange`. None for no bound: nothing
       is dropped, and buffers are e times the mean.
-    ragged: Whether only rows that are there go over the wire, where the platform can (TPU, GPU);
-      elsewhere whole buffers do.
+    ragged: Whether only rows that are there go over the wire, and not whole buffers: `auto` where
+      the platform can (TPU, GPU), `always` in a program that is compiled for one elsewhere.
     chunks: Pieces in which rows travel, so that one can be computed while the next is under way;
       routing is that of the whole batch.
     two_level: Whether to exchange within the innermost axis first, then across the others.
@@ -96,7 +96,7 @@ class AllToAll(Exchange):
   """
 
   bound: float | None = None
-  ragged: bool = False
+  ragged: Literal["no", "auto", "always"] = "no"
   chunks: int = 1
   two_level: bool = False
   max_drop_rate: float = 1.0
@@ -108,7 +108,7 @@ class AllToAll(Exchange):
       raise InputError(f"max_drop_rate must lie in [0, 1]: max_drop_rate={self.max_drop_rate}")
     if self.chunks < 1:
       raise InputError(f"chunks must be at least 1: chunks={self.chunks}")
-    if self.ragged and (self.two_level or self.chunks > 1):
+    if self.ragged != "no" and (self.two_level or self.chunks > 1):
       raise InputError(
         "a ragged exchange goes straight and in one piece: "
         f"two_level={self.two_level}, chunks={self.chunks}; set two_level=false and chunks=1"
@@ -223,7 +223,8 @@ class Remote:
     with jax.named_scope("send"):
       there_eS = self.group.swap(sizes_eS)
     place_C = jnp.arange(capacity)
-    if self.exchange.ragged and _has_ragged():
+    can = jax.default_backend() in ("tpu", "gpu")
+    if self.exchange.ragged == "always" or (can and self.exchange.ragged == "auto"):
       return _over_the_wire(self, rows_RD, count_e, first_e, there_eS)
     used_eC = place_C[None] < count_e[:, None]
     row_eC = jnp.where(used_eC, first_e[:, None] + place_C[None], rows_RD.shape[0])
@@ -262,11 +263,6 @@ class Remote:
     )
     y_RD, _ = self.dispatch(rows_RD, routing, self.experts, Site())
     return y_RD.reshape(devices, capacity, -1)
-
-
-def _has_ragged() -> bool:
-  """Whether XLA compiles a ragged all-to-all for this platform."""
-  return jax.default_backend() in ("tpu", "gpu")
 
 
 def _over_the_wire(
