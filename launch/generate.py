@@ -2,8 +2,8 @@
 
 python -m launch.generate --workdir=runs/tiny --prompt='def main(' [--prompt=... --max_tokens=64]
 
-With --chat a prompt is what a user says, and stands in the chat template that came with a converted
-model; special tokens that it spells are text.
+With --chat a prompt is what a user says, after what --system says, and stands in the chat template
+that came with a converted model; special tokens that it spells are text.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run whose model writes.", flag_values=FLAGS)
 flags.DEFINE_multi_string("prompt", None, "What to continue; may be repeated.", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "Prompts are messages of a user.", flag_values=FLAGS)
+flags.DEFINE_string("system", "", "Said before a user speaks; with --chat.", flag_values=FLAGS)
 flags.DEFINE_integer("max_tokens", 128, "The most tokens to write.", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", flag_values=FLAGS)
 flags.DEFINE_float("top_p", 0.95, "Share of probability to sample from.", flag_values=FLAGS)
@@ -77,6 +78,8 @@ def main(arguments: list[str]) -> int:
   prompts = FLAGS.prompt or []
   if not prompts or not all(prompts):
     raise InputError("--prompt is missing or empty; give the text to continue")
+  if FLAGS.system and not FLAGS.chat:
+    raise InputError("--system is said in a chat template; give --chat, too, or leave it out")
   workdir = cli.need_workdir(FLAGS.workdir)
   context = workdir.experiment().data.seq_len
   come_with = workdir.path / FOLDER
@@ -98,11 +101,14 @@ def _encode(
   tokenizer: Tokenizer, prompts: list[str], context: int,
   template: tuple[str, dict[str, str | None]] | None,
 ) -> list[np.ndarray]:
-  texts = [_text(prompt) for prompt in prompts]
+  texts = [_text("prompt", prompt) for prompt in prompts]
   if template is None:
     ids = [encode_prompt(tokenizer, text) for text in texts]
   elif isinstance(tokenizer, SubwordTokenizer):
-    ids = [encode_chat(template[0], tokenizer, [("user", text)], template[1]) for text in texts]
+    first = [("system", _text("system", FLAGS.system))] if FLAGS.system else []
+    ids = [
+      encode_chat(template[0], tokenizer, [*first, ("user", text)], template[1]) for text in texts
+    ]
   else:
     raise InputError("--chat needs the tokenizer that the model came with; use --prompt alone")
   for prompt, row in zip(prompts, ids):
@@ -114,12 +120,12 @@ def _encode(
   return ids
 
 
-def _text(prompt: str) -> str:
+def _text(flag: str, text: str) -> str:
   try:
-    prompt.encode("utf-8")
+    text.encode("utf-8")
   except UnicodeEncodeError:
-    raise InputError("--prompt is not valid UTF-8; give text") from None
-  return prompt
+    raise InputError(f"--{flag} is not valid UTF-8; give text") from None
+  return text
 
 
 if __name__ == "__main__":

@@ -461,8 +461,13 @@ def test_a_converted_run_chats_in_its_own_template(convert, checkpoint, here, tm
   plain = here("generate", *flags, "--prompt=user: hello <|end|>\nit: ")
   assert chat.code == plain.code == 0, (chat, plain)
   assert len(chat.out) > 1 and not chat.out.startswith("user")
-  refused = here("generate", *flags, "--chat", "--prompt=a\ud800")
-  assert refused.code == 2 and refused.err.count("\n") == 1
+  both = here("generate", *flags, "--chat", "--system=Be brief.", "--prompt=hello <|end|>")
+  assert both.code == 0 and both.out != chat.out
+  refused = here("generate", *flags, "--system=Be brief.", "--prompt=hello")
+  assert refused.code == 2 and "give --chat, too" in refused.err
+  for flag in ("--prompt=a\ud800", "--system=a\ud800"):
+    refused = here("generate", *flags, "--chat", "--prompt=a", flag)
+    assert refused.code == 2 and refused.err.count("\n") == 1
   (run / "pretrained" / "chat_template.jinja").unlink()
   refused = here("generate", *flags, "--chat", "--prompt=a")
   assert refused.code == 2 and "no chat template came with the model" in refused.err
