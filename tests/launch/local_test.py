@@ -82,10 +82,11 @@ def test_one_that_is_killed_makes_the_code_43_and_the_rest_is_killed_in_time(cre
 
 def test_signals_are_passed_on_and_output_is_told_apart(crew):
   script = (
-    "import os, signal, sys, time\n"
-    "signal.signal(signal.SIGTERM, lambda *given: sys.exit(42))\n"
+    "import os, signal, sys\n"
+    "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"  # it waits, whenever it comes
     f"print('ready', os.environ[{PROCESS!r}], flush=True)\n"
-    "time.sleep(600)"
+    "signal.sigwait([signal.SIGTERM])\n"
+    "sys.exit(42)"
   )
   process = crew(2, 1, sys.executable, "-c", script)
   assert process.stdout.readline() == "ready 0\n"
