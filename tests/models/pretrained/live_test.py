@@ -12,6 +12,10 @@ pytest.importorskip("transformers")
 FAR = {
   "llama3": ("llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
   "yarn": ("qwen3", {"rope_parameters": {**YARN, "original_max_position_embeddings": 1024}}),
+  "yarn, not cut": (
+    "gpt_oss", {**GOLDEN["gpt_oss"], "rope_parameters": {
+      **YARN, "original_max_position_embeddings": 1024, "truncate": False}},
+  ),
   "linear": ("llama", {"rope_parameters": {**YARN, "rope_type": "linear"}}),
   "yarn of latents": (
     "deepseek_v3", {**LATENT, "q_lora_rank": 8, "rope_parameters": {
