@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +91,11 @@ def generate(
   slots = _round_up(longest + sampling.max_tokens, context)
   draw = functools.partial(_draw, decoder, sampling.temperature == 0)
   # Logits over less than this overflow float32, and what is drawn would not change any more.
-  knobs = (jnp.float32(max(sampling.temperature, 1e-6)), jnp.float32(sampling.top_p))
-  root = Keys.from_seed(sampling.seed)("sample")
+  temperature, top_p = jnp.float32(max(sampling.temperature, 1e-6)), jnp.float32(sampling.top_p)
+  chance = _Chance(temperature, top_p, Keys.from_seed(sampling.seed)("sample"))
   caches = decoder.empty_caches(len(prompts), slots)
   tokens = _prompt_tokens(prompts, lengths, _round_up(longest, context))
-  ids_B, finite, caches = draw(params, tokens, caches, lengths - 1, knobs, root)
+  ids_B, finite, caches = draw(params, tokens, caches, lengths - 1, chance)
   rows: list[list[int]] = [[] for _ in prompts]
   alive = np.ones(len(prompts), bool)
   for written in range(sampling.max_tokens):
@@ -112,8 +112,16 @@ def generate(
     if not alive.any() or written + 1 == sampling.max_tokens:
       break
     tokens = _next_tokens(ids_B, slot_B, alive)
-    ids_B, finite, caches = draw(params, tokens, caches, np.zeros_like(lengths), knobs, root)
+    ids_B, finite, caches = draw(params, tokens, caches, np.zeros_like(lengths), chance)
   return rows
+
+
+class _Chance(NamedTuple):
+  """What a draw depends on besides logits: the key of all draws is `root`."""
+
+  temperature: jax.Array
+  top_p: jax.Array
+  root: jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
@@ -124,8 +132,7 @@ def _draw(
   tokens: Tokens,
   caches: Any,
   last_B: jax.Array,
-  knobs: tuple[jax.Array, jax.Array],
-  root: jax.Array,
+  chance: _Chance,
 ) -> tuple[jax.Array, jax.Array, Any]:
   """Returns the next id of each row, whether all logits are finite, and the caches."""
   hidden_BLD, caches, _ = decoder.hidden(params, tokens, caches)
@@ -138,8 +145,8 @@ def _draw(
     return jnp.argmax(logits_BV, axis=-1), finite, caches
 
   def of_row(row: jax.Array, slot: jax.Array, logits_V: jax.Array) -> jax.Array:
-    key = Keys(root).at(row).at(slot)("draw")
-    return jax.random.categorical(key, nucleus(logits_V / knobs[0], knobs[1]))
+    key = Keys(chance.root).at(row).at(slot)("draw")
+    return jax.random.categorical(key, nucleus(logits_V / chance.temperature, chance.top_p))
 
   return jax.vmap(of_row)(rows_B, slot_B, logits_BV), finite, caches
 

@@ -118,24 +118,22 @@ class Flow:
 def run_stack(
   graphs: dict[str, dict[str, Any]],
   params: dict[str, dict[str, Any]],
-  x_BLD: jax.Array,
+  state: tuple[jax.Array, Any],
   tokens: Tokens,
   flow: Flow,
   caches: dict[str, dict[str, Any]] | None = None,
   keys: Keys | None = None,
-  carry: Any = None,
 ) -> tuple[jax.Array, Any, Any]:
   """Runs every block over the stream.
 
   Args:
     graphs: Graph definitions by segment and position.
     params: Leaves by segment and position, stacked over repeats.
-    x_BLD: The stream.
+    state: The stream, (B, L, D), and what the first block is handed by the gates of earlier ones.
     tokens: What is known of each token.
     flow: Scan or not, remat or not.
     caches: Caches by segment and position, stacked over repeats; None to attend afresh.
     keys: Randomness of the forward pass, for routers that use it.
-    carry: What the first block is handed by the gates of earlier ones.
 
   Returns:
     The stream, the caches (None without any) and the MoE sums by segment and position, stacked
@@ -147,7 +145,7 @@ def run_stack(
     indices = depth + jnp.arange(repeats) * len(segment_params)
     arrive = None if flow.arrive is None else functools.partial(flow.arrive, s)
     step = _segment_step(graphs[s], tokens, keys, flow, None if flow.ahead else arrive)
-    state, scans = (x_BLD, carry), flow.scan and repeats > 1
+    scans = flow.scan and repeats > 1
     if flow.ahead is not None:
       assert caches is None, "weights arrive ahead in training alone"
       step = functools.partial(_numbered, step, depth)
@@ -155,9 +153,9 @@ def run_stack(
     else:
       inputs = (segment_params, None if caches is None else caches[s], indices)
       state, outputs = (jax.lax.scan if scans else _unrolled)(step, state, inputs)
-    (x_BLD, carry), (new_caches[s], sums[s]) = state, outputs
+    new_caches[s], sums[s] = outputs
     depth += repeats * len(segment_params)
-  return x_BLD, None if caches is None else new_caches, sums
+  return state[0], None if caches is None else new_caches, sums
 
 
 def _segment_step(

@@ -273,9 +273,9 @@ class Decoder:
     keys: Keys | None = None,
   ) -> tuple[jax.Array, Any, Any]:
     """Runs every block; see `run_stack`."""
-    carry = self._first_carry(tokens)
+    state = (x_BLD, self._first_carry(tokens))
     return run_stack(
-      self._graphs["stack"], params["stack"], x_BLD, tokens, self.flow, caches, keys, carry
+      self._graphs["stack"], params["stack"], state, tokens, self.flow, caches, keys
     )
 
   def update_buffers(self, before: Params, params: Params, layers: Any) -> Params:
