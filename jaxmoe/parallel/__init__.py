@@ -2,13 +2,14 @@
 
 from jaxmoe.parallel.ahead import scan_ahead
 from jaxmoe.parallel.automatic import Automatic, automatic_layout
+from jaxmoe.parallel.copies import GIB, Copied, Given, find_copies
 from jaxmoe.parallel.degrees import AXES, TOKEN_AXES, Parallel, make_mesh
 from jaxmoe.parallel.layouts import make_layout, share_of_rows
 from jaxmoe.parallel.ways import MeshWays
 from jaxmoe.parallel.zero import Gathers, Reduction, keep_no_weights
 
 __all__ = [
-  "AXES", "TOKEN_AXES", "Automatic", "Gathers", "MeshWays", "Parallel", "Reduction",
-  "automatic_layout", "keep_no_weights", "make_layout", "make_mesh", "scan_ahead",
-  "share_of_rows",
+  "AXES", "GIB", "TOKEN_AXES", "Automatic", "Copied", "Gathers", "Given", "MeshWays", "Parallel",
+  "Reduction", "automatic_layout", "find_copies", "keep_no_weights", "make_layout", "make_mesh",
+  "scan_ahead", "share_of_rows",
 ]

@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 
 from jaxmoe.core.layout import EXPERT, LAYER, Dims, Layout
 from jaxmoe.core.names import flatten, unflatten
+from jaxmoe.parallel.copies import Copied
+from jaxmoe.parallel.degrees import TOKEN_AXES
 from jaxmoe.parallel.factors import MISALIGNED, Dim, Factor, resolve, size_of
 from jaxmoe.parallel.flow import (
   CUT,
@@ -50,11 +52,16 @@ class Automatic:
     dims: Logical dims, which any Layout understands.
     specs: The mesh axes of each dim.
     reasons: In words.
+    copied: The largest activation that every `tensor` device holds whole, as the parameters lie;
+      None where there is one such device. Of several, rows lie over the axes of tokens.
+    why: Why it is whole, where one of its dims might have been cut.
   """
 
   dims: Any
   specs: Any
   reasons: Any
+  copied: Copied | None = None
+  why: str = ""
 
   def table(self) -> str:
     """Returns a line for each parameter: its path, spec and reason."""
@@ -95,7 +102,9 @@ def automatic_layout(
   dims = dict(zip(shapes, map(rules.dims, range(len(leaves)))))
   specs = {path: layout.spec("params", dims[path], leaf.shape) for path, leaf in shapes.items()}
   reasons = dict(zip(shapes, map(rules.reason, range(len(leaves)))))
-  return Automatic(*(unflatten(params, flat) for flat in (dims, specs, reasons)))
+  copied, why = rules.copied(layout.degree(_of_mesh(mesh, TOKEN_AXES)))
+  placed, spread, said = (unflatten(params, flat) for flat in (dims, specs, reasons))
+  return Automatic(placed, spread, said, copied, why)
 
 
 def _of_mesh(mesh: Mesh, axes: tuple[str, ...]) -> tuple[str, ...]:
@@ -150,6 +159,31 @@ class _Rules:
     name = next((name for name in self.dims(leaf) if name in (HEADS, HIDDEN, ROWS)), None)
     said.append(self._why_whole(leaf) if name is None else self._why_cut(leaf, name))
     return "; ".join(said)
+
+  def copied(self, groups: int) -> tuple[Copied | None, str]:
+    """Returns the largest activation that is not cut, of one of `groups` devices, and why."""
+    if self._tensor == 1:
+      return None, ""
+    whole = [
+      (Copied.of(("tensor",), self._part(dims, groups), made.dtype, made.eqn), dims)
+      for made in self._flow.made.values()
+      if not any(map(self._name, dims := [resolve(dim) for dim in made.dims]))
+    ]
+    if not whole:
+      return None, ""
+    largest, dims = max(whole, key=lambda one: one[0].bytes)
+    whys = (why for unit, why in map(self._unit, dims) if unit is None and "cannot" in why)
+    return largest, next(whys, "")
+
+  def _part(self, dims: Sequence[Dim], groups: int) -> list[int]:
+    """Returns the sizes of dims with rows, or else experts, spread over their devices."""
+    shape = [size_of(dim) for dim in dims]
+    for at, dim in enumerate(dims):
+      rows = _marked(dim, DATA)
+      if rows or (dim and self._experts.issuperset(dim)):
+        shape[at] = -(-shape[at] // (groups if rows else self._expert))
+        break
+    return shape
 
   def _why_cut(self, leaf: int, name: str) -> str:
     rule = {HEADS: "heads, rule 2", HIDDEN: "rule 1", ROWS: "rows of a table"}[name]

@@ -70,6 +70,21 @@ class Product:
   lookup: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """An activation in memory.
+
+  Attributes:
+    dims: Its dims.
+    dtype: Of its entries.
+    eqn: The equation of the jaxpr whose result it is.
+  """
+
+  dims: tuple[Dim, ...]
+  dtype: Any
+  eqn: Any
+
+
 @dataclasses.dataclass
 class Flow:
   """What was found.
@@ -79,12 +94,14 @@ class Flow:
     heads: Dims for each entry of which two activations are multiplied, as queries and keys are.
     attended: Dims of one activation alone that a product with another leaves.
     picked: Dims of parameters of which whole matrices are picked by what is computed.
+    made: What products, look-ups and the like make with the batch, by the equation.
   """
 
   products: list[Product] = dataclasses.field(default_factory=list)
   heads: list[Dim] = dataclasses.field(default_factory=list)
   attended: list[Dim] = dataclasses.field(default_factory=list)
   picked: list[Dim] = dataclasses.field(default_factory=list)
+  made: dict[int, Made] = dataclasses.field(default_factory=dict)
 
 
 Values = list[Value]

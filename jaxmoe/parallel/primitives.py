@@ -231,6 +231,13 @@ ELEMENTWISE = frozenset((
   "tanh", "xor",
 ))  # fmt: skip
 
+IN_MEMORY = frozenset((
+  "all_gather", "all_to_all", "conv_general_dilated", "dot_general", "gather", "pallas_call",
+  "pmax", "pmin", "psum", "ragged_all_to_all", "ragged_dot", "ragged_dot_general",
+  "reduce_scatter", "scatter", "scatter-add", "sort",
+))  # fmt: skip
+"""Those whose operands and results are arrays in memory; others may be fused with them."""
+
 PRIMITIVES: dict[str, Rule] = {
   "argmax": _reduce(RANKED, REDUCED),
   "argmin": _reduce(RANKED, REDUCED),

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxmoe.parallel.factors import Dim, fresh, mark
-from jaxmoe.parallel.flow import DATA, LAYERS, Flow, Level, Rule, Value, Values, constant, same
-from jaxmoe.parallel.primitives import ELEMENTWISE, PRIMITIVES, elementwise, opaque
+from jaxmoe.parallel.flow import (
+  DATA,
+  LAYERS,
+  Flow,
+  Level,
+  Made,
+  Rule,
+  Value,
+  Values,
+  constant,
+  same,
+)
+from jaxmoe.parallel.primitives import ELEMENTWISE, IN_MEMORY, PRIMITIVES, elementwise, opaque
 
 
 def trace(
@@ -55,14 +66,17 @@ def _constant(atom: Any) -> Value:
 def _apply(flow: Flow, eqn: Any, given: Values) -> Values:
   name = eqn.primitive.name
   if name in RULES:
-    return RULES[name](flow, eqn, given)
+    made = RULES[name](flow, eqn, given)
+    if name in IN_MEMORY and made[0].level >= Level.BATCH:
+      flow.made[id(eqn)] = Made(made[0].dims, eqn.outvars[0].aval.dtype, eqn)
+    return made
   if name in ELEMENTWISE:
     return [elementwise(eqn, given)]
-  body = _body(eqn)
+  body = body_of(eqn)
   return opaque(eqn, given) if body is None else walk(flow, body, given)
 
 
-def _body(eqn: Any) -> Jaxpr | None:
+def body_of(eqn: Any) -> Jaxpr | None:
   """Returns the jaxpr that a call calls with its own arguments."""
   if eqn.primitive.name in ("shard_map", "pallas_call"):
     return None
@@ -74,24 +88,30 @@ def _body(eqn: Any) -> Jaxpr | None:
   return None
 
 
-def _scan(flow: Flow, eqn: Any, given: Values) -> Values:
+def split_scan(eqn: Any, given: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+  """Returns what a scan is given: constants, what it carries, what it takes row by row."""
   if "ft_in" in eqn.params:  # since jax 0.11, which keeps the trees
     num_consts, num_carry, _ = (len(tree) for tree in eqn.params["ft_in"].unpack())
   else:
     num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
   first = num_consts + num_carry
-  carry, rows = given[num_consts:first], []
-  for value in given[first:]:
+  return list(given[:num_consts]), list(given[num_consts:first]), list(given[first:])
+
+
+def _scan(flow: Flow, eqn: Any, given: Values) -> Values:
+  consts, carry, stacked = split_scan(eqn, given)
+  rows = []
+  for value in stacked:
     mark(value.dims[0], LAYERS)
     rows.append(dataclasses.replace(value, dims=value.dims[1:]))
 
   def body(carry: Values) -> Values:
-    return walk(flow, eqn.params["jaxpr"].jaxpr, [*given[:num_consts], *carry, *rows])
+    return walk(flow, eqn.params["jaxpr"].jaxpr, [*consts, *carry, *rows])
 
   carry, made = _loop(flow, body, carry)
   length = fresh([eqn.params["length"]], LAYERS)[0]
-  stacked = [dataclasses.replace(value, dims=(length, *value.dims)) for value in made[num_carry:]]
-  return [*carry, *stacked]
+  of_rows = made[len(carry) :]
+  return [*carry, *(dataclasses.replace(one, dims=(length, *one.dims)) for one in of_rows)]
 
 
 def _while(flow: Flow, eqn: Any, given: Values) -> Values:

@@ -19,7 +19,9 @@ from jaxmoe.core.inspection import Collective, Flops, Memory, collectives, flops
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.lowered import collectives_of_lowered
 from jaxmoe.models.transformer import Decoder
+from jaxmoe.parallel import Copied
 from jaxmoe.plan.activations import Activations, activations
+from jaxmoe.train.copies import check_copies
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.program import batch_like, lower_step, state_like
 from jaxmoe.train.state import StateSpec
@@ -109,6 +111,7 @@ class Explanation:
     held: What a step is given, by kind: parameters, optimizer, rest of the state, batch.
     model_flops: Of one step on all devices, as MFU counts them: no recomputation.
     activations: What the layers make.
+    copies: Of what several devices hold alike in a forward pass, the largest by axes.
     compiled: What the compiler says; None where it was not asked.
     room: Bytes of memory that a device has, where that is known.
   """
@@ -119,6 +122,7 @@ class Explanation:
   held: dict[str, Held]
   model_flops: float
   activations: Activations
+  copies: tuple[Copied, ...]
   compiled: Compiled | None
   room: int | None = None
 
@@ -156,7 +160,8 @@ def explain(
     room: Bytes of memory of a device, where that is known.
 
   Raises:
-    InputError: a dim does not divide by the degree of its axes.
+    InputError: a dim does not divide by the degree of its axes, or devices hold the same large
+      activation.
   """
   decoder = experiment.decoder()
   window = experiment.train.recovery.spike_window
@@ -167,6 +172,7 @@ def explain(
   per_token = experiment.model.train_flops_per_token(decoder.vocab_size, length)
   found = None
   made = activations(experiment, decoder, layout)
+  alike = check_copies(experiment, decoder, layout)
   if compiles:
     say("lowering the step")
     lowered = lower_step(experiment, decoder, spec, layout, state, batch)
@@ -183,9 +189,18 @@ def explain(
     },
     model_flops=per_token * experiment.train.batch_size * length,
     activations=made,
+    copies=tuple(_largest(alike)),
     compiled=found,
     room=room,
   )
+
+
+def _largest(found: Iterable[Copied]) -> Iterable[Copied]:
+  """Returns the first by the axes along which they are the same."""
+  first: dict[tuple[str, ...], Copied] = {}
+  for one in found:
+    first.setdefault(one.axes, one)
+  return first.values()
 
 
 def traffic(found: Iterable[Collective]) -> tuple[Traffic, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from jaxmoe.parallel import Copied
 from jaxmoe.plan.activations import Activations, Experts
 from jaxmoe.plan.explain import Compiled, Explanation, Traffic, Weight
 
@@ -15,7 +16,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def page(found: Explanation) -> str:
   """Returns the text; every number is one device's unless it says otherwise."""
   lines = [*_mesh(found), "", *_weights(found), "", *_held(found), ""]
-  lines += _activations(found.activations)
+  lines += [*_activations(found.activations), *_copies(found.copies)]
   if found.compiled is None:
     lines += ["", "not compiled: no collectives, FLOPs or peak memory"]
   else:
@@ -88,6 +89,14 @@ def _activations(made: Activations) -> Iterator[str]:
   for experts in made.experts:
     yield ""
     yield from _experts(experts)
+
+
+def _copies(copies: Sequence[Copied]) -> Iterator[str]:
+  if copies:
+    yield ""
+    yield from _columns("the largest activation that devices hold alike", "a device")
+  for one in copies:
+    yield from _columns(f"  {one}", size(one.bytes))
 
 
 def _experts(made: Experts) -> Iterator[str]:

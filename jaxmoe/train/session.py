@@ -26,6 +26,7 @@ from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
 from jaxmoe.models.transformer import Params
 from jaxmoe.parallel import share_of_rows
+from jaxmoe.train.copies import check_copies
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first
@@ -91,6 +92,7 @@ class Session:
     self._share = share_of_rows(layout, train.batch_size)
     self._check_prompts()
     self.decoder = experiment.decoder()
+    check_copies(experiment, self.decoder, layout)
     transform = experiment.transform(self.decoder)
     self.spec = StateSpec(self.decoder, transform, layout, train.recovery.spike_window)
 

@@ -37,6 +37,28 @@ from jaxmoe.train.gradients import (
 )
 
 
+def on_one_device(
+  decoder: Decoder, parallel: Parallel, layout: Layout
+) -> tuple[Decoder, Reduction]:
+  """Returns the functions of a model as one device of a layout runs them, inside `shard_map`.
+
+  Args:
+    decoder: Those of the whole model.
+    parallel: The degrees.
+    layout: `make_layout` of them.
+
+  Returns:
+    The functions, and how gradients are summed over devices.
+  """
+  of = (parallel, layout, decoder.dims, decoder.shapes)
+  gathers, ways = Gathers(*of), MeshWays(parallel)
+  ahead, keep = (scan_ahead, keep_no_weights) if gathers.any else (None, None)
+  parts = (ways.split, ways.join) if parallel.partition_activations else None
+  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep, parts)
+  here = Decoder(decoder.config, decoder.vocab_size, ways, flow, gathers.outside)
+  return here, Reduction(*of)
+
+
 def spread_gradients(
   decoder: Decoder,
   num_micro: int,
@@ -58,13 +80,7 @@ def spread_gradients(
   """
   if parallel.num_devices == 1:
     return make_gradients(decoder, num_micro, compare=compare)
-  of = (parallel, layout, decoder.dims, decoder.shapes)
-  gathers, reduction = Gathers(*of), Reduction(*of)
-  ahead, keep = (scan_ahead, keep_no_weights) if gathers.any else (None, None)
-  ways = MeshWays(parallel)
-  parts = (ways.split, ways.join) if parallel.partition_activations else None
-  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep, parts)
-  here = Decoder(decoder.config, decoder.vocab_size, ways, flow, gathers.outside)
+  here, reduction = on_one_device(decoder, parallel, layout)
   local = make_gradients(here, num_micro, compare=compare, summing=reduction)
   params, grads = (
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))

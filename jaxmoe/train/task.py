@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_latest
@@ -25,7 +25,15 @@ from jaxmoe.core import names, peers
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.core.rng import Keys, name_hash
 from jaxmoe.optim import Optim, make_optimizer, state_dims
-from jaxmoe.parallel import Parallel, automatic_layout, make_layout, share_of_rows
+from jaxmoe.parallel import (
+  GIB,
+  Automatic,
+  Parallel,
+  automatic_layout,
+  make_layout,
+  make_mesh,
+  share_of_rows,
+)
 
 Batch = Mapping[str, Any]
 Line = dict[str, Any]
@@ -118,10 +126,9 @@ class TaskRun:
     self._keys, self._store = Keys.from_seed(recipe.seed), store
     shapes = jax.eval_shape(lambda: params)
     rows = [sample[row % len(sample)] for row in range(recipe.batch_size)] if len(sample) else []
-    self.automatic = automatic_layout(
-      lambda p, b: task.loss(p, b, jax.random.key(0)), shapes, self._collate(rows),
-      self.layout.mesh, recipe.parallel.expert_axes,
-    )
+    batch = self._collate(rows)
+    self.automatic = self._placed(shapes, batch, self.layout.mesh)
+    self._check_copied(shapes, batch)
     paths = names.unflatten(shapes, {path: path for path in names.flatten(shapes)})
     dims = self.automatic.dims
     self._transform = make_optimizer(recipe.optim, recipe.num_steps, paths, dims)
@@ -190,6 +197,35 @@ class TaskRun:
           )
       parts.append(made)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(examples)], *parts)
+
+  def _placed(self, shapes: Any, batch: Batch, mesh: Mesh) -> Automatic:
+    """Returns where parameters would lie on a mesh."""
+    loss = self.task.loss
+    axes = self.recipe.parallel.expert_axes
+    return automatic_layout(
+      lambda p, b: loss(p, b, jax.random.key(0)), shapes, batch, mesh, axes
+    )
+
+  def _check_copied(self, shapes: Any, batch: Batch) -> None:
+    """Refuses to have each tensor device hold the same large activation."""
+    parallel, copied = self.recipe.parallel, self.automatic.copied
+    limit = parallel.max_copy_gib * GIB
+
+    def works(tensor: int) -> bool:
+      fewer = dataclasses.replace(parallel, tensor=tensor)
+      mesh = make_mesh(fewer, list(self.layout.mesh.devices.flat))
+      found = self._placed(shapes, batch, mesh).copied
+      return found is not None and found.bytes <= limit
+
+    if copied is None or copied.bytes <= limit:
+      return
+    less = next((degree for degree in range(parallel.tensor - 1, 1, -1) if works(degree)), None)
+    raise InputError(
+      f"{copied.too_large(parallel.tensor, parallel.max_copy_gib)}"
+      f"{self.automatic.why and ', for ' + self.automatic.why}; "
+      + (f"set parallel.tensor={less}" if less else "make batches smaller")
+      + ", or set parallel.max_copy_gib higher"
+    )
 
   def _begin(self, params: Any) -> None:
     """Sets parameters, moments and step: those of the newest checkpoint, or the first."""

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.inspection import Collective
 from jaxmoe.core.layout import Layout, one_device
+from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.activations import kept_bytes
 from jaxmoe.plan.explain import compile_for, traffic, unread_bytes
@@ -230,3 +231,15 @@ def test_shapes_of_public_models_are_told_without_allocating():
 def test_sizes_are_told_in_the_largest_unit_that_leaves_one():
   told = [size(number) for number in (0, 1023, 1024, 1.5 * 2**30)]
   assert told == ["0 B", "1023 B", "1.00 KiB", "1.50 GiB"]
+
+
+def test_the_page_names_what_devices_hold_alike():
+  experiment = recipe("parallel.tensor=2", "parallel.expert=2", names=":exchange=all_gather")
+  found = explain(experiment, make_layout(experiment.parallel), compiles=False)
+  largest = {one.axes: one for one in found.copies}
+  assert set(largest) == {("tensor",), ("expert", "tensor")}
+  gathered = largest["expert", "tensor"]
+  assert gathered.bytes == 8 * 16 * experiment.model.dim * 4
+  lines = page(found).splitlines()
+  assert any(line.startswith(f"  {gathered}") or f"  {gathered}" == line for line in lines)
+  assert max(map(len, lines)) <= 80

@@ -206,3 +206,43 @@ def test_two_processes_give_the_losses_of_one_device(one):
 def test_the_example_is_short():
   text = (pathlib.Path(__file__).parent / "mixture_task.py").read_text()
   assert len(text.splitlines()) <= 60
+
+
+def decoder_task(num_heads, length):
+  """Attention of so many heads of 2, and its parameters; nothing of it is to be computed."""
+
+  def loss(params, batch, key):
+    del key
+    x = batch["x"]
+    q, k, v = (jnp.einsum("bld,dnh->blnh", x, params[name]) for name in "qkv")
+    scores = jax.nn.softmax(jnp.einsum("blnh,bsnh->bnls", q, k))
+    return (jnp.einsum("bnls,bsnh,nhd->bld", scores, v, params["o"]) ** 2).mean()
+
+  def collate(rows):
+    return {"x": np.zeros((len(rows), length, 8), np.float32)}
+
+  params = {name: np.zeros((8, num_heads, 2), np.float32) for name in "qkv"}
+  params["o"] = np.zeros((num_heads, 2, 8), np.float32)
+  return Task(collate, loss, lambda params, batch, key: batch["x"]), params
+
+
+@pytest.mark.parametrize(
+  "heads, words",
+  [
+    (6, r"\(4, 6, 64, 64\) float32.*for 6 heads cannot be divided by 4; set parallel.tensor=3, or"),
+    (5, "for 5 heads cannot be divided by 4; make batches smaller, or set parallel.max_copy_gib"),
+  ],
+)
+def test_heads_that_would_be_whole_on_every_tensor_device_are_refused_if_large(heads, words):
+  task, params = decoder_task(heads, length=64)
+  limit = 4 * 64 * 64 * 4 / 2**30  # of one head's scores
+  recipe = TaskRecipe(
+    OPTIM, parallel=Parallel(data=2, tensor=4, max_copy_gib=limit), num_steps=2, batch_size=8
+  )
+  with pytest.raises(InputError, match=words) as caught:
+    TaskRun(task, params, [0], recipe)
+  assert "\n" not in str(caught.value)
+  higher = dataclasses.replace(recipe.parallel, max_copy_gib=limit * heads)
+  TaskRun(task, params, [0], dataclasses.replace(recipe, parallel=higher))
+  task, params = decoder_task(4, length=64)
+  TaskRun(task, params, [0], recipe)

@@ -1,0 +1,146 @@
+"""Whether a recipe's layout has devices hold the same large activation, before anything compiles.
+
+Over `tensor` the residual stream is the same without `sequence`, and so are the rows of experts
+whose hidden units are spread over it; an exchange by all-gather gives every device the rows of
+all. That is fine while they are small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.data.batches import NAMES
+from jaxmoe.models.block import Block, MoE
+from jaxmoe.models.stack import Segment
+from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.moe.dispatch import AllGather, AllToAll
+from jaxmoe.parallel import AXES, GIB, TOKEN_AXES, Copied, Given, find_copies, make_layout
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.spread import on_one_device
+
+
+def copies(experiment: Experiment, decoder: Decoder, layout: Layout) -> tuple[Copied, ...]:
+  """Returns the activations of a forward pass that devices hold alike, the largest first.
+
+  Traced from shapes, for one microbatch of one device; what the backward pass makes has the same
+  shapes.
+
+  Args:
+    experiment: The recipe.
+    decoder: Its model.
+    layout: `make_layout` of its degrees.
+  """
+  parallel, train = experiment.parallel, experiment.train
+  if parallel.num_devices == 1:
+    return ()
+  here, _ = on_one_device(decoder, parallel, layout)
+  shardings = layout.shardings("params", decoder.dims, decoder.shapes)
+  stored = jax.tree.map(_part, decoder.shapes, shardings)
+  rows = train.batch_size // (parallel.num_groups * train.num_micro)
+  tokens = jax.ShapeDtypeStruct((rows, experiment.data.seq_len), jnp.int32)
+  batch = dict.fromkeys(NAMES, tokens)
+
+  def forward(stored: Params, batch: dict[str, jax.Array], root: jax.Array) -> Any:
+    params = here.outside(stored)
+    known = Tokens.of_batch(batch)
+    hidden_BLD, _, sums = here.hidden(params, known, keys=Keys(root))
+    return here.nll(params, hidden_BLD, batch["labels"]), sums
+
+  axes = [(axis, layout.mesh.shape[axis]) for axis in AXES]
+  root = jax.eval_shape(lambda: jax.random.key(0))
+  program = jax.make_jaxpr(forward, axis_env=axes)(stored, batch, root)
+  of_rows = Given(frozenset(TOKEN_AXES), of_batch=True)
+  given = [Given(_axes(sharding)) for sharding in jax.tree.leaves(shardings)]
+  given += [of_rows for _ in jax.tree.leaves(batch)]
+  return find_copies(program, [*given, Given()], dict(axes))
+
+
+def check_copies(
+  experiment: Experiment, decoder: Decoder, layout: Layout
+) -> tuple[Copied, ...]:
+  """Returns `copies`, the largest of which may have `parallel.max_copy_gib`.
+
+  Raises:
+    InputError: it has more: which, how large, and what would work, in one line.
+  """
+  limit, found = experiment.parallel.max_copy_gib, copies(experiment, decoder, layout)
+  if not found or found[0].bytes <= limit * GIB:
+    return found
+  largest = found[0]
+  works = _what_works(experiment, layout) or "make batches or sequences shorter"
+  raise InputError(
+    f"{largest.too_large(layout.degree(largest.axes), limit)}; {works}, or set "
+    "parallel.max_copy_gib higher"
+  )
+
+
+def _what_works(experiment: Experiment, layout: Layout) -> str | None:
+  """Returns the first change after which no copy is too large."""
+  limit, devices = experiment.parallel.max_copy_gib * GIB, list(layout.mesh.devices.flat)
+  for change, changed in _changes(experiment):
+    spread = make_layout(changed.parallel, devices)
+    found = copies(changed, changed.decoder(), spread)
+    if not found or found[0].bytes <= limit:
+      return change
+  return None
+
+
+def _changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
+  """Yields changes that a recipe allows, and the changed recipes: of layouts, then of batches."""
+  parallel, train = experiment.parallel, experiment.train
+  spread = {"sequence": True, "partition_activations": False}
+  folded = {"fold": (*parallel.fold, "tensor")}
+  fold = f"parallel.fold={','.join(folded['fold'])}"
+  options: list[tuple[str, str, dict[str, Any]]] = [
+    ("exchange=all_to_all", "model", {"stack": _sending(experiment.model)}),
+    ("parallel.sequence=true", "parallel", spread),
+    (fold, "parallel", folded),
+    (f"parallel.sequence=true and {fold}", "parallel", {**spread, **folded}),
+  ]
+  rows = train.batch_size // parallel.num_groups
+  options += [
+    (f"train.num_micro={number}", "train", {"num_micro": number})
+    for number in range(train.num_micro + 1, rows + 1) if rows % number == 0
+  ]  # fmt: skip
+  for words, part, fields in options:
+    try:
+      changed = dataclasses.replace(getattr(experiment, part), **fields)
+      yield f"set {words}", dataclasses.replace(experiment, **{part: changed})
+    except InputError:
+      continue
+
+
+def _sending(model: Transformer) -> tuple[Segment, ...]:
+  """Returns the segments of a model with all-to-alls in place of all-gathers."""
+
+  def sending(block: Block) -> Block:
+    ffn = block.ffn
+    if not (isinstance(ffn, MoE) and isinstance(ffn.exchange, AllGather)):
+      return block
+    return dataclasses.replace(block, ffn=dataclasses.replace(ffn, exchange=AllToAll()))
+
+  return tuple(
+    dataclasses.replace(segment, pattern=tuple(map(sending, segment.pattern)))
+    for segment in model.stack
+  )
+
+
+def _part(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  """Returns the shape of what one device has of a leaf."""
+  return jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
+
+
+def _axes(sharding: NamedSharding) -> frozenset[str]:
+  """Returns the mesh axes an array lies on."""
+  parts = ((part,) if isinstance(part, str) else part or () for part in sharding.spec)
+  return frozenset(axis for part in parts for axis in part)
