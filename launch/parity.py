@@ -2,9 +2,9 @@
 
 python -m launch.parity [--full] [--cells=GLOB] [--again] [--out=FILE]
 
-Runs on eight virtual CPU devices. Without --full only cells of every test run; --cells takes keys
-or a glob of them, such as 'data+expert/*', or the key of a cell that the table has not, such as the
-one that a recipe was refused for. A cell that is green for the sources as they are is
+Runs on up to sixteen virtual CPU devices. Without --full only cells of every test run; --cells
+takes keys or a glob of them, such as 'data+expert/*', or the key of a cell that the table has not,
+such as the one that a recipe was refused for. A cell that is green for the sources as they are is
 not run again unless --again. It can be stopped at any time: the same command goes on.
 """
 
@@ -33,7 +33,7 @@ from jaxmoe.parity import (
   smoke_cells,
   source_digest,
 )
-from jaxmoe.parity.cells import DEVICES, cell_called
+from jaxmoe.parity.cells import cell_called
 from jaxmoe.parity.results import PATH
 from launch import cli
 from launch.compile_fast import compile_fast
@@ -54,7 +54,8 @@ def main(rest: list[str]) -> int:
   os.environ["JAX_PLATFORMS"] = "cpu"
   compile_fast()
   jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_num_cpu_devices", DEVICES)
+  devices = max(cell.parallel.num_devices for cell in cells)
+  jax.config.update("jax_num_cpu_devices", devices)
   cli.set_up_jax()
   commit = commit_of_tree()
   red = 0

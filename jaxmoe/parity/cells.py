@@ -24,7 +24,6 @@ from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parallel.degrees import Stage
 from jaxmoe.train.experiment import Experiment
 
-DEVICES = 8
 PARTITION = "partition_activations"
 NO_EXCHANGE = "none"
 _FAMILIES: tuple[Collection[str], ...] = (
@@ -204,15 +203,21 @@ def _every() -> Iterator[Cell]:
     yield Cell(data, attention=attention)
     yield Cell(expert, attention=attention)
     yield Cell(Parallel(fsdp=2), attention=attention)
+    yield Cell(Parallel(fsdp=2, expert=2), attention=attention)
+    yield Cell(Parallel(data=2, fsdp=2, expert=2), attention=attention)
     if attention != "experts":
       yield Cell(tensor, attention=attention)
+      for sequence in (False, True):
+        for degree in (1, 2):
+          layout = Parallel(fsdp=2, expert=degree, tensor=2, sequence=sequence)
+          yield Cell(layout, attention=attention)
       yield Cell(Parallel(tensor=2, sequence=True), attention=attention)
   yield from smoke_cells()
 
 
 def layouts() -> Iterator[Parallel]:
-  """Yields every axis alone, every pair and every triple, with their stages and variants."""
-  for size in (1, 2, 3):
+  """Yields every set of axes, with their stages and variants."""
+  for size in range(1, len(AXES) + 1):
     for axes in itertools.combinations(AXES, size):
       yield from _variants(axes)
   yield Parallel(data=2, expert=2, fold=("data",))
