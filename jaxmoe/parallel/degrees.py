@@ -57,7 +57,7 @@ class Parallel:
   sequence: bool = False
   partition_activations: bool = False
   fold: tuple[Fold, ...] = ()
-  max_copy_gib: float = 1.0
+  max_copy_gib: float = 2.0
 
   def __post_init__(self) -> None:
     for name, degree in self.degrees.items():
