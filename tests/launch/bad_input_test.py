@@ -127,6 +127,19 @@ def test_a_missing_config_flag_is_refused(refuses, tmp_path):
 # Recipes.
 
 
+def test_devices_that_would_hold_the_same_large_activation_are_refused(
+  here, compiles, tiny, tmp_path
+):
+  before, lowered = snapshot(tmp_path), len(compiles)
+  result = here(
+    "train", tiny, f"--workdir={tmp_path}/w", "--config.parallel.tensor=2", "--allow_unproven",
+    "--config.parallel.max_copy_gib=1e-6",
+  )  # fmt: skip
+  assert_refused(result, "each of 2 devices would hold the same activation", "max_copy_gib")
+  assert snapshot(tmp_path) == before
+  assert set(compiles[lowered:]) <= {"jit(stage)", "jit(_threefry_seed)"}  # a key, for shapes
+
+
 @pytest.mark.parametrize(
   "path", ["nowhere.py", "configs", "", "a" * 300 + ".py", "configs/tiny.py/x"]
 )
