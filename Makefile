@@ -22,8 +22,9 @@ quickstart: $(VENV)/installed
 	@echo "  score:    $(BIN)/python -m launch.evaluate --workdir=$(RUN)"
 	@echo "  write:    $(BIN)/python -m launch.generate --workdir=$(RUN) --prompt='class Node:'"
 
+# Each worker has files of its own, and what they compile, until it takes from another.
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --ignore=tests/faults --ignore=tests/ops

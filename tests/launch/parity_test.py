@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from jaxmoe.parity import all_cells
 
 OTHER = "data+fsdp/zero2/threshold/gelu/capacity/none/sinks"
 
 
+@pytest.mark.slow
 def test_a_layout_that_the_table_has_not_is_tried_and_written_down(started, tmp_path):
   assert OTHER not in [cell.key for cell in all_cells()]
   out = tmp_path / "results.json"

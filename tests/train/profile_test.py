@@ -63,7 +63,13 @@ def has(names, scope, *around):
   return False
 
 
-@pytest.mark.parametrize("dispatch", [Dropless(), Capacity()], ids=["fused", "capacity"])
+@pytest.mark.parametrize(
+  "dispatch",
+  [
+    pytest.param(Dropless(), id="fused"),
+    pytest.param(Capacity(), id="capacity", marks=pytest.mark.slow),
+  ],
+)
 def test_every_phase_of_the_compiled_step_has_its_name_forward_and_backward(compiled, dispatch):
   step, _, _ = compiled(dispatch=dispatch)
   names = set(re.findall(r'op_name="([^"]*)"', step.as_text()))
