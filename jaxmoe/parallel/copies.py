@@ -22,6 +22,8 @@ GIB = 2**30
 
 _ALIKE = ("all_gather", "pmax", "pmin", "psum")
 _APART = ("all_to_all", "axis_index", "ragged_all_to_all", "reduce_scatter")
+
+
 @dataclasses.dataclass(frozen=True)
 class Copied:
   """An activation that devices hold alike.

@@ -96,7 +96,9 @@ def _copies(copies: Sequence[Copied]) -> Iterator[str]:
     yield ""
     yield from _columns("the largest activation that devices hold alike", "a device")
   for one in copies:
-    yield from _columns(f"  {one}", size(one.bytes))
+    *first, last = textwrap.wrap(str(one), WIDTH, initial_indent="  ", subsequent_indent="    ")
+    yield from first
+    yield from _columns(last, size(one.bytes))
 
 
 def _experts(made: Experts) -> Iterator[str]:

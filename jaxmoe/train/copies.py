@@ -32,8 +32,8 @@ from jaxmoe.train.spread import on_one_device
 def copies(experiment: Experiment, decoder: Decoder, layout: Layout) -> tuple[Copied, ...]:
   """Returns the activations of a forward pass that devices hold alike, the largest first.
 
-  Traced from shapes, for one microbatch of one device; what the backward pass makes has the same
-  shapes.
+  Traced from shapes, for one microbatch of one device. The backward pass is not looked at, nor what
+  is kept for it.
 
   Args:
     experiment: The recipe.

@@ -240,6 +240,9 @@ def test_the_page_names_what_devices_hold_alike():
   assert set(largest) == {("tensor",), ("expert", "tensor")}
   gathered = largest["expert", "tensor"]
   assert gathered.bytes == 8 * 16 * experiment.model.dim * 4
-  lines = page(found).splitlines()
-  assert any(line.startswith(f"  {gathered}") or f"  {gathered}" == line for line in lines)
+  long = dataclasses.replace(gathered, scope="/".join(["experts"] * 12))
+  lines = page(dataclasses.replace(found, copies=(long, *found.copies))).splitlines()
   assert max(map(len, lines)) <= 80
+  told = "".join("".join(lines).split())
+  for one in (long, *found.copies):
+    assert "".join(f"{one} {size(one.bytes)}".split()) in told

@@ -3,10 +3,22 @@
 import pytest
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.models.block import ATTENTION
+from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
+from jaxmoe.moe.experts import EXPERTS
+from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import GIB, make_layout
 from jaxmoe.train.copies import check_copies, copies
 from launch.recipes import load_recipe
 
+FAMILIES = {
+  "router": ROUTERS, "dispatch": DISPATCHERS, "exchange": EXCHANGES, "experts": EXPERTS,
+  "attention": ATTENTION,
+}  # fmt: skip
+LAYOUTS = (
+  ("tensor=2", "expert=2"), ("tensor=2", "sequence=true", "fold=tensor", "fsdp=2"),
+  ("data=2", "expert=2", "fold=data"), ("fsdp=2", "tensor=2", "expert=2"),
+)  # fmt: skip
 ROWS, LENGTH, DIM, FLOAT = 8, 64, 32, 4
 
 
@@ -91,3 +103,20 @@ def test_a_layout_of_what_a_run_takes_by_default_is_not_refused():
 def test_a_limit_of_nothing_is_refused():
   with pytest.raises(InputError, match="max_copy_gib must be above 0"):
     recipe("parallel.max_copy_gib=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_member_can_be_looked_at(family):
+  for name in FAMILIES[family]:
+    tried = 0
+    for layout in LAYOUTS:
+      changes = [f"parallel.{change}" for change in layout]
+      try:
+        experiment = recipe(*changes, names=f":{family}={name}")
+      except InputError:  # not offered
+        continue
+      made = copies(experiment, experiment.decoder(), make_layout(experiment.parallel))
+      assert bool(made) == (experiment.parallel.tensor > 1 or name == "all_gather"), (name, layout)
+      tried += 1
+    assert tried, name
