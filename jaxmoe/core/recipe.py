@@ -7,6 +7,9 @@ under `kind`. Nothing is imported by name and nothing is evaluated.
 
 Overrides are applied to the plain nested values and the tree is rebuilt once, bottom up, so that
 every check in a `__post_init__` sees final values and the order of overrides does not matter.
+
+A field that came later than the first config.json is declared with `added(default, before)`: files
+that have no such field get `before`, so runs begun earlier go on as they were.
 """
 
 from __future__ import annotations
@@ -26,11 +29,24 @@ Family = Mapping[str, tuple[type, Any]]
 Record = TypeVar("Record")
 
 KIND = "kind"
+_BEFORE = "before"
 
 
 def choice(family: Family, default: Any = dataclasses.MISSING) -> Any:
   """Declares a dataclass field that holds a component of `family`, or a tuple of them."""
   return dataclasses.field(default=default, metadata={"family": family})
+
+
+def added(default: Any, before: Any, family: Family | None = None) -> Any:
+  """Declares a field that older files have not: there it is `before`, in new recipes `default`.
+
+  Args:
+    default: Of new recipes.
+    before: What the code did when there was no such field.
+    family: As in `choice`.
+  """
+  metadata = {_BEFORE: before} | ({} if family is None else {"family": family})
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 def component(family: Family, keyword: str, name: str) -> Any:
@@ -44,20 +60,32 @@ def component(family: Family, keyword: str, name: str) -> Any:
   return family[name][1]
 
 
-def to_plain(record: Any, family: Family | None = None) -> Any:
-  """Returns `record` as nested dicts, lists and scalars, as JSON has them."""
+def to_plain(record: Any, family: Family | None = None, as_before: bool = False) -> Any:
+  """Returns `record` as nested dicts, lists and scalars, as JSON has them.
+
+  Args:
+    record: A record, a tuple of them, or a scalar.
+    family: What `record` is a component of.
+    as_before: Leaves out fields that came later and have the value of the time before, so that a
+      digest of what is left is that of files which have no such field.
+  """
   if isinstance(record, tuple):
-    return [to_plain(item, family) for item in record]
+    return [to_plain(item, family, as_before) for item in record]
   if not dataclasses.is_dataclass(record):
     return record
   plain = {} if family is None else {KIND: _kind(record, family)}
   for field in dataclasses.fields(record):
-    plain[field.name] = to_plain(getattr(record, field.name), field.metadata.get("family"))
+    value = getattr(record, field.name)
+    if as_before and _BEFORE in field.metadata and value == field.metadata[_BEFORE]:
+      continue
+    plain[field.name] = to_plain(value, field.metadata.get("family"), as_before)
   return plain
 
 
 def from_plain(cls: type[Record], plain: Any, where: str = "config") -> Record:
-  """Returns the record `to_plain` came from; missing fields take their defaults.
+  """Returns the record `to_plain` came from; missing fields are as before they were added.
+
+  Fields that were there from the start take their defaults.
 
   Raises:
     InputError: an unknown or missing field, a value of the wrong type, an unknown component, or a
@@ -164,8 +192,11 @@ def _record(cls: type[Record], plain: Any, where: str, skip_kind: bool) -> Recor
     family = fields[name].metadata.get("family")
     values[name] = _value(hints[name], value, f"{where}.{name}", family)
   for name, field in fields.items():
-    no_default = field.default is field.default_factory is dataclasses.MISSING
-    if no_default and name not in values:
+    if name in values:
+      continue
+    if _BEFORE in field.metadata:
+      values[name] = field.metadata[_BEFORE]
+    elif field.default is field.default_factory is dataclasses.MISSING:
       raise InputError(f"{where}: {cls.__name__} needs the field {name!r}")
   try:
     return cls(**values)

@@ -144,8 +144,12 @@ class Corpus:
     }  # fmt: skip
 
   def fingerprint(self, batch_size: int, seed: int) -> str:
-    """Returns a digest of all that batches depend on; the number of processes is not among it."""
-    plain = {k: v for k, v in to_plain(self.data).items() if k not in CHANGES_NO_BATCH}
+    """Returns a digest of all that batches depend on; the number of processes is not among it.
+
+    Fields added later count where they have another value than before.
+    """
+    fields = to_plain(self.data, as_before=True)
+    plain = {name: value for name, value in fields.items() if name not in CHANGES_NO_BATCH}
     parts = [plain, self.digest, self.tokenizer.digest, batch_size, seed]
     return _digest([json.dumps(parts, sort_keys=True)])
 
@@ -234,7 +238,7 @@ def _texts(goods: Iterable[Good], chat: Chat) -> Iterator[str]:
 
 def _train_digest(goods: Iterable[Good], chat: Chat) -> str:
   names = (f"{good.source.domain}/{good.entry.name}:{good.digest.hex()}" for good in goods)
-  return _digest([json.dumps(to_plain(chat)), *names])
+  return _digest([json.dumps(to_plain(chat, as_before=True)), *names])
 
 
 def _digest(lines: Iterable[str]) -> str:

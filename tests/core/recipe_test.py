@@ -167,3 +167,31 @@ def test_a_missing_required_field_is_named():
 
   with pytest.raises(InputError, match="needs the field 'size'"):
     recipe.from_plain(Needy, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+  depth: int = 1
+  rounding: str = recipe.added("exact", before="loose")
+  colour: Red | Blue = recipe.added(Blue(), before=Red(), family=COLOURS)
+
+
+def test_a_file_without_a_field_that_was_added_means_what_it_meant():
+  assert Grown().rounding == "exact"
+  assert recipe.from_json(Grown, '{"depth": 2}') == Grown(2, "loose", Red())
+  told = recipe.from_json(Grown, '{"rounding": "exact", "colour": {"kind": "blue"}}')
+  assert told == Grown()
+
+
+def test_a_recipe_with_added_fields_comes_back_and_can_be_overridden():
+  assert recipe.from_json(Grown, recipe.to_json(Grown())) == Grown()
+  changed = recipe.override(Grown(), [("depth", "3"), ("colour.shade", "0.25")])
+  assert changed == Grown(3, "exact", Blue(0.25))
+
+
+def test_what_stands_as_before_an_added_field_has_the_plain_values_of_before():
+  assert recipe.to_plain(Grown(2, "loose", Red()), as_before=True) == {"depth": 2}
+  new = recipe.to_plain(Grown(), as_before=True)
+  assert new == recipe.to_plain(Grown())
+  nested = recipe.to_plain((Grown(2, "loose", Blue()),), as_before=True)
+  assert nested == [{"depth": 2, "colour": {"kind": "blue", "shade": 0.5, "tags": ["a"]}}]

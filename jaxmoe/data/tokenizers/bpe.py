@@ -59,7 +59,7 @@ class Bpe:
     Raises:
       InputError: the texts are too few for `vocab_size` merges.
     """
-    settings = json.dumps([to_plain(self), digest, tokenizers.__version__])
+    settings = json.dumps([to_plain(self, as_before=True), digest, tokenizers.__version__])
     key = hashlib.sha256(settings.encode()).hexdigest()[:32]
     path = None if cache_dir is None else os.path.join(cache_dir, f"bpe-{key}.json")
     text = None if path is None else _read_kept(path, say)
