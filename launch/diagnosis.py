@@ -132,7 +132,7 @@ def _devices(facts: Facts) -> Iterator[Finding]:
 
 
 def _cores(facts: Facts) -> Iterator[Finding]:
-  text = f"{facts.cores} for this process, {facts.load:.1f} wanted over the last minute"
+  text = f"{facts.cores:g} for this process, {facts.load:.1f} wanted over the last minute"
   if facts.load > 1.5 * facts.cores:
     cure = "end what else runs here, or take no speed measured now for the machine's"
     yield Finding("warning", "cores", text, cure)
@@ -143,14 +143,15 @@ def _cores(facts: Facts) -> Iterator[Finding]:
 
 
 def _memory(facts: Facts) -> Iterator[Finding]:
-  if facts.memory_bytes is None:
+  if facts.memory is None:
     yield Finding("ok", "memory", "the system does not say")
     return
-  text = f"{facts.memory_bytes / GB:.1f} GB free"
-  if facts.memory_bytes < GB:
-    yield Finding("problem", "memory", text, "end other programs; the smallest run needs 1 GB")
-  elif facts.memory_bytes < 3 * GB:
-    yield Finding("warning", "memory", text, "end other programs; the quickstart needs 3 GB")
+  text, grouped = str(facts.memory), facts.memory.grouped
+  cure = "give the group (container, job) more" if grouped else "end other programs"
+  if facts.memory.free < GB:
+    yield Finding("problem", "memory", text, f"{cure}; the smallest run needs 1 GB")
+  elif facts.memory.free < 3 * GB:
+    yield Finding("warning", "memory", text, f"{cure}; the quickstart needs 3 GB")
   else:
     yield Finding("ok", "memory", text)
 

@@ -1,6 +1,7 @@
 """Says what a recipe needs before it runs: arrays, collectives, FLOPs, memory. Allocates nothing.
 
 With --topology it compiles for TPU chips that are not there, and exits with 1 if it does not fit.
+On the devices that are there it says whether it does.
 
 python -m launch.explain --config=configs/tiny.py --devices=8 --config.parallel.data=8 \\
   --config.train.batch_size=8 [--json=FILE] [--nocompile]
@@ -20,6 +21,7 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
+from jaxmoe.cost import host
 from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
@@ -56,12 +58,13 @@ def main(overrides: list[str]) -> int:
     experiment, devices = as_on_tpu(experiment), slice_of(FLAGS.topology)
   else:
     devices = virtual_devices(FLAGS.devices) if FLAGS.devices else jax.devices()
-  room = memory_of(devices[0])
-  found = explain(experiment, layout_of(experiment, devices), FLAGS.compile, say, room)
+  layout = layout_of(experiment, devices)
+  room = room_of(layout, there=not (FLAGS.devices or FLAGS.topology))
+  found = explain(experiment, layout, FLAGS.compile, say, room)
   if FLAGS.json:
     write(pathlib.Path(FLAGS.json), json.dumps(found.record(), indent=1))
   print(page(found))
-  return 1 if found.fits is False else 0
+  return 1 if FLAGS.topology and found.fits is False else 0
 
 
 def slice_of(name: str) -> list[jax.Device]:
@@ -100,6 +103,21 @@ def layout_of(experiment: Experiment, devices: list[jax.Device]) -> Layout:
     return make_layout(experiment.parallel, devices)
   except InputError as error:
     raise InputError(f"{error}; or --devices={experiment.parallel.num_devices}") from None
+
+
+def room_of(layout: Layout, there: bool) -> int | None:
+  """Returns the bytes of memory of a device, None where they are not known.
+
+  The processor's devices have each a part of what this process may have. `there`: whether the
+  devices are those of this machine, not as if.
+  """
+  device = layout.mesh.devices.flat[0]
+  if not there:
+    return memory_of(device)
+  if device.platform == "cpu":
+    memory = host.memory()
+    return memory.limit // layout.mesh.devices.size if memory else None
+  return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def say(line: str) -> None:

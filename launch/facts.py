@@ -17,6 +17,8 @@ import tempfile
 import time
 from typing import Any
 
+from jaxmoe.cost import host
+
 TRIAL_S = 300.0
 _PLUGINS = ("jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")
 _SIGNS = {
@@ -72,11 +74,11 @@ class Facts:
     accelerators: What the machine seems to have, and the extra that makes JAX use it.
     cores: That this process may use.
     load: Processes that want a core, over the last minute.
-    memory_bytes: Free memory, None where the system does not say.
+    memory: What this process may have, None where the system does not say.
     workdir: The disk that runs are written to.
     cache: The disk of the caches.
     open_files: How many files this process may have open.
-    shm_bytes: Free in /dev/shm, None where there is none.
+    shm_bytes: Free in /dev/shm, which is memory; None where there is none.
     unix_s: The time of day.
     trial: What was computed.
   """
@@ -85,9 +87,9 @@ class Facts:
   requirements: tuple[Requirement, ...]
   plugins: dict[str, str]
   accelerators: tuple[tuple[str, str], ...]
-  cores: int
+  cores: float
   load: float
-  memory_bytes: int | None
+  memory: host.Memory | None
   workdir: Disk
   cache: Disk
   open_files: int
@@ -98,19 +100,19 @@ class Facts:
 
 def collect(workdir: pathlib.Path, cache: pathlib.Path) -> Facts:
   """Returns the facts; writes 64 MB next to `workdir`, removed again, and trains three steps."""
-  load = os.getloadavg()[0]  # before we add to it
+  load, memory = os.getloadavg()[0], host.memory()  # before we add to them
   return Facts(
     python=(platform.python_version(), _package("Requires-Python")),
     requirements=requirements(),
     plugins={name: found for name in _PLUGINS if (found := version(name))},
     accelerators=tuple({what for path, what in _SIGNS.items() if os.path.exists(path)}),
-    cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    cores=host.cores(),
     load=load,
-    memory_bytes=memory_bytes(),
+    memory=memory,
     workdir=disk(workdir),
     cache=disk(cache, 1 << 10),
     open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-    shm_bytes=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None,
+    shm_bytes=shared_bytes(memory),
     unix_s=time.time(),
     trial=trial(),
   )
@@ -145,13 +147,12 @@ def parse_requirement(line: str) -> Requirement:
   return Requirement(name, wanted, None, extra[1] if extra else None)
 
 
-def memory_bytes(table: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int | None:
-  """Returns the memory that a new process can get without swapping."""
-  try:
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", table.read_text(), re.MULTILINE)
-  except OSError:
+def shared_bytes(memory: host.Memory | None) -> int | None:
+  """Returns what can still be written to /dev/shm: its room, but no more than free memory."""
+  if not os.path.isdir("/dev/shm"):
     return None
-  return int(found[1]) * 1024 if found else None
+  room = shutil.disk_usage("/dev/shm").free
+  return room if memory is None else min(room, memory.free)
 
 
 def disk(path: pathlib.Path, size: int = _WRITTEN_BYTES) -> Disk:

@@ -20,6 +20,7 @@ from jaxmoe.checkpoint.digest import digest
 from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError
 from jaxmoe.core.layout import Layout
+from jaxmoe.cost import host
 from jaxmoe.cost.peak import matmul_peak
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
@@ -174,11 +175,13 @@ class Session:
       stacks = stacks.with_suffix(f".{jax.process_index()}.txt")
 
     def stalled(doing: str, waited_s: float) -> None:
-      what = f"nothing has begun for {waited_s:.0f} s after: {doing}"
+      what, memory = f"nothing has begun for {waited_s:.0f} s after: {doing}", host.memory()
+      free = f"; memory: {memory}" if memory else ""  # without it, reading it back takes for ever
+      clock = {"waited_s": round(waited_s, 1), "free_bytes": memory and memory.free}
       dump_and_end(
         stacks,
-        f"{what}; stacks are in {stacks}; the same command goes on",
-        lambda: journal.event("stalled", time={"waited_s": round(waited_s, 1)}, phase=doing),
+        f"{what}{free}; stacks are in {stacks}; the same command goes on",
+        lambda: journal.event("stalled", time=clock, phase=doing),
       )
 
     watchdog = Watchdog(train.stall_s, stalled, tick)

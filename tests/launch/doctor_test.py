@@ -10,6 +10,7 @@ import tempfile
 
 import pytest
 
+from jaxmoe.cost.host import Memory
 from launch import doctor, facts
 from launch.diagnosis import GB, MB, diagnose, satisfies
 from launch.facts import Disk, Facts, Requirement, Trial, parse_requirement
@@ -33,7 +34,7 @@ GOOD = Facts(
   accelerators=(),
   cores=8,
   load=0.5,
-  memory_bytes=16 * GB,
+  memory=Memory(24 * GB, 16 * GB),
   workdir=Disk("runs", 100 * GB, 500.0 * MB, 0.01, 0.0),
   cache=Disk("/cache", 100 * GB, 500.0 * MB, 0.01, 0.0),
   open_files=4096,
@@ -97,8 +98,13 @@ JUDGED = {
   ),
   "busy": (with_(load=20.0), "warning", "cores", "20.0 wanted"),
   "one core": (with_(cores=1), "warning", "cores", "1 for this process"),
-  "no memory": (with_(memory_bytes=GB // 2), "problem", "memory", "0.5 GB free"),
-  "little memory": (with_(memory_bytes=2 * GB), "warning", "memory", "2.0 GB free"),
+  "half a core": (with_(cores=0.5), "warning", "cores", "0.5 for this process"),
+  "no memory": (with_(memory=Memory(4 * GB, GB // 2)), "problem", "memory", "0.5 GB of 4.0 GB"),
+  "little memory": (with_(memory=Memory(8 * GB, 2 * GB)), "warning", "memory", "2.0 GB of 8.0 GB"),
+  "a small group": (
+    with_(memory=Memory(600 * MB, 500 * MB, grouped=True)), "problem", "memory",
+    "0.5 GB of 0.6 GB free (the limit of this control group)",
+  ),
   "full disk": (
     workdir(free_bytes=100 * MB, error="too little"), "problem", "workdir", "0.1 GB free"
   ),
@@ -155,7 +161,7 @@ def test_a_condition_is_judged_and_comes_with_its_cure(case):
 
 
 def test_what_a_system_does_not_say_is_no_reason_to_complain():
-  found = with_(memory_bytes=None, shm_bytes=None, open_files=-1)
+  found = with_(memory=None, shm_bytes=None, open_files=-1)
   assert {finding.level for finding in diagnose(found)} == {"ok"}
 
 
@@ -236,10 +242,10 @@ def test_a_disk_that_cannot_be_written_is_a_fact_and_no_failure(tmp_path, monkey
   assert facts.disk(tmp_path).error == "Read-only file system"
 
 
-def test_free_memory_is_read_where_the_system_says_it(tmp_path):
-  (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2048 kB\n")
-  assert facts.memory_bytes(tmp_path / "meminfo") == 2048 * 1024
-  assert facts.memory_bytes(tmp_path / "nothing") is None
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no /dev/shm here")
+def test_shared_memory_is_no_more_than_the_free_memory_it_is_made_of():
+  assert facts.shared_bytes(Memory(600 * MB, 5, grouped=True)) == 5
+  assert facts.shared_bytes(None) == shutil.disk_usage("/dev/shm").free
 
 
 @pytest.mark.parametrize(

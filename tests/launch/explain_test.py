@@ -4,7 +4,13 @@ import importlib.util
 import json
 import re
 
+import jax
 import pytest
+
+from jaxmoe.core.layout import one_device
+from jaxmoe.cost.host import Memory
+from jaxmoe.parallel import Parallel, make_layout
+from launch import explain
 
 SMALL = ("--config.train.batch_size=8", "--config.data.seq_len=16")
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -35,6 +41,14 @@ def test_the_shape_of_a_public_model_is_told_on_devices_that_are_not_there(alone
   assert "mesh  data=4 fsdp=1 expert=1 tensor=1  (4 x cpu)" in result.out
   assert "layers/0..47/moe/experts/gate_up (48,128,2048,2,768)" in result.out
   assert "not compiled" in result.out
+
+
+def test_devices_of_a_processor_share_what_the_process_may_have(monkeypatch):
+  monkeypatch.setattr(explain.host, "memory", lambda: Memory(600 << 20, 100 << 20, grouped=True))
+  two = make_layout(Parallel(data=2), jax.devices())
+  assert explain.room_of(one_device(), there=True) == 600 << 20
+  assert explain.room_of(two, there=True) == 300 << 20
+  assert explain.room_of(two, there=False) is None, "what is as if has no memory of this machine"
 
 
 @pytest.mark.parametrize(

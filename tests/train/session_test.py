@@ -11,6 +11,7 @@ import pytest
 
 from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 from jaxmoe.core.layout import one_device
+from jaxmoe.cost.host import Memory
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
@@ -122,6 +123,20 @@ def stopped(train, tmp_path_factory):
 def again(stopped, tmp_path):
   """A copy of the stopped run."""
   return shutil.copytree(stopped, tmp_path / "again")
+
+
+def test_a_stall_tells_the_memory_that_is_left_within_the_limits_of_the_groups(
+  corpus, tmp_path, monkeypatch
+):
+  told = {}
+  monkeypatch.setattr(session.host, "memory", lambda: Memory(600 << 20, 100 << 20, grouped=True))
+  monkeypatch.setattr(session, "dump_and_end", lambda *given: told.update(given=given))
+  watch = Session(recipe(), Workdir(tmp_path), corpus, one_device())._watch()
+  watch.watchdog._stalled("step 7", 9.0)
+  _, line, tell = told["given"]
+  tell()
+  assert "after: step 7; memory: 0.1 GB of 0.6 GB free (the limit of this control group)" in line
+  assert events(tmp_path, "stalled")[0]["time"]["free_bytes"] == 100 << 20
 
 
 def test_a_run_leaves_what_it_should(straight):
