@@ -4,6 +4,7 @@ digest.py        two words for an array, the same under every layout
 label.py         what lies beside the arrays: record, shapes, digests, hash
 store.py         the protocol, and how the newest intact step is found
 orbax_store.py   a directory, through Orbax
+removal.py       old steps, gone or told of
 streamed.py      a step of such a directory, written array by array
 memory_store.py  the memory of this process
 """

@@ -67,6 +67,10 @@ class MemoryStore:
     """Returns the names of what was set aside as damaged."""
     return [name for name in self._aside if f".{DAMAGED}" in name]
 
+  def unremoved(self) -> dict[int, str]:
+    """Returns nothing: memory lets go of what it is told to."""
+    return {}
+
   def close(self) -> None:
     """Forgets everything."""
     self._held.clear()

@@ -32,6 +32,7 @@ from jaxmoe.checkpoint.label import (
   make_label,
   open_label,
 )
+from jaxmoe.checkpoint.removal import Removal
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
 from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -55,6 +56,7 @@ class OrbaxStore:
     self._path = pathlib.Path(path).absolute()
     self._keep = keep
     self._manager: ocp.CheckpointManager | None = None
+    self._removal: Removal | None = None
     self._writing: int | None = None
 
   def __str__(self) -> str:
@@ -110,12 +112,15 @@ class OrbaxStore:
 
   def steps(self) -> list[int]:
     """Returns the steps wholly written and not set aside, oldest first."""
-    names: list[str] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-      names = [entry.name for entry in os.scandir(self._path) if entry.is_dir()]
+    with peers.together():
+      names = self._names()
     found = sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
     # A shared folder need not look the same from everywhere at every time.
     return json.loads(peers.of_first(json.dumps(found)))
+
+  def unremoved(self) -> dict[int, str]:
+    """Returns why old steps could not be removed, by step, and forgets it."""
+    return self._removal.take() if self._removal is not None else {}
 
   def wait(self) -> None:
     """Returns once everything is written. Raises CheckpointError if it could not be."""
@@ -147,7 +152,8 @@ class OrbaxStore:
 
   def aside(self) -> list[str]:
     """Returns the names of the directories of what was set aside as damaged."""
-    found = sorted(path.name for path in self._path.glob(f"*.{DAMAGED}*"))
+    with peers.together():
+      found = sorted(name for name in self._names() if f".{DAMAGED}" in name)
     return json.loads(peers.of_first(json.dumps(found)))
 
   def close(self) -> None:
@@ -156,6 +162,18 @@ class OrbaxStore:
       self.wait()
     finally:
       self._drop_manager()
+
+  def _names(self) -> list[str]:
+    """The names of the folders in the store's, none where that is not there."""
+    try:
+      return [entry.name for entry in os.scandir(self._path) if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+      return []
+    except OSError as error:
+      raise CheckpointError(
+        f"{self}: cannot be read ({error.strerror}); see that you may read it, and that its disk "
+        "answers"
+      ) from None
 
   def _open(self) -> ocp.CheckpointManager:
     """The Orbax manager that writes; made late, so that a store only read makes nothing."""
@@ -169,6 +187,9 @@ class OrbaxStore:
         save_root_metadata=False,
       )
       self._manager = ocp.CheckpointManager(self._path, options=options)
+      # Orbax has no other place for it.
+      self._removal = Removal(self._manager._checkpoint_deleter)
+      self._manager._checkpoint_deleter = self._removal
     return self._manager
 
   def _try_folder(self) -> None:
@@ -292,15 +313,31 @@ def _empty(like: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _read_error(path: pathlib.Path, error: Exception) -> CheckpointError:
   """The error that says a file is damaged, unless reading failed for a reason that may pass."""
-  passing = isinstance(error, MemoryError) or (
-    isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
-  )
-  passing = passing or any(status in str(error) for status in _PASSING_STATUS)
-  kind = CheckpointError if passing else DamagedStepError
+  kind = CheckpointError if any(map(_may_pass, _causes(error))) else DamagedStepError
   return kind(f"{path}: cannot be read: {_one_line(error)}")
 
 
+def _may_pass(error: BaseException) -> bool:
+  """Whether an error says nothing about the files themselves."""
+  if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
+    return True
+  return isinstance(error, MemoryError) or any(word in str(error) for word in _PASSING_STATUS)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+  """Yields an exception and what it was raised from, and so on."""
+  cause: BaseException | None = error
+  while cause is not None:
+    yield cause
+    cause = cause.__cause__
+
+
 def _one_line(error: Exception) -> str:
-  """What an exception says, on one line that is not too long."""
-  text = " ".join(f"{type(error).__name__}: {error}".split())
+  """What an exception says, on one line that is not too long.
+
+  Orbax wraps what TensorStore raised in a bare `Exception` about an object, a page long; the cause
+  says what is wrong.
+  """
+  said = next((each for each in _causes(error) if type(each) is not Exception), error)
+  text = " ".join(f"{type(said).__name__}: {said}".split())
   return text if len(text) <= 300 else text[:297] + "..."

@@ -57,6 +57,12 @@ class Store(Protocol):
   def aside(self) -> list[str]:
     """Returns the names of what was set aside as damaged."""
 
+  def unremoved(self) -> dict[int, str]:
+    """Returns why old steps could not be removed, by step, and forgets it.
+
+    They stay, and count; that a new step was written does not depend on it.
+    """
+
   def close(self) -> None:
     """Waits, then releases threads and files. The store is not used afterwards."""
 

@@ -79,6 +79,9 @@ class Saver:
       self._failed(step, why)
     else:
       self._failures = 0
+    for old, reason in self._parts.store.unremoved().items():
+      self._journal.event("not_removed", step=old, why=reason)
+      self._display.say(f"checkpoint {old} is not needed any more and cannot be removed: {reason}")
 
   def _write(self, step: int, state: State) -> None:
     self._parts.store.write(step, self._parts.spec.to_arrays(state), self._record(step))

@@ -18,7 +18,7 @@ import pytest
 
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.checkpoint.label import DamagedStepError
-from jaxmoe.checkpoint.orbax_store import OrbaxStore, quiet_orbax
+from jaxmoe.checkpoint.orbax_store import OrbaxStore, _read_error, quiet_orbax
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -120,6 +120,55 @@ def test_an_array_missing_from_the_table_of_the_files_is_named(written):
   file.write_text(json.dumps(table))
   with pytest.raises(DamagedStepError, match="1/arrays: params/int8 is missing"):
     OrbaxStore(step.parent).read(1, like)
+
+
+def test_the_files_of_an_array_that_cannot_be_read_are_told_in_words(written):
+  step, like = written
+  for path in (step / "arrays" / "ocdbt.process_0" / "d").iterdir():
+    path.write_bytes(path.read_bytes()[:7])
+  with pytest.raises(DamagedStepError, match=r'OUT_OF_RANGE.*"params/') as caught:
+    OrbaxStore(step.parent).read(1, like)
+  assert "bound method" not in str(caught.value)
+
+
+def test_a_reason_that_may_pass_is_no_damage_however_deep_it_lies(tmp_path):
+  def raised(text):
+    outer = Exception("Encountered error while reading array index: 0")
+    outer.__cause__ = ValueError(text)
+    return _read_error(tmp_path, outer)
+
+  assert type(raised("PERMISSION_DENIED: Error reading x")) is CheckpointError
+  assert type(raised("OUT_OF_RANGE: Error reading x")) is DamagedStepError
+
+
+def test_an_old_step_that_cannot_be_removed_fails_no_save_and_is_told_once(tmp_path, monkeypatch):
+  real = shutil.rmtree
+
+  def rmtree(path, *args, **options):
+    if pathlib.Path(path).name == "1":
+      raise PermissionError(1, "Operation not permitted", str(path))
+    real(path, *args, **options)
+
+  monkeypatch.setattr(shutil, "rmtree", rmtree)
+  store = OrbaxStore(tmp_path, keep=1)
+  for step in (1, 2, 3):
+    store.write(step, {"x": jnp.ones(3)}, {})
+    store.wait()
+    told = store.unremoved()
+    assert list(told) == [1] * (step == 2)
+    assert all("Operation not permitted" in why for why in told.values())
+  assert store.steps() == [1, 3], "it stays, and the next is removed all the same"
+  store.close()
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+  def scandir(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(os, "scandir", scandir)
+  for look in (OrbaxStore(tmp_path).steps, OrbaxStore(tmp_path).aside):
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied"):
+      look()
 
 
 @pytest.mark.parametrize(

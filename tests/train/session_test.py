@@ -356,6 +356,9 @@ class Store:
   def steps(self):
     return self.kept
 
+  def unremoved(self):
+    return {}
+
 
 @pytest.fixture
 def saver_of(watch):
