@@ -10,7 +10,7 @@ WORKERS ?= 2
 TPU_VENV ?= .venv-tpu
 HF_VENV ?= .venv-hf
 
-.PHONY: quickstart test test-slow test-hf look-ahead lint venv clean
+.PHONY: quickstart test test-slow test-slow-smoke test-hf look-ahead lint venv clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
@@ -30,6 +30,11 @@ test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --ignore=tests/faults --ignore=tests/ops
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow tests/ops  # measures time
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults
+
+# One seed of each kind of fault, and every fault of a layout; about ten minutes.
+test-slow-smoke: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults tests/multidevice/planted_faults_test.py \
+	  -k 'seed_03 or not (seed_ or goodput)'
 
 # What else computes the same, transformers itself beside it, in an environment with torch.
 LIVE = tests/models/pretrained/live_test.py tests/models/public_attention_test.py \

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxmoe.data.stream import Stream
 from jaxmoe.moe.routers.router import RouterModule
-from jaxmoe.train import session
+from jaxmoe.train import program
 
 MARK = 1_000_003
 # Parameters, and the first index of a number that some token of any batch meets: of the
@@ -20,18 +20,37 @@ MARK = 1_000_003
 LEAVES = {"embed": 256, "down": 0, "gate": 0}
 
 
+SWAPPED = []
+"""Places and what stood there, newest last."""
+
+
+def swap(owner, name, make):
+  """Puts `make(original)` in the place of a name that must be there."""
+  original = getattr(owner, name)
+  SWAPPED.append((owner, name, original))
+  setattr(owner, name, make(original))
+
+
+def restore():
+  """Takes every fault out again; a forked run ends with its faults instead."""
+  while SWAPPED:
+    setattr(*SWAPPED.pop())
+
+
 def on_batches(batches, change):
   """Changes the batches with these numbers, counted from 1 over all restarts."""
-  real = Stream.__next__
 
-  def changed(self):
-    batch = real(self)
-    if self.num_batches in batches:
-      batch = {name: array.copy() for name, array in batch.items()}
-      change(batch)
-    return batch
+  def make(real):
+    def changed(self):
+      batch = real(self)
+      if self.num_batches in batches:
+        batch = {name: array.copy() for name, array in batch.items()}
+        change(batch)
+      return batch
 
-  Stream.__next__ = changed
+    return changed
+
+  swap(Stream, "__next__", make)
 
 
 def set_mark(batch):
@@ -53,12 +72,8 @@ def nan_in_batch(batches, place, token):
 
 def wrap_step(change):
   """Changes the state a step begins with when its batch is marked: `change(path, leaf)`."""
-  make = session.make_step
 
-  @functools.wraps(make)
-  def made(*args, **options):
-    step = make(*args, **options)
-
+  def wrap(step):
     def faulty(state, batch):
       here = marked(batch["position"])
       batch = {**batch, "position": batch["position"] % MARK}
@@ -71,7 +86,12 @@ def wrap_step(change):
 
     return faulty
 
-  session.make_step = made
+  swap(program, "make_step", lambda make: made_by(make, wrap))
+
+
+def made_by(make, wrap):
+  """Returns a maker of functions, each wrapped."""
+  return functools.wraps(make)(lambda *args, **options: wrap(make(*args, **options)))
 
 
 def nan_in_parameter(batches, leaf):
@@ -95,26 +115,25 @@ def huge_parameters(batches, factor):
 def nan_in_router_score(batches):
   """The scores of one token become NaN, in every layer."""
   on_batches(batches, set_mark)
-  real = RouterModule.__call__
 
-  def call(self, x_TD, tokens, carry, keys):
-    routing, carry = real(self, x_TD, tokens, carry, keys)
-    poison = jnp.where(marked(tokens.position), jnp.nan, 0.0)
-    scores_TE = routing.scores_TE.at[0].add(poison)
-    weight_TA = routing.weight_TA.at[0].add(poison)
-    return dataclasses.replace(routing, scores_TE=scores_TE, weight_TA=weight_TA), carry
+  def make(real):
+    def call(self, x_TD, tokens, carry, keys):
+      routing, carry = real(self, x_TD, tokens, carry, keys)
+      poison = jnp.where(marked(tokens.position), jnp.nan, 0.0)
+      scores_TE = routing.scores_TE.at[0].add(poison)
+      weight_TA = routing.weight_TA.at[0].add(poison)
+      return dataclasses.replace(routing, scores_TE=scores_TE, weight_TA=weight_TA), carry
 
-  RouterModule.__call__ = call
+    return call
+
+  swap(RouterModule, "__call__", make)
 
 
 def loss_spike(batches, factor):
   """Loss and gradient of some batches are many times what they should be."""
   on_batches(batches, set_mark)
-  make = session.make_gradients
 
-  def made(*args, **options):
-    gradients = make(*args, **options)
-
+  def wrap(gradients):
     def faulty(params, batch, keys):
       scale = jnp.where(marked(batch["position"]), factor, 1.0)
       batch = {**batch, "position": batch["position"] % MARK}
@@ -124,9 +143,11 @@ def loss_spike(batches, factor):
 
     return faulty
 
-  session.make_gradients = made
+  swap(program, "spread_gradients", lambda make: made_by(make, wrap))
 
 
+IN_BATCHES = ("nan_in_batch",)
+"""Faults that are in what is handed out, and not in the program of a step."""
 FAULTS = {
   "nan_in_batch": nan_in_batch,
   "nan_in_parameter": nan_in_parameter,

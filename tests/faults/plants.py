@@ -39,11 +39,7 @@ def later(delay_s, action):
 
 def at_call(target, call, when, action):
   """Acts before or after the `call`-th call of 'module:name' or 'module:Class.name'."""
-  module, _, path = target.partition(":")
-  owner = importlib.import_module(module)
-  *parents, name = path.split(".")
-  for parent in parents:
-    owner = getattr(owner, parent)
+  owner, name = find(target)
   real, calls = getattr(owner, name), [0]
 
   @functools.wraps(real)
@@ -58,6 +54,17 @@ def at_call(target, call, when, action):
     return result
 
   setattr(owner, name, wrapped)
+
+
+def find(target):
+  """Returns (owner, name) of a place that is there: of a module or a class of its own."""
+  module, _, path = target.partition(":")
+  owner = importlib.import_module(module)
+  *parents, name = path.split(".")
+  for parent in parents:
+    owner = getattr(owner, parent)
+  assert name in vars(owner), f"{target} is not there any more"
+  return owner, name
 
 
 def at_file(event, like, call, action):

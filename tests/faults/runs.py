@@ -30,6 +30,7 @@ class Zygote:
     # A pool of OpenBLAS threads would make forking unsound; the runs' products are XLA's.
     own["OPENBLAS_NUM_THREADS"] = "1"
     (home / "jaxmoe").mkdir(parents=True, exist_ok=True)
+    compiled.mkdir(parents=True, exist_ok=True)  # nobody may have compiled anything here yet
     if not (home / "jaxmoe" / "compiled").exists():
       (home / "jaxmoe" / "compiled").symlink_to(compiled)
     self._process = subprocess.Popen(

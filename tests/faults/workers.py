@@ -4,28 +4,32 @@ import dataclasses
 import os
 
 from jaxmoe.data import remote
-from jaxmoe.train import session
+from jaxmoe.data.corpus import Corpus
+from tests.faults.numbers import swap
 
 PIDS = []
 
 
 def watch_worker(stall_s):
   """Notes the workers, keeps few batches ahead, and does not wait long for a silent worker."""
-  remote._AHEAD = 1
-  start = remote._Worker.__init__
 
-  def started(self, job):
-    start(self, job)
-    PIDS.append(self._process.pid)
+  def noting(start):
+    def started(self, job):
+      start(self, job)
+      PIDS.append(self._process.pid)
 
-  remote._Worker.__init__ = started
-  real = session.Corpus.stream
+    return started
 
-  def stream(self, *args, **options):
-    args = [_hasty(value, stall_s) for value in args]
-    return real(self, *args, **{name: _hasty(value, stall_s) for name, value in options.items()})
+  def hasty(real):
+    def stream(self, *args, **options):
+      args = [_hasty(value, stall_s) for value in args]
+      return real(self, *args, **{name: _hasty(value, stall_s) for name, value in options.items()})
 
-  session.Corpus.stream = stream
+    return stream
+
+  swap(remote, "_AHEAD", lambda _: 1)
+  swap(remote._Worker, "__init__", noting)
+  swap(Corpus, "stream", hasty)
 
 
 def _hasty(value, stall_s):

@@ -72,6 +72,7 @@ def start(name, *arguments, env=None, program=None, **options):
   compiled = HOME / "jaxmoe" / "compiled"
   if not compiled.exists():  # programs compiled in this process are found by the others
     compiled.parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(jax.config.jax_compilation_cache_dir).mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
       compiled.symlink_to(jax.config.jax_compilation_cache_dir)
   options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
