@@ -10,7 +10,14 @@ WORKERS ?= 2
 TPU_VENV ?= .venv-tpu
 HF_VENV ?= .venv-hf
 
+# An environment whose Python is none of these, or gone, is made anew.
+STALE := $(shell test ! -e $(VENV) || $(VENV)/bin/python -c 'import sys; \
+  sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || echo stale)
+
 .PHONY: quickstart test test-slow test-slow-smoke test-hf look-ahead lint venv clean
+ifneq ($(STALE),)
+.PHONY: $(VENV)/bin/python $(VENV)/installed $(VENV)/installed-dev
+endif
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
@@ -57,7 +64,8 @@ venv: $(VENV)/installed-dev
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@test -z "$(STALE)" || echo "$(VENV) has no Python 3.11 or 3.12; it is made anew"
+	$(PYTHON) -m venv $(if $(STALE),--clear) $(VENV)
 
 # torch without CUDA, which no comparison needs.
 $(HF_VENV)/installed-hf: setup.cfg pyproject.toml | $(VENV)/bin/python

@@ -57,3 +57,22 @@ def test_the_package_itself_imports_nothing():
 def test_the_watch_itself_sees_a_socket_and_a_backend(code, message):
   done = run("jaxmoe", code)
   assert done.returncode != 0 and message in done.stderr
+
+
+SOUND = 'exec "$PYTHON_OF_TESTS" "$@"'
+
+
+@pytest.mark.parametrize("script, anew", [("exit 1", True), (SOUND, False)])
+def test_an_environment_of_another_python_is_made_anew(tmp_path, monkeypatch, script, anew):
+  monkeypatch.setenv("PYTHON_OF_TESTS", sys.executable)
+  python = tmp_path / "bin" / "python"
+  python.parent.mkdir()
+  python.write_text(f"#!/bin/sh\n{script}\n")
+  python.chmod(0o755)
+  (tmp_path / "installed").touch()
+  root = pathlib.Path(__file__).parent.parent
+  old = ("-o", "setup.cfg", "-o", "pyproject.toml")
+  command = ["make", "-n", *old, "quickstart", f"VENV={tmp_path}"]
+  said = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60).stdout
+  assert "launch.train" in said
+  assert (f"-m venv --clear {tmp_path}" in said, "pip install" in said) == (anew, anew)
