@@ -50,6 +50,11 @@ class Scaling:
     del length
     return 1.0
 
+  def least_alike(self, length: int) -> int:
+    """Returns the fewest tokens of rows that turn just as rows of `length` do."""
+    del length
+    return 1
+
   @property
   def softmax_gain(self) -> float:
     """What attention that turns only a part of its channels multiplies its scores by."""
@@ -102,6 +107,10 @@ class Dynamic(Scaling):
     grown = self.factor * longer - (self.factor - 1)
     base = theta * grown ** (pairs / (pairs - 1))
     return base ** (-np.arange(pairs) / pairs)
+
+  def least_alike(self, length: int) -> int:
+    """Returns 1, or the length where rows of it are longer than the model was trained with."""
+    return length if length > self.original else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +255,10 @@ class LongRope(Scaling):
     if given is not None:
       return given
     return math.sqrt(1 + math.log(max(self.factor, 1.0)) / math.log(self.original))
+
+  def least_alike(self, length: int) -> int:
+    """Returns 1 for short rows, the shortest of the long ones for long rows."""
+    return self.original + 1 if length > self.original else 1
 
 
 ROPES = {

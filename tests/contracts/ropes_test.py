@@ -60,6 +60,20 @@ def test_only_dynamic_and_longrope_look_at_the_length_and_only_past_the_original
   assert looks == {"dynamic", "longrope"}
 
 
+@member
+def test_rows_from_the_least_length_that_is_alike_on_turn_alike_and_shorter_ones_do_not(name):
+  rope = MEMBERS[name]
+  for length in (4, 8, 9, 1000):
+    least = rope.least_alike(length)
+    assert 1 <= least <= length
+    turns, gain = found(rope, length=length)
+    for other in (least, (least + length) // 2):
+      np.testing.assert_array_equal(found(rope, length=other)[0], turns)
+      assert found(rope, length=other)[1] == gain
+    if least > 1:
+      assert (found(rope, length=least - 1)[0] != turns).any()
+
+
 @pytest.mark.parametrize(
   "make, message",
   [
