@@ -107,6 +107,9 @@ def test_there_and_back_is_bit_equal(convert, checkpoint, tmp_path, model_type, 
     assert (back / name).read_bytes() == (there / name).read_bytes()
   models = [open_checkpoint(FAMILIES, folder).model for folder in (there, back)]
   assert models[0] == models[1]
+  (tmp_path / "usual").touch()
+  written = [path for folder in (run, back) for path in folder.rglob("*") if path.is_file()]
+  assert {path.stat().st_mode for path in written} == {(tmp_path / "usual").stat().st_mode}
 
 
 def test_a_dtype_that_is_asked_for_is_written(convert, checkpoint, tmp_path):

@@ -2,7 +2,8 @@
 
 A shard is first laid out in a file beside it, mapped into memory, from which the safetensors
 library writes it: what is kept is pages of a file, which the system may write back and drop. The
-same tensors give the same bytes.
+same tensors give the same bytes. The library makes files for the owner alone: they get the mode
+that any other new file has.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -70,12 +72,13 @@ def write_shards(
   """
   file_of = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
   views: dict[str, dict[str, np.ndarray]] = {}
+  modes: dict[str, int] = {}
   left = {file: sum(tensor.num_bytes for tensor in tensors) for file, tensors in shards.items()}
   try:
     for piece in pieces:
       file = file_of[piece.name]
       if file not in views:
-        views[file] = _laid_out(folder / f".{file}", shards[file])
+        views[file], modes[file] = _laid_out(folder / f".{file}", shards[file])
       target = views[file][piece.name].reshape(piece.apart)[piece.place]
       target[...] = piece.values
       left[file] -= target.nbytes
@@ -83,6 +86,7 @@ def write_shards(
       if not left[file]:
         whole = views.pop(file)
         safetensors.numpy.save_file(whole, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(modes[file])
     assert not any(left.values()), left
     if len(shards) > 1:
       _write_index(folder / INDEX, shards)
@@ -90,8 +94,8 @@ def write_shards(
     raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from None
 
 
-def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> dict[str, np.ndarray]:
-  """Returns an array for each tensor, in a file that has no name any more."""
+def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> tuple[dict[str, np.ndarray], int]:
+  """Returns an array for each tensor, in a file that has no name any more, and its mode."""
   starts, end = [], 0
   for tensor in tensors:
     starts.append(end)
@@ -100,10 +104,12 @@ def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> dict[str, np.ndarray
     path.unlink()
     os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error here, not a signal later
     memory = np.memmap(file, np.uint8, "r+", shape=(end,))
-  return {
+    mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+  views = {
     tensor.name: memory[start : start + tensor.num_bytes].view(tensor.dtype).reshape(tensor.shape)
     for start, tensor in zip(starts, tensors)
   }
+  return views, mode
 
 
 def _write_index(path: pathlib.Path, shards: Mapping[str, list[Tensor]]) -> None:
