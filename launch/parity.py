@@ -3,9 +3,10 @@
 python -m launch.parity [--full] [--cells=GLOB] [--again] [--out=FILE]
 
 Runs on up to sixteen virtual CPU devices. Without --full only cells of every test run; --cells
-takes keys or a glob of them, such as 'data+expert/*', or the key of a cell that the table has not,
+takes a key or a glob of them, such as 'data+expert/*', or the key of a cell that the table has not,
 such as the one that a recipe was refused for. A cell that is green for the sources as they are is
-not run again unless --again. It can be stopped at any time: the same command goes on.
+kept and not run again unless --again; the last line says how many were. It can be stopped at any
+time: the same command goes on.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def main(rest: list[str]) -> int:
   jax.config.update("jax_num_cpu_devices", devices)
   cli.set_up_jax()
   commit = commit_of_tree()
-  red = 0
+  red = ran = 0
   for number, cell in enumerate(cells, start=1):
     row = results.rows.get(cell.key)
     done = row is not None and row.status == "green" and row.sources == digest
     if not done or FLAGS.again:
-      started = time.monotonic()
+      started, ran = time.monotonic(), ran + 1
       row = run(cell, commit, digest)
       results = Results.read(path).also(row)
       results.write(path)
@@ -74,7 +75,8 @@ def main(rest: list[str]) -> int:
     red += row.status != "green"
   if FLAGS.full:
     write_refused(path.with_name(REFUSED_PATH.name))
-  print(results.table(FLAGS.cells or "*"))
+  print(results.table(cell.key for cell in cells))
+  print(f"{len(cells) - red} of {len(cells)} green: {len(cells) - ran} kept, {ran} run")
   return 1 if red else 0
 
 

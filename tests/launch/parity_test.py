@@ -16,9 +16,12 @@ def test_a_layout_that_the_table_has_not_is_tried_and_written_down(started, tmp_
   process = started("parity", f"--cells={OTHER}", f"--out={out}")
   said, err = process.communicate(timeout=500)
   assert process.returncode == 0, (said, err)
-  assert "1/1 green" in said and "1 of 1 green" in said
+  assert "1/1 green" in said and "1 of 1 green: 0 kept, 1 run" in said
   (row,) = json.loads(out.read_text())
   assert (row["cell"], row["status"]) == (OTHER, "green") and 0 < row["errors"]["grads"] < 1e-5
+  process = started("parity", f"--cells={OTHER}", f"--out={out}")
+  said, err = process.communicate(timeout=100)
+  assert said.splitlines()[-1] == "1 of 1 green: 1 kept, 0 run", (said, err)
   process = started("parity", "--cells=data/nothing", f"--out={out}")
   _, err = process.communicate(timeout=100)
   assert process.returncode == 2

@@ -107,6 +107,13 @@ def test_a_layout_that_is_not_green_is_refused_and_old_sources_are_told():
   assert "sources have changed" in check_proven(recipe, table("green"))[0]
 
 
+def test_a_table_has_the_cells_asked_for_and_no_other():
+  both = table("green").also(Row("other", "red", {"loss": 0.5}, "abc", "other", "loss 5.0e-01"))
+  assert len(both.table(both.rows).splitlines()) == 3
+  _, row = both.table(["other", "not run yet"]).splitlines()
+  assert row.split() == ["5.0e-01", "-", "0.0e+00", "-", "other", "RED", "loss", "5.0e-01"]
+
+
 def test_results_survive_a_file(tmp_path):
   path = tmp_path / "results.json"
   table("green").write(path)
