@@ -232,8 +232,9 @@ def _clock(facts: Facts) -> Iterator[Finding]:
 def _matmul(facts: Facts) -> Iterator[Finding]:
   peaks = facts.trial.told.get("peak_flops_per_s") or {}
   text = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
+  text += "; the best seen here, of which MFU is a share"
   if peaks and min(peaks.values()) < 2e9:
-    cure = "is the machine busy, or emulated? MFU is a share of this"
+    cure = "has the machine always been busy, or is it emulated?"
     yield Finding("warning", "matmul", text, cure)
   elif peaks:
     yield Finding("ok", "matmul", text)

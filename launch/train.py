@@ -134,7 +134,8 @@ def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator
   wait_s = 5.0
   try:
     first = functools.partial(selfcheck, experiment) if FLAGS.selfcheck else None
-    yield Around(recipe_origin(FLAGS.config, experiment), ledger, (sinks,), profiler, first)
+    origin, peaks = recipe_origin(FLAGS.config, experiment), cli.cache_dir() / "peaks"
+    yield Around(origin, ledger, (sinks,), profiler, first, peaks)
   except KeyboardInterrupt:
     wait_s = 0.5  # the person does not want to wait
     raise

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from jaxmoe.core.layout import one_device
-from jaxmoe.cost.peak import matmul_peak
+from jaxmoe.cost.peak import best_peak
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.train.journal import read_lines
 from jaxmoe.train.session import Session
@@ -43,7 +43,8 @@ def main(folder: pathlib.Path) -> None:
   tell(run={**result, "seconds": round(time.monotonic() - started, 1)})
   on_cpu = jax.default_backend() == "cpu"
   dtypes = ("float32",) if on_cpu else ("float32", "bfloat16")
-  tell(peak_flops_per_s={dtype: matmul_peak(dtype) for dtype in dtypes})
+  folder = cli.cache_dir() / "peaks"
+  tell(peak_flops_per_s={dtype: best_peak(dtype, folder) for dtype in dtypes})
 
 
 def tell(**found: Any) -> None:

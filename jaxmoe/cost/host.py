@@ -56,15 +56,30 @@ def memory(root: pathlib.Path = ROOT) -> Memory | None:
 
 def cores(root: pathlib.Path = ROOT) -> float:
   """Returns how many cores this process may use: by its affinity, and by its groups' quotas."""
-  affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   quotas = [_quota(folder) for folder in _groups(root, "cpu")]
-  return min([float(affine), *(quota for quota in quotas if quota is not None)])
+  return min([float(len(_affine())), *(quota for quota in quotas if quota is not None)])
+
+
+def place(root: pathlib.Path = ROOT) -> str:
+  """Returns the machine this process runs on and its cores there: `b5f0-... 0,1,2`.
+
+  Containers of one machine have names of their own; it has booted once for all of them.
+  """
+  booted = (_read(root / "proc/sys/kernel/random/boot_id") or platform.node() or "here").split()[0]
+  return f"{booted} {','.join(map(str, _affine()))}"
 
 
 def processor(root: pathlib.Path = ROOT) -> str:
   """Returns the model of the processor, '' where nothing says it."""
   named = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(root / "proc/cpuinfo") or "", re.M)
   return named[1].strip() if named else platform.processor()
+
+
+def _affine() -> list[int]:
+  """Returns the numbers of the cores that this process may run on."""
+  if hasattr(os, "sched_getaffinity"):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
 
 
 def _allowed(folder: pathlib.Path) -> tuple[int | None, int | None]:

@@ -21,7 +21,7 @@ from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError
 from jaxmoe.core.layout import Layout
 from jaxmoe.cost import host
-from jaxmoe.cost.peak import matmul_peak
+from jaxmoe.cost.peak import best_peak, together
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
@@ -67,6 +67,7 @@ class Around:
     profiler: What looks at single steps.
     first: Called with layout, parameters and batch before the process' first step; what it returns
       is said.
+    peaks: The folder where the best matmul rates ever seen are kept; None keeps none.
   """
 
   recipe: dict[str, Any] | None = None
@@ -74,6 +75,7 @@ class Around:
   sinks: tuple[Sink, ...] = ()
   profiler: Profiler | None = None
   first: Callable[[Layout, Params, Any], str] | None = None
+  peaks: pathlib.Path | None = None
 
 
 class Session:
@@ -268,12 +270,14 @@ class Session:
     if self._around.first is not None:
       step = self._with_first(step, watch)
     with watch.phase("start", "measuring the matmul peak"):
-      peak = matmul_peak(experiment.model.dtype) if peers.first() else 1.0  # who writes it, alone
-      peak *= len(self.layout.mesh.devices.flat)
+      dtype, folder = experiment.model.dtype, self._around.peaks
+      peak = best_peak(dtype, folder) if peers.first() else 1.0  # who writes it, alone
+      peak *= num_peaks(self.layout)
     length = experiment.data.seq_len
     per_token = experiment.model.train_flops_per_token(self.decoder.vocab_size, length)
     flops = per_token * train.batch_size * length
-    watch.journal.event("compiled", time={"seconds": watch.ledger.take("start")})
+    clock = {"seconds": watch.ledger.take("start"), "peak_flops_per_s": peak}
+    watch.journal.event("compiled", time=clock)
     return Job(
       train=train,
       splits=self.decoder.splits,
@@ -330,6 +334,19 @@ class Session:
       for document, mask in zip(documents, learned)
     )
     return sum(document.scored_bytes for document in documents) / tokens
+
+
+def num_peaks(layout: Layout) -> float:
+  """Returns how many times the peak that process 0 measures the devices of a layout have together.
+
+  Virtual devices are the cores of their machine, however many they are, and so are those of its
+  other processes.
+  """
+  devices = list(layout.mesh.devices.flat)
+  if devices[0].platform != "cpu":
+    return len(devices)
+  places = peers.gather(host.place())
+  return together([places[index] for index in sorted({one.process_index for one in devices})])
 
 
 def _nothing() -> None:

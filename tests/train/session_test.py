@@ -16,6 +16,7 @@ from jaxmoe.data.corpus import open_corpus
 from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
+from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.train import program, session
 from jaxmoe.train.append import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
@@ -66,7 +67,7 @@ def _compiled_once():
 
     patch.setattr(Experiment, "decoder", shared)
     patch.setattr(Session, "compiled_step", shared_step)
-    patch.setattr(session, "matmul_peak", lambda dtype: 1e12)
+    patch.setattr(session, "best_peak", lambda dtype, folder: 1e12)
     yield
 
 
@@ -137,6 +138,13 @@ def test_a_stall_tells_the_memory_that_is_left_within_the_limits_of_the_groups(
   tell()
   assert "after: step 7; memory: 0.1 GB of 0.6 GB free (the limit of this control group)" in line
   assert events(tmp_path, "stalled")[0]["time"]["free_bytes"] == 100 << 20
+
+
+def test_virtual_devices_have_the_peak_of_their_machine_once(straight):
+  assert session.num_peaks(one_device()) == 1
+  assert session.num_peaks(make_layout(Parallel(data=8), jax.devices())) == 1
+  (compiled,) = events(straight, "compiled")
+  assert compiled["time"]["peak_flops_per_s"] == 1e12
 
 
 def test_a_run_leaves_what_it_should(straight):
