@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 
@@ -37,7 +38,7 @@ class Variety:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns both matrices of a layer's experts, in their dtypes, drawn from `keys`."""
     num_experts, hidden = down_EFD.shape[:2]
-    count = int(self.drop * hidden)
+    count = int(decimal(self.drop) * hidden)
     matrices = []
     for name, x, axis in (("gate", gate_up_EDGF[:, :, 0], 1), ("up", gate_up_EDGF[:, :, 1], 1),
                           ("down", down_EFD, 0)):  # fmt: skip

@@ -56,6 +56,13 @@ def test_a_share_of_hidden_units_is_drawn_anew_in_all_three_matrices(dtype):
   assert len({tuple(of) for of in units[0]}) == E  # each expert other ones
 
 
+def test_a_share_of_hidden_units_is_the_decimal_it_is_written_as():
+  before = [np.ones((1, 2, 2, 100), np.float32), np.ones((1, 100, 2), np.float32)]
+  before[1][:] = np.arange(2)
+  _, down = Variety(drop=0.29).apply(*before, KEYS)
+  assert (down != before[1]).any(axis=(0, 2)).sum() == 29
+
+
 def test_settings_out_of_bounds_are_refused():
   for settings in ({"noise": -0.1}, {"drop": -0.1}, {"drop": 1.5}):
     with pytest.raises(InputError, match=next(iter(settings))):

@@ -41,6 +41,13 @@ def test_no_device_is_sent_more_rows_than_its_buffer_holds_and_every_loss_counts
   assert max(sent) == room  # or nothing was tried
 
 
+@pytest.mark.parametrize(
+  "bound, choices, rows", [(1.1, 200, 55), (1.2, 50, 15), (0.07, 400, 7), (9.0, 8, 8), (1e-9, 8, 1)]
+)
+def test_a_buffer_has_the_bound_times_the_mean_rounded_up(bound, choices, rows):
+  assert AllToAll(bound=bound).rows_per_device(choices, 4) == rows
+
+
 def test_without_a_bound_nothing_is_lost():
   routing = routing_of(0)
   admitted, lost = AllToAll().admit(routing, DEVICES)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
+from jaxmoe.core.recipe import from_plain
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense
@@ -88,10 +89,22 @@ def test_counts_are_taken_before_drops_and_drops_stand_beside_them():
 @pytest.mark.parametrize(
   "factor, tokens, active, experts, rows",
   [(1.0, 40, 2, 5, 16), (1.25, 40, 2, 5, 20), (1.0, 41, 2, 5, 17), (1e-9, 9, 1, 5, 1),
-   (100.0, 9, 2, 5, 9), (1.0, 1, 2, 64, 1)],
+   (100.0, 9, 2, 5, 9), (1.0, 1, 2, 64, 1), (1.1, 200, 1, 4, 55), (1.1, 50, 2.4, 4, 33),
+   (1.15, 3 * 2**20, 8, 12, 2411725), (0.07, 300, 1, 3, 7)],
 )  # fmt: skip
 def test_capacity_is_the_mean_times_the_factor_rounded_up(factor, tokens, active, experts, rows):
   assert Capacity(factor).rows_per_expert(tokens, active, experts) == rows
+
+
+def test_a_share_of_idle_experts_is_the_decimal_it_is_written_as():
+  # 0.7 * 1200 / (0.7 * 4 + 1.4 idle ones as often) = 200
+  assert Capacity(1.0, idle_share=0.7).rows_per_expert(480, 1, 4, idle=2) == 70
+
+
+def test_a_run_of_before_has_the_rows_of_float_products():
+  plain = {"kind": "capacity", "factor": 1.1}
+  config = from_plain(MoE, {"dispatch": plain, "exchange": {"kind": "all_to_all", "bound": 1.1}})
+  assert config.dispatch.rows_per_expert(200, 1, 4) == config.exchange.rows_per_device(200, 4) == 56
 
 
 def test_the_stated_active_parameters_are_those_one_token_meets():

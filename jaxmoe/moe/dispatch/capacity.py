@@ -15,7 +15,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import added
 from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, Dispatcher, Site
 from jaxmoe.moe.dispatch.overflow import OVERFLOW
 from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows
@@ -31,11 +33,14 @@ class Limited(Dispatcher):
     idle_share: The load of an expert that takes rows over that of one that takes none, which a
       layer with such experts aims at (tau of MoE++, Jin et al. 2024, arXiv:2410.07348, eq. 8).
     max_drop_rate: Share of a layer's choices above which drops end the run; 0 allows none.
+    exact: Whether C is that of the decimals as they are written; else that of float products, which
+      may be one row more, as in runs of before.
   """
 
   factor: float = 1.25
   idle_share: float = 1.0
   max_drop_rate: float = 1.0
+  exact: bool = added(True, before=False)
 
   def __post_init__(self) -> None:
     for name in ("factor", "idle_share"):
@@ -56,8 +61,10 @@ class Limited(Dispatcher):
 
   def rows_per_expert(self, tokens: int, num_active: float, num_experts: int, idle: int = 0) -> int:
     """Returns C, at least 1 and at most T; `idle` more experts take no rows."""
-    mean = tokens * num_active * self.idle_share / (self.idle_share * num_experts + idle)
-    return min(tokens, max(1, math.ceil(self.factor * mean)))
+    read = decimal if self.exact else float
+    active, share, factor = read(num_active), read(self.idle_share), read(self.factor)
+    mean = tokens * active * share / (share * num_experts + idle)
+    return min(tokens, max(1, math.ceil(factor * mean)))
 
   @property
   def policy(self) -> str:

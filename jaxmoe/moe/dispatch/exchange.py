@@ -15,7 +15,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import added
 from jaxmoe.core.weights import Groups
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Mover, Site
@@ -93,6 +95,7 @@ class AllToAll(Exchange):
       routing is that of the whole batch.
     two_level: Whether to exchange within the innermost axis first, then across the others.
     max_drop_rate: Share of a layer's choices above which drops end the run; 0 allows none.
+    exact: As in `Limited`, of `bound`.
   """
 
   bound: float | None = None
@@ -100,6 +103,7 @@ class AllToAll(Exchange):
   chunks: int = 1
   two_level: bool = False
   max_drop_rate: float = 1.0
+  exact: bool = added(True, before=False)
 
   def __post_init__(self) -> None:
     if self.bound is not None and self.bound <= 0:
@@ -149,7 +153,8 @@ class AllToAll(Exchange):
     """Returns how many rows of `choices` a buffer for another device has."""
     if self.bound is None:
       return choices
-    return min(choices, max(1, math.ceil(self.bound * choices / devices)))
+    bound = decimal(self.bound) if self.exact else self.bound
+    return min(choices, max(1, math.ceil(bound * choices / devices)))
 
 
 def _admit(routing: Routing, num_rows: int, devices: int) -> tuple[Routing, jax.Array]:

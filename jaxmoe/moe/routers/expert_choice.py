@@ -12,7 +12,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.decimals import decimal, times_nearest, times_up
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import added
 from jaxmoe.moe.routers.router import BatchRouter, Buffers, Choice, Router, Samples, Seen, best
 from jaxmoe.moe.routing import RouterSums
 
@@ -24,11 +26,14 @@ class ByExpert(Router):
   Attributes:
     factor: How many experts take a token in the mean, as a multiple of `num_active`.
     most: How many experts may have one token, the best by score; 0 for all.
+    exact: Whether an expert's places are those of `factor` as it is written; else those of float
+      products, which may be one more, as in runs of before.
   """
 
   normalize: bool = False
   factor: float = 1.0
   most: int = 0
+  exact: bool = added(True, before=False)
 
   varies: ClassVar[bool] = True
 
@@ -49,7 +54,7 @@ class ByExpert(Router):
 
   def mean_active(self, num_active: int) -> float:
     """Returns factor * A."""
-    return self.factor * num_active
+    return float(decimal(self.factor) * num_active) if self.exact else self.factor * num_active
 
   def take(self, seen: Seen, taken_TE: jax.Array) -> Choice:
     """Returns each token's choices of the experts that took it."""
@@ -86,6 +91,8 @@ class ExpertChoice(ByExpert, BatchRouter):
     rank_TE = jax.lax.stop_gradient(jnp.where(valid_T1, seen.scores_TE, -1))
     place_TE = jnp.argsort(jnp.argsort(-rank_TE, axis=0), axis=0)
     places = jnp.ceil(mean * jnp.sum(valid_T1) / num_experts)
+    if self.exact:
+      places = times_up(jnp.sum(valid_T1), decimal(mean) / num_experts, valid_T1.shape[0])
     return self.take(seen, valid_T1 & (place_TE < places))
 
 
@@ -119,6 +126,9 @@ class CausalExpertChoice(ByExpert):
       return buffers
     old_E, tokens = buffers["threshold"], jnp.sum(samples.valid_T.astype(jnp.int32))
     places = jnp.round(samples.active * tokens / old_E.shape[0]).astype(jnp.int32)
+    if self.exact:
+      ratio = decimal(samples.active) / old_E.shape[0]
+      places = times_nearest(tokens, ratio, samples.valid_T.shape[0])
     score_TE = jnp.where(samples.valid_T[:, None], samples.margins_TE, -jnp.inf)
     # The best score that finds no place; 0, below all others, where all find one.
     new_E = jnp.where(places < tokens, jnp.sort(score_TE, axis=0)[-1 - places], 0)

@@ -4,6 +4,7 @@
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def by_token(config, seen, taken):
 
 def best_of_token(config, seen):
   """The best c experts of each token, c the mean number of experts."""
-  expert, clear = ranked(seen.scores, round(config.factor * seen.num_active))
+  expert, clear = ranked(seen.scores, round(Fraction(str(config.factor)) * seen.num_active))
   return expert, clear
 
 
@@ -40,7 +41,7 @@ def expert_choice(config, seen):
     return {"expert": expert, "weight": weigh(config, seen.scores, expert, valid), "clear": clear}
   tokens = np.flatnonzero(seen.segment.reshape(-1) > 0)
   num_experts = seen.scores.shape[1]
-  k = math.ceil(len(tokens) * config.factor * seen.num_active / num_experts)
+  k = math.ceil(len(tokens) * Fraction(str(config.factor)) * seen.num_active / num_experts)
   taken = np.zeros(seen.scores.shape, bool)
   clear = True
   for e in range(num_experts):

@@ -7,6 +7,7 @@ what its weight is multiplied by.
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from jaxmoe.moe.dispatch.capacity import Limited
 
 
 def rows_of_an_expert(dispatch, tokens, active, experts, idle=0):
-  """C = factor * tau * T * A / (tau * N + N_idle), rounded up, between 1 and T."""
-  tau = dispatch.idle_share
+  """C = factor * tau * T * A / (tau * N + N_idle), rounded up, between 1 and T, of decimals."""
+  settings = dispatch.factor, dispatch.idle_share, active
+  factor, tau, active = (Fraction(str(setting)) for setting in settings)
   mean = tau * tokens * active / (tau * experts + idle)
-  return min(tokens, max(1, math.ceil(dispatch.factor * mean)))
+  return min(tokens, max(1, math.ceil(factor * mean)))
 
 
 def rank(overflow, decision, chance):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import from_plain
 from jaxmoe.moe.dispatch import Capacity, Dropless, Einsum
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
@@ -78,6 +79,16 @@ def test_a_capacity_factor_of_1_has_room_for_what_experts_choose_and_no_more(
   assert plan.token_R.size == loads(chosen)[0].sum()
   assert Einsum(factor=1.0).masks(routing)[0].shape[2] * E == plan.token_R.size
   assert Dropless("blocks").plan(routing).groups.sizes_S.sum() == plan.token_R.size
+
+
+@pytest.mark.parametrize("exact, places", [(True, 15), (False, 16)])
+def test_places_are_those_of_the_factor_as_it_is_written_but_in_runs_of_before(
+  seen_of, skewed, exact, places
+):
+  router = ExpertChoice(factor=0.6, exact=exact)  # 0.6 * 100 * 2 / 8
+  of_expert, _ = loads(router.choose(seen_of(router, skewed[:100])))
+  np.testing.assert_array_equal(of_expert, places)
+  assert from_plain(ExpertChoice, {"factor": 0.6}) == ExpertChoice(factor=0.6, exact=False)
 
 
 def update(router, threshold, scores, valid=None, active=A):
