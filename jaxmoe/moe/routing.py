@@ -17,7 +17,7 @@ from jaxmoe.ops.soft_tree import TreeSums
     "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE",
     "pressure_T", "of_domains",
   ],
-  meta_fields=["among", "active"],
+  meta_fields=["among", "active", "sum_to_1"],
 )
 @dataclasses.dataclass(frozen=True)
 class Routing:
@@ -38,6 +38,7 @@ class Routing:
     among: Over how many experts the choices are spread: more than E in a part of a layer, None
       for E. Buffers are sized by it.
     active: How many choices of a token count in the mean; None for A. Buffers are sized by it.
+    sum_to_1: Whether scores are shares as they are, as those of a softmax.
   """
 
   expert_TA: jax.Array
@@ -51,6 +52,7 @@ class Routing:
   of_domains: TreeSums | None = None
   among: int | None = None
   active: float | None = None
+  sum_to_1: bool = True
 
   @property
   def num_among(self) -> int:
@@ -77,7 +79,7 @@ class Routing:
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
-    "counts_E", "scores_E", "tokens", "log_z_squared", "entropy", "load_E", "pressure"
+    "counts_E", "scores_E", "tokens", "log_z_squared", "entropy", "load_E", "pressure", "shares_E"
   ],
   meta_fields=[],
 )
@@ -96,6 +98,8 @@ class RouterSums:
       differentiable; the counts where there is no noise.
     pressure: float32, the router's factor of adaptive balance losses times `tokens`; no gradient.
       None from a router that keeps no such factor.
+    shares_E: float32, summed scores of which each token's are divided by their sum over all
+      experts; differentiable. None where they are that already (`Routing.sum_to_1`).
   """
 
   counts_E: jax.Array
@@ -105,6 +109,12 @@ class RouterSums:
   entropy: jax.Array
   load_E: jax.Array
   pressure: jax.Array | None = None
+  shares_E: jax.Array | None = None
+
+  @property
+  def summed_shares_E(self) -> jax.Array:
+    """Each expert's summed shares of tokens' scores, whatever function made these."""
+    return self.scores_E if self.shares_E is None else self.shares_E
 
 
 @jax.named_scope("sums")
@@ -136,7 +146,18 @@ def sum_rows(routing: Routing, valid_T: jax.Array, rows: int) -> RouterSums:
     entropy=total(entropy_of(routing.scores_TE)),
     load_E=counts_BE if routing.load_TE is None else total(routing.load_TE),
     pressure=None if routing.pressure_T is None else total(routing.pressure_T),
+    shares_E=None if routing.sum_to_1 else total(shares_of(routing.scores_TE)),
   )
+
+
+def shares_of(scores_TE: jax.Array) -> jax.Array:
+  """Returns (T, E) float32, each token's scores over their sum; zeros where all are 0."""
+  # Shares know no scale, so the best score may be held still as one: the sum lies between 1 and E,
+  # and neither it nor its square, by which gradients are divided, leaves float32.
+  best_T1 = jax.lax.stop_gradient(jnp.max(scores_TE, axis=1, keepdims=True))
+  some_T1 = best_T1 > 1e-35
+  scaled_TE = jnp.where(some_T1, scores_TE / jnp.where(some_T1, best_T1, 1), 0)
+  return scaled_TE / jnp.where(some_T1, jnp.sum(scaled_TE, axis=1, keepdims=True), 1)
 
 
 def entropy_of(scores_TE: jax.Array) -> jax.Array:

@@ -274,7 +274,8 @@ def _zero_sums(decoder: Decoder) -> Sums:
   def zeros(repeats: int, layer: Routed) -> RouterSums:
     one, each = jnp.zeros(repeats), jnp.zeros((repeats, layer.num_open))
     pressure = one if isinstance(layer.router, Adaptive) else None
-    return RouterSums(each, each, one, one, one, each, pressure)
+    shares = None if layer.router.sum_to_1 else each
+    return RouterSums(each, each, one, one, one, each, pressure, shares)
 
   return {
     s: {j: zeros(repeats[s], layer) for j, layer in blocks.items()}

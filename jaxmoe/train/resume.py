@@ -12,6 +12,7 @@ from jaxmoe.checkpoint.store import read_record
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.recipe import diff, from_plain
 from jaxmoe.data.corpus import Corpus
+from jaxmoe.train.definitions import mended
 from jaxmoe.train.experiment import Experiment, unsafe_changes
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.saver import Saver
@@ -54,6 +55,10 @@ def begin(
   clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
   watch.journal.event("resume", time=clock, step=step, lost_steps=cut.steps)
   watch.display.say(f"going on from step {step}")
+  if step < parts.experiment.train.num_steps:
+    for name, what in mended(record, parts.spec.decoder).items():
+      watch.journal.event("mended", step=step, definition=name, what=what)
+      watch.display.say(f"from step {step} on, {what}")
   return step, parts.spec.from_arrays(arrays)
 
 

@@ -85,7 +85,7 @@ class StateSpec:
     self, decoder: Decoder, transform: optax.GradientTransformation, layout: Layout, window: int = 0
   ):
     self.splits = decoder.splits
-    self._decoder, self._transform = decoder, transform
+    self.decoder, self._transform = decoder, transform
     optimizer = jax.eval_shape(transform.init, decoder.shapes)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     recent = Recent(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
@@ -117,7 +117,7 @@ class StateSpec:
 
   def _params(self, seed: int) -> Params:
     def fresh() -> Params:
-      return self._decoder.init(Keys.from_seed(seed))
+      return self.decoder.init(Keys.from_seed(seed))
 
     if peers.several():  # one program, which process 0 alone writes into the compile cache
       return jax.jit(fresh, out_shardings=self.shardings.params)()
@@ -150,7 +150,7 @@ class StateSpec:
     """Returns the state whose `to_arrays` gave `arrays`; with fresh moments for parameters alone.
     """
     if all(name.startswith(PARAMS) for name in arrays):
-      params = params_from_arrays(self._decoder, arrays)
+      params = params_from_arrays(self.decoder, arrays)
       return self.fresh(jax.device_put(params, self.shardings.params))
     paths = names.flatten(self.shapes)
     flat = jax.jit(lambda named: names.stack(named, list(paths), self.splits))(arrays)

@@ -23,8 +23,10 @@ from jaxmoe.moe.balance import (
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import TopK
+from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routing import RouterSums, Routing, sum_rows
 from tests.contracts.oracles import balance as oracle
+from tests.contracts.oracles import routing as routing_oracle
 
 # M microbatches of B rows of L tokens, on G devices.
 E, A, M, B, L, G = 5, 2, 3, 4, 3, 2
@@ -77,7 +79,7 @@ def draw(case, seed=0):
   return logits, expert, valid & (case != "all padding")
 
 
-def sums_of(logits, expert, valid):
+def sums_of(logits, expert, valid, score="softmax"):
   """Returns the sums of one microbatch, whole and row by row."""
   logits = logits.reshape(-1, E)
   expert = jnp.asarray(expert.reshape(-1, A), jnp.int32)
@@ -86,17 +88,18 @@ def sums_of(logits, expert, valid):
     expert_TA=expert,
     weight_TA=jnp.ones(expert.shape),
     valid_TA=jnp.broadcast_to(valid[:, None], expert.shape),
-    scores_TE=jax.nn.softmax(logits),
+    scores_TE=SCORES[score](logits),
     log_z_T=jax.nn.logsumexp(logits, axis=-1),
     load_TE=jax.nn.softmax(2 * logits),
+    sum_to_1=TopK(score=score).sum_to_1,
   )
   by_row = sum_rows(routing, valid, B)
   return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), by_row), by_row
 
 
-def step_loss(balance, logits, expert, valid):
+def step_loss(balance, logits, expert, valid, score="softmax"):
   """Returns the loss of a step, the sum of its microbatches' shares."""
-  parts = [sums_of(logits[micro], expert[micro], valid[micro]) for micro in range(M)]
+  parts = [sums_of(logits[micro], expert[micro], valid[micro], score) for micro in range(M)]
   whole = jax.tree.map(lambda *leaves: sum(leaves), *(sums for sums, _ in parts))
   running = jax.tree.map(jnp.zeros_like, whole)
   tokens, rows = jnp.float32(valid.sum()), jnp.float32(valid.any(-1).sum())
@@ -119,7 +122,7 @@ def test_the_shares_of_a_step_add_up_to_the_float64_oracle(balance, case):
   logits, expert, valid = draw(case)
   run = jax.jit(lambda logits: step_loss(balance, logits, expert, valid))
   loss = run(jnp.asarray(logits, jnp.float32))
-  right = oracle.step_loss(balance, LAYER, G, oracle.of_softmax(logits, expert, valid))
+  right = oracle.step_loss(balance, LAYER, G, oracle.of_router(logits, expert, valid))
   assert loss.dtype == jnp.float32
   np.testing.assert_allclose(loss, right, rtol=1e-5, atol=1e-6)
   if case == "random":
@@ -140,7 +143,7 @@ def test_gradients_equal_finite_differences_with_counts_held_still(balance):
     way, moved = rng.normal(size=logits.shape), []
     way /= np.linalg.norm(way)
     for step in (1e-6, -1e-6):
-      seen = oracle.of_softmax(logits + step * way, expert, valid)
+      seen = oracle.of_router(logits + step * way, expert, valid)
       moved.append(oracle.step_loss(balance, LAYER, G, seen))
     expected = (moved[0] - moved[1]) / 2e-6
     np.testing.assert_allclose(np.sum(way * grads), expected, rtol=1e-4, atol=1e-6)
@@ -171,6 +174,39 @@ def test_what_padding_holds_changes_nothing(balance):
   loss = step_loss(balance, jnp.asarray(logits, jnp.float32), expert, valid)
   after = step_loss(balance, jnp.asarray(moved, jnp.float32), moved_expert, valid)
   np.testing.assert_array_equal(loss, after)
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "relu"])
+def test_scores_that_are_no_shares_of_1_count_by_their_share_at_every_scope(score):
+  members = [LoadBalance(scope=scope) for scope in SCOPES]
+  logits, expert, valid = draw("a microbatch of padding")
+  logits[0, 0, 0] = logits[1, 1] = -2  # with a ReLU a token and a row without a score
+
+  def run(logits):
+    losses = [step_loss(member, logits, expert, valid, score) for member in members]
+    return sum(losses), losses
+
+  narrow = jnp.asarray(logits, jnp.float32)
+  (_, losses), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(narrow)
+  scores = routing_oracle.SCORES[score]
+  seen = oracle.of_router(logits, expert, valid, scores)
+  right = [oracle.step_loss(member, LAYER, G, seen) for member in members]
+  np.testing.assert_allclose(losses, right, rtol=1e-5)
+  assert np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("term", [LoadBalance(), NullAveraged()], ids=["plain", "averaged"])
+@pytest.mark.parametrize("scale", [0.3, 0.9, 1e-30, 1e30])
+def test_at_exactly_even_load_scores_of_any_scale_have_the_loss_1(term, scale):
+  tokens = 2 * E
+  expert = jnp.arange(A * tokens).reshape(tokens, A) % E
+  alike = jnp.full((tokens, E), scale)
+  others = alike * jax.random.uniform(jax.random.key(0), alike.shape, minval=0.1)
+  for scores in (alike, others):
+    ones = jnp.ones(expert.shape)
+    routing = Routing(expert, ones, ones > 0, scores, ones[:, 0], sum_to_1=False)
+    sums = jax.tree.map(lambda leaf: leaf[0], sum_rows(routing, jnp.ones(tokens, bool), 1))
+    np.testing.assert_allclose(term.loss(sums, LAYER), 1, rtol=1e-6)
 
 
 def test_the_load_balance_loss_is_1_at_balance_and_e_over_a_at_collapse():

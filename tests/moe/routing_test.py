@@ -1,8 +1,10 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.moe.routing import Routing, sum_routing
+from jaxmoe.moe.routing import Routing, shares_of, sum_routing
 
 T, E, A = 13, 5, 2
 
@@ -58,3 +60,35 @@ def test_the_invalid_may_hold_anything():
   )
   sums = (sum_routing(each, jnp.asarray(valid)) for each in (routing, odd))
   jax.tree.map(np.testing.assert_array_equal, *sums)
+
+
+def test_shares_of_scores_and_their_gradient_do_not_depend_on_how_large_scores_are():
+  """Of scores that are exponentials of logits shares are the softmax, and so is the gradient."""
+  rng = np.random.default_rng(0)
+  logits_TE, way_TE = rng.normal(size=(2, T, E)).astype(np.float32)
+  shift_T1 = np.linspace(-75, 80, T, dtype=np.float32)[:, None]
+  shares = lambda z: shares_of(jnp.exp(z + shift_T1))  # noqa: E731
+  expected, back = jax.vjp(jax.nn.softmax, logits_TE)
+  got, got_back = jax.vjp(shares, logits_TE)
+  # exp() of a sum near 80 is off by 80 times the rounding of the sum.
+  np.testing.assert_allclose(got, expected, rtol=2e-5)
+  np.testing.assert_allclose(got_back(way_TE)[0], back(way_TE)[0], rtol=1e-4, atol=2e-5)
+
+
+def test_a_token_without_any_score_has_shares_of_0_and_no_gradient():
+  scores_TE = jnp.zeros((2, E)).at[1, 3].set(0.5)
+  shares, back = jax.vjp(shares_of, scores_TE)
+  np.testing.assert_array_equal(shares, scores_TE * 2)
+  np.testing.assert_array_equal(back(jnp.ones((2, E)))[0][0], 0)
+
+
+def test_only_scores_that_are_no_shares_have_a_sum_of_shares():
+  routing, valid = draw()
+  sums = sum_routing(routing, jnp.asarray(valid))
+  assert sums.shares_E is None
+  assert sums.summed_shares_E is sums.scores_E
+  other = sum_routing(dataclasses.replace(routing, sum_to_1=False), jnp.asarray(valid))
+  scores = np.asarray(routing.scores_TE, np.float64)[valid]
+  right = (scores / scores.sum(1, keepdims=True)).sum(0)
+  np.testing.assert_allclose(other.summed_shares_E, right, rtol=1e-6)
+  np.testing.assert_array_equal(other.scores_E, sums.scores_E)

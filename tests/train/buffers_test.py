@@ -104,6 +104,13 @@ def test_accumulation_gives_the_same_buffers(run, name):
 
 
 @pytest.mark.parametrize("name", ROUTERS)
+def test_accumulation_gives_the_same_balance_losses_whatever_the_scores(run, name):
+  whole, parts = (run(name, num_micro)[2]["balance"] for num_micro in (1, MICRO))
+  assert whole["load_balance_global"] > 0.5
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, parts)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
 def test_a_step_that_is_skipped_leaves_buffers_where_they_were(run, name):
   before, after, _ = run(name, 1, bad=True)
   assert after.skipped == 1

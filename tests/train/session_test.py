@@ -17,7 +17,7 @@ from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
 from jaxmoe.parallel import Parallel, make_layout
-from jaxmoe.train import program, session
+from jaxmoe.train import definitions, program, session
 from jaxmoe.train.append import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
@@ -184,6 +184,16 @@ def test_a_run_may_be_stopped_again_and_again(train, straight, tmp_path):
   train(tmp_path)
   assert outcome(tmp_path) == outcome(straight)
   assert len(events(tmp_path, "start")) == 1
+
+
+def test_a_definition_mended_since_the_checkpoint_is_told_once(train, again, monkeypatch, capsys):
+  monkeypatch.setitem(definitions.MENDED, "sums", lambda decoder: "sums are sums")
+  monkeypatch.setitem(definitions.MENDED, "others", lambda decoder: "")
+  train(again)
+  train(again, num_steps=STEPS + 1)
+  (event,) = events(again, "mended")
+  assert (event["step"], event["definition"], event["what"]) == (5, "sums", "sums are sums")
+  assert capsys.readouterr().out.count("from step 5 on, sums are sums") == 1
 
 
 def test_lines_and_samples_after_the_checkpoint_are_written_again(train, straight, again):

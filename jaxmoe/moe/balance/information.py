@@ -25,7 +25,7 @@ class _OfShares(Term):
 
   def check(self, layer: Any) -> None:
     """Refuses scores that are no shares of 1."""
-    if layer.router.score != "softmax":
+    if not layer.router.sum_to_1:
       raise InputError(
         f"{self.kind} is defined on a softmax: router.score={layer.router.score!r}; "
         "use score=softmax, or another balance loss"

@@ -1,7 +1,9 @@
 """The load-balancing loss E * sum_i f_i p_i and its kin for experts of several kinds.
 
-f_i is the share of choices that went to expert i, p_i the mean score. Papers that divide choices
-by tokens have an f, and so a loss, A times as large.
+f_i is the share of choices that went to expert i, p_i its mean share of a token's scores. Scores
+that are no shares, such as sigmoids, are divided by their sum over all experts (DeepSeek-V3,
+arXiv:2412.19437, equations 17 to 20), or the loss would push down all of them. Papers that divide
+choices by tokens have an f, and so a loss, A times as large.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class LoadBalance(Term):
     """Returns E * sum_i f_i p_i."""
     del layer
     share_E = shares(sums)
-    mean_E = sums.scores_E / jnp.maximum(sums.tokens, 1)
+    mean_E = sums.summed_shares_E / jnp.maximum(sums.tokens, 1)
     return share_E.shape[0] * jnp.sum(share_E * mean_E)
 
 
@@ -51,7 +53,7 @@ class NullAveraged(Term):
     idle_E = is_idle(layer)
     mean = jnp.sum(share_E * idle_E) / jnp.sum(idle_E)
     averaged_E = jnp.where(idle_E, mean, share_E)
-    return num_experts * jnp.sum(averaged_E * sums.scores_E) / jnp.maximum(sums.tokens, 1)
+    return num_experts * jnp.sum(averaged_E * sums.summed_shares_E) / jnp.maximum(sums.tokens, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Heterogeneous(Term):
   def loss(self, sums: RouterSums, layer: Any) -> jax.Array:
     """Returns E * sum_i eta_i f_i p_i."""
     eta_E = jnp.where(is_idle(layer), self.idle, 1.0)
-    mean_E = sums.scores_E / jnp.maximum(sums.tokens, 1)
+    mean_E = sums.summed_shares_E / jnp.maximum(sums.tokens, 1)
     return eta_E.shape[0] * jnp.sum(eta_E * shares(sums) * mean_E)
 
 

@@ -124,6 +124,11 @@ class Router:
     return num_active
 
   @property
+  def sum_to_1(self) -> bool:
+    """Whether a token's scores are shares of 1, which balance losses take as they are."""
+    return self.score == "softmax"
+
+  @property
   def by_group(self) -> bool:
     """Whether a token's experts differ with the tokens that lie on one device with it."""
     return self.draws or self.depends_on == "batch"
@@ -278,6 +283,7 @@ class RouterModule(nnx.Module):
       active=self.config.mean_active(self.num_active),
       pressure_T=pressure_T,
       of_domains=self.gate.of_domains(input_TD, tokens) if compares else None,
+      sum_to_1=self.config.sum_to_1,
     )
     return routing, carry
 

@@ -1,6 +1,6 @@
 """Balance losses in float64 NumPy: what a loss is over a set of tokens, and which sets there are.
 
-A loss is `loss(config, layer, seen)` over tokens in any order. In `of_softmax` a router's noise is
+A loss is `loss(config, layer, seen)` over tokens in any order. In `of_router` a router's noise is
 stood for by a load of softmax(2 logits).
 """
 
@@ -43,11 +43,11 @@ def softmax(logits):
   return raised / raised.sum(-1, keepdims=True)
 
 
-def of_softmax(logits, expert, valid):
-  """Returns what a softmax router did that counts every choice."""
+def of_router(logits, expert, valid, scores=softmax):
+  """Returns what a router did that counts every choice."""
   log_z = np.log(np.exp(logits).sum(-1))
   counted = np.ones(expert.shape, bool)
-  return Seen(softmax(logits), log_z, softmax(2 * logits), expert, counted, valid)
+  return Seen(scores(logits), log_z, softmax(2 * logits), expert, counted, valid)
 
 
 def counts_of(seen):
@@ -64,9 +64,18 @@ def share_of(seen):
   return counts / max(counts.sum(), 1)
 
 
+def mean_shares(seen):
+  """P_i = 1/T sum_t s_it / sum_j s_jt, as in DeepSeek-V3's equations 19 and 20, by a loop."""
+  total = np.zeros(seen.scores.shape[-1])
+  for token in np.flatnonzero(seen.valid):
+    whole = seen.scores[token].sum()
+    total += seen.scores[token] / whole if whole else 0
+  return total / max(seen.valid.sum(), 1)
+
+
 def load_balance(config, layer, seen):
   """E sum_i f_i p_i."""
-  return layer.num_experts * np.sum(share_of(seen) * mean_scores(seen))
+  return layer.num_experts * np.sum(share_of(seen) * mean_shares(seen))
 
 
 def router_z(config, layer, seen):
@@ -103,13 +112,13 @@ def null_averaged(config, layer, seen):
   """(n + m) sum_i f~_i p_i, with f~ of a null expert the mean over null experts."""
   share, idle = share_of(seen), idle_of(layer)
   share[idle] = share[idle].mean()
-  return len(share) * np.sum(share * mean_scores(seen))
+  return len(share) * np.sum(share * mean_shares(seen))
 
 
 def heterogeneous(config, layer, seen):
   """E sum_i eta_i f_i P_i, eta 1 for those that compute and tau for the others."""
   eta = np.where(idle_of(layer), config.idle, 1)
-  return len(eta) * np.sum(eta * share_of(seen) * mean_scores(seen))
+  return len(eta) * np.sum(eta * share_of(seen) * mean_shares(seen))
 
 
 def latency_aware(config, layer, seen):
