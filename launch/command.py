@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from jaxmoe.core.errors import ToldError
+from jaxmoe.core.terminal import escaped
 
 Main = Callable[[list[str]], int | None]
 PREEMPTED, INTERRUPTED = 42, 130
@@ -76,7 +77,7 @@ def speaks() -> bool:
 
 def fail(message: str, code: int) -> None:
   """Prints one line to standard error and exits."""
-  print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  print(f"error: {escaped(' '.join(message.split()))}", file=sys.stderr, flush=True)
   sys.exit(code)
 
 

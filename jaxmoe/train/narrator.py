@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from jaxmoe.core.terminal import escaped
+
 SILENCE_S = 10.0
 
 
@@ -21,7 +23,7 @@ class Narrator:
 
   def say(self, text: str) -> None:
     """Prints a line."""
-    self.console.print(text, markup=False)
+    self.console.print(escaped(text), markup=False)
     self.last_line = time.monotonic()
 
   @contextlib.contextmanager
