@@ -100,6 +100,8 @@ def _start(path: pathlib.Path) -> str | None:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises bare Exception
     raise InputError(f"{path}: not a tokenizer.json ({error}); write it again") from None
+  tokenizer.no_padding()  # which a fine-tune may have left on, and which makes all texts alike
+  tokenizer.no_truncation()
   plain, whole = (tokenizer.encode("a", add_special_tokens=of).ids for of in (False, True))
   starts = len(whole) > len(plain) and whole[1 : 1 + len(plain)] == plain
   return tokenizer.id_to_token(whole[0]) if starts else None

@@ -23,6 +23,7 @@ from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
+from jaxmoe.data.tokenizers.file import File
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.ledger import Ledger
@@ -140,7 +141,7 @@ def load_run(
   store = OrbaxStore(workdir.checkpoints)
   if not store.steps() and not store.aside():
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
-  tokenizer = load_tokenizer(workdir.tokenizer)
+  tokenizer = load_tokenizer(workdir.tokenizer, isinstance(experiment.data.tokenizer, File))
   check(tokenizer)
   set_up_jax()
   decoder = experiment.decoder()

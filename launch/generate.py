@@ -3,17 +3,21 @@
 python -m launch.generate --workdir=runs/tiny --prompt='def main(' [--prompt=... --max_tokens=64]
 
 With --chat a prompt is what a user says, after what --system says, and stands in the chat template
-that came with a converted model; special tokens that it spells are text.
+that came with a converted model; special tokens that it spells are text. Those that the model
+writes are left out, unless --special asks for them. A terminal is shown escapes in the place of
+control characters; a pipe or a file gets the text as it is.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import numpy as np
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.terminal import escaped
 from jaxmoe.data.template import encode_chat
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
@@ -27,6 +31,7 @@ flags.DEFINE_string("workdir", None, "The run whose model writes.", flag_values=
 flags.DEFINE_multi_string("prompt", None, "What to continue; may be repeated.", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "Prompts are messages of a user.", flag_values=FLAGS)
 flags.DEFINE_string("system", "", "Said before a user speaks; with --chat.", flag_values=FLAGS)
+flags.DEFINE_bool("special", False, "Show special tokens, too.", flag_values=FLAGS)
 flags.DEFINE_integer("max_tokens", 128, "The most tokens to write.", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", flag_values=FLAGS)
 flags.DEFINE_float("top_p", 0.95, "Share of probability to sample from.", flag_values=FLAGS)
@@ -36,8 +41,10 @@ flags.DEFINE_integer("seed", 0, "Of the draws.", flag_values=FLAGS)
 class Printer:
   """Streams rows to standard output, one after the other: a later row waits for its turn."""
 
-  def __init__(self, tokenizer: object, prompts: list[str]):
-    self._tokenizer, self._prompts = tokenizer, prompts
+  def __init__(self, tokenizer: Tokenizer, prompts: list[str], special: bool = False):
+    self._prompts = prompts
+    decode = tokenizer.decode
+    self._decode = functools.partial(decode, special=True) if special else decode
     self._ids: list[list[int]] = [[] for _ in prompts]
     self._row, self._shown = 0, 0
     self._begin()
@@ -60,15 +67,18 @@ class Printer:
   def _begin(self) -> None:
     if len(self._prompts) > 1:
       print(f"--- {self._row + 1} of {len(self._prompts)}")
-    print(self._prompts[self._row], end="", flush=True)
+    self._show(self._prompts[self._row])
 
   def _flush(self, final: bool) -> None:
-    text = self._tokenizer.decode(self._ids[self._row])  # type: ignore[attr-defined]
+    text = self._decode(self._ids[self._row])
     # The end may be a part of a character whose other bytes are yet to come.
     stable = len(text) if final else len(text.rstrip("\ufffd"))
-    sys.stdout.write(text[self._shown : stable])
-    sys.stdout.flush()
+    self._show(text[self._shown : stable])
     self._shown = max(self._shown, stable)
+
+  def _show(self, text: str) -> None:
+    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> int:
@@ -83,6 +93,7 @@ def main(arguments: list[str]) -> int:
   workdir = cli.need_workdir(FLAGS.workdir)
   context = workdir.experiment().data.seq_len
   come_with = workdir.path / FOLDER
+  also_ends = end_ids(come_with)
 
   def encode(tokenizer: Tokenizer) -> list[np.ndarray]:
     template = chat_template(come_with) if FLAGS.chat else None
@@ -90,9 +101,9 @@ def main(arguments: list[str]) -> int:
 
   run = cli.load_run(FLAGS.workdir, check=encode)
   ids = encode(run.tokenizer)
-  printer = Printer(run.tokenizer, [""] * len(prompts) if FLAGS.chat else prompts)
-  ends = frozenset([run.tokenizer.eod_id]) | (end_ids(come_with) if FLAGS.chat else frozenset())
-  generate(run.decoder, run.params, ids, sampling, (context, ends), printer.token)
+  printer = Printer(run.tokenizer, [""] * len(prompts) if FLAGS.chat else prompts, FLAGS.special)
+  ends = context, also_ends | {run.tokenizer.eod_id}
+  generate(run.decoder, run.params, ids, sampling, ends, printer.token)
   printer.finish()
   return 0
 
@@ -114,8 +125,8 @@ def _encode(
   for prompt, row in zip(prompts, ids):
     if len(row) >= context:
       raise InputError(
-        f"--prompt={prompt[:20]!r}... has {len(row)} tokens with the start of text; the context "
-        f"is {context} tokens; shorten it"
+        f"--prompt={prompt[:20]!r}... has {len(row)} tokens, what stands around it included; the "
+        f"context is {context} tokens; shorten it"
       )
   return ids
 

@@ -1,8 +1,9 @@
 """Multiple choice by likelihood: the answer a model finds likeliest of those given.
 
 A line of a .jsonl file is {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX}. An answer is
-read behind its question and a document's start, tokenized by itself; what is scored is the sum of
-the log probabilities of its tokens, as it is and over its UTF-8 bytes. Of two alike the first wins.
+read behind its question, which begins as any prompt does, or a document's start where there is
+none; it is tokenized by itself. What is scored is the sum of the log probabilities of its tokens,
+as it is and over its UTF-8 bytes. Of two alike the first wins.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ def _window(
 ) -> tuple[Window, bool]:
   """Returns inputs and labels of an answer behind its question, and whether that was cut."""
   before, after = encode_prompt(tokenizer, question), tokenizer.encode(choice)
+  if not len(before):  # or the first token of the answer would follow nothing
+    before = np.array([tokenizer.start_id], np.int32)
   if len(after) > length:
     raise InputError(
       f"the answer {choice[:20]!r}... has {len(after)} tokens, and the context is {length}; "

@@ -108,8 +108,8 @@ def cut_samples(path: pathlib.Path, step: int) -> None:
 
 
 def encode_prompt(tokenizer: Any, text: str) -> np.ndarray:
-  """Returns the ids of a prompt, behind the id that starts every text."""
-  return np.concatenate([[tokenizer.start_id], tokenizer.encode(text)]).astype(np.int32)
+  """Returns the ids of a prompt, with what its tokenizer puts around one."""
+  return tokenizer.encode_prompt(text)
 
 
 def _with_none(scores: dict[str, Any]) -> dict[str, Any]:

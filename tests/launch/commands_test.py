@@ -264,6 +264,21 @@ def test_a_later_row_waits_for_its_turn(printer, capsys):
   assert capsys.readouterr().out == "\n--- 2 of 2\n2:xy\n"
 
 
+def test_a_terminal_is_shown_escapes_and_a_file_gets_the_text(printer, capsys, monkeypatch):
+  for on_terminal, text in ((True, r"\x1b[1m a\x05b"), (False, "\x1b[1m a\x05b")):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda on_terminal=on_terminal: on_terminal)
+    stream = printer(Letters(), ["\x1b[1m "])
+    for byte in b"a\x05b":
+      stream.token(0, byte)
+    stream.finish()
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_an_error_of_one_line_controls_no_terminal(here, tmp_path):
+  result = here("status", f"--workdir={tmp_path}/\x1b[2Jx")
+  assert result.code != 0 and r"\x1b[2Jx" in result.err and "\x1b" not in result.err
+
+
 # What is seen.
 
 

@@ -19,11 +19,13 @@ from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import load_tokenizer
+from jaxmoe.models import generate as generation
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.train.hooks import encode_prompt
 from jaxmoe.train.state import StateSpec, read_state
 from jaxmoe.train.workdir import Workdir
+from launch import cli
 from tests.models.pretrained.checkpoint import edit, write_checkpoint, write_tokenizer
 from tests.models.pretrained.golden import FOLDER as GOLDEN
 
@@ -176,6 +178,7 @@ def test_documents_start_with_the_token_that_the_tokenizer_puts_before_every_tex
   folder, run = checkpoint("llama"), tmp_path / "run"
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   tokenizer.add_special_tokens(["<s>"])
+  tokenizer.enable_padding(length=16)  # as a fine-tune may have left it
   start_id = tokenizer.token_to_id("<s>")
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
     single="<s> $A", special_tokens=[("<s>", start_id)]
@@ -187,6 +190,23 @@ def test_documents_start_with_the_token_that_the_tokenizer_puts_before_every_tex
   assert encode_prompt(saved, "a<s>").tolist() == [start_id, 2, 1, 20, 1]
   assert saved.decode([start_id, 2, 0]) == "a"
   assert Workdir(run).experiment().data.tokenizer.start == "<s>"
+
+
+def test_a_prompt_has_nothing_in_front_where_the_tokenizer_adds_nothing(
+  convert, checkpoint, here, tmp_path, monkeypatch
+):
+  folder, run, seen = checkpoint("olmoe"), tmp_path / "run", []
+  (folder / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
+  convert(f"--from_hf={folder}", f"--workdir={run}")
+  assert encode_prompt(cli.load_run(run).tokenizer, "ab").tolist() == [2, 3]
+  # A run converted before tokenizers were saved with what they add.
+  saved = json.loads((run / "tokenizer.json").read_text())
+  assert saved.pop("made_elsewhere")
+  (run / "tokenizer.json").write_text(json.dumps(saved))
+  monkeypatch.setattr(generation, "generate", lambda *about: seen.append(about))
+  assert here("generate", f"--workdir={run}", "--prompt=ab", "--prompt=c").code == 0
+  assert [row.tolist() for row in seen[0][2]] == [[2, 3], [4]]
+  assert seen[0][4][1] == {0, 7}, "it ends where the model's own files say, in a chat or not"
 
 
 def test_damage_to_a_converted_run_is_found(convert, checkpoint, here, tmp_path):

@@ -14,6 +14,7 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.train import choices
 from jaxmoe.train.choices import Question, read_questions, score_questions
 
 TOKENIZER = ByteTokenizer()
@@ -61,6 +62,23 @@ def test_the_likeliest_answer_wins(model, batch):
   # Had each its likeliest answer as the right one, all would be right.
   told = [Question(q.question, q.choices, index) for q, index in zip(QUESTIONS, best)]
   assert score_questions(*model, TOKENIZER, told, (batch, 64))["accuracy"] == 1
+
+
+class Adds(ByteTokenizer):
+  """Puts nothing before a prompt, as tokenizers of some public models do."""
+
+  def encode_prompt(self, text):
+    return self.encode(text)
+
+
+def test_an_answer_alone_is_scored_whole_whatever_is_put_before_a_prompt(model):
+  alone = [Question("", ("yes", "no", "perhaps"), 2)]
+  found = [score_questions(*model, of, alone, (4, 64)) for of in (TOKENIZER, Adds())]
+  assert found[0] == found[1]
+  window, _ = choices._window(Adds(), "", "yes", 64)
+  assert [row.tolist() for row in window] == [[256, *b"ye"], [*b"yes"]]
+  window, _ = choices._window(Adds(), "ab", "yes", 64)
+  assert [row.tolist() for row in window] == [[*b"abye"], [-1, *b"yes"]]
 
 
 def test_a_long_question_loses_its_start_and_an_answer_nothing(model):

@@ -21,8 +21,12 @@ TOKENIZERS = {
 __all__ = ["TOKENIZERS", "Tokenizer", "load_tokenizer"]
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike[str], made_elsewhere: bool = False) -> Tokenizer:
   """Returns the tokenizer that `save` wrote to `path`, whatever its kind.
+
+  Args:
+    path: The file.
+    made_elsewhere: Whether it is of a `File`, where the file is too old to say it.
 
   Raises:
     InputError: the file is missing or not one of ours.
@@ -35,7 +39,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
       return ByteTokenizer()
     if kind == "subword":
       ends = plain["eod_id"], plain.get("start_id")
-      return SubwordTokenizer(plain["tokenizer"], plain["vocab_size"], *ends)
+      made = bool(plain.get("made_elsewhere", made_elsewhere))
+      return SubwordTokenizer(plain["tokenizer"], plain["vocab_size"], *ends, made)
   except OSError as error:
     raise InputError(f"{path}: cannot read the tokenizer ({error.strerror})") from None
   except (ValueError, KeyError, TypeError) as error:

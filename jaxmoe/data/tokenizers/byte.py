@@ -13,6 +13,8 @@ import numpy as np
 
 from jaxmoe.data.tokenizers.tokenizer import utf8
 
+_END = b"<|endoftext|>"
+
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
@@ -47,9 +49,15 @@ class ByteTokenizer:
     """Returns the UTF-8 bytes of `text` as int32."""
     return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def encode_prompt(self, text: str) -> np.ndarray:
+    """Returns the ids of a text to be continued, behind the end of the document before it."""
+    return np.concatenate([[self.start_id], self.encode(text)]).astype(np.int32)
+
+  def decode(self, ids: Iterable[int], special: bool = False) -> str:
     """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+    end = _END if special else b""
+    written = b"".join(end if i == self.eod_id else bytes([i]) for i in map(int, ids))
+    return written.decode("utf-8", errors="replace")
 
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
     """Returns the bytes of `ids`; the end of a document has none."""

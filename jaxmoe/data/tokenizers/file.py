@@ -61,4 +61,4 @@ class File:
       if token is not None and ends[-1] is None:
         raise InputError(f"{self.path}: has no token {token!r}; set {field} to one that it has")
     assert ends[0] is not None
-    return SubwordTokenizer(text, self.vocab_size, ends[0], ends[1])
+    return SubwordTokenizer(text, self.vocab_size, ends[0], ends[1], made_elsewhere=True)

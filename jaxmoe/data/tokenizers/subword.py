@@ -23,9 +23,14 @@ class SubwordTokenizer:
     vocab_size: Every id is below it; ids the file does not use are allowed at the end.
     eod_id: The id that ends a document.
     start_id: The id that starts one; None for that of the end.
+    made_elsewhere: Whether a prompt gets what the tokenizer.json itself adds to a text, as it did
+      where the model was made; else the id that starts a document.
   """
 
-  def __init__(self, text: str, vocab_size: int, eod_id: int, start_id: int | None = None):
+  def __init__(
+    self, text: str, vocab_size: int, eod_id: int, start_id: int | None = None,
+    made_elsewhere: bool = False,
+  ):
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
@@ -43,6 +48,7 @@ class SubwordTokenizer:
       )
     self.vocab_size, self.eod_id = vocab_size, eod_id
     self.start_id = eod_id if start_id is None else start_id
+    self._made_elsewhere = made_elsewhere
     self._plain: dict[str, Any] = {
       "kind": "subword", "vocab_size": vocab_size, "eod_id": eod_id, "tokenizer": text
     }  # fmt: skip
@@ -59,6 +65,17 @@ class SubwordTokenizer:
     # The batch form without offsets is 1.5 times as fast as `encode`.
     encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return np.array(encodings[0].ids, np.int32)
+
+  def encode_prompt(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text to be continued.
+
+    What the tokenizer.json adds stands around it, which may be nothing; in front of one for a
+    tokenizer that was trained here the id that starts a document.
+    """
+    if not self._made_elsewhere:
+      return np.concatenate([[self.start_id], self.encode(text)]).astype(np.int32)
+    utf8(text)
+    return np.array(self._tokenizer.encode(text, add_special_tokens=True).ids, np.int32)
 
   def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> np.ndarray:
     """Returns the int32 ids of text in parts, (text, whether special tokens in it count as such).
@@ -99,14 +116,23 @@ class SubwordTokenizer:
     ]  # fmt: skip
     return found.ids, specials
 
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+  def decode(self, ids: Iterable[int], special: bool = False) -> str:
+    """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+    Special tokens have none, or where `special` is true, what they are spelt as.
+    """
+    left_out = () if special else {self.eod_id, self.start_id, *self._special}
+    listed = [int(i) for i in ids if i not in left_out]
+    if self._bytes_by_id is None:
+      return self._tokenizer.decode(listed, skip_special_tokens=False)
+    written = b"".join(self._bytes_by_id.get(i, b"") for i in listed)
+    return written.decode("utf-8", errors="replace")
 
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
-    """Returns the bytes of `ids`; the end of a document and unused ids have none.
+    """Returns the bytes of `ids`, of which documents are counted.
 
-    A tokenizer.json that is not byte-level gives the UTF-8 of its own decoder's text.
+    The start and end of a document and unused ids have none. A tokenizer.json that is not
+    byte-level gives the UTF-8 of its own decoder's text.
     """
     listed = [int(i) for i in ids if i not in (self.eod_id, self.start_id)]
     if self._bytes_by_id is not None:
@@ -115,8 +141,9 @@ class SubwordTokenizer:
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a JSON file for `load_tokenizer`; its field `tokenizer` is a tokenizer.json."""
+    made = {"made_elsewhere": True} if self._made_elsewhere else {}
     with open(path, "w", encoding="utf-8") as file:
-      json.dump(self._plain, file)
+      json.dump({**self._plain, **made}, file)
 
 
 def _bytes_by_id(text: str, ids: dict[str, int]) -> dict[int, bytes] | None:

@@ -37,8 +37,14 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> np.ndarray:
     """Returns the int32 ids of `text`, which is ordinary text whatever it spells."""
 
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+  def encode_prompt(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text to be continued, with what belongs around one."""
+
+  def decode(self, ids: Iterable[int], special: bool = False) -> str:
+    """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+    Special tokens have none, or where `special` is true, what they are spelt as.
+    """
 
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
     """Returns the bytes of `ids`."""

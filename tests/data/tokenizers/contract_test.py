@@ -1,5 +1,6 @@
 """What every tokenizer keeps to, for each member of TOKENIZERS."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -73,6 +74,77 @@ def test_a_saved_tokenizer_is_read_back(tokenizers, kind, tmp_path):
     assert getattr(again, name) == getattr(tokenizer, name)
   for text in (TEXTS[0], "<|endoftext|>"):
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_a_prompt_of_ours_stands_behind_the_end_of_a_document(tokenizers, kind):
+  tokenizer = tokenizers[kind]
+  wanted = [tokenizer.eod_id, *tokenizer.encode("the cat")]
+  found = tokenizer.encode_prompt("the cat")
+  assert (found.tolist(), found.dtype) == (wanted, np.int32)
+
+
+def elsewhere(tmp_path, template=None, level="ByteLevel", **fields):
+  """Returns the tokenizer of a file with three special tokens and one that is not special."""
+  library = importlib.import_module("tokenizers")
+  if level == "ByteLevel":
+    made = library.Tokenizer.from_str(Bpe(300).build(TEXTS, "", None, _quiet)._plain["tokenizer"])
+  else:
+    vocab = {"<|endoftext|>": 0, "<unk>": 1, "\u2581the": 2, "\u2581cat": 3}
+    made = library.Tokenizer(library.models.WordLevel(vocab, unk_token="<unk>"))
+    made.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    made.decoder = library.decoders.Metaspace()
+  made.add_special_tokens(["<|endoftext|>", "<s>", "</s>", "<|call|>"])
+  made.add_tokens(["<think>"])
+  if template is not None:
+    pairs = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]
+    made.post_processor = library.processors.TemplateProcessing(template, None, pairs)
+  made.enable_padding(length=16, pad_id=0, pad_token="<|endoftext|>")
+  made.enable_truncation(8)
+  path = tmp_path / "tokenizer.json"
+  made.save(str(path))
+  return File(str(path), 400, **fields).build((), "", None, _quiet)
+
+
+def test_a_prompt_gets_what_a_tokenizer_made_elsewhere_adds_and_else_nothing(tmp_path):
+  bare = elsewhere(tmp_path)
+  text = "the cat sat on the mat, <s> don't you think?"
+  plain = bare.encode(text).tolist()
+  assert bare.encode_prompt(text).tolist() == plain and len(plain) > 8
+  assert elsewhere(tmp_path, start="<s>").encode_prompt(text).tolist() == plain
+  around = elsewhere(tmp_path, "<s> <s> $A </s>")
+  start, end = (around._tokenizer.token_to_id(token) for token in ("<s>", "</s>"))
+  assert around.encode_prompt(text).tolist() == [start, start, *plain, end]
+  # It is kept with the tokenizer; files from before it was kept are told.
+  for tokenizer in (bare, around):
+    tokenizer.save(tmp_path / "t.json")
+    saved = json.loads((tmp_path / "t.json").read_text())
+    wanted = tokenizer.encode_prompt(text).tolist()
+    assert load_tokenizer(tmp_path / "t.json").encode_prompt(text).tolist() == wanted
+    assert saved.pop("made_elsewhere")
+    (tmp_path / "t.json").write_text(json.dumps(saved))
+    assert load_tokenizer(tmp_path / "t.json", True).encode_prompt(text).tolist() == wanted
+    older = load_tokenizer(tmp_path / "t.json")
+    assert older.encode_prompt(text).tolist() == [0, *plain]
+    assert older.digest == tokenizer.digest
+
+
+@pytest.mark.parametrize("level", ["ByteLevel", "Metaspace"])
+def test_special_tokens_are_shown_to_those_who_ask(tmp_path, level):
+  tokenizer = elsewhere(tmp_path, level=level)
+  the, cat = (tokenizer.encode(word).tolist() for word in ("the", " cat"))
+  call, think = (tokenizer._tokenizer.token_to_id(token) for token in ("<|call|>", "<think>"))
+  ids = [*the, call, think, *cat, tokenizer.eod_id]
+  shown = tokenizer.decode(ids).replace(" ", "")
+  assert shown == "the<think>cat"
+  shown = tokenizer.decode(ids, special=True).replace(" ", "")
+  assert shown == "the<|call|><think>cat<|endoftext|>"
+
+
+def test_the_end_of_a_document_of_bytes_is_shown_to_those_who_ask(tokenizers):
+  ids = [*b"ab", 256, *b"c"]
+  assert tokenizers["bytes"].decode(ids) == "abc"
+  assert tokenizers["bytes"].decode(ids, special=True) == "ab<|endoftext|>c"
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
