@@ -232,6 +232,7 @@ SAFE_TO_CHANGE = (
   "train.log_every",
   "train.stall_s",
   "train.recovery.max_rollbacks",
+  "optim.schedule.earlier_ends*",  # after the dot each of them has a path of its own
   "data.cache_bytes",
   "data.worker",
   "parallel.*",

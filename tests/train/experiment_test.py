@@ -101,7 +101,7 @@ def test_only_safe_changes_go_unreported():
   tiny = load_recipe("configs/tiny.py", [])
   changes = {
     "train.num_steps": "7", "samples.prompts": "x,y",
-    "data.worker": "process", "data.cache_bytes": "9",
+    "data.worker": "process", "data.cache_bytes": "9", "optim.schedule.earlier_ends": "3,5",
   }  # fmt: skip
   safe = override(tiny, list(changes.items()))
   assert unsafe_changes(tiny, safe) == {}
