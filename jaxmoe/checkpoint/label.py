@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmoe.checkpoint.digest import digest, fetch_words
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -49,6 +50,13 @@ class Label:
     }
     content = {"record": self.record, "arrays": lines}
     return {**content, "sha256": _hash(content)}
+
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and dtype of every array by name."""
+    return {
+      name: jax.ShapeDtypeStruct(line.shape, jnp.dtype(line.dtype))
+      for name, line in self.arrays.items()
+    }
 
 
 def make_label(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxmoe.checkpoint.digest import launch_digest
-from jaxmoe.checkpoint.label import check_asked, check_digests, make_label, open_label
+from jaxmoe.checkpoint.label import Label, check_asked, check_digests, make_label, open_label
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -42,15 +42,16 @@ class MemoryStore:
     self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""
   ) -> tuple[Arrays, Record]:
     """Returns the arrays and the record of a step, every bit as it was written."""
-    if step not in self._held:
-      raise CheckpointError(f"there is no step {step} in {self}, only {self.steps()}")
-    where = f"step {step} in {self}"
-    sealed, held = self._held[step]
-    label = open_label(json.loads(sealed), where)
+    label, where = self._label(step), f"step {step} in {self}"
+    held = self._held[step][1]
     check_asked(label, like, under, where)
     arrays = {name: jax.device_put(held[name], x.sharding) for name, x in like.items()}
     check_digests(label, arrays, where)
     return arrays, label.record
+
+  def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and dtype of the arrays of a step by name."""
+    return self._label(step).shapes()
 
   def steps(self) -> list[int]:
     """Returns the steps held and not set aside, oldest first."""
@@ -75,3 +76,8 @@ class MemoryStore:
     """Forgets everything."""
     self._held.clear()
     self._aside.clear()
+
+  def _label(self, step: int) -> Label:
+    if step not in self._held:
+      raise CheckpointError(f"there is no step {step} in {self}, only {self.steps()}")
+    return open_label(json.loads(self._held[step][0]), f"step {step} in {self}")

@@ -99,9 +99,7 @@ class OrbaxStore:
     path = self._path / str(step)
     steps = self.steps()
     with peers.together():
-      if not path.is_dir():
-        raise CheckpointError(f"{self}: there is no step {step}, only {steps}")
-      label = self._read_label(path)
+      label = self._read_label(path, steps)
       check_asked(label, like, under, str(path))
     stored = {name: x for name, x in like.items() if np.prod(x.shape)}
     with peers.together():
@@ -109,6 +107,12 @@ class OrbaxStore:
     arrays |= {name: _empty(x) for name, x in like.items() if name not in stored}
     check_digests(label, arrays, str(path))
     return arrays, label.record
+
+  def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and dtype of the arrays of a step by name, without reading any."""
+    steps = self.steps()
+    with peers.together():
+      return self._read_label(self._path / str(step), steps).shapes()
 
   def steps(self) -> list[int]:
     """Returns the steps wholly written and not set aside, oldest first."""
@@ -218,7 +222,9 @@ class OrbaxStore:
       self._drop_manager()
       raise CheckpointError(f"{self}: saving step {step} failed: {_one_line(error)}") from error
 
-  def _read_label(self, path: pathlib.Path) -> Label:
+  def _read_label(self, path: pathlib.Path, steps: list[int]) -> Label:
+    if not path.is_dir():
+      raise CheckpointError(f"{self}: there is no step {path.name}, only {steps}")
     file = path / "label" / "metadata"
     try:
       sealed = json.loads(file.read_bytes())

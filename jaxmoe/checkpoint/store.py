@@ -39,6 +39,12 @@ class Store(Protocol):
     step is not intact, CheckpointError if it is not there or cannot be read at present.
     """
 
+  def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and dtype of the arrays of a step by name, without reading any.
+
+    Raises DamagedStepError or CheckpointError as `read` does.
+    """
+
   def steps(self) -> list[int]:
     """Returns the steps wholly written and not set aside, oldest first.
 

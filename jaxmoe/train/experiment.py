@@ -27,7 +27,8 @@ class Recovery:
   A step does harm if its loss or gradient is not finite, or if one of them spikes: lies more than
   `spike_factor` standard deviations above the mean of the last steps that did no harm. After
   `patience` such steps in a row the run goes back to a checkpoint and on with other data, as PaLM
-  did by hand (Chowdhery et al. 2022, section 5.1).
+  did by hand (Chowdhery et al. 2022, section 5.1). A step without labels is no such step: it
+  changes nothing, is compared with nothing, and ends no row of those that were skipped.
 
   Attributes:
     spike_window: Steps whose loss and gradient norm a new one is compared with, once there are so

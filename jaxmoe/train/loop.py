@@ -82,12 +82,21 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Harm:
-  """Steps in a row that were skipped: the last of them, its batch's number, how many, why."""
+  """Steps in a row that were skipped, but for those without labels between them.
+
+  Attributes:
+    step: The last of them.
+    batch: The number of its batch.
+    in_a_row: How many there were.
+    why: What was wrong with the last.
+    first: The first of them.
+  """
 
   step: int
   batch: int
   in_a_row: int
   why: str
+  first: int
 
 
 class HarmError(Exception):
@@ -177,7 +186,7 @@ class _Loop:
   def go_on_from(self, step: int, state: State) -> None:
     """Sets step and state; a step that was dispatched is forgotten."""
     self.step, self.state, self.ended = step, state, False
-    self._pending = None
+    self._pending, self._between = None, 0
 
   def advance(self) -> None:
     """Makes a step, and whatever is due after it."""
@@ -187,7 +196,7 @@ class _Loop:
     self._pending = _Dispatched(n, metrics, drawn, self._busy_s)
     self._busy_s = drawn.busy_s
     if before is not None:
-      _write(job, before, {})
+      self._write(before, {})
     last = n == job.train.num_steps
     self.ended = last or job.stopped()
     due = [hook for hook in job.hooks if hook.every and (last or n % hook.every == 0)]
@@ -221,17 +230,29 @@ class _Loop:
       with job.watch.phase(hook.name):
         extra.update(hook(dispatched.step, self.state))
     self._pending = None
-    return _write(job, dispatched, extra)
+    return self._write(dispatched, extra)
+
+  def _write(self, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
+    """Writes the line of a step; returns how many steps in a row were skipped up to it.
+
+    Raises:
+      HarmError: they are too many in a row.
+      NotFiniteError: they are too many in all.
+      DropError: a layer dropped more than its limit.
+    """
+    line = _write(self._job, dispatched, extra)
+    in_a_row = int(dispatched.metrics["in_a_row"])
+    if not in_a_row:
+      self._between = 0
+    elif line.get("labels") == 0:
+      self._between += 1
+    else:
+      _skipped(self._job, dispatched, line, self._between)
+    return in_a_row
 
 
-def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
-  """Writes the line of a step; returns how many steps in a row were skipped up to it.
-
-  Raises:
-    HarmError: they are too many in a row.
-    NotFiniteError: they are too many in all.
-    DropError: a layer dropped more than its limit.
-  """
+def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> dict[str, Any]:
+  """Writes and returns the line of a step; DropError if a layer dropped more than its limit."""
   step, metrics, drawn = dispatched.step, dispatched.metrics, dispatched.drawn
   line = {"step": step, **summarize(metrics, job.splits), "data": drawn.counters, **extra}
   line["time"] = _clock(job, dispatched, line["tokens"])
@@ -240,9 +261,12 @@ def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
   for sink in job.sinks:
     sink(line)
   _check_drops(job, line)
-  in_a_row = int(metrics["in_a_row"])
-  if not in_a_row:
-    return 0
+  return line
+
+
+def _skipped(job: Job, dispatched: _Dispatched, line: dict[str, Any], between: int) -> None:
+  """Tells of a step that was skipped; raises where there were too many."""
+  step, metrics = dispatched.step, dispatched.metrics
   why = "spike" if metrics["finite"] else "not finite"
   told = {"loss": line["loss"], "grad_norm": line["grad_norm"]}
   job.watch.journal.event("skipped", step=step, why=why, **told)
@@ -252,16 +276,17 @@ def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
       f"step {step}: {line['skipped']} steps were skipped, {job.train.max_skips} are allowed; "
       "lower the learning rate or look at events.jsonl"
     )
+  in_a_row = int(metrics["in_a_row"])
   if in_a_row >= job.train.recovery.patience:
-    raise HarmError(Harm(step, drawn.number, in_a_row, why))
-  return in_a_row
+    first = step - in_a_row - between + 1
+    raise HarmError(Harm(step, dispatched.drawn.number, in_a_row, why, first))
 
 
 def _check_drops(job: Job, line: dict[str, Any]) -> None:
   """Ends the run where a layer has dropped more than it may."""
   for depth, limit in job.drop_limits.items():
     rate = line["layers"][str(depth)]["drop_rate"]
-    if rate > limit:
+    if rate is not None and rate > limit:
       raise DropError(
         f"step {line['step']}: layer {depth} dropped {rate:.2%} of its choices, at most "
         f"{limit:.2%} are allowed; start anew with more room for experts (factor, bound) or with a "

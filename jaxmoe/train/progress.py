@@ -45,6 +45,8 @@ class Display(Narrator):
     step, loss, clock = line["step"], line["loss"], line["time"]
     bits = "not finite" if loss is None else f"{loss * self._bits:.3f} bits/byte"
     shown = "loss not finite" if loss is None else f"loss {loss:.3f}"
+    if line.get("labels") == 0:
+      shown, bits = "no labels", ""
     self._speeds.append((clock["tokens_per_s"], clock["mfu"]))
     tokens_per_s, mfu = map(statistics.median, zip(*self._speeds))
     speed = f"{tokens_per_s:,.0f} tok/s MFU {mfu:.0%}"

@@ -50,7 +50,7 @@ class Rollback:
     return step, state
 
   def _read(self, harm: Harm) -> tuple[int, State]:
-    target, why = self._target(harm.step - harm.in_a_row + 1), f"went back from step {harm.step}"
+    target, why = self._target(harm.first), f"went back from step {harm.step}"
     spec, store = self._parts.spec, self._parts.store
     for newer in [step for step in store.steps() if step > target]:
       # Not as damaged: a run killed before it saves again must be able to start anew.

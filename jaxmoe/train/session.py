@@ -206,6 +206,12 @@ class Session:
   def _end(self, kind: str, step: int, state: State, parts: Parts) -> None:
     """Writes the last event of the process."""
     told = {"step": step, "digest": self._digest(state), "data": parts.stream.stats()}
+    if unlabelled := int(state.unlabelled):
+      told["unlabelled"] = unlabelled
+      parts.watch.display.say(
+        f"{unlabelled:,} of {step:,} steps had no token with a label, and changed nothing; with a "
+        "larger train.batch_size or data.seq_len there are fewer"
+      )
     seconds = parts.watch.ledger.take("checkpoint")
     parts.watch.journal.event(kind, time={"seconds": seconds}, **told)
     with peers.together():
@@ -253,7 +259,10 @@ class Session:
 
   def _digest(self, state: State) -> str:
     """Returns one digest of the whole state: of all names and their arrays' digests."""
-    words = digest(self.spec.to_arrays(state))
+    arrays = self.spec.to_arrays(state)
+    if not int(state.unlabelled):  # the digests of runs of before know no such leaf
+      del arrays["unlabelled"]
+    words = digest(arrays)
     return hashlib.sha256(json.dumps(sorted(words.items())).encode()).hexdigest()[:16]
 
   def _job(

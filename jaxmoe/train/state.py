@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmoe.checkpoint import Store
-from jaxmoe.checkpoint.store import read_latest, read_record
+from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core import names, peers
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
@@ -25,6 +25,8 @@ Found = tuple[int, Arrays, dict[str, Any]]
 PARAMS = "params/"
 ONLY = "only"
 """A key of the record of a step that holds parameters alone, as one converted does."""
+_LATER = ("unlabelled",)
+"""Counters that the first checkpoints had not; there they are 0."""
 
 
 @functools.partial(
@@ -47,7 +49,7 @@ class Recent:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["step", "params", "optimizer", "skipped", "in_a_row", "recent"],
+  data_fields=["step", "params", "optimizer", "skipped", "in_a_row", "recent", "unlabelled"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +57,13 @@ class State:
   """All that a step reads and writes.
 
   Attributes:
-    step: int32, steps taken, skipped ones included.
+    step: int32, steps taken, skipped and unlabelled ones included.
     params: The parameters.
     optimizer: The optax state.
     skipped: int32, steps that changed nothing because they would have done harm.
-    in_a_row: int32, how many of them were the last ones.
+    in_a_row: int32, how many of them were the last ones of those with labels.
     recent: What a spike is told by.
+    unlabelled: int32, steps that changed nothing because no token had a label.
   """
 
   step: Any
@@ -69,13 +72,14 @@ class State:
   skipped: Any
   in_a_row: Any
   recent: Recent
+  unlabelled: Any
 
   @classmethod
   def first(cls, params: Params, optimizer: Any, window: int = 0) -> State:
     """Returns the state before the first step."""
-    none = [jnp.zeros((), jnp.int32) for _ in range(4)]
+    none = [jnp.zeros((), jnp.int32) for _ in range(5)]
     recent = Recent(jnp.zeros((2, window), jnp.float32), none[3])
-    return cls(none[0], params, optimizer, none[1], none[2], recent)
+    return cls(none[0], params, optimizer, none[1], none[2], recent, none[4])
 
 
 class StateSpec:
@@ -89,7 +93,7 @@ class StateSpec:
     optimizer = jax.eval_shape(transform.init, decoder.shapes)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     recent = Recent(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
-    self.shapes = State(scalar, decoder.shapes, optimizer, scalar, scalar, recent)
+    self.shapes = State(scalar, decoder.shapes, optimizer, scalar, scalar, recent, scalar)
     dims = state_dims(optimizer, decoder.shapes, decoder.dims)
     self.shardings = State(
       layout.replicated,
@@ -98,6 +102,7 @@ class StateSpec:
       layout.replicated,
       layout.replicated,
       Recent(layout.replicated, layout.replicated),
+      layout.replicated,
     )
 
   def init(self, seed: int) -> State:
@@ -109,7 +114,7 @@ class StateSpec:
     optimizer = jax.jit(self._transform.init, out_shardings=self.shardings.optimizer)(params)
     window = self.shapes.recent.values_2W.shape[1]
     first = State.first(params, optimizer, window)
-    rest = ("step", "skipped", "in_a_row", "recent")
+    rest = ("step", "skipped", "in_a_row", "recent", "unlabelled")
     placed = {
       name: peers.place(getattr(first, name), getattr(self.shardings, name)) for name in rest
     }
@@ -147,13 +152,20 @@ class StateSpec:
     return {name: leaf for name, leaf in self.like().items() if name.startswith(PARAMS)}
 
   def from_arrays(self, arrays: Arrays) -> State:
-    """Returns the state whose `to_arrays` gave `arrays`; with fresh moments for parameters alone.
+    """Returns the state whose `to_arrays` gave `arrays`, which may be those of older code.
+
+    Parameters alone get fresh moments.
     """
     if all(name.startswith(PARAMS) for name in arrays):
       params = params_from_arrays(self.decoder, arrays)
       return self.fresh(jax.device_put(params, self.shardings.params))
     paths = names.flatten(self.shapes)
-    flat = jax.jit(lambda named: names.stack(named, list(paths), self.splits))(arrays)
+
+    def stacked(named: Arrays) -> Arrays:
+      first = {name: jnp.zeros((), jnp.int32) for name in _LATER}
+      return names.stack({**first, **named}, list(paths), self.splits)
+
+    flat = jax.jit(stacked)(arrays)
     return jax.device_put(names.unflatten(self.shapes, flat), self.shardings)
 
 
@@ -167,11 +179,15 @@ def read_state(
 ) -> Found | None:
   """Returns step, arrays and record of the newest intact step, see `read_latest`.
 
-  The arrays are those of a state, or of parameters alone where the step has no others.
+  The arrays are those of a state, but counters that the step has not, or of parameters alone where
+  it has no others.
   """
 
   def like(step: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return spec.params_like() if ONLY in read_record(store, step) else spec.like()
+    there = store.contents(step)
+    if all(name.startswith(PARAMS) for name in there):
+      return spec.params_like()
+    return {name: x for name, x in spec.like().items() if name in there or name not in _LATER}
 
   return read_latest(store, like, on_damage, set_aside=set_aside)
 

@@ -35,8 +35,10 @@ def make_step(
   """Returns the step; jit it with its first argument donated.
 
   A step whose loss or gradient is not finite, or spikes above the last ones (`Recovery`), moves
-  neither parameters nor optimizer; it counts in `state.skipped`. The learning rate is a function
-  of the updates made, not of the steps.
+  neither parameters nor optimizer; it counts in `state.skipped`. Nor does one in which no token of
+  any microbatch and device has a label, whose loss is the mean of nothing: it counts in
+  `state.unlabelled`, is neither harmful nor harmless, and leaves the skips in a row as they are.
+  The learning rate is a function of the updates made, not of the steps.
 
   Args:
     gradients: Makes the gradient and the metrics.
@@ -59,7 +61,8 @@ def make_step(
     finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
     seen_2 = jnp.stack([metrics["loss"].value, norm])
     spike = finite & is_spike(state.recent, seen_2, spike_factor)
-    harmless = finite & ~spike
+    labelled = metrics["loss"].weight > 0
+    harmless = labelled & finite & ~spike
     with jax.named_scope("optimizer"):
       mine, trees = shards(state.params), sums_of_trees(metrics["layers"])
       updates, optimizer = transform.update(grads, state.optimizer, mine, trees=trees)
@@ -68,17 +71,20 @@ def make_step(
       params = update_buffers(state.params, params, metrics["layers"])
     metrics["layers"] = without(metrics["layers"], "samples", "of_domains")
     keep = functools.partial(jnp.where, harmless)
-    skipped = 1 - harmless.astype(jnp.int32)
+    skipped, unlabelled = (what.astype(jnp.int32) for what in (labelled & ~harmless, ~labelled))
     new = State(
       step=state.step + 1,
       params=jax.tree.map(keep, params, state.params),
       optimizer=jax.tree.map(keep, optimizer, state.optimizer),
       skipped=state.skipped + skipped,
-      in_a_row=(state.in_a_row + 1) * skipped,
+      in_a_row=jnp.where(labelled, (state.in_a_row + 1) * skipped, state.in_a_row),
       recent=jax.tree.map(keep, remember(state.recent, seen_2), state.recent),
+      unlabelled=state.unlabelled + unlabelled,
     )
-    metrics["learning_rate"] = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
-    told = {"skipped": new.skipped, "in_a_row": new.in_a_row, "finite": finite}
+    made = state.step - state.skipped - state.unlabelled
+    metrics["learning_rate"] = jnp.asarray(schedule(made), jnp.float32)
+    told = {name: getattr(new, name) for name in ("skipped", "unlabelled", "in_a_row")}
+    told["finite"] = finite
     return new, {**metrics, "grad_norm": norm, **told}
 
   return step

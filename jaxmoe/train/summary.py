@@ -10,6 +10,9 @@ import numpy as np
 
 from jaxmoe.core.names import ATTENTION, Splits, by_layer
 
+_OF_CHOICES = ("load_entropy", "max_violation", "drop_rate")
+_OF_TOKENS = ("effective_k", "router_z", "pressure")
+
 
 def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
   """Returns the metrics of a step as JSON-able values; blocks until they are computed.
@@ -22,16 +25,23 @@ def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
     `loss` (nats a token, without balance losses), `total_loss`, `grad_norm`, `learning_rate`,
     `tokens`, `skipped` (steps so far), each balance loss summed over layers, and `layers`: for
     each MoE layer what `layer_summary` says; the same of attention experts under `attention`. A
-    number that is not finite is None.
+    number that is not finite is None, and so is the mean of nothing. Where no token had a label
+    `labels` is 0, and from then on `unlabelled` tells how many such steps there were.
   """
   host = jax.device_get(metrics)
   sums = host.pop("layers")
   layers, attention = (by_layer(sums, splits, part) for part in ("", ATTENTION))
   for name in ("finite", "in_a_row"):  # told by events
     del host[name]
-  balance, loss = host.pop("balance"), host.pop("loss")
+  balance, loss, unlabelled = (host.pop(name) for name in ("balance", "loss", "unlabelled"))
   scalars = {"loss": loss.sum / np.maximum(loss.weight, 1), **host, **balance}
   plain: dict[str, Any] = {name: number(value) for name, value in scalars.items()}
+  if not loss.weight:
+    plain |= {"loss": None, "total_loss": None, "grad_norm": None, "labels": 0}
+  if not host["tokens"]:
+    plain |= dict.fromkeys(balance)
+  if unlabelled:
+    plain["unlabelled"] = number(unlabelled)
   plain["layers"] = {str(depth): layer_summary(sums) for depth, sums in layers.items()}
   if attention:
     plain["attention"] = {str(depth): layer_summary(sums) for depth, sums in attention.items()}
@@ -42,12 +52,13 @@ def layer_summary(sums: Any) -> dict[str, Any]:
   """Returns how a MoE layer was used over the tokens of a step.
 
   Returns:
-    `load` (share of choices by expert, before drops), `load_entropy` (of that, as a share of log
-    E), `max_violation` (largest load over the mean, minus 1), `dead` (experts never chosen),
-    `drop_rate` (dropped choices over choices) and by reason where there are reasons,
-    `effective_k` (choices that had a row, per token: not dropped, nor of an expert that computes
-    nothing), `router_z` (mean squared logsumexp of the logits), and of a router that keeps one
-    `pressure` (the factor of adaptive balance losses in this step).
+    `load` (share of choices by expert, before drops; zeros where there were none), `load_entropy`
+    (of that, as a share of log E), `max_violation` (largest load over the mean, minus 1), `dead`
+    (experts never chosen), `drop_rate` (dropped choices over choices) and by reason where there are
+    reasons, `effective_k` (choices that had a row, per token: not dropped, nor of an expert that
+    computes nothing), `router_z` (mean squared logsumexp of the logits), and of a router that keeps
+    one `pressure` (the factor of adaptive balance losses in this step). What is a mean over choices
+    or tokens is None where there were none.
   """
   counts_E = np.asarray(sums.router.counts_E, np.float64)
   choices = max(counts_E.sum(), 1.0)
@@ -69,6 +80,10 @@ def layer_summary(sums: Any) -> dict[str, Any]:
   }
   if sums.router.pressure is not None:
     summary["pressure"] = number(sums.router.pressure / tokens)
+  if not counts_E.any():
+    summary |= dict.fromkeys(_OF_CHOICES)
+  if not float(sums.router.tokens):
+    summary |= dict.fromkeys(name for name in _OF_TOKENS if name in summary)
   return summary
 
 

@@ -33,6 +33,15 @@ def test_a_step_is_read_back_bit_for_bit(store, state, record, like_of, same):
   assert all(x.sharding == like_of(state)[name].sharding for name, x in arrays.items())
 
 
+def test_what_a_step_holds_is_told_without_reading_it(store, state, record):
+  store.write(3, state, record)
+  store.wait()
+  held = store.contents(3)
+  assert held == {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in state.items()}
+  with pytest.raises(CheckpointError, match="no step 1"):
+    store.contents(1)
+
+
 def test_a_store_without_steps_has_nothing(store, state, like_of, tmp_path):
   assert store.steps() == [] and store.aside() == []
   assert read_latest(store, like_of(state), never) is None

@@ -36,13 +36,13 @@ ROUTERS = {
 
 @pytest.fixture(scope="module")
 def run(decoder_of, params_of, batch_of):
-  """Returns a function (buffer, num_micro, drops, bad) -> states around a step, metrics.
+  """Returns a function (buffer, num_micro, drops, bad, labels) -> states around a step, metrics.
 
   Buffers are random at first, for they are parameters to `params_of`.
   """
   made = {}
 
-  def get(name, num_micro=1, drops=False, bad=False):
+  def get(name, num_micro=1, drops=False, bad=False, labels=None):
     decoder = decoder_of(
       stack=lambda block: (Segment((block,), repeats=2),), router=ROUTERS[name],
       dispatch=Capacity(0.5) if drops else Dropless(),
@@ -57,6 +57,7 @@ def run(decoder_of, params_of, batch_of):
       made[name, num_micro, drops] = State.first(params, transform.init(params)), jax.jit(step)
     state, step = made[name, num_micro, drops]
     batch = batch_of(ROWS, LENGTH)
+    batch["labels"] = batch["labels"] if labels is None else labels
     if bad:
       params = jax.tree.map(lambda leaf: leaf, state.params)
       params["embed"]["table"] = jnp.full_like(params["embed"]["table"], jnp.inf)
@@ -117,6 +118,23 @@ def test_a_step_that_is_skipped_leaves_buffers_where_they_were(run, name):
   np.testing.assert_array_equal(buffer_of(after.params, name), buffer_of(before.params, name))
 
 
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_step_without_labels_leaves_buffers_where_they_were(run, name):
+  before, after, _ = run(name, 1, labels=np.full((len(ROWS), LENGTH), -1, np.int32))
+  assert (after.step, after.skipped, after.unlabelled) == (1, 0, 1)
+  np.testing.assert_array_equal(buffer_of(after.params, name), buffer_of(before.params, name))
+
+
+def test_one_label_in_any_microbatch_makes_a_step(run):
+  for row, moved in ((None, False), (0, True), (5, True)):
+    labels = np.full((len(ROWS), LENGTH), -1, np.int32)
+    if row is not None:
+      labels[row, 2] = 4
+    before, after, metrics = run("bias", MICRO, labels=labels)
+    assert (after.unlabelled, metrics["loss"].weight) == (not moved, moved)
+    assert np.any(buffer_of(after.params, "bias") != buffer_of(before.params, "bias")) == moved
+
+
 def test_beta_has_no_mean_and_differs_from_layer_to_layer(run):
   before, after, metrics = run("beta", MICRO)
   beta = buffer_of(after.params, "beta")
@@ -157,7 +175,8 @@ def test_an_adaptive_loss_is_multiplied_by_the_factor_of_each_layer(
   np.testing.assert_allclose(metrics["balance"][term.name], jnp.sum(each), rtol=1e-5)
   extra = metrics["total_loss"] - metrics["loss"].value
   np.testing.assert_allclose(extra, 3 * jnp.sum(each * factors[:, 0]), rtol=1e-4)
-  told = summarize({**metrics, "finite": 1, "in_a_row": 0}, decoder.splits)["layers"]
+  rest = {"finite": 1, "in_a_row": 0, "unlabelled": 0}
+  told = summarize({**metrics, **rest}, decoder.splits)["layers"]
   np.testing.assert_allclose([told[depth]["pressure"] for depth in "01"], factors[:, 0], rtol=1e-6)
 
 

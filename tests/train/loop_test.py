@@ -15,8 +15,8 @@ from jaxmoe.train.watch import Watch
 class Recorder:
   """A journal, a step, hooks and a saver that write down what happens, in order."""
 
-  def __init__(self, bad=(), hooks=(), stop_at=None, sinks=()):
-    self.sinks = sinks
+  def __init__(self, bad=(), hooks=(), stop_at=None, sinks=(), unlabelled=()):
+    self.sinks, self.unlabelled, self.nothing = sinks, unlabelled, 0
     self.events, self.lines, self.said = [], [], []
     self.bad, self.stop_at, self.batches = bad, stop_at, 0
     self.skipped = self.in_a_row = 0
@@ -38,14 +38,16 @@ class Recorder:
     step = int(state) + 1
     self.events.append(("dispatch", step))
     # Bad is a batch, whatever the step that meets it.
-    bad = batch["number"] in self.bad
+    bad, empty = batch["number"] in self.bad, batch["number"] in self.unlabelled
     self.skipped += bad
-    self.in_a_row = (self.in_a_row + 1) * bad
+    self.nothing += empty
+    self.in_a_row = self.in_a_row if empty else (self.in_a_row + 1) * bad
     loss = np.float32(np.nan if bad else 1 / step)
     return jnp.int32(step), {
-      "layers": {}, "balance": {}, "loss": Mean(loss, np.float32(1)), "total_loss": loss,
+      "layers": {}, "balance": {}, "loss": Mean(loss, np.float32(not empty)), "total_loss": loss,
       "grad_norm": np.float32(1), "tokens": np.float32(8), "skipped": np.int32(self.skipped),
       "finite": jnp.bool_(not bad), "in_a_row": np.int32(self.in_a_row),
+      "unlabelled": np.int32(self.nothing),
     }  # fmt: skip
 
   def save(self, step, state):
@@ -55,7 +57,7 @@ class Recorder:
     self.events.append(("harm", harm))
     self.skipped -= harm.in_a_row
     self.in_a_row = 0
-    target = harm.step - harm.in_a_row - 1
+    target = harm.first - 2
     return target, jnp.int32(target)
 
   def stopped(self):
@@ -208,10 +210,28 @@ def test_too_many_skips_in_a_row_take_the_run_back_and_it_goes_on_with_the_next_
   recorder = Recorder(bad=(3, 4))
   recovery = Recovery(patience=2)
   assert go(recorder, num_steps=5, recovery=recovery)[0] == 5
-  assert recorder.events.count(("harm", Harm(4, batch=4, in_a_row=2, why="not finite"))) == 1
+  assert recorder.events.count(("harm", Harm(4, 4, 2, "not finite", first=3))) == 1
   assert [line["step"] for line in recorder.lines] == [1, 2, 3, 4, 2, 3, 4, 5]
   # Batch 5 was in flight when the line of step 4 was written; its step is forgotten.
   assert [line["data"]["a"]["tokens"] for line in recorder.lines] == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_steps_without_labels_are_lines_and_spend_neither_budget_nor_patience():
+  recorder = Recorder(bad=(3,), unlabelled=(1, 4, 5))
+  assert go(recorder, num_steps=6, max_skips=1, recovery=Recovery(patience=2))[0] == 6
+  assert [event for event in recorder.events if event[0] == "skipped"] == [("skipped", 3)]
+  assert [line["loss"] is None for line in recorder.lines] == [True, False, True, True, True, False]
+  assert [line.get("unlabelled") for line in recorder.lines] == [1, 1, 1, 2, 3, 3]
+  assert [line.get("labels") for line in recorder.lines] == [0, None, None, 0, 0, None]
+
+
+def test_skips_are_in_a_row_whatever_has_no_labels_between_them_and_the_first_is_told():
+  recorder = Recorder(bad=(4, 7), unlabelled=(2, 3, 5, 6))
+  assert go(recorder, num_steps=7, recovery=Recovery(patience=2), checkpoint_every=5)[0] == 7
+  told = ("harm", Harm(7, 7, 2, "not finite", first=4))
+  assert recorder.events.count(told) == 1
+  before = recorder.events[: recorder.events.index(told)]
+  assert not [event for event in before if event[0] == "save"], "step 5 lies between the skips"
 
 
 def test_no_checkpoint_is_written_after_a_step_that_was_skipped_but_at_the_end():

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import MemoryStore, OrbaxStore
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.models.stack import Segment
 from jaxmoe.optim import OPTIMIZERS, Constant, Optim, make_optimizer
-from jaxmoe.train.state import StateSpec, params_from_arrays, params_like
+from jaxmoe.train.state import StateSpec, params_from_arrays, params_like, read_state
 
 REPEATS = 4
 SPLITS = {
@@ -134,6 +134,22 @@ def test_parameters_alone_are_read_without_the_optimizer(decoder_of, stored):
     params["stack"]["0"]["1"]["attention"]["q"][1], arrays["params/layers/3/attention/q"]
   )
   assert jax.tree.structure(params) == jax.tree.structure(decoder.shapes)
+
+
+def test_a_checkpoint_of_before_has_no_steps_without_labels(spec_of, arrays_of):
+  spec, arrays, store = spec_of("adamw"), arrays_of("adamw"), MemoryStore()
+  assert int(arrays["unlabelled"]) > 0
+  before = {name: x for name, x in arrays.items() if name != "unlabelled"}
+  store.write(7, before, {})
+  step, read, _ = read_state(store, spec, pytest.fail)
+  state = spec.from_arrays(read)
+  assert step == 7 and int(state.unlabelled) == 0
+  assert_equal(spec.to_arrays(state), {**before, "unlabelled": np.int32(0)})
+  store.write(8, arrays, {})
+  assert_equal(read_state(store, spec, pytest.fail)[1], arrays)
+  store.write(9, {name: x for name, x in before.items() if name != "skipped"}, {})
+  with pytest.raises(InputError, match="skipped not in the checkpoint"):
+    read_state(store, spec, pytest.fail)
 
 
 def test_a_tree_of_another_depth_is_refused_by_name(decoder_of, stored):

@@ -15,6 +15,7 @@ from jaxmoe.train.step import is_spike, make_step, remember
 
 RARE = 18  # an id that only the bad batch holds
 ROWS = ((12,), (7, 5))
+NO_LOSS = Mean(jnp.float32(0), jnp.float32(1))  # of one label
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +75,44 @@ def test_a_bad_batch_moves_nothing_but_the_counts(training, bad):
   assert metrics["skipped"] == 1
 
 
-def test_a_batch_without_an_answer_has_no_loss_and_is_no_bad_step(training, good):
+@pytest.fixture(scope="module")
+def nothing(good):
+  return {**good[0], "labels": np.full_like(good[0]["labels"], -1)}
+
+
+def test_a_batch_without_a_label_moves_nothing_but_the_counts(training, good, bad, nothing):
   state, step = training()
-  nothing = {**good[0], "labels": np.full_like(good[0]["labels"], -1)}
-  after, (metrics, then) = run(state, step, [nothing, good[1]])
-  assert metrics["finite"] and then["finite"]
-  assert float(metrics["loss"].sum) == 0 and float(metrics["loss"].weight) == 0
-  assert (after.step, after.skipped) == (2, 0)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.optimizer))
+  before = jax.device_get(state)
+  bad = {**bad, "labels": nothing["labels"]}
+  after, metrics = run(state, step, [nothing, bad])
+  same = ("params", "optimizer", "skipped", "in_a_row", "recent")
+  assert_same_bits(*([getattr(of, name) for name in same] for of in (after, before)))
+  assert (after.step, after.unlabelled) == (2, 2)
+  assert [int(of_step["unlabelled"]) for of_step in metrics] == [1, 2]
+  assert float(metrics[0]["loss"].weight) == 0
+
+
+def test_one_label_makes_a_step(training, nothing):
+  state, step = training()
+  before = jax.device_get(state)
+  labels = nothing["labels"].copy()
+  labels[1, 9] = 3
+  after, (metrics,) = run(state, step, [{**nothing, "labels": labels}])
+  assert (after.step, after.unlabelled, float(metrics["loss"].weight)) == (1, 0, 1)
+  assert np.any(after.params["head"]["weight"] != before.params["head"]["weight"])
+
+
+def test_steps_around_one_without_labels_equal_the_run_without_it(training, good, bad, nothing):
+  batches = [nothing, good[0], bad, nothing, good[1], nothing, good[2], good[3]]
+  with_none, metrics = run(*training(), batches)
+  without, right = run(*training(), good)
+  assert_same_bits(
+    *((of.params, of.optimizer, of.recent) for of in (with_none, without))
+  )
+  assert (with_none.step, with_none.skipped, with_none.unlabelled) == (8, 1, 3)
+  left = [of_step for of_step, batch in zip(metrics, batches) if any(batch is g for g in good)]
+  for name in ("loss", "grad_norm", "learning_rate"):
+    assert_same_bits([m[name] for m in left], [m[name] for m in right])
 
 
 def test_good_steps_around_a_bad_one_equal_the_run_without_it_bit_for_bit(training, good, bad):
@@ -105,7 +136,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_skips_by_itself(fault, value):
     if fault == "one of many":
       grads["b"] = grads["b"].at[3].set(value)
     total = jnp.float32(value if fault == "loss" else 1)
-    return grads, {"total_loss": total, "loss": Mean.zero(), "layers": {}}
+    return grads, {"total_loss": total, "loss": NO_LOSS, "layers": {}}
 
   transform = optax.adam(0.1)
   params = {"a": jnp.ones(()), "b": jnp.arange(5.0)}
@@ -122,7 +153,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_applied_and_skips_do_not_mo
   transform = optax.scale_by_learning_rate(schedule)
 
   def gradients(params, batch, keys):
-    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": Mean.zero(), "layers": {}}
+    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": NO_LOSS, "layers": {}}
 
   params = {"x": jnp.zeros(())}
   state = State.first(params, transform.init(params))
@@ -141,7 +172,7 @@ def test_the_norm_that_is_logged_is_that_of_the_gradient_before_clipping():
   transform = make_optimizer(optim, 3, {"x": "x"}, {"x": ("embed",)})
 
   def gradients(params, batch, keys):
-    metrics = {"total_loss": jnp.float32(0), "loss": Mean.zero(), "layers": {}}
+    metrics = {"total_loss": jnp.float32(0), "loss": NO_LOSS, "layers": {}}
     return {"x": jnp.array([3.0, 4.0])}, metrics
 
   params = {"x": jnp.zeros(2)}
@@ -153,7 +184,7 @@ def test_the_norm_that_is_logged_is_that_of_the_gradient_before_clipping():
 def test_randomness_depends_on_the_seed_and_the_step_alone():
   def gradients(params, batch, keys):
     draw = jax.random.uniform(keys("x"))
-    metrics = {"total_loss": jnp.float32(0), "loss": Mean.zero(), "layers": {}}
+    metrics = {"total_loss": jnp.float32(0), "loss": NO_LOSS, "layers": {}}
     return params, {**metrics, "draw": draw}
 
   transform = optax.identity()
@@ -256,3 +287,23 @@ def test_a_spike_moves_nothing_and_is_not_remembered():
                       (3, 0, True)]  # fmt: skip
   np.testing.assert_allclose(state.params["x"], -0.6, rtol=1e-6)
   assert int(state.recent.count) == 6 and float(state.recent.values_2W[0].max()) < 2.2
+
+
+def test_steps_without_labels_between_skips_neither_end_nor_lengthen_their_row():
+  def gradients(params, batch, keys):
+    loss = Mean(batch["loss"] * batch["labels"], batch["labels"])
+    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}
+
+  transform = optax.sgd(0.1)
+  step = make_step(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
+  state = State.first({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
+  rows, seen = ((2, 5), (9, 1), (5, 0), (np.nan, 0), (9, 2), (2, 0), (2, 3), (5, 0)), []
+  for _ in range(4):
+    state, _ = step(state, {"loss": jnp.float32(2), "labels": jnp.float32(3)})
+  for loss, labels in rows:
+    state, told = step(state, {"loss": jnp.float32(loss), "labels": jnp.float32(labels)})
+    seen.append(tuple(int(told[name]) for name in ("skipped", "in_a_row", "unlabelled")))
+  assert seen == [
+    (0, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2), (2, 2, 2), (2, 2, 3), (2, 0, 3), (2, 0, 4)
+  ]  # fmt: skip
+  assert int(state.recent.count) == 6

@@ -53,11 +53,20 @@ def test_only_a_router_that_keeps_a_factor_has_its_pressure_told():
   assert found["pressure"] == 0.75
 
 
-def test_a_layer_that_saw_no_token_has_zeros_and_dead_experts():
-  found = layer_summary(sums_of([0] * E, tokens=0))
-  assert found["load"] == [0.0] * E
-  assert found["dead"] == E
-  assert found["load_entropy"] == found["drop_rate"] == found["router_z"] == 0
+def test_a_layer_that_saw_no_token_has_no_choices_and_no_means():
+  found = layer_summary(sums_of([0] * E, tokens=0, pressure=np.float32(0)))
+  assert found.pop("load") == [0.0] * E
+  assert found.pop("dead") == E
+  assert found.pop("dropped") == {}
+  assert found == dict.fromkeys(
+    ("load_entropy", "max_violation", "drop_rate", "effective_k", "router_z", "pressure")
+  )
+
+
+def test_a_layer_that_sent_its_tokens_nowhere_has_no_mean_over_choices():
+  found = layer_summary(sums_of([0] * E, tokens=4, log_z_squared=2.0))
+  assert (found["effective_k"], found["router_z"], found["dead"]) == (0.0, 0.5, E)
+  assert found["load_entropy"] is found["max_violation"] is found["drop_rate"] is None
 
 
 def test_drops_of_all_reasons_add_up():
@@ -84,6 +93,7 @@ def metrics(**fields):
     "skipped": np.int32(2),
     "finite": np.bool_(True),
     "in_a_row": np.int32(0),
+    "unlabelled": np.int32(0),
     **fields,
   }
 
@@ -109,8 +119,21 @@ def test_a_summary_is_json_of_what_the_step_returned():
   assert given["layers"], "what was given is as it was"
 
 
-def test_the_loss_of_a_step_without_labels_is_zero():
-  assert summarize(metrics(loss=Mean(np.float32(0), np.float32(0))), SPLITS)["loss"] == 0
+def test_a_step_without_labels_has_neither_loss_nor_norm_and_is_counted():
+  nothing = Mean(np.float32(0), np.float32(0))
+  plain = summarize(metrics(loss=nothing, unlabelled=np.int32(3)), SPLITS)
+  assert plain["loss"] is plain["total_loss"] is plain["grad_norm"] is None
+  assert (plain["labels"], plain["unlabelled"], plain["skipped"]) == (0, 3, 2)
+  assert (plain["learning_rate"], plain["router_z"], plain["tokens"]) == (0.001, 0.5, 7.0)
+  then = summarize(metrics(unlabelled=np.int32(3)), SPLITS)
+  assert then == {**summarize(metrics(), SPLITS), "unlabelled": 3}
+
+
+def test_a_step_without_tokens_has_no_balance():
+  nothing = Mean(np.float32(0), np.float32(0))
+  plain = summarize(metrics(loss=nothing, tokens=np.float32(0)), SPLITS)
+  assert plain["load_balance_global"] is plain["router_z"] is None
+  json.dumps(plain, allow_nan=False)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
