@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output, write_output
 from launch.bench_experts import SHAPES, Race, Shape, layer_race, matmul_race
 from launch.bench_latency import family_of, latencies
 from launch.memory import keep_freed_memory
@@ -62,8 +62,8 @@ def main(arguments: list[str]) -> int:
     raise InputError(f"--dtype={FLAGS.dtype} is not one of {', '.join(TOLERANCES)}")
   if FLAGS.repeats < 1:
     raise InputError(f"--repeats={FLAGS.repeats} must be at least 1")
-  if FLAGS.json and not pathlib.Path(FLAGS.json).absolute().parent.is_dir():
-    raise InputError(f"--json={FLAGS.json}: no such folder")
+  if FLAGS.json:
+    check_output(FLAGS.json, f"--json={FLAGS.json}")
   shapes = asked_shapes()
   if arguments == ["latency"]:
     return print_latencies(shapes[0])
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
   if FLAGS.json:
     record = {"device": device.device_kind, "jax": jax.__version__, "dtype": FLAGS.dtype}
     record |= {"repeats": FLAGS.repeats, "races": results}
-    pathlib.Path(FLAGS.json).write_text(json.dumps(record, indent=1) + "\n")
+    write_output(FLAGS.json, f"--json={FLAGS.json}", json.dumps(record, indent=1) + "\n")
   wrong = [row["name"] for result in results for row in result["rows"] if row["wrong"]]
   return 1 if wrong else 0
 
@@ -94,7 +94,7 @@ def print_latencies(shape: Shape) -> int:
   print(f"LatencyAware(latency={costs})")
   if FLAGS.json:
     record = {"experts": FLAGS.experts, "shape": vars(shape), "latency_us": costs}
-    pathlib.Path(FLAGS.json).write_text(json.dumps(record, indent=1) + "\n")
+    write_output(FLAGS.json, f"--json={FLAGS.json}", json.dumps(record, indent=1) + "\n")
   return 0
 
 

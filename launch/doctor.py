@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output, write_output
 from launch import command
 from launch.columns import WIDTH, fit, shown
 from launch.diagnosis import Finding, diagnose
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
   for line in lines:
     print(shown(line, sys.stdout.encoding))
   if FLAGS.out:
-    pathlib.Path(FLAGS.out).write_text(report(lines, facts), encoding="utf-8")
+    write_output(FLAGS.out, f"--out={FLAGS.out}", report(lines, facts))
     print(f"written to {FLAGS.out}")
   return 1 if any(finding.level == "problem" for finding in findings) else 0
 
@@ -52,16 +53,11 @@ def check_out(path: pathlib.Path) -> None:
   """Returns if a report can be written at `path`.
 
   Raises:
-    InputError: it is a folder, exists, or cannot be written.
+    InputError: it is a folder, a file that is there already, or cannot be written.
   """
-  if os.path.lexists(path):
+  if os.path.isfile(path) or os.path.isdir(path):
     raise InputError(f"--out={path}: is there already; give a new name")
-  try:
-    path.touch()
-    path.unlink()
-  except OSError as error:
-    why = error.strerror
-    raise InputError(f"--out={path}: cannot be written ({why}); choose another") from None
+  check_output(path, f"--out={path}")
 
 
 def told(findings: Iterable[Finding]) -> list[str]:

@@ -10,7 +10,9 @@ Scores are written to eval.json, eval_text.json or eval_choices.json in the work
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import open_corpus, read_documents
 from jaxmoe.data.sources.found import source_at
 from jaxmoe.train.choices import read_questions, score_questions
 from jaxmoe.train.evaluate import compressors, evaluate
 from jaxmoe.train.narrator import Narrator
-from jaxmoe.train.workdir import write_whole
 from launch import cli
 
 FLAGS = flags.FlagValues()
@@ -44,22 +46,35 @@ def main(arguments: list[str]) -> int:
     raise InputError("--text and --choices: give one; each is scored by itself")
   source = source_at(FLAGS.text) if FLAGS.text else None
   questions = read_questions(FLAGS.choices) if FLAGS.choices else None
-  run = cli.load_run(FLAGS.workdir)
+  name = "eval_text.json" if source else "eval_choices.json" if questions else "eval.json"
+  out = cli.need_workdir(FLAGS.workdir).path / name
+  run = cli.load_run(FLAGS.workdir, lambda tokenizer: check_out(out))
   narrator = Narrator()
   if questions is not None:
     shape = (FLAGS.batch_size, run.experiment.data.seq_len)
     with narrator.phase(f"answering {len(questions):,} questions at step {run.step}"):
       found = score_questions(run.decoder, run.params, run.tokenizer, questions, shape)
     result = {"step": run.step, "file": FLAGS.choices, **found}
-    write(run.workdir.path / "eval_choices.json", result)
+    write(out, result)
     return 0
   if source is not None:
     documents = read_documents(source, run.experiment.data, run.tokenizer)
     domains: Domains = {source.domain: documents}
-    score(run, domains, "bytes", run.workdir.path / "eval_text.json", narrator)
+    score(run, domains, "bytes", out, narrator)
   else:
-    score(run, held_out(run, narrator), "held-out bytes", run.workdir.evaluation, narrator)
+    score(run, held_out(run, narrator), "held-out bytes", out, narrator)
   return 0
+
+
+def check_out(path: pathlib.Path) -> None:
+  """Returns if scores can be written at `path`.
+
+  Raises:
+    InputError: they cannot, or it is a file that is read.
+  """
+  given = [name for name in (FLAGS.text, FLAGS.choices) if name]
+  read = [file for name in given for file in [name, *glob.glob(name)] if os.path.isfile(file)]
+  check_output(path, str(path), read)
 
 
 def held_out(run: cli.Trained, narrator: Narrator) -> Domains:
@@ -98,7 +113,7 @@ def write(path: pathlib.Path, result: dict[str, Any], shown: bool = True) -> Non
   if shown:
     for name, value in result.items():
       print(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
-  write_whole(path, json.dumps(result, indent=2) + "\n")
+  write_output(path, str(path), json.dumps(result, indent=2) + "\n")
   print(f"written to {path}")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import sys
 
 import jax
@@ -21,13 +20,14 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
+from jaxmoe.core.output import check_output, write_output
 from jaxmoe.cost import host
 from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
 from jaxmoe.train.experiment import Experiment
 from launch import cli
-from launch.recipes import PREFIX, load_recipe
+from launch.recipes import PREFIX, file_of, load_recipe
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
@@ -51,8 +51,8 @@ def main(overrides: list[str]) -> int:
     raise InputError(
       f"--devices={FLAGS.devices} must not be negative, and not stand beside --topology; leave one"
     )
-  if FLAGS.json and not pathlib.Path(FLAGS.json).absolute().parent.is_dir():
-    raise InputError(f"--json={FLAGS.json}: no such folder; make it")
+  if FLAGS.json:
+    check_output(FLAGS.json, f"--json={FLAGS.json}", [file_of(FLAGS.config)])
   cli.set_up_jax()
   if FLAGS.topology:
     experiment, devices = as_on_tpu(experiment), slice_of(FLAGS.topology)
@@ -62,7 +62,8 @@ def main(overrides: list[str]) -> int:
   room = room_of(layout, there=not (FLAGS.devices or FLAGS.topology))
   found = explain(experiment, layout, FLAGS.compile, say, room)
   if FLAGS.json:
-    write(pathlib.Path(FLAGS.json), json.dumps(found.record(), indent=1))
+    record = json.dumps(found.record(), indent=1)
+    write_output(FLAGS.json, f"--json={FLAGS.json}", record + "\n")
   print(page(found))
   return 1 if FLAGS.topology and found.fits is False else 0
 
@@ -123,18 +124,6 @@ def room_of(layout: Layout, there: bool) -> int | None:
 def say(line: str) -> None:
   """Tells what takes long, beside the output."""
   print(f"{line} ...", file=sys.stderr, flush=True)
-
-
-def write(path: pathlib.Path, text: str) -> None:
-  """Writes a file.
-
-  Raises:
-    InputError: it cannot be written.
-  """
-  try:
-    path.write_text(text + "\n", encoding="utf-8")
-  except OSError as error:
-    raise InputError(f"--json={path}: cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

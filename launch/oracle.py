@@ -17,10 +17,10 @@ import numpy as np
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.search import METHODS, LastToken, Patterns, study
 from jaxmoe.train.narrator import Narrator
-from jaxmoe.train.workdir import write_whole
 from launch import cli
 
 FLAGS = flags.FlagValues()
@@ -46,6 +46,11 @@ def main(arguments: list[str]) -> int:
   workdir = cli.need_workdir(FLAGS.workdir)
   out = pathlib.Path(FLAGS.out or workdir.path)
   experiment = workdir.experiment()
+  if not out.is_dir():
+    raise InputError(f"--out={out}: no such folder; make it, or leave --out out")
+  files = [out / name for name in ("oracle.json", "oracle.md")]
+  for file in files:
+    check_output(file, f"--out={out}: {file.name}", workdir.needed)
   patterns = Patterns.of(experiment.model, tuple(numbers("kinds", int)))
   if FLAGS.past is not None and FLAGS.past not in patterns.kinds:
     raise InputError(f"--past={FLAGS.past}: must be one of the kinds {list(patterns.kinds)}")
@@ -53,8 +58,6 @@ def main(arguments: list[str]) -> int:
   budgets = [share * top for share in sorted(numbers("budgets", float))]
   patterns.check(budgets)
   method = METHODS[FLAGS.method](**settings())
-  if not out.is_dir():
-    raise InputError(f"--out={out}: no such folder; make it, or leave --out out")
   run = cli.load_run(FLAGS.workdir)
   narrator = Narrator()
   corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
@@ -65,8 +68,8 @@ def main(arguments: list[str]) -> int:
     found = study(last, texts, budgets, method, FLAGS.random, FLAGS.seed)
   method_name = " ".join([FLAGS.method, *(f"{name}={value}" for name, value in settings().items())])
   found = {"step": run.step, "method": method_name, **found}
-  write_whole(out / "oracle.json", json.dumps(found, indent=2) + "\n")
-  write_whole(out / "oracle.md", page(found))
+  for file, text in zip(files, (json.dumps(found, indent=2) + "\n", page(found))):
+    write_output(file, f"--out={out}: {file.name}", text)
   print(page(found))
   print(f"written to {out}/oracle.json and {out}/oracle.md")
   return 0

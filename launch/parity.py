@@ -22,6 +22,7 @@ import jax
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output, write_whole
 from jaxmoe.parity import (
   REFUSED_PATH,
   Cell,
@@ -50,6 +51,7 @@ def main(rest: list[str]) -> int:
   """Runs the command; returns 0 if all cells tried are green, else 1."""
   del rest
   path = pathlib.Path(FLAGS.out)
+  check_output(path, f"--out={path}")
   results, digest = Results.read(path), source_digest()
   cells = chosen()
   os.environ["JAX_PLATFORMS"] = "cpu"
@@ -66,14 +68,15 @@ def main(rest: list[str]) -> int:
     if not done or FLAGS.again:
       started, ran = time.monotonic(), ran + 1
       row = run(cell, commit, digest)
-      results = Results.read(path).also(row)
+      # Another process may have written rows meanwhile.
+      results = Results({**results.rows, **Results.read(path).rows}).also(row)
       results.write(path)
       took = f"{time.monotonic() - started:.0f} s"
       print(f"{number}/{len(cells)} {row.status} {took:>5}  {cell.key}  {row.note}", flush=True)
       jax.clear_caches()
     assert row is not None
     red += row.status != "green"
-  if FLAGS.full:
+  if FLAGS.full and path.is_file():
     write_refused(path.with_name(REFUSED_PATH.name))
   print(results.table(cell.key for cell in cells))
   print(f"{len(cells) - red} of {len(cells)} green: {len(cells) - ran} kept, {ran} run")
@@ -114,7 +117,7 @@ def run(cell: Cell, commit: str, digest: str) -> Row:
 
 def write_refused(path: pathlib.Path) -> None:
   """Writes what is refused, by trying it."""
-  path.write_text(json.dumps(refused(), indent=1) + "\n", encoding="utf-8")
+  write_whole(path, json.dumps(refused(), indent=1) + "\n")
 
 
 def commit_of_tree() -> str:

@@ -35,7 +35,7 @@ def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
     raise InputError("--config is missing; give a recipe, such as --config=configs/tiny.py")
   if spec.endswith(".json"):
     return override(_read_json(spec), parse_changes(overrides))
-  path, _, names = spec.partition(":")
+  path, names = file_of(spec), spec.partition(":")[2]
   get_config = _get_config(pathlib.Path(path))
   keywords = _keywords(get_config, names, path)
   changes = parse_changes(overrides)
@@ -44,6 +44,11 @@ def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
     kind = type(experiment).__name__
     raise InputError(f"--config={path}: get_config() must return an Experiment, not {kind}")
   return override(experiment, changes)
+
+
+def file_of(spec: str) -> str:
+  """Returns the path of the file that a config argument names."""
+  return spec if spec.endswith(".json") else spec.partition(":")[0]
 
 
 def parse_changes(overrides: Sequence[str]) -> list[tuple[str, str]]:
@@ -66,7 +71,7 @@ def recipe_origin(spec: str, experiment: Experiment) -> dict[str, Any]:
   if spec.endswith(".json"):
     changed = diff(_read_json(spec), experiment)
     return {"name": spec, "changes": {name: list(pair) for name, pair in changed.items()}}
-  path = spec.partition(":")[0]
+  path = file_of(spec)
   get_config = _get_config(pathlib.Path(path))
   try:
     changes = {name: list(pair) for name, pair in diff(_run(path, get_config), experiment).items()}

@@ -11,7 +11,9 @@ import pathlib
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output
 from jaxmoe.report import write_comparison, write_report
+from jaxmoe.train.workdir import Workdir
 from launch import cli
 
 FLAGS = flags.FlagValues()
@@ -31,12 +33,15 @@ def main(arguments: list[str]) -> int:
   many = len(workdirs) > 1
   default = workdirs[0] / ("comparison.html" if many else "report.html")
   out = default if FLAGS.out is None else pathlib.Path(FLAGS.out)
-  if not out.parent.is_dir() or out.is_dir():
-    raise InputError(f"--out={out}: {out.parent} is no folder to write it to; make it first")
+  check_output(out, f"--out={out}", [file for path in workdirs for file in Workdir(path).needed])
   try:
     written = write_comparison(workdirs, out) if many else write_report(workdirs[0], out)
+  except BrokenPipeError:
+    raise
   except OSError as error:
-    raise InputError(f"--out={out}: {error.strerror}; choose another place") from None
+    raise InputError(
+      f"--out={out}: cannot be written ({error.strerror}); choose another place"
+    ) from None
   print(f"written to {written}")
   return 0
 

@@ -15,6 +15,8 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ import numpy as np
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output, write_output
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.train.trace import choices_of, experts_by_depth, labels_of, read_trace, write_trace
@@ -41,16 +44,14 @@ def main(arguments: list[str]) -> int:
   del arguments
   if not FLAGS.ids or not FLAGS.out:
     raise InputError("--ids and --out are needed: an .npy to read and an .npz to write")
-  out = pathlib.Path(FLAGS.out)
-  check_out(out, "out")
-  record = check_record(FLAGS.record_routing, FLAGS.replay_routing, out)
   workdir = cli.need_workdir(FLAGS.workdir)
+  check_outputs(workdir.needed)
   experiment = workdir.experiment()
   vocab_size = experiment.data.tokenizer.vocab_size
   ids_BL = read_ids(FLAGS.ids, vocab_size, experiment.data.seq_len)
-  given = check_routing(experiment.model, vocab_size, ids_BL, record, FLAGS.replay_routing)
+  given = check_routing(experiment.model, vocab_size, ids_BL)
   run = cli.load_run(FLAGS.workdir)
-  if record is not None:
+  if FLAGS.record_routing:
     each = [np.asarray(route(run.decoder, run.params, row[None])) for row in ids_BL]
     given = np.concatenate(each, axis=1)
   rows = [
@@ -63,76 +64,59 @@ def main(arguments: list[str]) -> int:
   arrays = {"logprobs": np.concatenate([np.asarray(row[0]) for row in rows])}
   if FLAGS.logits:
     arrays["logits"] = np.concatenate([np.asarray(row[1]) for row in rows])
-  temporary = beside(out)
-  np.savez(temporary, **arrays)  # type: ignore[arg-type]
-  temporary.replace(out)
-  if record is not None and given is not None:
-    temporary = beside(record)
-    write_trace(temporary, given, labels_of(experiment.model, vocab_size, ids_BL))
-    temporary.replace(record)
+  write_output(FLAGS.out, f"--out={FLAGS.out}", lambda file: save(file, arrays))
+  if FLAGS.record_routing and given is not None:
+    labels = labels_of(experiment.model, vocab_size, ids_BL)
+    write_output(
+      FLAGS.record_routing, f"--record_routing={FLAGS.record_routing}",
+      lambda file: write_trace(file, given, labels),
+    )  # fmt: skip
   shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-  print(f"wrote {out}: {shapes} at step {run.step}")
+  print(f"wrote {FLAGS.out}: {shapes} at step {run.step}")
   return 0
 
 
-def check_record(
-  record: str | None, replay: str | None, out: pathlib.Path
-) -> pathlib.Path | None:
-  """Returns where choices are to be written, if asked.
+def save(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+  """Writes an .npz."""
+  np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def check_outputs(of_run: Sequence[pathlib.Path]) -> None:
+  """Returns if all that is asked for can be written.
 
   Raises:
-    InputError: they are to be read, too, nothing can be written there, or it is the other output.
+    InputError: a file is what is read, the other output, or cannot be written; or choices are to be
+      recorded that are known.
   """
-  if record is None:
-    return None
-  path = pathlib.Path(record)
-  if replay is not None:
+  record, replay = FLAGS.record_routing, FLAGS.replay_routing
+  inputs = [FLAGS.ids, *([replay] if replay else []), *of_run]
+  check_output(FLAGS.out, f"--out={FLAGS.out}", inputs)
+  if not record:
+    return
+  if replay:
     raise InputError("--record_routing and --replay_routing: give one, replayed choices are known")
-  if path.resolve() == out.resolve():
+  if os.path.realpath(record) == os.path.realpath(FLAGS.out):
     raise InputError(f"--record_routing={record}: is what --out writes; choose another")
-  check_out(path, "record_routing")
-  return path
+  check_output(record, f"--record_routing={record}", inputs)
 
 
 def check_routing(
-  model: Transformer, vocab_size: int, ids_BL: np.ndarray, record: pathlib.Path | None,
-  replay: str | None,
+  model: Transformer, vocab_size: int, ids_BL: np.ndarray
 ) -> np.ndarray | None:
   """Returns the checked choices to take, None where routers choose.
 
   Raises:
     InputError: the model has no experts, or the file does not fit it.
   """
-  if record is None and replay is None:
+  replay = FLAGS.replay_routing
+  if not FLAGS.record_routing and not replay:
     return None
-  flag = "record_routing" if replay is None else "replay_routing"
+  flag = "replay_routing" if replay else "record_routing"
   if not any(experts_by_depth(model)):
     raise InputError(f"--{flag}: the model has no experts; leave it out")
-  if replay is None:
+  if not replay:
     return None
   return read_trace(replay, f"--replay_routing={replay}", model, vocab_size, ids_BL)
-
-
-def check_out(out: pathlib.Path, flag: str) -> None:
-  """Returns if a file can be written at `out`; leaves nothing there.
-
-  Raises:
-    InputError: it is a folder, or its folder is missing or cannot be written.
-  """
-  if os.path.isdir(out):
-    raise InputError(f"--{flag}={out}: is a folder; give the .npz file to write")
-  try:
-    beside(out).touch()
-    beside(out).unlink()
-  except OSError as error:
-    raise InputError(
-      f"--{flag}={out}: cannot be written ({error.strerror}); choose another"
-    ) from None
-
-
-def beside(out: pathlib.Path) -> pathlib.Path:
-  """Returns where a file lies until it is whole."""
-  return out.with_name(f".{out.name}.{os.getpid()}.npz")
 
 
 def read_ids(path: str, vocab_size: int, context: int) -> np.ndarray:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.output import write_whole
 from jaxmoe.cost import host
 
 _LONG_ENOUGH_S = 0.01
@@ -95,14 +94,9 @@ def _kept(path: pathlib.Path, key: dict[str, Any]) -> float:
 
 def _keep(path: pathlib.Path, record: dict[str, Any]) -> None:
   """Writes a record whole, or not at all."""
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-  try:
+  with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(record) + "\n")
 
 
 def _timed(product: Any, a: jax.Array) -> Callable[[], float]:

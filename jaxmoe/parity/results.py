@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import write_whole
 from jaxmoe.parity.cells import cells_of
 from jaxmoe.train.experiment import Experiment
 
@@ -58,7 +59,7 @@ class Results:
     Raises:
       InputError: the file is not a table.
     """
-    if not path.exists():
+    if not path.is_file():  # a device has nothing to say
       return cls({})
     try:
       rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
@@ -72,9 +73,7 @@ class Results:
     """Writes the rows in order of their keys, all or nothing."""
     rows = [dataclasses.asdict(self.rows[key]) for key in sorted(self.rows)]
     lines = ",\n".join(json.dumps(row, sort_keys=True) for row in rows)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, f"[\n{lines}\n]\n")
 
   def also(self, row: Row) -> Results:
     """Returns the table with one more row, or another of its cell."""

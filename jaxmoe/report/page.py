@@ -5,13 +5,13 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+from jaxmoe.core.output import write_whole
 from jaxmoe.report.compare import comparison
 from jaxmoe.report.html import Html, join, tag
 from jaxmoe.report.run import Run, read_run
 from jaxmoe.report.sections import SECTIONS
 from jaxmoe.report.style import STYLE
 from jaxmoe.report.summary import heading, summary
-from jaxmoe.train.workdir import write_whole
 
 
 def write_report(workdir: pathlib.Path, out: pathlib.Path | None = None) -> pathlib.Path:

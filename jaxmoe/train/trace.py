@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,11 @@ def choices_of(decoder: Decoder, params: Params, tokens: Tokens) -> jax.Array:
   return jnp.stack(layers)
 
 
-def write_trace(path: pathlib.Path, choices: np.ndarray, labels: dict[str, str]) -> None:
+def write_trace(
+  file: IO[bytes] | pathlib.Path, choices: np.ndarray, labels: dict[str, str]
+) -> None:
   """Writes choices and `labels_of` their model and ids."""
-  np.savez_compressed(path, choices=choices, version=np.int64(VERSION), **labels)  # type: ignore[arg-type]
+  np.savez_compressed(file, choices=choices, version=np.int64(VERSION), **labels)  # type: ignore[arg-type]
 
 
 def labels_of(model: Transformer, vocab_size: int, ids_BL: np.ndarray) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import from_json, to_json
 from jaxmoe.train.experiment import Experiment, unsafe_changes
 
@@ -35,6 +36,13 @@ class Workdir:
     self.stacks = self.path / "stacks.txt"
     self.last_alive_unix_s: float | None = None
     self._lock: IO[bytes] | None = None
+
+  @property
+  def needed(self) -> tuple[pathlib.Path, ...]:
+    """The files and folders of a run that no other output may take the place of."""
+    names = ("lock", "pretrained")
+    files = (self.config, self.metrics, self.events, self.tokenizer, self.samples, self.evaluation)
+    return (*files, self.checkpoints, *(self.path / name for name in names))
 
   def experiment(self) -> Experiment:
     """Returns the recipe of the run.
@@ -163,12 +171,3 @@ def changes_line(changes: Mapping[str, tuple[Any, Any]]) -> str:
   """Returns the differences of two recipes on one line."""
   return "; ".join(f"{path}: {old!r} -> {new!r}" for path, (old, new) in changes.items())
 
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a text file so that a reader sees the old content or the new, never a part."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)

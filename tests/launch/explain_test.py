@@ -62,7 +62,7 @@ def test_devices_of_a_processor_share_what_the_process_may_have(monkeypatch):
     (["--devices=-1"], "must not be negative"),
     (["--devices=8", "--topology=v5e:4x4"], "leave one"),
     (["--devices=9"], "JAX has started with 8"),
-    (["--json=/no/such/folder/a.json"], "no such folder"),
+    (["--json=/no/such/folder/a.json"], "no folder"),
   ],
 )
 def test_bad_input_is_one_line_and_exit_2(here, tiny, flags, words):

@@ -35,7 +35,8 @@ def test_several_runs_are_laid_over_each_other(here, run, tmp_path):
   "arguments, why",
   [((), "--workdir is missing"), (("--workdir=nowhere",), "no run here"),
    (("--workdir=RUN", "--out=RUN/no/such/page.html"), "no folder"),
-   (("--workdir=RUN", "--out=RUN"), "no folder")],
+   (("--workdir=RUN", "--out=RUN"), "is a folder"),
+   (("--workdir=RUN", "--out=RUN/metrics.jsonl"), "metrics.jsonl, which is read")],
 )  # fmt: skip
 def test_what_cannot_be_told_is_one_line(here, run, arguments, why):
   result = here("report", *(argument.replace("RUN", str(run)) for argument in arguments))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.recipe import override, to_json
-from jaxmoe.train.workdir import Workdir, write_whole
+from jaxmoe.train.workdir import Workdir
 from launch.recipes import load_recipe
 
 TINY = load_recipe("configs/tiny.py", [])
@@ -194,18 +194,3 @@ def test_a_folder_that_cannot_be_written_is_refused(at, tmp_path):
     at(tmp_path / "run").check(TINY)
   tmp_path.chmod(0o700)
 
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-  path = tmp_path / "eval.json"
-  write_whole(path, "old")
-  monkeypatch.setattr(os, "fsync", _no_space)
-  with pytest.raises(OSError, match="no space"):
-    write_whole(path, "new and longer")
-  assert path.read_text() == "old"
-  monkeypatch.undo()
-  write_whole(path, "new")
-  assert path.read_text() == "new"
-
-
-def _no_space(descriptor):
-  raise OSError(28, "no space")

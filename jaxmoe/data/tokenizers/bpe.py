@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 
@@ -67,7 +68,7 @@ class Bpe:
       say(f"training a tokenizer of {self.vocab_size} ids")
       text = self._train(texts)
       if path is not None:
-        _keep(path, text)
+        _keep(path, text, say)
     return SubwordTokenizer(text, self.vocab_size, _EOD_ID)
 
   def _train(self, texts: Iterable[str]) -> str:
@@ -115,10 +116,11 @@ def _read_kept(path: str, say: Callable[[str], None]) -> str | None:
   return None
 
 
-def _keep(path: str, text: str) -> None:
-  """Writes the file whole or not at all, whoever else writes it at the same time."""
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  part = f"{path}.{os.getpid()}.part"
-  with open(part, "w", encoding="utf-8") as file:
-    json.dump({"sha256": hashlib.sha256(text.encode()).hexdigest(), "tokenizer": text}, file)
-  os.replace(part, path)
+def _keep(path: str, text: str, say: Callable[[str], None]) -> None:
+  """Writes the file, if its disk takes it, whoever else writes it at the same time."""
+  kept = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "tokenizer": text}
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_whole(path, json.dumps(kept))
+  except OSError as error:
+    say(f"cannot keep the tokenizer in {path} ({error.strerror}): the next run trains it again")

@@ -213,6 +213,14 @@ def test_a_damaged_kept_tokenizer_is_trained_again(tmp_path):
   assert Bpe(270).build(iter(()), "digest", tmp_path, lines.append).digest == first.digest
 
 
+def test_a_tokenizer_that_cannot_be_kept_is_used_all_the_same_and_that_is_said(tmp_path):
+  (tmp_path / "file").touch()
+  lines = []
+  built = Bpe(270).build(TEXTS, "digest", tmp_path / "file" / "below", lines.append)
+  assert built.digest == Bpe(270).build(TEXTS, "digest", None, lines.append).digest
+  assert any("cannot keep the tokenizer" in line for line in lines)
+
+
 def test_a_file_that_does_not_fit_is_refused(tokenizers, tmp_path):
   path = tmp_path / "tokenizer.json"
   for text in ("", "{}", "[1]"):
