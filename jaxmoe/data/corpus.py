@@ -21,7 +21,8 @@ from jaxmoe.data.document import Document, Reader
 from jaxmoe.data.entry import Source
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.remote import Remote
-from jaxmoe.data.scan import Good, Skipped, scan
+from jaxmoe.data.scan import Good, scan
+from jaxmoe.data.skipped import Skipped
 from jaxmoe.data.split import held_out_units
 from jaxmoe.data.stream import Stream
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
@@ -30,8 +31,8 @@ from jaxmoe.data.watch import Reading, Watch
 Documents = Mapping[str, Sequence[Document]]
 """{domain: documents in name order}."""
 
-CHANGES_NO_BATCH = ("cache_bytes", "worker")
-"""Fields of Data that the fingerprint leaves out."""
+CHANGES_NO_BATCH = ("cache_bytes", "worker", "allow_broken_files")
+"""Fields of Data that the fingerprint leaves out: the digest of the documents tells of the last."""
 
 
 def open_corpus(
@@ -98,8 +99,9 @@ class Corpus:
     tokenizer: Made from the training side only, or not trained at all.
     domains: Names, in the order of the parts.
     digest: Hexadecimal digest of the names, contents and sides of all documents.
-    skipped: The bad records: `counts` {domain: {reason: number}} and `places`, a list of
-      `place: reason` lines that ends after 1000.
+    skipped: What was not read: of bad records `counts` {domain: {reason: number}}, of broken files
+      `broken` {domain: {files, bytes}}, and of both `places`, a list of `place: reason` lines that
+      ends after 1000.
     statistics: {domain: {train, held_out: {documents, bytes}}}.
   """
 

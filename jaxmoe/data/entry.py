@@ -9,7 +9,7 @@ corpus need not hold all text in memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,8 @@ class Entry:
     flaw: Why the record cannot be used; empty when it can.
     locator: What `read` needs to return `content` again.
     answer: Start and end, in UTF-8 bytes, of the part that can be scored by exact match.
+    lost_bytes: Of a file of records that ends early or cannot be opened, how many of its bytes gave
+      no record; None for a record.
   """
 
   place: str
@@ -44,6 +46,7 @@ class Entry:
   flaw: str = ""
   locator: Any = None
   answer: tuple[int, int] | None = None
+  lost_bytes: int | None = None
 
 
 class Source(Protocol):
@@ -70,5 +73,22 @@ def too_large(max_bytes: int) -> str:
 
 def unreadable(error: Exception) -> str:
   """Returns the flaw of a file that the system or its format's reader refuses to read."""
-  why = " ".join(str(getattr(error, "strerror", None) or error).split())
+  why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+  why = " ".join(str(why).split())
   return f"cannot be read ({why[:200]})"
+
+
+def broken(path: str, name: str, error: Exception, lost: Callable[[], int]) -> Entry:
+  """Returns the entry of a file of records that ends early or cannot be opened.
+
+  Args:
+    path: Where it lies.
+    name: Below its folder.
+    error: What went wrong.
+    lost: Returns how many of its bytes gave no record.
+  """
+  try:
+    lost_bytes = lost()
+  except OSError:  # not even its size can be read
+    lost_bytes = 0
+  return Entry(path, name, name, name, flaw=unreadable(error), lost_bytes=lost_bytes)

@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import choice
+from jaxmoe.core.recipe import added, choice
 from jaxmoe.data.chat import Chat
 from jaxmoe.data.entry import Source
 from jaxmoe.data.sources import SOURCES
@@ -53,6 +53,8 @@ class Data:
     worker: What makes batches ahead of the step: a thread of the process that trains, or a process
       beside it, which takes no time from the step's own Python code and is replaced when it dies.
       Batches are the same. A process reads the corpus and keeps ids once more for itself.
+    allow_broken_files: Whether a file of records (.jsonl, .parquet, ...) that ends early or cannot
+      be opened gives what it can, in place of stopping the run. What it lost is told in bytes.
   """
 
   parts: tuple[Part, ...]
@@ -65,6 +67,7 @@ class Data:
   cache_bytes: int = 2**28
   chat: Chat = Chat()
   worker: Literal["thread", "process"] = "thread"
+  allow_broken_files: bool = added(False, before=True)
 
   def __post_init__(self) -> None:
     if not self.parts:

@@ -1,15 +1,9 @@
-"""Reading a source once: good records, and a report of the bad ones.
-
-A bad record is skipped, counted by source and reason, and listed by its place. More than the stated
-share of a source's records stops the run.
-"""
+"""Reading a source once: good records, and a report of what is skipped."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +12,9 @@ from jaxmoe.data.chat import Chat
 from jaxmoe.data.document import content_digest
 from jaxmoe.data.entry import Content, Entry, Source
 from jaxmoe.data.mixture import Data
+from jaxmoe.data.skipped import Skipped
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
-_MAX_LISTED = 1000  # places of bad records that are listed; the counts are always complete
 _EMPTY = "an empty document"
 _REPORT_EVERY = 4096  # records between two lines of progress
 
@@ -34,40 +28,6 @@ class Good:
   num_bytes: int
   unscored_bytes: int
   digest: bytes
-
-
-class Skipped:
-  """Counts and lists bad records."""
-
-  def __init__(self) -> None:
-    self._counts: dict[str, collections.Counter[str]] = {}
-    self._places: list[str] = []
-
-  def add(self, domain: str, place: str, flaw: str) -> None:
-    """Takes note of one bad record."""
-    self._counts.setdefault(domain, collections.Counter())[flaw] += 1
-    if len(self._places) < _MAX_LISTED:
-      self._places.append(f"{place}: {flaw}")
-
-  def check(self, domain: str, num_good: int, max_share: float) -> None:
-    """Raises InputError when a source has no good record, or more than `max_share` bad ones."""
-    counts = self._counts.get(domain, collections.Counter())
-    bad = sum(counts.values())
-    if num_good and bad <= max_share * (bad + num_good):
-      return
-    reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common()) or "it is empty"
-    # Sources are scanned one after the other, so the last places are this one's.
-    listed = self._places[-min(bad, 3) :] if bad else []
-    raise InputError(
-      f"source {domain!r}: {bad} of {bad + num_good} records cannot be used: {reasons}"
-      f"{'; such as ' if listed else ''}{', '.join(listed)}; mend them, or allow more bad records "
-      f"than --config.data.max_bad_share={max_share}"
-    )
-
-  def plain(self) -> dict[str, Any]:
-    """Returns the report as nested dicts and lists."""
-    counts = {domain: dict(sorted(counts.items())) for domain, counts in self._counts.items()}
-    return {"counts": counts, "places": list(self._places)}
 
 
 def scan(
@@ -87,13 +47,16 @@ def scan(
     say: Takes lines of progress.
 
   Raises:
-    InputError: nothing is there, or too much of it is bad.
+    InputError: nothing is there, too much of it is bad, or a file of records is broken.
   """
   goods = []
   try:
     for number, entry in enumerate(source.scan(data.max_record_bytes), 1):
       if number % _REPORT_EVERY == 0:
         say(f"reading {source.domain}: {number} records")
+      if entry.lost_bytes is not None:
+        skipped.add_broken(source.domain, entry, data.allow_broken_files)
+        continue
       flaw = entry.flaw or _flaw(entry.content, tokenizer, data.chat)
       good = None if flaw else _good(source, entry, tokenizer, data.chat)
       if good is None or not good.num_bytes:
@@ -102,7 +65,9 @@ def scan(
         goods.append(good)
   except InputError as error:
     raise InputError(f"source {source.domain!r}: {error}") from None
-  skipped.check(source.domain, len(goods), data.max_bad_share)
+  skipped.check(source, len(goods), data.max_bad_share)
+  for line in skipped.lines(source.domain):
+    say(line)
   return sorted(goods, key=lambda good: good.entry.name)
 
 

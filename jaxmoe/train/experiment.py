@@ -234,6 +234,7 @@ SAFE_TO_CHANGE = (
   "train.stall_s",
   "train.recovery.max_rollbacks",
   "optim.schedule.earlier_ends*",  # after the dot each of them has a path of its own
+  "data.allow_broken_files",
   "data.cache_bytes",
   "data.worker",
   "parallel.*",

@@ -1,5 +1,6 @@
 """Opening a corpus: checks, splits, digests, the tokenizer."""
 
+import codecs
 import dataclasses
 import gzip
 import json
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_json, override, to_json
+from jaxmoe.core.recipe import from_json, from_plain, override, to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources.jsonl import Jsonl
@@ -113,12 +114,71 @@ def test_documents_of_json_lines_are_read_again_exactly(write_texts, suffix):
   assert all(d.num_bytes == len(d.text.encode()) for d in documents)
 
 
-def test_a_damaged_gzip_file_is_one_bad_record(write_texts):
+def test_a_broken_file_of_records_ends_the_run_whatever_its_share(write_texts):
   damaged = gzip.compress(LINES.encode())[:-20]
-  folder = write_texts({"a.jsonl": LINES, "b.jsonl.gz": damaged})
-  corpus = open_corpus(Data((Part(Jsonl(folder)),), held_out=0.3, max_bad_share=0.5))
-  (place_,) = corpus.skipped["places"]
-  assert "b.jsonl.gz: cannot be read" in place_
+  folder = write_texts({"a.jsonl": f"{LINES}\n" * 99, "b.jsonl.gz": damaged, "c.jsonl.gz": b""})
+  data = Data((Part(Jsonl(folder)),), held_out=0.3, max_bad_share=1.0)
+  with pytest.raises(InputError, match=r"/b\.jsonl\.gz: cannot be read .*data\.allow_broken"):
+    open_corpus(data)
+  said = []
+  allowed = dataclasses.replace(data, allow_broken_files=True)
+  corpus = open_corpus(allowed, progress=said.append)
+  of = corpus.skipped["broken"]["jsonl"]
+  assert of["files"] == 2 and 0 < of["bytes"] < len(damaged)
+  assert corpus.skipped["counts"] == {}
+  assert [place.split(": ")[0] for place in corpus.skipped["places"]] == [
+    f"{folder}/b.jsonl.gz", f"{folder}/c.jsonl.gz"
+  ]  # fmt: skip
+  (line,) = [line for line in said if "lost" in line]
+  assert line.startswith("lost of jsonl: at least ") and f"such as {folder}/b.jsonl.gz:" in line
+  assert corpus.fingerprint(4, 0) == open_corpus(allowed).fingerprint(4, 0)
+
+
+def test_a_file_that_is_one_document_stays_one_bad_record(write_texts, some_texts):
+  folder = write_texts(some_texts(200))
+  os.symlink("not-mounted", os.path.join(folder, "gone.txt"))
+  said = []
+  corpus = open_corpus(_text_data(folder), progress=said.append)
+  flaw = "cannot be read (No such file or directory)"
+  assert corpus.skipped["counts"] == {"text": {flaw: 1}} and corpus.skipped["broken"] == {}
+  assert said[-1] == (
+    f"skipped of text: 1 bad record: {flaw} (1); such as {folder}/gone.txt: {flaw}"
+  )
+
+
+def test_where_everything_is_broken_the_files_are_named(write_texts):
+  data = Data((Part(Jsonl(write_texts({"a.jsonl.gz": b""}))),), allow_broken_files=True)
+  with pytest.raises(InputError, match=r"0 of 0 records.*such as .*a\.jsonl\.gz: cannot be read"):
+    open_corpus(data)
+
+
+BEFORE = {
+  "text": {"kind": "text", "path": "texts", "domain": "text"},
+  "jsonl": {"kind": "jsonl", "path": "lines", "domain": "jsonl"},
+  "code": {"kind": "stdlib", "domain": "code", "root": "library", "max_documents": None},
+}
+OTHERS_BEFORE = {
+  "tokenizer": {"kind": "bytes"}, "seq_len": 128, "held_out": 0.3, "max_bad_share": 0.1,
+  "max_record_bytes": 50_000_000, "shuffle_tokens": 2**19, "cache_bytes": 2**28,
+  "chat": {"before": "<|{role}|>\n", "after": "\n", "answers": ["assistant"]}, "worker": "thread",
+}  # fmt: skip
+"""Sources and the other fields of the data as config.json had them when these were all."""
+PRINTS = {"text": "ba2a8d6b1669c88d", "jsonl": "d266a14da94f1317", "code": "a9838973034411d0"}
+"""How `open_corpus(from_plain(Data, plain)).fingerprint(4, 0)` began with the code of that time."""
+
+
+@pytest.mark.parametrize("domain", BEFORE)
+def test_a_recipe_from_before_gives_the_batches_it_gave(write_texts, monkeypatch, domain):
+  marked = codecs.BOM_UTF8
+  write_texts({f"{i}.txt": marked * (i % 2) + f"text {i}\r\n".encode() for i in range(12)})
+  write_texts({"a.jsonl": marked + LINES.encode(), "b.jsonl.gz": b"", "c.json": "[]"}, "lines")
+  modules = [f"email/m{i}.py" for i in range(9)]
+  folder = write_texts({n: f"# {n}\n" for n in ("os.py", "json/tool.py", *modules)}, "library")
+  monkeypatch.chdir(os.path.dirname(folder))
+  os.symlink("0.txt", "texts/again.txt")
+  os.symlink("os.py", "library/path.py")
+  plain = {"parts": [{"source": BEFORE[domain], "weight": 1.0}], **OTHERS_BEFORE}
+  assert open_corpus(from_plain(Data, plain)).fingerprint(4, 0)[:16] == PRINTS[domain]
 
 
 def test_the_place_of_a_folder_changes_nothing_but_its_content_does(write_texts, some_texts):

@@ -8,12 +8,14 @@ kills the process.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
+from jaxmoe.core.recipe import added
 from jaxmoe.data.entry import Content, Entry
 from jaxmoe.data.sources.columns import Place, Rows, arrow, document_field, read_row, scan_rows
-from jaxmoe.data.sources.text import check_path, find_files
+from jaxmoe.data.sources.files import check_path, find_files
 
 _SUFFIXES = (".arrow", ".feather")
 
@@ -28,17 +30,19 @@ class Arrow:
   Attributes:
     path: A folder (every .arrow and .feather file below it), a glob, or one file.
     domain: The name the documents are trained and scored under.
+    as_found: As runs begun earlier read them: a file counts as often as links lead to it.
   """
 
   path: str
   domain: str = "arrow"
+  as_found: bool = added(False, before=True)
 
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .arrow or .feather files")
 
   def scan(self, max_bytes: int) -> Iterator[Entry]:
     """Yields every row, file by file in the order of their paths."""
-    return scan_rows(find_files(self.path, _SUFFIXES), _open_rows, max_bytes)
+    return scan_rows(find_files(self.path, _SUFFIXES, self.as_found), _open_rows, max_bytes)
 
   def read(self, locator: Place) -> Content:
     """Returns the document in a row; a few record batches stay in memory."""
@@ -49,7 +53,7 @@ class FileRows:
   """One file of the IPC file format; a group is a record batch, by its number."""
 
   def __init__(self, path: str):
-    self.path = path
+    self.path, self.share = path, 0.0
     with arrow().OSFile(path) as file, arrow().ipc.open_file(file) as reader:
       self.field = document_field(reader.schema.names)
       self._index = reader.schema.names.index(self.field)
@@ -59,6 +63,7 @@ class FileRows:
     """Yields one record batch after the other."""
     for group in range(self._num_groups):
       yield group, 0, self.load(group)
+      self.share = (group + 1) / self._num_groups
 
   def load(self, group: int) -> Any:
     """Returns the column of a record batch; other columns are not read."""
@@ -72,7 +77,7 @@ class StreamRows:
   """One file of the IPC stream format; a group is a record batch, by its place in the file."""
 
   def __init__(self, path: str):
-    self.path = path
+    self.path, self.share = path, 0.0
     with arrow().OSFile(path) as file, arrow().ipc.open_stream(file) as reader:
       self._schema = reader.schema
     if "dictionary<" in str(self._schema):
@@ -90,6 +95,7 @@ class StreamRows:
         except StopIteration:
           return
         yield offset, 0, batch.column(self._index)
+        self.share = file.tell() / os.path.getsize(self.path)
 
   def load(self, group: int) -> Any:
     """Returns the column of the record batch at the byte `group`."""

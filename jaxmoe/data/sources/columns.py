@@ -9,12 +9,14 @@ was read is validated before it is touched, since a damaged file may point anywh
 from __future__ import annotations
 
 import collections
+import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Content, Entry, too_large, unreadable
+from jaxmoe.data.entry import Content, Entry, broken, too_large
 from jaxmoe.data.sources.record import FIELDS, one_field, record_content, record_entry
 
 _KEPT_BYTES = 2**26  # groups kept of one source; one group is kept whatever its size
@@ -29,10 +31,12 @@ class Rows(Protocol):
   Attributes:
     path: Where it lies.
     field: The column that holds the documents.
+    share: How much of the file is behind what `pieces` has given.
   """
 
   path: str
   field: str
+  share: float
 
   def pieces(self) -> Iterator[tuple[int, int, Any]]:
     """Yields (group, row in it, column of the rows from there on), bounded in size, in order."""
@@ -99,11 +103,11 @@ def document_field(names: list[str]) -> str:
 def scan_rows(
   files: list[tuple[str, str]], open_rows: Callable[[str], Rows], max_bytes: int
 ) -> Iterator[Entry]:
-  """Yields every row of the files as an entry, and one flawed entry for a file that is damaged."""
+  """Yields every row of the files as an entry, and one for a file that is damaged."""
   damage = (OSError, ValueError, MemoryError, OverflowError, arrow().ArrowException)
   kept = Kept()
   for name, path in files:
-    number = 0
+    number, rows = 0, None
     try:
       rows = open_rows(path)
       for group, first, column in rows.pieces():
@@ -112,7 +116,12 @@ def scan_rows(
           locator: Place = kept, rows, group, row
           yield record_entry(f"{path}:{number}", f"{name}:{number}", content, flaw, locator)
     except damage as error:
-      yield Entry(path, name, name, name, flaw=unreadable(error))
+      share = 0.0 if rows is None else rows.share
+      yield broken(path, name, error, functools.partial(_rest, path, share))
+
+
+def _rest(path: str, share: float) -> int:
+  return round((1 - share) * os.path.getsize(path))
 
 
 def read_row(locator: Place) -> Content:

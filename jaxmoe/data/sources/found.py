@@ -5,9 +5,10 @@ from __future__ import annotations
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.entry import Source
 from jaxmoe.data.sources.arrow import Arrow
-from jaxmoe.data.sources.jsonl import Jsonl
+from jaxmoe.data.sources.files import find_files
+from jaxmoe.data.sources.jsonl import VALUES, Jsonl
 from jaxmoe.data.sources.parquet import Parquet
-from jaxmoe.data.sources.text import Text, find_files
+from jaxmoe.data.sources.text import Text
 
 SUFFIXES: dict[str, type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]] = {
   ".txt": Text,
@@ -22,12 +23,13 @@ SUFFIXES: dict[str, type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]] = {
 def source_at(path: str) -> Source:
   """Returns the source of the files at `path`: a folder, a glob or one file.
 
-  A file with another suffix is text if it is named outright or by a glob.
+  A file with another suffix is text if it is named outright or by a glob; .json files are records
+  where they are, and in a folder that has no other.
 
   Raises:
     InputError: nothing is there, or files of two kinds.
   """
-  kinds = {_kind(name): name for name, _ in find_files(path, tuple(SUFFIXES))}
+  kinds = {_kind(name): name for name, _ in find_files(path, tuple(SUFFIXES), instead=VALUES)}
   if len(kinds) > 1:
     shown = " and ".join(sorted(kinds.values())[:2])
     raise InputError(
@@ -38,5 +40,7 @@ def source_at(path: str) -> Source:
 
 
 def _kind(name: str) -> type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]:
+  if name.endswith(VALUES):
+    return Jsonl
   fits = (kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix))
   return next(fits, Text)

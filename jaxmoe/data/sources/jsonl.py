@@ -1,51 +1,61 @@
-"""Files of JSON lines, plain or gzipped: one document a line.
+"""Files of JSON lines, plain or gzipped: one document a line. And .json files of records.
 
 A line is an object with one of `text`, `tokens` and `messages`; other fields are ignored. Plain
-files are read again by byte offset; a gzipped file has no random access, so its documents stay in
-memory.
+files are read again by byte offset; a file without random access (gzipped, UTF-16, one JSON value
+over several lines) keeps its documents in memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from jaxmoe.data.entry import INVALID_UTF8, Content, Entry, too_large, unreadable
+from jaxmoe.core.recipe import added
+from jaxmoe.data.entry import INVALID_UTF8, Content, Entry, broken, too_large
+from jaxmoe.data.sources.encoding import HEAD, decode, form_of, mark
+from jaxmoe.data.sources.files import check_path, find_files
+from jaxmoe.data.sources.gzipped import bytes_for
 from jaxmoe.data.sources.record import record_content, record_entry
-from jaxmoe.data.sources.text import check_path, find_files
+from jaxmoe.data.sources.values import NotJson, is_lines, is_object, values
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+VALUES = (".json", ".json.gz")
+_SEVERAL = "not JSON by itself; a value over several lines is read where the file is called .json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl:
   """Lines of `{"text": ...}`, `{"tokens": [...]}` or `{"messages": [{"role", "content"}, ...]}`.
 
-  Whether a line is held out depends on its content alone, so equal documents are on one side.
+  A file called .json may also be an array of such objects, or objects over several lines. Whether a
+  record is held out depends on its content alone, so equal documents are on one side.
 
   Attributes:
-    path: A folder (every .jsonl and .jsonl.gz file below it), a glob, or one file.
+    path: A folder (every .jsonl and .jsonl.gz file below it; where it has none, every .json and
+      .json.gz file), a glob, or one file.
     domain: The name the documents are trained and scored under.
+    as_found: As runs begun earlier read them: a file counts as often as links lead to it, a byte
+      order mark is a part of the first line, and .json files are lines, too.
   """
 
   path: str
   domain: str = "jsonl"
+  as_found: bool = added(False, before=True)
 
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .jsonl or .jsonl.gz files")
 
   def scan(self, max_bytes: int) -> Iterator[Entry]:
     """Yields every line that is not blank, file by file in the order of their paths."""
-    for name, path in find_files(self.path, (".jsonl", ".jsonl.gz")):
-      gzipped = path.endswith(".gz")
-      try:
-        with _open(path, gzipped) as file:
-          for number, offset, line in _lines(file, max_bytes):
-            yield _entry(path, name, number, (offset, gzipped), line, max_bytes)
-      except (OSError, EOFError, zlib.error) as error:
-        yield Entry(path, name, name, name, flaw=unreadable(error))
+    instead = () if self.as_found else VALUES
+    for name, path in find_files(self.path, SUFFIXES, self.as_found, instead):
+      yield from _File(path, name, self.as_found).scan(max_bytes)
 
   def read(self, locator: Any) -> Content:
     """Returns the document at (path, offset, length), or the content in the list `locator`."""
@@ -60,13 +70,90 @@ class Jsonl:
     return content
 
 
-def _open(path: str, gzipped: bool) -> BinaryIO:
-  return cast(BinaryIO, gzip.open(path, "rb") if gzipped else open(path, "rb"))
+class _File:
+  """One file while it is scanned."""
+
+  def __init__(self, path: str, name: str, as_found: bool):
+    self.path, self.name, self.as_found = path, name, as_found
+    self.gzipped = path.endswith(".gz")
+    self._end = 0  # of what gave records, in bytes of what the file holds
+
+  def scan(self, max_bytes: int) -> Iterator[Entry]:
+    """Yields its records, and where it ends early or cannot be read, an entry that says so."""
+    try:
+      with self._open() as file:
+        yield from self._entries(file, max_bytes)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, NotJson) as error:
+      yield broken(self.path, self.name, error, self._lost)
+
+  def _open(self) -> BinaryIO:
+    if not self.gzipped:
+      return open(self.path, "rb")
+    if not os.path.getsize(self.path):
+      raise EOFError("an empty file, not even the beginning of gzip data")
+    return cast(BinaryIO, gzip.open(self.path, "rb"))
+
+  def _entries(self, file: BinaryIO, max_bytes: int) -> Iterator[Entry]:
+    start = b"" if self.as_found else file.read(HEAD)
+    if form_of(start):
+      raise NotJson(form_of(start))
+    encoding, skip = mark(start)
+    file.seek(0)
+    if encoding != "utf-8":
+      file, skip = io.BytesIO(decode(file.read()).encode("utf-8")), 0
+    file.seek(skip)
+    if not self.as_found and self.path.endswith(VALUES):
+      first = file.readline()
+      text = "" if is_object(first) else decode(first + file.read())
+      if not is_object(first) and not is_lines(text):
+        yield from self._values(text, skip, max_bytes)
+        return
+      file.seek(skip)
+    in_memory = self.gzipped or encoding != "utf-8"
+    for number, offset, line in _lines(file, max_bytes, skip):
+      self._end = offset + len(line or b"")
+      locator = None if in_memory else (self.path, offset, len(line or b""))
+      yield self._entry(number, line, max_bytes, locator)
+
+  def _values(self, text: str, skip: int, max_bytes: int) -> Iterator[Entry]:
+    number, self._end, before = 0, skip, 0
+    try:
+      for number, (value, start, end) in enumerate(values(text), 1):
+        place, name = f"{self.path}:{number}", f"{self.name}:{number}"
+        size = len(text[start:end].encode("utf-8"))
+        found = (None, too_large(max_bytes)) if size > max_bytes else record_content(value)
+        yield record_entry(place, name, *found, locator=[found[0]])
+        self._end, before = self._end + len(text[before:end].encode("utf-8")), end
+    except NotJson:
+      if number or text.lstrip().startswith("["):
+        raise
+    if not number and not text.lstrip().startswith("["):  # a file that is one record
+      flaw = "not JSON" if text.strip() else "an empty document"
+      yield Entry(self.path, self.name, self.name, self.name, flaw=flaw)
+
+  def _entry(
+    self, number: int, line: bytes | None, max_bytes: int, locator: tuple[str, int, int] | None
+  ) -> Entry:
+    place, name = f"{self.path}:{number}", f"{self.name}:{number}"
+    if line is None:
+      return Entry(place, name, name, name, flaw=too_large(max_bytes))
+    content, flaw = _parse(line)
+    if not self.as_found and line.strip() in (b"{", b"["):
+      flaw = _SEVERAL
+    # A list, since content that is messages is a tuple.
+    return record_entry(place, name, content, flaw, locator or [content])
+
+  def _lost(self) -> int:
+    """Returns how many bytes of the file gave no record; what a cut took away is not known."""
+    used = bytes_for(self.path, self._end) if self.gzipped else self._end
+    return max(0, os.path.getsize(self.path) - used)
 
 
-def _lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, int, bytes | None]]:
+def _lines(
+  file: BinaryIO, max_bytes: int, offset: int = 0
+) -> Iterator[tuple[int, int, bytes | None]]:
   """Yields (line number, offset, line); None for a line over the limit, of which a part is read."""
-  number, offset = 0, 0
+  number = 0
   while line := file.readline(max_bytes + 1):
     number, start, size = number + 1, offset, len(line)
     too_long = size > max_bytes and not line.endswith(b"\n")
@@ -77,19 +164,6 @@ def _lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, int, bytes | N
       yield number, start, None
     elif line.strip():
       yield number, start, line
-
-
-def _entry(
-  path: str, name: str, number: int, where: tuple[int, bool], line: bytes | None, max_bytes: int
-) -> Entry:
-  place, name = f"{path}:{number}", f"{name}:{number}"
-  if line is None:
-    return Entry(place, name, name, name, flaw=too_large(max_bytes))
-  content, flaw = _parse(line)
-  offset, gzipped = where
-  # A list, since content that is messages is a tuple.
-  locator = [content] if gzipped else (path, offset, len(line))
-  return record_entry(place, name, content, flaw, locator)
 
 
 def _parse(line: bytes) -> tuple[Content | None, str]:

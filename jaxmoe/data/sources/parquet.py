@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from jaxmoe.core.recipe import added
 from jaxmoe.data.entry import Content, Entry
 from jaxmoe.data.sources.columns import Place, arrow, document_field, read_row, scan_rows
-from jaxmoe.data.sources.text import check_path, find_files
+from jaxmoe.data.sources.files import check_path, find_files
 
 _SUFFIXES = (".parquet",)
 _PIECE_BYTES = 2**22  # of rows that are decoded at a time while scanning, on average
@@ -28,17 +29,19 @@ class Parquet:
   Attributes:
     path: A folder (every .parquet file below it), a glob, or one file.
     domain: The name the documents are trained and scored under.
+    as_found: As runs begun earlier read them: a file counts as often as links lead to it.
   """
 
   path: str
   domain: str = "parquet"
+  as_found: bool = added(False, before=True)
 
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .parquet files")
 
   def scan(self, max_bytes: int) -> Iterator[Entry]:
     """Yields every row, file by file in the order of their paths."""
-    return scan_rows(find_files(self.path, _SUFFIXES), ParquetRows, max_bytes)
+    return scan_rows(find_files(self.path, _SUFFIXES, self.as_found), ParquetRows, max_bytes)
 
   def read(self, locator: Place) -> Content:
     """Returns the document in a row; a few row groups stay in memory."""
@@ -49,13 +52,14 @@ class ParquetRows:
   """One parquet file; its metadata is kept, the file is not kept open."""
 
   def __init__(self, path: str):
-    self.path = path
+    self.path, self.share = path, 0.0
     with self._open(None) as file:
       self._metadata = file.metadata
       self.field = document_field(file.schema_arrow.names)
 
   def pieces(self) -> Iterator[tuple[int, int, Any]]:
     """Yields the rows of one row group after the other."""
+    num_rows = 0
     with self._open(self._metadata) as file:
       for group in range(self._metadata.num_row_groups):
         size, first = self._rows_of_a_piece(group), 0
@@ -63,6 +67,8 @@ class ParquetRows:
         for batch in file.iter_batches(size, row_groups=[group], **options):
           yield group, first, batch.column(0)
           first += batch.num_rows
+          num_rows += batch.num_rows
+          self.share = num_rows / max(self._metadata.num_rows, num_rows)
 
   def load(self, group: int) -> Any:
     """Returns the column of a row group."""

@@ -56,13 +56,13 @@ class Stdlib:
 
   def read(self, locator: str) -> str:
     """Returns the text of the file at path `locator`, or the locator itself, which is the text."""
-    return read_text(locator) if self.domain == "code" else locator
+    return read_text(locator, as_found=True) if self.domain == "code" else locator
 
   def _code(self, max_bytes: int) -> Iterator[Entry]:
     root = self.root or sysconfig.get_paths()["stdlib"]
     found = False
     for name, path in _python_files(root):
-      entry = file_entry(path, name, max_bytes)
+      entry = file_entry(path, name, max_bytes, as_found=True)
       if entry.content is None or str(entry.content).strip():
         found = True
         yield entry

@@ -3,83 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 from collections.abc import Iterator
 
-from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import added
 from jaxmoe.data.entry import INVALID_UTF8, Entry, too_large, unreadable
+from jaxmoe.data.sources.encoding import decode
+from jaxmoe.data.sources.files import check_path, find_files
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Text files.
+  """Text files, UTF-8 or what their byte order mark says.
 
   Attributes:
     path: A folder (every .txt file below it), a glob (`**` crosses folders), or one file.
     domain: The name the documents are trained and scored under.
+    as_found: As runs begun earlier read them: a file counts as often as links lead to it, and a
+      byte order mark is text.
   """
 
   path: str
   domain: str = "text"
+  as_found: bool = added(False, before=True)
 
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .txt files")
 
   def scan(self, max_bytes: int) -> Iterator[Entry]:
     """Yields every file in the order of its path below the folder."""
-    for name, path in find_files(self.path, (".txt",)):
-      yield file_entry(path, name, max_bytes)
+    for name, path in find_files(self.path, (".txt",), self.as_found):
+      yield file_entry(path, name, max_bytes, self.as_found)
 
   def read(self, locator: str) -> str:
     """Returns the text of the file at path `locator`, newlines as they are."""
-    return read_text(locator)
+    return read_text(locator, self.as_found)
 
 
-def check_path(path: str, what: str) -> None:
-  """Raises InputError for an empty path; whether it exists is seen when the corpus is opened."""
-  if not path:
-    raise InputError(f"path is empty; set it to {what}")
-
-
-def find_files(path: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-  """Returns sorted (path relative to the folder, path) pairs of the files `path` stands for.
-
-  A glob counts from its longest leading folder without a wildcard. A file named outright, or by a
-  glob, may have any suffix; in a folder only `suffixes` count.
+def read_text(path: str, as_found: bool = False) -> str:
+  """Returns the text of a file, newlines as they are.
 
   Raises:
-    InputError: nothing is there.
+    UnicodeDecodeError: its reason is what the file is instead.
   """
-  if os.path.isfile(path):
-    return [(os.path.basename(path), path)]
-  if os.path.isdir(path):
-    root, found = path, glob.glob(os.path.join(glob.escape(path), "**", "*"), recursive=True)
-    found = [item for item in found if item.endswith(suffixes)]
-  else:
-    root, found = _fixed_folder(path), glob.glob(path, recursive=True)
-  files = [item for item in found if os.path.isfile(item)]
-  if not files:
-    kinds = " or ".join(suffixes)
-    raise InputError(f"no {kinds} file at {path!r}; set path to a file, a folder or a glob of them")
-  return sorted((os.path.relpath(item, root).replace(os.sep, "/"), item) for item in files)
-
-
-def _fixed_folder(pattern: str) -> str:
-  """Returns the longest leading folder of `pattern` without a wildcard."""
-  folder = pattern
-  while glob.has_magic(folder):
-    folder = os.path.dirname(folder)
-  return folder or "."
-
-
-def read_text(path: str) -> str:
-  """Returns the text of a UTF-8 file, newlines as they are."""
   with open(path, "rb") as file:
-    return file.read().decode("utf-8")
+    raw = file.read()
+  return raw.decode("utf-8") if as_found else decode(raw)
 
 
-def file_entry(path: str, name: str, max_bytes: int) -> Entry:
+def file_entry(path: str, name: str, max_bytes: int, as_found: bool = False) -> Entry:
   """Returns the entry of a file that is one document."""
   unit = os.path.realpath(path)
   content, flaw = None, ""
@@ -87,9 +59,9 @@ def file_entry(path: str, name: str, max_bytes: int) -> Entry:
     if os.path.getsize(path) > max_bytes:
       flaw = too_large(max_bytes)
     else:
-      content = read_text(path)
-  except UnicodeDecodeError:
-    flaw = INVALID_UTF8
+      content = read_text(path, as_found)
+  except UnicodeDecodeError as error:
+    flaw = INVALID_UTF8 if as_found else error.reason
   except OSError as error:
     flaw = unreadable(error)
   return Entry(path, name, name, unit, content, flaw, path)

@@ -13,6 +13,7 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.sources import columns
 from jaxmoe.data.sources.arrow import Arrow
 from jaxmoe.data.sources.columns import Kept
 from jaxmoe.data.sources.jsonl import Jsonl
@@ -195,6 +196,31 @@ def test_a_file_that_is_cut_short_is_a_flaw_that_names_it(write_rows, name, keep
   # A stream is good up to where it was cut; a file cannot be found its way in without its end.
   assert not rows or ".stream." in name
   assert [entry.content for entry in rows] == TEXTS[: len(rows)]
+  size = path.stat().st_size
+  assert last.lost_bytes == size if not rows else 0 < last.lost_bytes < size
+
+
+def test_what_a_damaged_file_lost_is_the_share_of_its_rows_that_gave_none(
+  write_rows, name, monkeypatch
+):
+  folder = write_rows(name, TEXTS, group=6)
+  whole, seen = columns._checked, []
+
+  def checked(column):
+    seen.append(column)
+    if len(seen) == 6:
+      raise ValueError("damaged")
+    return whole(column)
+
+  monkeypatch.setattr(columns, "_checked", checked)
+  *rows, last = _source(name, folder).scan(10**6)
+  assert [entry.content for entry in rows] == TEXTS[:30]
+  assert last.flaw == "cannot be read (damaged)"
+  size = (pathlib.Path(folder) / name).stat().st_size
+  if ".stream." in name:
+    assert last.lost_bytes == pytest.approx(size / 2, rel=0.1)
+  else:
+    assert last.lost_bytes == round(size / 2)
 
 
 def test_flipped_bytes_give_entries_or_one_flaw_and_never_a_traceback(write_rows, name):
@@ -222,8 +248,10 @@ def test_a_damaged_file_stops_a_run_with_one_line_that_names_it(write_rows, name
   with pytest.raises(InputError) as caught:
     open_corpus(Data((Part(source),), held_out=0.3))
   assert f"b{name}: cannot be read" in str(caught.value) and "\n" not in str(caught.value)
-  corpus = open_corpus(Data((Part(source),), held_out=0.3, max_bad_share=0.1))
+  assert "--config.data.allow_broken_files=true" in str(caught.value)
+  corpus = open_corpus(Data((Part(source),), held_out=0.3, allow_broken_files=True))
   assert corpus.statistics["rows"]["train"]["documents"] > 30
+  assert corpus.skipped["broken"] == {"rows": {"files": 1, "bytes": 15}}
 
 
 def test_a_file_that_changes_or_vanishes_while_in_use_is_named(write_rows, name):

@@ -1,0 +1,93 @@
+"""What is not read: bad records, and what files lost that end early or cannot be opened.
+
+Bad records are counted by source and reason and listed by place; more than the stated share of a
+source's records stops the run. A broken file stops it whatever its share, unless it is allowed:
+then what it lost is counted in bytes.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from typing import Any
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.entry import Entry, Source
+
+_MAX_LISTED = 1000  # places of bad records that are listed; the counts are always complete
+_SHOWN = 3  # places that are said
+
+
+class Skipped:
+  """Counts and lists what is not read."""
+
+  def __init__(self) -> None:
+    self._counts: dict[str, collections.Counter[str]] = {}
+    self._broken: dict[str, dict[str, int]] = {}
+    self._places: dict[str, list[str]] = {}
+
+  def add(self, domain: str, place: str, flaw: str) -> None:
+    """Takes note of one bad record."""
+    self._counts.setdefault(domain, collections.Counter())[flaw] += 1
+    self._list(domain, f"{place}: {flaw}")
+
+  def add_broken(self, domain: str, entry: Entry, allowed: bool) -> None:
+    """Takes note of a file that ends early or cannot be opened.
+
+    Raises:
+      InputError: such files are not allowed.
+    """
+    lost = entry.lost_bytes or 0
+    if not allowed:
+      raise InputError(
+        f"{entry.place}: {entry.flaw}; at least {plural(lost, 'byte')} would be lost; mend it or "
+        "take it away, or go on without them: --config.data.allow_broken_files=true"
+      )
+    of = self._broken.setdefault(domain, {"files": 0, "bytes": 0})
+    of["files"], of["bytes"] = of["files"] + 1, of["bytes"] + lost
+    self._list(domain, f"{entry.place}: {entry.flaw}, at least {plural(lost, 'byte')} lost")
+
+  def check(self, source: Source, num_good: int, max_share: float) -> None:
+    """Raises InputError when a source has no good record, or more than `max_share` bad ones."""
+    domain = source.domain
+    counts = self._counts.get(domain, collections.Counter())
+    bad = sum(counts.values())
+    if num_good and bad <= max_share * (bad + num_good):
+      return
+    nothing = f"it is empty: {getattr(source, 'path', '')}".rstrip(": ")
+    reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common()) or nothing
+    listed = self._places.get(domain, [])[-_SHOWN:]
+    raise InputError(
+      f"source {domain!r}: {bad} of {bad + num_good} records cannot be used: {reasons}"
+      f"{'; such as ' if listed else ''}{', '.join(listed)}; mend them, or allow more bad records "
+      f"than --config.data.max_bad_share={max_share}"
+    )
+
+  def lines(self, domain: str) -> Iterator[str]:
+    """Yields what is to be said of a source: nothing where everything was read."""
+    listed = "; such as ".join(["", *self._places.get(domain, [])[:1]])
+    if domain in self._counts:
+      counts = self._counts[domain]
+      reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common())
+      yield f"skipped of {domain}: {plural(counts.total(), 'bad record')}: {reasons}{listed}"
+    if domain in self._broken:
+      size, files = self._broken[domain]["bytes"], self._broken[domain]["files"]
+      yield (
+        f"lost of {domain}: at least {plural(size, 'byte')} of {plural(files, 'file')} that cannot "
+        f"be read to the end{listed}"
+      )
+
+  def plain(self) -> dict[str, Any]:
+    """Returns the report as nested dicts and lists."""
+    counts = {domain: dict(sorted(counts.items())) for domain, counts in self._counts.items()}
+    places = [place for listed in self._places.values() for place in listed]
+    return {"counts": counts, "broken": self._broken, "places": places}
+
+  def _list(self, domain: str, line: str) -> None:
+    if sum(map(len, self._places.values())) < _MAX_LISTED:
+      self._places.setdefault(domain, []).append(line)
+
+
+def plural(number: int, noun: str) -> str:
+  """Returns '1 file' or '2,000 files'."""
+  return f"{number:,} {noun}" + ("" if number == 1 else "s")
