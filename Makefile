@@ -25,7 +25,7 @@ quickstart: $(VENV)/installed
 	@echo && echo "A sample:" && $(BIN)/python -m launch.generate --workdir=$(RUN) --prompt='$(PROMPT)' --max_tokens=96
 	@echo
 	@echo "Everything lies in $(RUN): metrics.jsonl, eval.json, samples.md, config.json, checkpoints/"
-	@echo "  go on:    $(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN) --config.train.num_steps=2400"
+	@echo "  go on:    $(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=$(RUN) --config.train.num_steps=2400 --config.optim.schedule.earlier_ends=1500"
 	@echo "  score:    $(BIN)/python -m launch.evaluate --workdir=$(RUN)"
 	@echo "  write:    $(BIN)/python -m launch.generate --workdir=$(RUN) --prompt='class Node:'"
 

@@ -96,6 +96,10 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
   print(f"  score it:    python -m launch.evaluate --workdir={workdir.path}")
   print(f"  write text:  python -m launch.generate --workdir={workdir.path} --prompt='def main('")
   print("  go on:       the same command with a larger --config.train.num_steps")
+  if ends := experiment.optim.schedule.kept_ends(experiment.train.num_steps):
+    shown = ",".join(map(str, ends))
+    print(f"               and --config.optim.schedule.earlier_ends={shown},")
+    print("               or the learning rate rises again")
   return 0
 
 

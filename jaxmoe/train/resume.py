@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxmoe.checkpoint.store import read_record
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.recipe import diff, from_plain
 from jaxmoe.data.corpus import Corpus
+from jaxmoe.optim import make_schedule
 from jaxmoe.train.definitions import mended
 from jaxmoe.train.experiment import Experiment, unsafe_changes
 from jaxmoe.train.parts import Parts
@@ -55,11 +57,34 @@ def begin(
   clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
   watch.journal.event("resume", time=clock, step=step, lost_steps=cut.steps)
   watch.display.say(f"going on from step {step}")
+  state = parts.spec.from_arrays(arrays)
   if step < parts.experiment.train.num_steps:
+    update = int(state.step - state.skipped - state.unlabelled)
+    rates = redrawn(from_plain(Experiment, record["config"]), parts.experiment, update)
+    if rates is not None:
+      watch.journal.event("learning_rate", step=step, due=rates[0], now=rates[1])
+      watch.display.say(rates[2])
     for name, what in mended(record, parts.spec.decoder).items():
       watch.journal.event("mended", step=step, definition=name, what=what)
       watch.display.say(f"from step {step} on, {what}")
-  return step, parts.spec.from_arrays(arrays)
+  return step, state
+
+
+def redrawn(saved: Experiment, now: Experiment, update: int) -> tuple[float, float, str] | None:
+  """Returns the rate that was due at an update, the one it has now, and both in words.
+
+  None where they are the same. Only the length of the run and `earlier_ends` may have changed.
+  """
+  due, new = (float(make_schedule(of.optim, of.train.num_steps)(update)) for of in (saved, now))
+  if math.isclose(due, new, rel_tol=1e-4):
+    return None
+  text = f"the learning rate goes from {due:.3g} to {new:.3g} here: its decay is drawn anew over "
+  text += f"{now.train.num_steps:,} steps"
+  ends = saved.optim.schedule.kept_ends(saved.train.num_steps)
+  if ends and ends[-1] < now.train.num_steps:
+    shown = ",".join(map(str, ends))
+    text += f"; with --config.optim.schedule.earlier_ends={shown} it goes on from {due:.3g}"
+  return due, new, text
 
 
 def _afresh(

@@ -76,13 +76,21 @@ def test_a_finished_run_run_again_changes_no_number(here, run, again):
 
 
 def test_more_steps_are_a_safe_change_that_goes_on_and_is_written_down(here, run, again):
-  # The learning rate of the steps to come depends on the number of steps; those made stay.
+  # The learning rate of the steps to come depends on the number of steps, which is said before the
+  # first of them; those made stay.
   before = (run / "metrics.jsonl").read_bytes()
   config = [argument.replace("num_steps=6", "num_steps=8") for argument in again]
   result = here("train", *config, "--config.train.log_every=1", f"--workdir={run}")
   assert result.code == 0, result
   assert "going on from step 6" in result.out
   assert "step 8/8" in result.out
+  rate = lines_of(run / "metrics.jsonl")[6]["learning_rate"]
+  said = f"the learning rate goes from 0.0001 to {rate:.3g} here"
+  assert rate > 2e-4 and -1 < result.out.find(said) < result.out.find("step 7/8")
+  (event,) = [e for e in lines_of(run / "events.jsonl") if e["event"] == "learning_rate"]
+  assert (event["due"], event["now"]) == (pytest.approx(1e-4), pytest.approx(rate))
+  assert "with --config.optim.schedule.earlier_ends=6 it goes on from 0.0001" in result.out
+  assert "and --config.optim.schedule.earlier_ends=8," in result.out
   assert (run / "metrics.jsonl").read_bytes().startswith(before)
   assert [line["step"] for line in lines_of(run / "metrics.jsonl")] == list(range(1, 9))
   experiment = from_json(Experiment, (run / "config.json").read_text())
