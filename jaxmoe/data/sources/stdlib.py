@@ -16,7 +16,10 @@ from itertools import islice
 from typing import Literal
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.recipe import added
 from jaxmoe.data.entry import Entry
+from jaxmoe.data.sources.files import once
+from jaxmoe.data.sources.packages import split_key
 from jaxmoe.data.sources.text import file_entry, read_text
 
 _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -35,11 +38,15 @@ class Stdlib:
     domain: Which part of it.
     root: The folder of the sources of `code`; None for the running Python's.
     max_documents: Stop after this many documents in name order; None for all.
+    split_by: What of `code` is held out together: a package folder (a top-level module by itself),
+      or every file by itself, as runs begun earlier have it, which hold out near-copies of files
+      that they train on and count a file as often as links lead to it.
   """
 
   domain: Literal["code", "prose", "names"] = "code"
   root: str | None = None
   max_documents: int | None = None
+  split_by: Literal["package", "file"] = added("package", before="file")
 
   def __post_init__(self) -> None:
     if self.max_documents is not None and self.max_documents < 1:
@@ -56,18 +63,26 @@ class Stdlib:
 
   def read(self, locator: str) -> str:
     """Returns the text of the file at path `locator`, or the locator itself, which is the text."""
-    return read_text(locator, as_found=True) if self.domain == "code" else locator
+    return read_text(locator, self._as_found) if self.domain == "code" else locator
+
+  @property
+  def _as_found(self) -> bool:
+    return self.split_by == "file"
 
   def _code(self, max_bytes: int) -> Iterator[Entry]:
     root = self.root or sysconfig.get_paths()["stdlib"]
-    found = False
-    for name, path in _python_files(root):
-      entry = file_entry(path, name, max_bytes, as_found=True)
+    files = _python_files(root)
+    keys = set()
+    for name, path in files if self._as_found else once(files, root):
+      entry = file_entry(path, name, max_bytes, self._as_found)
       if entry.content is None or str(entry.content).strip():
-        found = True
-        yield entry
-    if not found:
+        key = name if self.split_by == "file" else split_key(name)
+        keys.add(key)
+        yield dataclasses.replace(entry, split_key=key)
+    if not keys:
       raise InputError(f"no .py sources under {root!r} (a zipped or stripped Python?); {_CURE}")
+    if len(keys) == 1 and self.split_by == "package":
+      raise InputError(f"all sources under {root!r} are one package; set split_by=file")
 
   def _texts(self, texts: Iterator[tuple[str, str]]) -> Iterator[Entry]:
     for name, text in texts:

@@ -15,7 +15,7 @@ FILES = {"a.txt": "a", "b/c.txt": "c", "b/d.md": "d", "b/e[1].txt": "e"}
 HIDDEN = {".h/a.txt": "a", "b/.h.txt": "h", "B/f.txt": "f", "b/z/y/g.txt": "g"}
 PATTERNS = ("*", "**", "*.txt", "**/*.txt", "*/*.txt", "b/**/*.txt", "b/.*", "[bB]/*.txt",
             "**/y/*", "./b/*", "b/e[[]1].txt", "nothing/*", "**/z/**/*")  # fmt: skip
-FOLDERS = ("text", "jsonl", "parquet", "arrow")
+FOLDERS = ("text", "jsonl", "parquet", "arrow", "stdlib")
 """The sources that read a folder."""
 
 
