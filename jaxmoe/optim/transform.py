@@ -18,7 +18,7 @@ import optax
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
-from jaxmoe.core.recipe import choice
+from jaxmoe.core.recipe import added, choice
 from jaxmoe.optim.matrices import map_dims
 from jaxmoe.optim.online_parity import OnlineParity
 from jaxmoe.optim.optimizers import OPTIMIZERS, AdamW, Optimizer
@@ -30,9 +30,10 @@ class Optim:
   """Optimizer, schedule, peak learning rate, clipping, and the names that do not decay.
 
   `no_decay` are glob patterns over canonical names, in which `*` also crosses `/`. By default
-  scales and biases do not decay, being no maps, nor do embeddings: a row gets no gradient while
-  its token is absent, so decay shrinks the rare rows, and a norm behind them then blows up their
-  gradient (arXiv:2501.00656). An untied head decays; a tied one is the embedding.
+  what is no map does not decay: scales, biases, the logarithm of a cosine gate's temperature and
+  the vectors that constant experts give; nor do embeddings: a row gets no gradient while its token
+  is absent, so decay shrinks the rare rows, and a norm behind them then blows up their gradient
+  (arXiv:2501.00656). An untied head decays; a tied one is the embedding.
 
   `frozen` are such patterns of what does not move at all, see `optim/freeze.py`.
 
@@ -44,7 +45,10 @@ class Optim:
   schedule: Schedule = choice(SCHEDULES, Cosine())
   learning_rate: float = 1e-3
   clip_norm: float | None = 1.0
-  no_decay: tuple[str, ...] = ("*scale", "*bias", "embed/*")
+  no_decay: tuple[str, ...] = added(
+    ("*scale", "*bias", "embed/*", "*gate/sharpness", "*/local/value"),
+    before=("*scale", "*bias", "embed/*"),
+  )
   frozen: tuple[str, ...] = ()
   parity: OnlineParity = OnlineParity()
 

@@ -36,7 +36,7 @@ MEMBERS = {
     score="softmax", normalize=False, scale=16.0, bias_rate=0.0, num_groups=4, groups_active=2,
     group_best=1,
   ),
-  "topk, tanh gate": TopK(gate=MLP(hidden=7, activation="tanh")),
+  "topk, tanh gate": TopK(gate=MLP(hidden=7, activation="tanh", bias=False)),
   "topk, gelu gate": TopK(gate=MLP(hidden=7)),
   "topk, cold cosine gate": TopK(gate=Cosine(width=4, temperature=0.2, least=0.2)),
   "switch, jitter": Switch(jitter=0.5),

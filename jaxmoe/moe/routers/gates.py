@@ -7,7 +7,9 @@ float32 logits (T, E) and the carry of the next layer. To add one, add one line 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -16,7 +18,7 @@ from flax import nnx
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
+from jaxmoe.core.recipe import added, choice
 from jaxmoe.core.weights import dot
 from jaxmoe.moe.routers.gate import Gate
 from jaxmoe.moe.routers.tree import Tree
@@ -59,16 +61,22 @@ class LinearGate(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MLP(Gate):
-  """A two-layer gate, A act(B x) without biases.
+  """A two-layer gate, A act(B x + b).
+
+  As released, ModuleFormer (Shen et al. 2023, equation 2; there with dropout behind the gelu) has
+  `gelu` and the bias, MoE++ (Jin et al. 2024) `tanh` of width 8 E and no bias.
 
   Attributes:
     hidden: Width between the two products.
-    activation: `gelu` (ModuleFormer, Shen et al. 2023, equation 2, as released) or `tanh` (MoE++,
-      Jin et al. 2024, as released, of width 8 E).
+    activation: `gelu` or `tanh`.
+    bias: Whether hidden units have a learnt b.
+    approximate: Whether gelu is its approximation by a tanh; else by the error function.
   """
 
   hidden: int = 256
   activation: str = "gelu"
+  bias: bool = added(True, before=False)
+  approximate: bool = added(False, before=True)
 
   def __post_init__(self) -> None:
     if self.hidden < 1:
@@ -79,30 +87,34 @@ class MLP(Gate):
       )
 
   def build(self, init: Init, dim: int, num_experts: int) -> MLPGate:
-    """Returns the module with its two weights."""
+    """Returns the module with its two weights, and its bias."""
     return MLPGate(self, init, dim, num_experts)
 
   def num_params(self, dim: int, num_experts: int) -> int:
     """Returns the number of parameters."""
-    return self.hidden * (dim + num_experts)
+    return self.hidden * (dim + self.bias + num_experts)
 
 
-ACTIVATIONS = {"gelu": jax.nn.gelu, "tanh": jnp.tanh}
+ACTIVATIONS = ("gelu", "tanh")
 
 
 class MLPGate(nnx.Module):
-  """The weights of an `MLP` gate."""
+  """The weights of an `MLP` gate, and its bias."""
 
   def __init__(self, config: MLP, init: Init, dim: int, num_experts: int):
-    self.act = ACTIVATIONS[config.activation]
+    gelu = functools.partial(jax.nn.gelu, approximate=config.approximate)
+    self.act: Callable[[jax.Array], jax.Array] = jnp.tanh if config.activation == "tanh" else gelu
     hidden = config.hidden
     self.up = init.weight("up", (dim, hidden), ("embed", "hidden"), fan_in=dim)
+    self.up_bias = init.zeros((hidden,), ("hidden",)) if config.bias else None
     self.weight = init.weight("weight", (hidden, num_experts), ("hidden", "expert"), fan_in=hidden)
 
   def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E) and the carry as it came."""
-    hidden_TH = self.act(dot(self.up.get_value(), x_TD.astype(jnp.float32), "td,dh->th"))
-    return dot(self.weight.get_value(), hidden_TH, "th,he->te"), carry
+    hidden_TH = dot(self.up.get_value(), x_TD.astype(jnp.float32), "td,dh->th")
+    if self.up_bias is not None:
+      hidden_TH = hidden_TH + self.up_bias.get_value().astype(jnp.float32)[None]
+    return dot(self.weight.get_value(), self.act(hidden_TH), "th,he->te"), carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +186,7 @@ class Residual(Gate):
   its logits on. The first has none. W_g starts at zero.
 
   Attributes:
-    inner: The gate without the residual (`mlp` with tanh as released).
+    inner: The gate without the residual (`mlp` with tanh and no bias as released).
   """
 
   inner: Any = choice(ALONE, Linear())

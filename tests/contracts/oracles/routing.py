@@ -12,6 +12,7 @@ import types
 import jax
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.special import erf
 
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
@@ -31,6 +32,11 @@ def softmax(logits):
 
 
 def gelu(x):
+  """x Phi(x)."""
+  return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def gelu_by_tanh(x):
   return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
@@ -48,9 +54,10 @@ def linear_gate(config, x, params):
 
 
 def mlp_gate(config, x, params):
-  """act(x B) A."""
-  act = {"gelu": gelu, "tanh": np.tanh}[config.activation]
-  return act(x @ params["gate/up"]) @ params["gate/weight"]
+  """act(x B + b) A."""
+  act = np.tanh if config.activation == "tanh" else gelu_by_tanh if config.approximate else gelu
+  hidden = x @ params["gate/up"] + (params["gate/up_bias"] if config.bias else 0)
+  return act(hidden) @ params["gate/weight"]
 
 
 def best(rank, num):
