@@ -27,6 +27,7 @@ from jaxmoe.data.tokenizers.file import File
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.ledger import Ledger
+from jaxmoe.train.saved import check_saved
 from jaxmoe.train.state import ONLY, params_from_arrays, params_like
 from jaxmoe.train.workdir import Workdir
 from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks
@@ -138,9 +139,7 @@ def load_run(
   """
   workdir = need_workdir(path)
   experiment = workdir.experiment()
-  store = OrbaxStore(workdir.checkpoints)
-  if not store.steps() and not store.aside():
-    raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
+  store = need_steps(workdir)
   tokenizer = load_tokenizer(workdir.tokenizer, isinstance(experiment.data.tokenizer, File))
   check(tokenizer)
   set_up_jax()
@@ -169,6 +168,19 @@ def need_workdir(path: str | None) -> Workdir:
   if not path:
     raise InputError("--workdir is missing; give the folder of the run, such as --workdir=runs/a")
   return Workdir(path)
+
+
+def need_steps(workdir: Workdir) -> OrbaxStore:
+  """Returns the checkpoints of a run, of which there is one at least.
+
+  Raises:
+    CheckpointError: there is none yet, or those that were saved are not there.
+  """
+  check_saved(workdir.checkpoints, workdir.events)
+  store = OrbaxStore(workdir.checkpoints)
+  if not store.steps() and not store.aside():
+    raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
+  return store
 
 
 class StopSignals:

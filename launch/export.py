@@ -92,11 +92,9 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
   if os.path.lexists(out):
     raise InputError(f"--to_hf={out}: is there already, and is not written over; give another")
   experiment = workdir.experiment()
+  store = cli.need_steps(workdir)
   carried = read_object(workdir.path / FOLDER / CONFIG)
   kind = family_of(experiment.model, carried.get("model_type"))
-  store = OrbaxStore(workdir.checkpoints)
-  if not store.steps():
-    raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
   if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
     print("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
   cli.set_up_jax(keep_memory=False)

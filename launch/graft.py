@@ -90,7 +90,7 @@ def check_moments(old: Experiment, new: Experiment, reset: bool) -> None:
     )
 
 
-def read_source(workdir: Workdir, corpus: Corpus) -> Source:
+def read_source(workdir: Workdir, store: OrbaxStore, corpus: Corpus) -> Source:
   """Returns the newest intact state of a run; sets nothing aside, for the run may be alive.
 
   Raises:
@@ -105,7 +105,6 @@ def read_source(workdir: Workdir, corpus: Corpus) -> Source:
   def on_damage(step: int, why: str) -> None:
     print(f"checkpoint {step} is damaged, trying the one before: {why}", file=sys.stderr)
 
-  store = OrbaxStore(workdir.checkpoints)
   found = read_state(store, spec, on_damage, set_aside=False)
   if found is None:
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")

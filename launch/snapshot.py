@@ -15,6 +15,7 @@ from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.train.goodput import Goodput, goodput
 from jaxmoe.train.journal import read_lines
 from jaxmoe.train.lock import is_held
+from jaxmoe.train.saved import check_saved
 from jaxmoe.train.tail import clock_of, lines_back, parse
 
 RECENT = 20
@@ -41,6 +42,7 @@ class Snapshot:
     scored: The last line with held-out scores, if it is near enough to the end.
     events: All events.
     checkpoints: When each was written, by step.
+    missing: What is wrong where steps were saved and none is there; else ''.
     goodput: Where the wall time went, if the files say it and are small enough to sum.
     alive_unix_s: When the run gave its last sign of life, 0 if it never did.
     now_unix_s: When all this was read.
@@ -53,6 +55,7 @@ class Snapshot:
   scored: dict[str, Any] | None
   events: list[dict[str, Any]]
   checkpoints: dict[int, float]
+  missing: str
   goodput: Goodput | None
   alive_unix_s: float
   now_unix_s: float
@@ -103,6 +106,7 @@ def take(path: pathlib.Path) -> Snapshot:
     scored=scored,
     events=events,
     checkpoints=_checkpoints(path / "checkpoints"),
+    missing=_missing(path),
     goodput=_goodput(path / "metrics.jsonl", events),
     alive_unix_s=max(_written(path / "lock"), _written(path / "metrics.jsonl")),
     now_unix_s=time.time(),
@@ -160,6 +164,14 @@ def _checkpoints(path: pathlib.Path) -> dict[int, float]:
   except OSError:
     return {}
   return {int(entry.name): _written(pathlib.Path(entry.path)) for entry in entries}
+
+
+def _missing(path: pathlib.Path) -> str:
+  try:
+    check_saved(path / "checkpoints", path / "events.jsonl")
+  except (CheckpointError, InputError) as error:
+    return str(error)
+  return ""
 
 
 def _written(path: pathlib.Path) -> float:

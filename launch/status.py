@@ -142,7 +142,7 @@ def _upkeep(snapshot: Snapshot) -> Iterator[str]:
     items = [f"step {saved[-1]:,}, {age} ago", *([f"also {others}"] if others else [])]
     yield from labelled("saved", items)
   else:
-    yield from labelled("saved", ["no checkpoint yet"])
+    yield from labelled("saved", snapshot.missing.split() or ["no checkpoint yet"], gap=" ")
   if snapshot.goodput is not None:
     yield from labelled("time", str(snapshot.goodput).split(), gap=" ")
 

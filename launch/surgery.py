@@ -69,6 +69,7 @@ def main(overrides: list[str]) -> int:
     raise InputError("--drop: hidden units drawn anew have no moments; set --reset_moments")
   workdir = cli.need_workdir(FLAGS.workdir)
   old = workdir.experiment()
+  store = cli.need_steps(workdir)
   cli.set_up_jax()
   counting = name == "prune_to" and not FLAGS.usage
   # Until choices are counted any usage tells what the new model is.
@@ -77,7 +78,7 @@ def main(overrides: list[str]) -> int:
   out = graft.check_out(FLAGS.out, new)
   graft.check_moments(old, new, FLAGS.reset_moments)
   corpus = open_corpus(new.data, cli.cache_dir() / "tokenizers", progress=print)
-  source = graft.read_source(workdir, corpus)
+  source = graft.read_source(workdir, store, corpus)
   if counting:
     surgery = operate(count(source, corpus), old.model)
   told = {"operation": name, "flags": {flag: FLAGS[flag].value for flag in (name, *given(name))}}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from jaxmoe.core.errors import NotFiniteError
+import pathlib
+
+from jaxmoe.core import peers
+from jaxmoe.core.errors import CheckpointError, NotFiniteError
+from jaxmoe.train.journal import read_lines
 from jaxmoe.train.loop import Harm
 from jaxmoe.train.parts import Parts
+from jaxmoe.train.saved import was_made
 from jaxmoe.train.saver import Saver
 from jaxmoe.train.state import State, read_state
 
@@ -17,7 +22,8 @@ class Rollback:
   and ends up the same.
   """
 
-  def __init__(self, parts: Parts, saver: Saver):
+  def __init__(self, parts: Parts, saver: Saver, events: pathlib.Path):
+    self._events = events
     self._parts, self._saver = parts, saver
     self._recovery = parts.experiment.train.recovery
     self._last: int | None = None
@@ -52,16 +58,29 @@ class Rollback:
   def _read(self, harm: Harm) -> tuple[int, State]:
     target, why = self._target(harm.first), f"went back from step {harm.step}"
     spec, store = self._parts.spec, self._parts.store
-    for newer in [step for step in store.steps() if step > target]:
+    newer = [step for step in store.steps() if step > target]
+    from_start = len(newer) == len(store.steps())
+    if from_start:
+      self._check_start()
+    for step in newer:
       # Not as damaged: a run killed before it saves again must be able to start anew.
-      store.set_aside(newer, why, "undone")
+      store.set_aside(step, why, "undone")
     self._last = target
-    if not store.steps():
+    if from_start:
       return 0, spec.init(self._parts.experiment.train.seed)
     found = read_state(store, spec, self._parts.watch.damaged)
     assert found is not None
     self._last, arrays, _ = found
     return self._last, spec.from_arrays(arrays)
+
+  def _check_start(self) -> None:
+    """Raises CheckpointError where a run does not start from its seed: it cannot go back there."""
+    with peers.together():
+      if peers.first() and was_made(read_lines(self._events)):
+        raise CheckpointError(
+          f"{self._parts.store}: the run has to go back to step 0, with which it was made; it "
+          "is not kept any more; make it anew, with a lower learning rate or a larger train.keep"
+        )
 
   def _target(self, first_bad: int) -> int:
     """Returns the step to go back to; 0 is before the first."""

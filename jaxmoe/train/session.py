@@ -294,7 +294,7 @@ class Session:
       draw=lambda: self._draw(parts.stream),
       hooks=hooks,
       save=saver,
-      roll_back=Rollback(parts, saver),
+      roll_back=Rollback(parts, saver, self.workdir.events),
       stopped=peers.AnyAsked(stopped),
       watch=watch,
       rates=Rates(flops, peak),

@@ -14,6 +14,7 @@ from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import from_json, to_json
 from jaxmoe.train.experiment import Experiment, unsafe_changes
+from jaxmoe.train.saved import check_saved
 
 
 class Workdir:
@@ -65,6 +66,7 @@ class Workdir:
     Raises:
       InputError: the folder cannot be written, another run holds it, or it holds the run of
         another recipe.
+      CheckpointError: the run has saved steps, and none of them is there.
     """
     self._look_up()
     existing = next(p for p in (self.path, *self.path.absolute().parents) if os.path.exists(p))
@@ -77,6 +79,7 @@ class Workdir:
       ) from None
     if os.path.exists(self.path / "lock"):
       self._take_lock()
+    check_saved(self.checkpoints, self.events)
     if not os.path.exists(self.config):
       return
     changes = unsafe_changes(self.experiment(), experiment)
@@ -90,7 +93,7 @@ class Workdir:
     """Makes the folder, locks it until the process ends, and writes config.json if there is none.
 
     Raises:
-      InputError: as `check`.
+      InputError, CheckpointError: as `check`.
     """
     try:
       self.path.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
 from jaxmoe.parallel import Parallel, make_layout
-from jaxmoe.train import definitions, program, session
+from jaxmoe.train import definitions, program, rollback, session
 from jaxmoe.train.append import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
@@ -513,6 +513,15 @@ def test_without_a_checkpoint_the_run_goes_back_to_its_start(train, tmp_path, po
   train(tmp_path, recovery=Recovery(patience=1))
   assert [event["to"] for event in events(tmp_path, "rollback")] == [0]
   assert all(line["loss"] for line in outcome(tmp_path)[0])
+
+
+def test_a_run_made_of_another_does_not_go_back_to_random_parameters(
+  train, tmp_path, poison, monkeypatch
+):
+  poison(lambda number: number in (3, 4))
+  monkeypatch.setattr(rollback, "was_made", lambda events: True)
+  with pytest.raises(CheckpointError, match="go back to step 0, with which it was made"):
+    train(tmp_path, recovery=Recovery(patience=2), checkpoint_every=9)
 
 
 def test_rollbacks_over_the_budget_end_the_run_with_one_line(train, tmp_path, poison):
