@@ -6,6 +6,7 @@ and recipe see the same batches.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from jaxmoe.data.ahead import Ahead, Producer
 from jaxmoe.data.batches import Cut, Lane, endless_batches
 from jaxmoe.data.chat import Chat
 from jaxmoe.data.document import Document, Reader
+from jaxmoe.data.ending import split_end
 from jaxmoe.data.entry import Source
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.remote import Remote
@@ -57,8 +59,7 @@ def open_corpus(
   for part in data.parts:
     say(f"reading {part.source.domain}")
     goods[part.source.domain] = scan(part.source, data, ready, skipped, say)
-  keys = {domain: [(g.entry.split_key, g.entry.unit) for g in of] for domain, of in goods.items()}
-  held = held_out_units(keys, data.held_out)
+  held = _held_out(goods, data.held_out, say)
   train = [good for of in goods.values() for good in of if good.entry.unit not in held]
   tokenizer = ready or data.tokenizer.build(
     _texts(train, data.chat), _train_digest(train, data.chat), cache_dir, say
@@ -212,6 +213,27 @@ class Corpus:
     if domain not in documents:
       raise InputError(f"no domain {domain!r}; there are {', '.join(self.domains)}")
     return documents[domain]
+
+
+def _held_out(
+  goods: dict[str, list[Good]], share: float, say: Callable[[str], None]
+) -> set[str]:
+  """Returns the units that are held out; a domain of one document becomes two of its parts."""
+  ends = set()
+  counts = collections.Counter(good.entry.unit for of in goods.values() for good in of)
+  for domain, of in goods.items():
+    alone = len(of) == 1 and counts[of[0].entry.unit] == 1
+    parts = split_end(of[0], share) if alone else None
+    if parts is not None:
+      goods[domain] = list(parts)
+      ends.add(parts[1].entry.unit)
+      say(f"{domain} is one document: its last {parts[1].num_bytes:,} bytes are held out")
+  keys = {
+    domain: [(good.entry.split_key, good.entry.unit) for good in of]
+    for domain, of in goods.items()
+    if not ends.intersection(good.entry.unit for good in of)
+  }
+  return held_out_units(keys, share) | ends
 
 
 def _document(good: Good, reader: Reader) -> Document:

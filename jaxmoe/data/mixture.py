@@ -43,7 +43,8 @@ class Data:
     parts: The mixture; every part is one domain with a name of its own.
     tokenizer: Text to ids; it owns the vocabulary size.
     seq_len: Tokens in a row.
-    held_out: The share of files (or records) that are never trained on.
+    held_out: The share of files (or records) that are never trained on; of a domain that is one
+      text, the share at its end.
     max_bad_share: More bad records than this share of a source stop the run.
     max_record_bytes: A larger document, or line of a .jsonl file, is bad.
     shuffle_tokens: Rows are shuffled in windows of this many tokens, shared by weight, so that
