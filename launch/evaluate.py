@@ -126,7 +126,7 @@ def table(result: dict, bits: str = "held-out bits") -> Table:
   for domain, of_domain in result["domains"].items():
     scores = [of.get(domain) for of in result["compressors"].values()]
     others = ["-" if score is None else f"{score:.3f}" for score in scores]
-    shown.add_row(domain, f"{of_domain:.3f}", *others)
+    shown.add_row(domain, "-" if of_domain is None else f"{of_domain:.3f}", *others)
   return shown
 
 

@@ -105,16 +105,24 @@ def _step(snapshot: Snapshot) -> Iterator[str]:
   if snapshot.state == "running" and isinstance(total, int):
     items.append(f"{clock(_step_s(snapshot.lines) * (total - line['step']))} left")
   yield from labelled("step", items)
-  loss = line.get("loss")
-  told = "loss not finite" if loss is None else f"loss {loss:.4f} nats/token"
-  items = [told, *_numbers(line, ("grad_norm", "learning_rate"), ".3g")]
-  yield from labelled("training", items)
+  yield from labelled("training", _learned(snapshot.lines))
   clocks = [line.get("time", {}) for line in snapshot.lines]
   speed = [c["tokens_per_s"] for c in clocks if "tokens_per_s" in c]
   mfu = [c["mfu"] for c in clocks if "mfu" in c]
   if speed and mfu:
     shown_speed = f"{statistics.median(speed):,.0f} tokens/s, MFU {statistics.median(mfu):.1%}"
     yield from labelled("speed", [f"{shown_speed} (median of the last {min(len(speed), RECENT)})"])
+
+
+def _learned(lines: list[dict[str, Any]]) -> list[str]:
+  """Returns what the last line says of learning; of a step with labels, if there is a line of one.
+  """
+  line = next((line for line in reversed(lines) if line.get("labels") != 0), lines[-1])
+  loss = line.get("loss")
+  none = "no labels" if line.get("labels") == 0 else "loss not finite"
+  told = none if loss is None else f"loss {loss:.4f} nats/token"
+  told += f" at step {line['step']:,}, none labelled since" if line is not lines[-1] else ""
+  return [told, *_numbers(line, ("grad_norm", "learning_rate"), ".3g")]
 
 
 def _scores(snapshot: Snapshot) -> Iterator[str]:
@@ -127,8 +135,10 @@ def _scores(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _upkeep(snapshot: Snapshot) -> Iterator[str]:
-  skipped = snapshot.lines[-1].get("skipped", 0) if snapshot.lines else 0
-  counts = {"skipped steps": skipped}
+  last = snapshot.lines[-1] if snapshot.lines else {}
+  counts = {"skipped steps": last.get("skipped", 0)}
+  if last.get("unlabelled"):
+    counts["steps without labels"] = last["unlabelled"]
   for name, kind in (("rollbacks", "rollback"), ("failed saves", "save_failed")):
     counts[name] = snapshot.count(kind)
   for name, kind in (("checkpoints set aside", "set_aside"), ("sinks failed", "sink_failed")):
@@ -165,7 +175,7 @@ def _step_s(lines: list[dict[str, Any]]) -> float:
 
 
 def _bits(value: float | None) -> str:
-  return "not finite" if value is None else f"{value:.3f}"
+  return "no value" if value is None else f"{value:.3f}"
 
 
 def _count(value: Any) -> str:

@@ -48,6 +48,8 @@ class Run:
     evaluations: (tokens so far, scores), in order.
     at: The x of some steps: of every event with a step and of every death.
     data: What was handed out of each domain, from the last line that says so.
+    last: The last line of a step with labels.
+    unlabelled: Steps in which no token had a label.
     unread: Lines of both files that could not be read.
   """
 
@@ -63,6 +65,7 @@ class Run:
   at: dict[int, float]
   data: dict[str, dict[str, float]]
   last: Line | None
+  unlabelled: int
   events: list[dict[str, Any]]
   goodput: Goodput | None
   config: Any
@@ -105,6 +108,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     unit="tokens" if known else "steps",
     curves=watch.curves.found, loads=watch.loads.found(), evaluations=watch.evaluations,
     deaths=deaths, at=watch.x_at(steps), data=watch.data, last=watch.last,
+    unlabelled=int(watch.unlabelled),
     events=events, goodput=spent,
     config=_json(workdir / "config.json"), samples=parse_samples(text),
     unread=watch.unread + parsed.count(None),
@@ -120,6 +124,7 @@ class _Watch:
     self.step, self.tokens, self.unread = 0, 0.0, 0
     self.data: dict[str, dict[str, float]] = {}
     self.last: Line | None = None
+    self.unlabelled = 0.0
     self._steps, self._x = [0], [0.0]
     self._experts: dict[int, int] = {}
 
@@ -143,7 +148,10 @@ class _Watch:
     return all(self._experts.setdefault(n, len(of)) == len(of) for n, of in line.loads.items())
 
   def _take(self, line: Line) -> None:
-    before, self.last = self._x[-1], line
+    before = self._x[-1]
+    self.last = self.last if line.scalars.get("labels") == 0 else line
+    unlabelled = line.scalars.get("unlabelled", 0.0)
+    self.unlabelled = unlabelled if math.isfinite(unlabelled) else self.unlabelled
     tokens = line.scalars.get("tokens", 0.0)
     missing = line.step - self.step  # more than 1 where lines are missing
     self.tokens += (tokens if math.isfinite(tokens) else 0.0) * missing

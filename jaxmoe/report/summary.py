@@ -24,11 +24,7 @@ def summary(run: Run) -> Html:
   """Returns what a person looks for first: figures, who died, and scores by domain."""
   tiles = [tag("div", tag("span", name), tag("b", value), class_="tile")
            for name, value in figures(run).items()]  # fmt: skip
-  strange = None
-  if run.unread:
-    lines = "1 line" if run.unread == 1 else f"{run.unread} lines"
-    strange = tag("p", f"{lines} could not be read and are left out.", class_="note")
-  return join(tag("div", *tiles, class_="tiles"), _failure(run), strange, deaths(run, most=6),
+  return join(tag("div", *tiles, class_="tiles"), _failure(run), *_notes(run), deaths(run, most=6),
               _scores(run))  # fmt: skip
 
 
@@ -51,8 +47,20 @@ def figures(run: Run) -> dict[str, str]:
 
 
 def final_loss(run: Run) -> float:
-  """Returns the loss of the last step."""
+  """Returns the loss of the last step with labels."""
   return run.last.scalars.get("loss", math.nan) if run.last else math.nan
+
+
+def _notes(run: Run) -> list[Html]:
+  """Returns what is strange about the lines."""
+  notes = []
+  if run.unread:
+    lines = "1 line" if run.unread == 1 else f"{run.unread} lines"
+    notes.append(f"{lines} could not be read and are left out.")
+  if run.unlabelled:
+    had = f"{run.unlabelled:,} of {run.step:,} steps had no token with a label"
+    notes.append(f"{had}: nothing was learned, and curves of what is learned leave them out.")
+  return [tag("p", note, class_="note") for note in notes]
 
 
 def _failure(run: Run) -> Html | None:

@@ -86,6 +86,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Returns `{bits_per_byte, domains: {name: bits_per_byte}, routing}` over the given documents.
 
+  None stands for the bits of no byte, where nothing of a domain is scored.
+
   Args:
     decoder: The model.
     params: Its parameters.
@@ -113,14 +115,19 @@ def evaluate(
       alive()
     bits[name] = float(nats) / math.log(2)
     num_bytes[name] = sum(document.scored_bytes for document in documents)
-  rows_RE = {depth: np.concatenate([counts[depth] for counts in rows]) for depth in rows[0]}
+  depths = rows[0] if rows else {}
+  rows_RE = {depth: np.concatenate([counts[depth] for counts in rows]) for depth in depths}
   names, domain_R = tuple(domains), np.array(labels)
   tables = {str(depth): routing_table(of, domain_R, names) for depth, of in rows_RE.items()}
   return {
-    "bits_per_byte": sum(bits.values()) / sum(num_bytes.values()),
-    "domains": {name: bits[name] / num_bytes[name] for name in domains},
+    "bits_per_byte": _per_byte(sum(bits.values()), sum(num_bytes.values())),
+    "domains": {name: _per_byte(bits[name], num_bytes[name]) for name in domains},
     "routing": tables,
   }
+
+
+def _per_byte(bits: float, num_bytes: int) -> float | None:
+  return bits / num_bytes if num_bytes else None
 
 
 def compressors(domains: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float]]:
@@ -138,7 +145,7 @@ def compressors(domains: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, flo
     "xz -9": lambda data: lzma.compress(data, preset=9),
   }
   return {
-    name: {domain: 8 * len(function(data)) / len(data) for domain, data in raw.items()}
+    name: {domain: 8 * len(function(data)) / len(data) for domain, data in raw.items() if data}
     for name, function in squeeze.items()
   }
 

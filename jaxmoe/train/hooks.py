@@ -54,7 +54,7 @@ class EvaluationHook:
     with self._watch.display.phase(what, brief=True):
       about = (self.domains, self._ends, self._shape)
       scores = evaluate(self._decoder, state.params, *about, alive)
-    shown = "  ".join(f"{name} {value:.3f}" for name, value in scores["domains"].items())
+    shown = "  ".join(f"{name} {_shown(value)}" for name, value in scores["domains"].items())
     self._watch.display.say(f"bits/byte held out at {step}: {shown}")
     return {"eval": _with_none(scores)}
 
@@ -118,6 +118,10 @@ def _with_none(scores: dict[str, Any]) -> dict[str, Any]:
     name: _with_none(value) if isinstance(value, dict) else _finite(value)
     for name, value in scores.items()
   }
+
+
+def _shown(bits: float | None) -> str:
+  return "has nothing to score" if bits is None else f"{bits:.3f}"
 
 
 def _finite(value: Any) -> Any:

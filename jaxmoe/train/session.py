@@ -335,14 +335,14 @@ class Session:
     )
 
   def _bytes_per_token(self) -> float:
-    """Returns the mean over what is learned of a few held-out documents, for the display."""
+    """Returns the mean over what is learned of a few held-out documents; 0 where nothing is."""
     documents = [doc for name in self.corpus.domains for doc in self.corpus.held_out(name)[:8]]
     learned = [document.scored for document in documents]
     tokens = sum(
       len(document.ids) + 1 if mask is None else int(mask.sum())
       for document, mask in zip(documents, learned)
     )
-    return sum(document.scored_bytes for document in documents) / tokens
+    return sum(document.scored_bytes for document in documents) / max(tokens, 1)
 
 
 def num_peaks(layout: Layout) -> float:

@@ -398,6 +398,18 @@ def test_the_bar_fits_a_terminal_of_80_columns(tiny, tmp_path):
   assert "evaluating step 800 ..." in lines
 
 
+def test_a_step_says_what_it_learned_or_why_it_did_not(capsys):
+  clock = {"tokens_per_s": 1.0, "mfu": 0.0, "seconds": {}}
+  lines = ({"loss": 1.0}, {"loss": None}, {"loss": None, "labels": 0, "unlabelled": 1})
+  for bytes_per_token in (2.0, 0.0):
+    display = progress.Display(num_steps=9, log_every=1, bytes_per_token=bytes_per_token)
+    for step, line in enumerate(lines, 1):
+      display.step({"step": step, "time": clock, **line})
+  told = [line.split("  ")[1:-2] for line in capsys.readouterr().out.splitlines()]
+  rest = [["loss not finite"], ["no labels"]]
+  assert told == [["loss 1.000", "0.721 bits/byte"], *rest, ["loss 1.000"], *rest]
+
+
 def test_a_long_phase_says_what_it_is_at_every_interval(monkeypatch, capsys):
   monkeypatch.setattr(narrator, "SILENCE_S", 0.01)
   display = progress.Display(num_steps=10, log_every=5, bytes_per_token=1.0)

@@ -221,9 +221,21 @@ def test_scores_counts_and_checkpoints_are_told(make):
   lines[9]["eval"] = scores
   events = [PROCESS, *({"event": "rollback"},) * 2, *({"event": "save_failed"},) * 3]
   text = told(make(lines, events, checkpoints=(20, 40)))
-  assert "held out  bits/byte at step 10: 1.500  code 1.250  prose not finite" in text
+  assert "held out  bits/byte at step 10: 1.500  code 1.250  prose no value" in text
   assert "trouble   1 skipped steps  2 rollbacks  3 failed saves" in text
   assert "saved     step 40, 100 s ago  also 20" in text
+
+
+def test_steps_without_labels_are_counted_and_the_last_loss_is_told_with_its_step(make):
+  none = {"loss": None, "grad_norm": None, "labels": 0}
+  lines = [line(1), line(2, **none, unlabelled=1), line(3, loss=2.5, unlabelled=1)]
+  text = told(make(lines, [PROCESS], name="a"))
+  assert "training  loss 2.5000 nats/token  grad norm 0.5" in text
+  assert "trouble   1 skipped steps  1 steps without labels" in text
+  lines += [line(step, **none, unlabelled=step - 2) for step in (4, 5)]
+  text = told(make(lines, [PROCESS], name="b"))
+  assert "training  loss 2.5000 nats/token at step 3, none labelled since" in text
+  assert "training  no labels  learning rate" in told(make(lines[3:], [PROCESS], name="c"))
 
 
 def test_the_last_scores_are_told_and_those_too_far_back_are_not_searched(make, monkeypatch):
@@ -318,6 +330,7 @@ RUNS = {
   "no MoE layer": [line(1, 0)],
   "one expert": [line(1, 1, 1)],
   "not finite": [line(1, loss=None, grad_norm=None)],
+  "no labels": [line(1), line(2, loss=None, grad_norm=None, labels=0, unlabelled=1)],
   "huge numbers": [
     line(10**9, tokens=10**12, grad_norm=1e30, data={"d" * 99: {"tokens": 10**18}}),
   ],

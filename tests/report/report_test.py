@@ -217,6 +217,30 @@ def test_lines_that_cannot_be_read_are_left_out_and_counted(run_of, page_of, tmp
   assert "could not be read" in page.text
 
 
+def test_steps_without_labels_are_gaps_and_counted(run_of, page_of, tmp_path):
+  lines = run_of(tmp_path)
+  empty = (3, 50, 99, 100)
+  for line in lines:
+    if line["step"] in empty:
+      line |= {"loss": None, "grad_norm": None, "total_loss": None, "labels": 0}
+    line["unlabelled"] = sum(step <= line["step"] for step in empty)
+  for layer in lines[49]["layers"].values():  # what a layer without a choice says
+    layer |= {"load": [0.0] * 8, "load_entropy": None, "max_violation": None, "drop_rate": None}
+  lines[-1]["eval"]["domains"]["code"] = None
+  lines[-1]["eval"]["routing"]["0"]["counts"]["code"] = [0] * 8
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  page = page_of(write_report(tmp_path))
+  for title in ("Training loss", "Gradient norm"):
+    y = page.plots[title]["series"][0]["y"]
+    assert [at for at, value in enumerate(y, 1) if value is None and at != 7] == [3, 50, 99, 100]
+  assert page.plots["Load entropy"]["series"][0]["y"][49] is None
+  assert page.plots["Held out: code"]["series"][0]["y"][-1] is None
+  assert set(page.plots["Domain x expert, layer 0"]["cells"][0]) == {None}
+  assert "labels" not in page.plots and "unlabelled" not in page.plots
+  assert "4 of 100 steps had no token with a label" in page.text
+  assert f"{lines[97]['loss']:.4g}" in page.text
+
+
 def test_files_of_an_older_run_have_fewer_pictures_and_no_error(run_of, page_of, tmp_path):
   lines = run_of(tmp_path)
   for line in lines:

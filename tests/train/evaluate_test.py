@@ -126,6 +126,18 @@ def test_what_is_not_scored_adds_neither_bits_nor_bytes(model, bits_alone, size)
   np.testing.assert_allclose(scores["domains"]["chat"], bits / 17, rtol=1e-5)
 
 
+def test_where_nothing_is_scored_there_is_no_score(model):
+  ids = np.arange(9, dtype=np.int32)
+  asked = types.SimpleNamespace(ids=ids, num_bytes=9, scored=np.zeros(10, bool), scored_bytes=0)
+  text = evaluate(*model, {"text": DOCUMENTS[:2]}, (EOD, EOD), (4, L))
+  both = evaluate(*model, {"chat": [asked], "text": DOCUMENTS[:2]}, (EOD, EOD), (4, L))
+  assert both["domains"] == {"chat": None, **text["domains"]}
+  assert both["bits_per_byte"] == text["bits_per_byte"]
+  assert sum(both["routing"]["0"]["counts"]["chat"]) == 0
+  none = evaluate(*model, {"chat": [asked]}, (EOD, EOD), (4, L))
+  assert none == {"bits_per_byte": None, "domains": {"chat": None}, "routing": {}}
+
+
 def test_windows_without_a_scored_token_are_left_out():
   ids, mask = np.arange(40, dtype=np.int32), np.zeros(41, bool)
   mask[[3, 30]] = True
@@ -206,6 +218,8 @@ def test_compressors_see_a_domain_as_one_stream_and_leave_out_what_is_scored_in_
     "gzip -9": {"whole": 8 * len(gzip.compress(texts[0] * 2, 9)) / 300},
     "xz -9": {"whole": 8 * len(lzma.compress(texts[0] * 2, preset=9)) / 300},
   }
+  empty = [types.SimpleNamespace(raw=b"", scored=None)]
+  assert compressors({"empty": empty}) == {"gzip -9": {}, "xz -9": {}}
 
 
 def test_every_batch_that_is_scored_is_a_sign_of_life(model):

@@ -68,6 +68,15 @@ def test_a_score_that_is_not_finite_can_still_be_written(model, watch):
   json.dumps(line, allow_nan=False)
 
 
+def test_a_domain_in_which_nothing_is_scored_is_told_and_null(model, watch, display):
+  (silent,) = documents("abc")
+  silent.scored, silent.scored_bytes = np.zeros(4, bool), 0
+  hook = EvaluationHook(Evaluation(1), model[0], {"chat": [silent]}, (ENDS, 8), watch)
+  line = hook(1, state_of(model[1]))
+  assert line == {"eval": {"bits_per_byte": None, "domains": {"chat": None}, "routing": {}}}
+  assert "chat has nothing to score" in display.said[-1]
+
+
 def test_samples_are_the_texts_that_generation_gives(model, samples, tmp_path):
   decoder, params = model
   hook = samples(temperature=0.7, top_p=0.9)

@@ -12,7 +12,9 @@ from jaxmoe.report.layout import few, grid
 from jaxmoe.report.numbers import counted, finite, short
 from jaxmoe.report.run import Run
 
-STEADY = ("loss", "total_loss", "grad_norm", "learning_rate", "skipped", "tokens")
+STEADY = (
+  "loss", "total_loss", "grad_norm", "learning_rate", "skipped", "tokens", "labels", "unlabelled",
+)  # fmt: skip
 MARKED = ("skipped", "rollback", "resume", "save_failed")
 
 

@@ -37,8 +37,9 @@ def routing(run: Run) -> Html | None:
 
 
 def _matrix(found: Routing, layer: int, told: bool) -> Html:
-  total_D1 = np.maximum(found.counts_DE.sum(1, keepdims=True), 1)
-  ratio_DE = found.counts_DE / total_D1 * found.counts_DE.shape[1]
+  total_D1 = found.counts_DE.sum(1, keepdims=True)
+  share_DE = found.counts_DE / np.where(total_D1 > 0, total_D1, np.nan)  # no share of no choice
+  ratio_DE = share_DE * found.counts_DE.shape[1]
   names = [name if len(name) <= 12 else name[:11] + "…" for name in found.domains]
   left = min(max(30, 8 + 7 * max(map(len, names))), 96)
   low, high = found.shuffled
