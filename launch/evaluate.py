@@ -5,7 +5,8 @@ python -m launch.evaluate --workdir=runs/tiny
   --choices=FILE.jsonl  answers multiple choice questions by likelihood, lines of
       {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX}
 
-Scores are written to eval.json, eval_text.json or eval_choices.json in the workdir.
+Rows are as many and as long as the text needs, --batch_size of them at a time at most. Scores are
+written to eval.json, eval_text.json or eval_choices.json in the workdir.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run to score.", flag_values=FLAGS)
 flags.DEFINE_string("text", None, "Files to score in place of the run's.", flag_values=FLAGS)
 flags.DEFINE_string("choices", None, "A .jsonl of questions to answer.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 16, "Windows scored at a time.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 16, "The most rows scored at a time.", 1, flag_values=FLAGS)
 
 Domains = Mapping[str, Sequence[Any]]
 

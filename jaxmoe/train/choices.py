@@ -20,8 +20,9 @@ import numpy as np
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.models.transformer import Decoder, Params
-from jaxmoe.train.evaluate import Window, batch_of, score_rows
+from jaxmoe.train.evaluate import least_row, score_tokens, scored_alone
 from jaxmoe.train.hooks import encode_prompt
+from jaxmoe.train.rows import Item, Window, batch_of, fitted_batches
 
 _BUCKET = 64
 
@@ -85,7 +86,7 @@ def score_questions(
     params: Its parameters.
     tokenizer: Its tokenizer.
     questions: At least one.
-    shape: (answers scored at a time, the most tokens of question and answer).
+    shape: (the most rows scored at a time, the most tokens of question and answer).
     alive: Called after every batch.
 
   `chance` is the accuracy of a guess; `cut` the number of answers whose question lost its start
@@ -99,7 +100,7 @@ def score_questions(
     for question in questions
     for choice in question.choices
   ]
-  nats = np.concatenate(list(_nats(decoder, params, windows, shape, alive)))
+  nats = _nats(decoder, params, [window for window, _ in windows], shape, alive)
   right, right_by_byte, at = 0, 0, 0
   for question in questions:
     mine = nats[at : at + len(question.choices)]
@@ -135,14 +136,33 @@ def _window(
 
 
 def _nats(
-  decoder: Decoder, params: Params, windows: Sequence[tuple[Window, bool]],
-  shape: tuple[int, int], alive: Callable[[], None],
-) -> Iterator[np.ndarray]:
-  """Yields the summed nats of each window, a batch at a time."""
-  longest = max(len(inputs) for (inputs, _), _ in windows)
+  decoder: Decoder, params: Params, windows: Sequence[Window], shape: tuple[int, int],
+  alive: Callable[[], None],
+) -> np.ndarray:
+  """Returns the summed nats of each window."""
+  longest = max(len(inputs) for inputs, _ in windows)
   length = min(-(-longest // _BUCKET) * _BUCKET, shape[1])
-  for start in range(0, len(windows), shape[0]):
-    rows = [[window] for window, _ in windows[start : start + shape[0]]]
-    nats_B, _ = score_rows(decoder, params, batch_of(rows, shape[0], length))
-    yield np.asarray(nats_B, np.float64)[: len(rows)]
+  items = list(enumerate(windows))
+  if scored_alone(decoder.config):
+    least = least_row(decoder.config, length)
+    batches = fitted_batches(items, (shape[0], length), least, apart=False)
+  else:
+    batches = _a_row_each(items, (shape[0], length))
+  nats = np.zeros(len(windows))
+  for batch, rows in batches:
+    nats_BL = np.asarray(score_tokens(decoder, params, batch), np.float64)
+    for nats_L, row in zip(nats_BL, rows):
+      ends = np.cumsum([len(inputs) for _, (inputs, _) in row])
+      for (index, (inputs, _)), end in zip(row, ends.tolist()):
+        nats[index] = nats_L[end - len(inputs) : end].sum()
     alive()
+  return nats
+
+
+def _a_row_each(
+  items: list[Item], shape: tuple[int, int]
+) -> Iterator[tuple[dict[str, np.ndarray], list[list[Item]]]]:
+  """Yields batches of one shape in which no two windows share a row, and what lies in them."""
+  for start in range(0, len(items), shape[0]):
+    rows = [[item] for item in items[start : start + shape[0]]]
+    yield batch_of([[window] for [(_, window)] in rows], *shape), rows

@@ -26,11 +26,16 @@ import numpy as np
 from jaxmoe.core.names import by_layer
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.data.tokenizers.tokenizer import Ends
-from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.models.masks import Document
+from jaxmoe.models.masks import Window as Near
+from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.moe.routers.forced import Forced
 from jaxmoe.train.routing import routing_table
+from jaxmoe.train.rows import Window, fitted_batches, packed_batches
 
-Window = tuple[np.ndarray, np.ndarray]
-"""Input ids, and labels of the same length: -1 where another window scores."""
+Domains = Mapping[str, Sequence[Any]]
+"""Documents by domain; a document has `ids`, `scored` and `scored_bytes`."""
+Batches = Iterator[tuple[dict[str, np.ndarray], np.ndarray]]
 
 
 def document_windows(
@@ -56,33 +61,14 @@ def document_windows(
     start, scored = start + stride, end
 
 
-def packed_batches(
-  windows: Iterator[Window], batch_size: int, length: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches of full shape; a window goes into the open row if it fits, else a new one."""
-  rows: list[list[Window]] = [[]]
-  free = length
-  for window in windows:
-    size = len(window[0])
-    if size > free:
-      if len(rows) == batch_size:
-        yield batch_of(rows, batch_size, length)
-        rows = []
-      rows.append([])
-      free = length
-    rows[-1].append(window)
-    free -= size
-  if rows[0]:
-    yield batch_of(rows, batch_size, length)
-
-
 def evaluate(
   decoder: Decoder,
   params: Params,
-  domains: Mapping[str, Sequence[Any]],
+  domains: Domains,
   ends: Ends,
   shape: tuple[int, int],
   alive: Callable[[], None] = lambda: None,
+  fitted: bool = True,
 ) -> dict[str, Any]:
   """Returns `{bits_per_byte, domains: {name: bits_per_byte}, routing}` over the given documents.
 
@@ -91,33 +77,37 @@ def evaluate(
   Args:
     decoder: The model.
     params: Its parameters.
-    domains: Documents by domain; a document has `ids`, `scored` and `scored_bytes`.
+    domains: The documents.
     ends: The ids that a document starts and ends with.
-    shape: (rows scored at a time, length of a window).
+    shape: (rows scored at a time, length of a window); with `fitted` the most of both.
     alive: Called after every batch.
+    fitted: Whether batches have shapes that fit the documents, where that changes no score.
 
   `routing` has a table for each MoE layer, see `routing_table`.
   """
-  bits, num_bytes, rows, labels = {}, {}, [], []
-  for index, (name, documents) in enumerate(domains.items()):
-    windows = (
-      window
-      for document in documents
-      for window in document_windows(document.ids, ends, shape[1], document.scored)
-    )
-    nats = 0.0
-    for batch in packed_batches(windows, *shape):
-      nats_B, counts = jax.device_get(score_rows(decoder, params, batch))
+  nats, rows, labels = np.zeros(len(domains)), [], []
+  of_domains = [_windows(documents, ends, shape[1]) for documents in domains.values()]
+  if fitted and scored_alone(decoder.config):
+    batches = _fitted(of_domains, shape, least_row(decoder.config, shape[1]))
+  else:
+    batches = _packed(of_domains, shape)
+  for batch, domain_R in batches:
+    nats_B, counts = jax.device_get(score_rows(decoder, params, batch))
+    nats_R = nats_B[: len(domain_R)]
+    for index in np.unique(domain_R):
       # Sums of a row are float32, sums of rows float64.
-      nats += nats_B.sum(dtype=np.float64)
-      rows.append(counts)
-      labels += [index] * len(nats_B)
-      alive()
-    bits[name] = float(nats) / math.log(2)
-    num_bytes[name] = sum(document.scored_bytes for document in documents)
+      nats[index] += nats_R[domain_R == index].sum(dtype=np.float64)
+    rows.append({depth: of_layer[: len(domain_R)] for depth, of_layer in counts.items()})
+    labels.append(domain_R)
+    alive()
+  bits = dict(zip(domains, (nats / math.log(2)).tolist()))
+  num_bytes = {
+    name: sum(document.scored_bytes for document in documents)
+    for name, documents in domains.items()
+  }
   depths = rows[0] if rows else {}
   rows_RE = {depth: np.concatenate([counts[depth] for counts in rows]) for depth in depths}
-  names, domain_R = tuple(domains), np.array(labels)
+  names, domain_R = tuple(domains), np.concatenate([*labels, np.zeros(0, int)])
   tables = {str(depth): routing_table(of, domain_R, names) for depth, of in rows_RE.items()}
   return {
     "bits_per_byte": _per_byte(sum(bits.values()), sum(num_bytes.values())),
@@ -128,6 +118,53 @@ def evaluate(
 
 def _per_byte(bits: float, num_bytes: int) -> float | None:
   return bits / num_bytes if num_bytes else None
+
+
+def _windows(documents: Sequence[Any], ends: Ends, length: int) -> Iterator[Window]:
+  """Yields the windows of all documents."""
+  for document in documents:
+    yield from document_windows(document.ids, ends, length, document.scored)
+
+
+def _packed(of_domains: list[Iterator[Window]], shape: tuple[int, int]) -> Batches:
+  """Yields batches of `shape`, each of one domain, and the domain of each of their rows."""
+  for index, windows in enumerate(of_domains):
+    for batch in packed_batches(windows, *shape):
+      yield batch, np.full(shape[0], index)
+
+
+def _fitted(of_domains: list[Iterator[Window]], shape: tuple[int, int], least: int) -> Batches:
+  """Yields batches of shapes that fit, and the domain of each of their rows that has one."""
+  items = ((index, window) for index, windows in enumerate(of_domains) for window in windows)
+  for batch, rows in fitted_batches(items, shape, least):
+    yield batch, np.array([row[0][0] for row in rows])
+
+
+def scored_alone(model: Transformer) -> bool:
+  """Whether what a window gets does not depend on what lies in its row and batch beside it."""
+  routers = [part.router for part in _parts(model) if hasattr(part, "router")]
+  placed = any(isinstance(router, Forced) or getattr(router, "always", False) for router in routers)
+  limited = any(moe.dispatch.by_group for moe in model.moe_records())
+  masks = [heads.mask for heads in _heads(model)]
+  return not (placed or limited) and all(isinstance(mask, (Document, Near)) for mask in masks)
+
+
+def least_row(model: Transformer, length: int) -> int:
+  """Returns the shortest row in which a model computes what it does in rows of `length`."""
+  ropes = [heads.rope for heads in _heads(model) if hasattr(heads, "rope")]
+  return max([1, *(rope.least_alike(length) for rope in ropes)])
+
+
+def _parts(model: Transformer) -> list[Any]:
+  """Returns the records of attention and of feed-forward parts."""
+  blocks = [block for segment in model.stack for block in segment.pattern]
+  return [part for block in blocks for part in (block.attention, block.ffn)]
+
+
+def _heads(model: Transformer) -> list[Any]:
+  """Returns the records that say what a token sees."""
+  attention = _parts(model)[::2]
+  return [getattr(of, "heads", of) for of in attention]
 
 
 def compressors(domains: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float]]:
@@ -181,21 +218,8 @@ def score_rows(
   return nats_B, {depth: of_layer.by_row.counts_E for depth, of_layer in layers.items()}
 
 
-def batch_of(
-  rows: list[list[Window]], batch_size: int, length: int
-) -> dict[str, np.ndarray]:
-  """Returns the windows of each row one after the other, as `Tokens.of_batch` reads them."""
-  batch = {
-    name: np.zeros((batch_size, length), np.int32) for name in ("ids", "position", "segment")
-  }
-  batch["labels"] = np.full((batch_size, length), -1, np.int32)
-  for row, windows in enumerate(rows):
-    at = 0
-    for segment, (inputs, labels) in enumerate(windows, start=1):
-      here = slice(at, at + len(inputs))
-      batch["ids"][row, here] = inputs
-      batch["labels"][row, here] = labels
-      batch["position"][row, here] = np.arange(len(inputs))
-      batch["segment"][row, here] = segment
-      at += len(inputs)
-  return batch
+@functools.partial(jax.jit, static_argnums=0)
+def score_tokens(decoder: Decoder, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+  """Returns (B, L) float32, the nats of each scored label."""
+  hidden_BLD, _, _ = decoder.hidden(params, Tokens.of_batch(batch))
+  return decoder.nll(params, hidden_BLD, batch["labels"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import diff
+from jaxmoe.core.recipe import added, diff
 from jaxmoe.core.tokens import Compare
 from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, Transformer
@@ -115,12 +115,15 @@ class Evaluation:
     every: Steps between evaluations, the last step aside; 0 for none.
     max_bytes: Bytes of each domain that are scored on the way, in whole documents (at least one);
       `launch.evaluate` scores all.
-    batch_size: Windows scored at a time.
+    batch_size: Rows scored at a time, at most.
+    rows: `fitted` to as few and as short ones as the documents need, see `rows.py`; `full` is
+      always `batch_size` rows of the context's length.
   """
 
   every: int = 500
   max_bytes: int = 50_000
   batch_size: int = 8
+  rows: Literal["fitted", "full"] = added("fitted", before="full")
 
   def __post_init__(self) -> None:
     if self.every < 0 or self.max_bytes < 1 or self.batch_size < 1:

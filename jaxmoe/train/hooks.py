@@ -42,7 +42,7 @@ class EvaluationHook:
       name: first_documents(documents, config.max_bytes) for name, documents in domains.items()
     }
     self._ends, length = text
-    self._shape = (config.batch_size, length)
+    self._shape, self._fitted = (config.batch_size, length), config.rows == "fitted"
 
   def __call__(self, step: int, state: State) -> dict[str, Any]:
     """Returns {'eval': {bits_per_byte, domains, routing}}."""
@@ -53,7 +53,7 @@ class EvaluationHook:
 
     with self._watch.display.phase(what, brief=True):
       about = (self.domains, self._ends, self._shape)
-      scores = evaluate(self._decoder, state.params, *about, alive)
+      scores = evaluate(self._decoder, state.params, *about, alive, self._fitted)
     shown = "  ".join(f"{name} {_shown(value)}" for name, value in scores["domains"].items())
     self._watch.display.say(f"bits/byte held out at {step}: {shown}")
     return {"eval": _with_none(scores)}

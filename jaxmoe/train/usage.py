@@ -15,8 +15,9 @@ import numpy as np
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.models.transformer import Decoder, Params
-from jaxmoe.train.evaluate import document_windows, packed_batches, score_rows
+from jaxmoe.train.evaluate import document_windows, score_rows
 from jaxmoe.train.journal import read_lines
+from jaxmoe.train.rows import packed_batches
 
 Usage = list[np.ndarray]
 """(E,) float64 of each MoE layer, by depth."""

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import lzma
 import math
@@ -9,15 +10,24 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.masks import Causal, Document
+from jaxmoe.models.rope import Dynamic, LongRope, Plain
+from jaxmoe.models.transformer import Decoder
+from jaxmoe.moe.dispatch import Capacity, Einsum
+from jaxmoe.moe.routers.expert_choice import ExpertChoice
+from jaxmoe.moe.routers.forced import Balanced
+from jaxmoe.train import choices
+from jaxmoe.train import evaluate as module
 from jaxmoe.train.evaluate import (
   compressors,
   document_windows,
   evaluate,
   first_documents,
-  packed_batches,
+  scored_alone,
 )
+from jaxmoe.train.rows import packed_batches
 
-L, EOD = 8, 18
+L, EOD, VOCAB = 8, 18, 19
 LENGTHS = (1, L - 1, L, L + 1, 3 * L // 2, 10 * L)
 
 
@@ -74,7 +84,7 @@ def expected(bits_alone):
 
 @pytest.mark.parametrize("index", range(len(LENGTHS)), ids=[str(length) for length in LENGTHS])
 def test_bits_per_byte_is_the_sum_over_tokens_each_computed_alone(model, expected, index):
-  scores = evaluate(*model, {"only": [DOCUMENTS[index]]}, (EOD, EOD), (4, L))
+  scores = evaluate(*model, {"only": [DOCUMENTS[index]]}, (EOD, EOD), (4, L), fitted=False)
   right = expected[index] / DOCUMENTS[index].num_bytes
   np.testing.assert_allclose(scores["bits_per_byte"], right, rtol=1e-5)
   assert scores["domains"] == {"only": scores["bits_per_byte"]}
@@ -84,14 +94,14 @@ def test_bits_per_byte_is_the_sum_over_tokens_each_computed_alone(model, expecte
 def test_packing_windows_into_rows_changes_no_score(model, expected, order):
   documents = [DOCUMENTS[index] for index in order]
   right = sum(expected[index] for index in order) / sum(each.num_bytes for each in documents)
-  for rows in (1, 4):
-    scores = evaluate(*model, {"all": documents}, (EOD, EOD), (rows, L))
+  for rows, fitted in ((1, False), (4, False), (4, True)):
+    scores = evaluate(*model, {"all": documents}, (EOD, EOD), (rows, L), fitted=fitted)
     np.testing.assert_allclose(scores["bits_per_byte"], right, rtol=1e-5)
 
 
 def test_domains_are_scored_apart_and_add_up_by_their_bytes(model, expected):
   domains = {"a": DOCUMENTS[:2], "b": DOCUMENTS[2:5], "c": DOCUMENTS[5:]}
-  scores = evaluate(*model, domains, (EOD, EOD), (4, L))
+  scores = evaluate(*model, domains, (EOD, EOD), (4, L), fitted=False)
   sizes = {name: sum(each.num_bytes for each in of) for name, of in domains.items()}
   for name, part in (("a", expected[:2]), ("b", expected[2:5]), ("c", expected[5:])):
     np.testing.assert_allclose(scores["domains"][name], sum(part) / sizes[name], rtol=1e-5)
@@ -121,7 +131,8 @@ def test_what_is_not_scored_adds_neither_bits_nor_bytes(model, bits_alone, size)
   mask = np.random.default_rng(size).random(size + 1) < 0.4
   mask[size // 2] = True
   masked = types.SimpleNamespace(ids=only.ids, num_bytes=999, scored=mask, scored_bytes=17)
-  scores = evaluate(*model, {"chat": [masked], "text": DOCUMENTS[:2]}, (EOD, EOD), (4, L))
+  domains = {"chat": [masked], "text": DOCUMENTS[:2]}
+  scores = evaluate(*model, domains, (EOD, EOD), (4, L), fitted=False)
   bits = np.array(bits_alone(only.ids))[mask].sum()
   np.testing.assert_allclose(scores["domains"]["chat"], bits / 17, rtol=1e-5)
 
@@ -222,13 +233,90 @@ def test_compressors_see_a_domain_as_one_stream_and_leave_out_what_is_scored_in_
   assert compressors({"empty": empty}) == {"gzip -9": {}, "xz -9": {}}
 
 
-def test_every_batch_that_is_scored_is_a_sign_of_life(model):
+@pytest.fixture
+def shapes(monkeypatch):
+  """Returns the shape of each batch that is scored from now on, none of which is computed."""
+  found = []
+
+  def no_rows(decoder, params, batch):
+    found.append(batch["ids"].shape)
+    return np.zeros(len(batch["ids"])), {0: np.zeros((len(batch["ids"]), 4))}
+
+  def no_tokens(decoder, params, batch):
+    found.append(batch["ids"].shape)
+    return np.zeros(batch["ids"].shape)
+
+  monkeypatch.setattr(module, "score_rows", no_rows)
+  monkeypatch.setattr(choices, "score_tokens", no_tokens)
+  return found
+
+
+def test_every_batch_that_is_scored_is_a_sign_of_life(model, shapes):
   beats = []
-  evaluate(*model, {"a": DOCUMENTS}, (EOD, EOD), (2, L), lambda: beats.append(1))
+  for fitted in (True, False):
+    evaluate(*model, {"a": DOCUMENTS}, (EOD, EOD), (2, L), lambda: beats.append(1), fitted)
+  assert len(beats) == len(shapes)
   windows = [w for each in DOCUMENTS for w in document_windows(each.ids, (EOD, EOD), L)]
-  assert len(beats) == len(list(packed_batches(iter(windows), 2, L)))
+  full = list(packed_batches(iter(windows), 2, L))
+  assert shapes[-len(full) :] == [(2, L)] * len(full)
 
 
-def test_a_document_is_read_behind_its_start_and_scored_up_to_its_end():
-  ((inputs, labels),) = document_windows(np.array([5, 6]), (7, 9), 8)
-  assert (inputs.tolist(), labels.tolist()) == ([7, 5, 6], [5, 6, 9])
+def test_a_short_text_in_a_long_context_computes_its_tokens_alone(model, shapes):
+  domains = {"a": [document(2_500, 0)], "b": [document(30, 1), document(9, 2)]}
+  evaluate(*model, domains, (EOD, EOD), (16, 4096))
+  tokens = 2_501 + 31 + 10
+  assert sum(rows * length for rows, length in shapes) <= 1.3 * tokens
+  assert len(set(shapes)) <= 4
+
+
+def test_questions_compute_no_more_than_their_tokens(model, shapes):
+  answers = ("x", "y" * 200)
+  questions = [choices.Question("?" * (at * 7), answers, 0) for at in range(20)]
+  encode = lambda text: np.array([ord(letter) % EOD for letter in text], np.int32)  # noqa: E731
+  tokenizer = types.SimpleNamespace(start_id=EOD, encode=encode, encode_prompt=encode)
+  choices.score_questions(*model, tokenizer, questions, (16, 2048))
+  tokens = sum(len(each.question) + len(answer) for each in questions for answer in answers)
+  assert sum(rows * length for rows, length in shapes) <= 1.3 * tokens
+  assert len(set(shapes)) <= 4
+
+
+ELSEWHERE = {
+  "a mask over documents": {"mask": Causal()},
+  "capacity": {"dispatch": Capacity(1.0)},
+  "einsum": {"dispatch": Einsum(1.0)},
+  "experts that choose": {"router": ExpertChoice(always=True, allow_future=True)},
+  "places": {"router": Balanced()},
+}
+
+
+@pytest.mark.parametrize("fields", ELSEWHERE.values(), ids=ELSEWHERE.keys())
+def test_what_depends_on_its_neighbours_is_scored_in_full_batches(decoder_of, fields):
+  fields = dict(fields)
+  mask = fields.pop("mask", Document())
+  model = decoder_of(**fields).config
+  change = lambda block: dataclasses.replace(  # noqa: E731
+    block, attention=dataclasses.replace(block.attention, mask=mask)
+  )
+  segment = dataclasses.replace(model.stack[0], pattern=tuple(map(change, model.stack[0].pattern)))
+  assert scored_alone(decoder_of().config)
+  assert not scored_alone(dataclasses.replace(model, stack=(segment,)))
+
+
+@pytest.mark.parametrize(
+  ("rope", "least"),
+  [
+    (Plain(), 1),
+    (Dynamic(original=16), 32),
+    (Dynamic(original=32), 1),
+    (LongRope((1.0, 1.1), (1.0, 2.0), original=8), 9),
+    (LongRope((1.0, 1.1), (1.0, 2.0), original=32), 1),
+  ],
+)
+def test_no_row_is_so_short_that_angles_are_others(decoder_of, shapes, rope, least):
+  model = decoder_of().config
+  (block,) = model.stack[0].pattern
+  block = dataclasses.replace(block, attention=dataclasses.replace(block.attention, rope=rope))
+  segment = dataclasses.replace(model.stack[0], pattern=(block,))
+  decoder = Decoder(dataclasses.replace(model, stack=(segment,)), VOCAB)
+  evaluate(decoder, None, {"a": [document(4, 0)]}, (EOD, EOD), (2, 32))
+  assert shapes == [(1, max(least, 5))]

@@ -4,6 +4,7 @@ import types
 import numpy as np
 import pytest
 
+from jaxmoe.core.recipe import from_json
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
 from jaxmoe.models import generate as generation
 from jaxmoe.train import hooks
@@ -47,15 +48,22 @@ def state_of(params):
   return types.SimpleNamespace(params=params)
 
 
-def test_evaluation_scores_the_first_documents_of_every_domain(model, watch, display):
+@pytest.mark.parametrize("rows", ["fitted", "full"])
+def test_evaluation_scores_the_first_documents_of_every_domain(model, watch, display, rows):
   decoder, params = model
   domains = {"a": documents(*["abc"] * 9), "b": documents("x" * 30, "y")}
-  config = Evaluation(7, max_bytes=10, batch_size=2)
+  config = Evaluation(7, max_bytes=10, batch_size=2, rows=rows)
   hook = EvaluationHook(config, decoder, domains, (ENDS, 8), watch)
   assert (hook.every, hook.name) == (7, "evaluation")
   chosen = {name: first_documents(of, 10) for name, of in domains.items()}
-  assert hook(14, state_of(params)) == {"eval": evaluate(decoder, params, chosen, ENDS, (2, 8))}
+  scores = evaluate(decoder, params, chosen, ENDS, (2, 8), fitted=rows == "fitted")
+  assert hook(14, state_of(params)) == {"eval": scores}
   assert any("14" in text and "a " in text for text in display.said)
+
+
+def test_a_recipe_of_before_scores_full_rows_and_a_new_one_those_it_needs():
+  assert from_json(Evaluation, '{"every": 7}') == Evaluation(7, rows="full")
+  assert Evaluation().rows == "fitted"
 
 
 def test_a_score_that_is_not_finite_can_still_be_written(model, watch):
