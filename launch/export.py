@@ -29,6 +29,7 @@ from jaxmoe.models.pretrained.tensors import Bound, Piece, bind
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.folder import check_folder
 from jaxmoe.train.state import PARAMS
 from jaxmoe.train.workdir import Workdir
 from launch import cli
@@ -91,6 +92,7 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
   out = pathlib.Path(path)
   if os.path.lexists(out):
     raise InputError(f"--to_hf={out}: is there already, and is not written over; give another")
+  check_folder(out)
   experiment = workdir.experiment()
   store = cli.need_steps(workdir)
   carried = read_object(workdir.path / FOLDER / CONFIG)

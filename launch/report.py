@@ -5,7 +5,6 @@ python -m launch.report --workdir=runs/tiny [--workdir=runs/other] [--out=FILE.h
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 from absl import flags
@@ -13,6 +12,7 @@ from absl import flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output
 from jaxmoe.report import write_comparison, write_report
+from jaxmoe.train.folder import holds_run
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 
@@ -53,7 +53,7 @@ def _run_of(path: str | None) -> pathlib.Path:
     InputError: there is no folder, or none of a run.
   """
   workdir = cli.need_workdir(path)
-  if not any(os.path.isfile(file) for file in (workdir.metrics, workdir.events, workdir.config)):
+  if not holds_run(workdir.path):
     raise InputError(f"--workdir={path}: no run here (no metrics.jsonl); train one first")
   return workdir.path
 

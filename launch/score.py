@@ -89,7 +89,7 @@ def check_outputs(of_run: Sequence[pathlib.Path]) -> None:
       recorded that are known.
   """
   record, replay = FLAGS.record_routing, FLAGS.replay_routing
-  inputs = [FLAGS.ids, *([replay] if replay else []), *of_run]
+  inputs = [*filter(os.path.isfile, (FLAGS.ids, replay or "")), *of_run]
   check_output(FLAGS.out, f"--out={FLAGS.out}", inputs)
   if not record:
     return

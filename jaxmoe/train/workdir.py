@@ -14,6 +14,7 @@ from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import from_json, to_json
 from jaxmoe.train.experiment import Experiment, unsafe_changes
+from jaxmoe.train.folder import check_folder
 from jaxmoe.train.saved import check_saved
 
 
@@ -65,10 +66,11 @@ class Workdir:
 
     Raises:
       InputError: the folder cannot be written, another run holds it, or it holds the run of
-        another recipe.
+        another recipe or something else.
       CheckpointError: the run has saved steps, and none of them is there.
     """
     self._look_up()
+    check_folder(self.path)
     existing = next(p for p in (self.path, *self.path.absolute().parents) if os.path.exists(p))
     try:
       # Permission bits do not tell, for root least of all; a file without a name leaves nothing.
@@ -95,6 +97,7 @@ class Workdir:
     Raises:
       InputError, CheckpointError: as `check`.
     """
+    check_folder(self.path)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

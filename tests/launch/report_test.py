@@ -44,6 +44,15 @@ def test_what_cannot_be_told_is_one_line(here, run, arguments, why):
   assert why in result.err and len(result.err.splitlines()) == 1
 
 
+def test_the_folder_of_a_model_or_of_somebody_s_files_is_no_run_to_write_into(here, tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "olmoe", "data": 1}')
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "time": 17.0}\n')
+  (tmp_path / "report.html").write_text("mine")
+  result = here("report", f"--workdir={tmp_path}")
+  assert result.code == 2 and "no run here" in result.err
+  assert (tmp_path / "report.html").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_run_without_balance_says_which_of_its_experts_died_and_when(alone, tiny, tmp_path):
   moe = "--config.model.stack.0.pattern.0.ffn"

@@ -171,6 +171,69 @@ def test_every_field_of_training_is_either_safe_or_not_on_purpose():
   assert fields - safe == {"batch_size", "num_micro", "seed"}  # of recovery a part
 
 
+BEFOREHAND = (
+  ".gitkeep", ".hydra/config.yaml", "lost+found/", "slurm-17.out", "run-17.err", "train.log",
+  "nohup.out", "stdout", "stderr.txt", "logs/0.txt", "log/", "profile/plugins/x", "checkpoints/",
+  "lock", "checkpoints/.gitkeep", "tensorboard/",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEFOREHAND)
+def test_a_folder_that_a_launcher_made_is_a_workdir(at, tmp_path, name):
+  put(tmp_path, name)
+  at(tmp_path).claim(TINY)
+  assert at(tmp_path).experiment() == TINY
+
+
+STRANGERS = (
+  "metrics.jsonl", "report.html", "tokenizer.json", "notes.txt", "train.py", "src/main.py",
+  "checkpoints/last.pt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_folder_with_files_of_its_own_is_refused_and_stays(at, tmp_path, name):
+  put(tmp_path, name)
+  before = content(tmp_path)
+  for action in ("check", "claim"):
+    with pytest.raises(InputError, match=rf"nor a run \(it holds {name.split('/')[0]}\)"):
+      getattr(at(tmp_path), action)(TINY)
+  assert content(tmp_path) == before
+  with pytest.raises(InputError, match="neither empty nor a run"):
+    at("/").check(TINY)
+
+
+def put(folder, name):
+  path = folder / name
+  path.parent.mkdir(exist_ok=True, parents=True)
+  if name.endswith("/"):
+    path.mkdir()
+  else:
+    path.write_text("text\n")
+
+
+OF_A_RUN = {
+  "events.jsonl": '{"event": "process", "time": {"unix_s": 1.0}}\n',
+  "metrics.jsonl": '{"step": 1, "loss": 2.0, "time": {"seconds": {"step": 1.0}}}\n',
+  "checkpoints/4/label/metadata": "{}",
+}
+
+
+@pytest.mark.parametrize("name", OF_A_RUN)
+def test_a_run_that_lost_its_config_is_a_run(at, tmp_path, name):
+  put(tmp_path, "samples.md")
+  put(tmp_path, name)
+  (tmp_path / name).write_text(OF_A_RUN[name])
+  at(tmp_path).check(TINY)
+
+
+def test_a_run_among_the_checkpoints_of_another_is_refused(at, claimed):
+  (claimed / "checkpoints").mkdir()
+  with pytest.raises(InputError, match="lies among the checkpoints of the run in"):
+    at(claimed / "checkpoints" / "9").check(TINY)
+  at(claimed / "other").check(TINY)
+
+
 def test_no_run_and_a_damaged_config_are_told_apart(at, tmp_path):
   with pytest.raises(CheckpointError, match="no run here"):
     at(tmp_path).experiment()
