@@ -10,23 +10,27 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import diff, from_json, override, unknown
+from jaxmoe.core.recipe import as_begun, diff, from_json, override, unknown
 from jaxmoe.train.experiment import Experiment
 
 PREFIX = "--config."
+_SHOWN = 3
 
 
-def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
+def load_recipe(spec: str | None, overrides: Sequence[str], begun: Any = None) -> Experiment:
   """Returns the recipe of a config argument with its overrides.
 
   Args:
     spec: A path, and after a colon `name=value` keywords of its `get_config`; or a config.json.
     overrides: Arguments such as `--config.train.num_steps=100`.
+    begun: What the config.json of the run holds that is to go on, where there is one: fields that
+      came later are as it has them, unless an override names them.
 
   Raises:
     InputError: no such file or keyword, or a value that does not fit.
@@ -43,12 +47,19 @@ def load_recipe(spec: str | None, overrides: Sequence[str]) -> Experiment:
   if not isinstance(experiment, Experiment):
     kind = type(experiment).__name__
     raise InputError(f"--config={path}: get_config() must return an Experiment, not {kind}")
-  return override(experiment, changes)
+  return override(as_begun(experiment, begun), changes)
 
 
 def file_of(spec: str) -> str:
   """Returns the path of the file that a config argument names."""
   return spec if spec.endswith(".json") else spec.partition(":")[0]
+
+
+def kept_line(asked: Experiment, begun: Experiment) -> str:
+  """Returns what to say of a run that goes on as it was begun, not as it would begin today."""
+  paths = list(dict.fromkeys(re.sub(r"(\.\d+)+$", "", path) for path in diff(asked, begun)))
+  some = ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if paths[_SHOWN:] else "")
+  return f"note: goes on as it was begun, where new runs have other defaults: {some}"
 
 
 def parse_changes(overrides: Sequence[str]) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ from jaxmoe.train.sinks import Sink, Sinks
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.processes import processes
-from launch.recipes import PREFIX, load_recipe, recipe_origin
+from launch.recipes import PREFIX, kept_line, load_recipe, recipe_origin
 from launch.sinks import make_sinks
 
 FLAGS = flags.FlagValues()
@@ -63,10 +63,13 @@ def main(overrides: list[str]) -> int:
 def train(ledger: Ledger, overrides: list[str]) -> int:
   """Trains, as one of the processes of the run; returns the exit code."""
   with peers.together():
-    experiment = load_recipe(FLAGS.config, overrides)
     workdir = cli.need_workdir(FLAGS.workdir)
+    asked, begun = load_recipe(FLAGS.config, overrides), workdir.begun()
+    experiment = load_recipe(FLAGS.config, overrides, begun) if begun else asked
     if peers.first():
       workdir.check(experiment)
+      if experiment != asked:
+        print(kept_line(asked, experiment))
     for warning in [] if FLAGS.allow_unproven else check_proven(experiment):
       print(f"note: {warning}")
     # Its checks, before anything is read.

@@ -9,7 +9,8 @@ Overrides are applied to the plain nested values and the tree is rebuilt once, b
 every check in a `__post_init__` sees final values and the order of overrides does not matter.
 
 A field that came later than the first config.json is declared with `added(default, before)`: files
-that have no such field get `before`, so runs begun earlier go on as they were.
+that have no such field get `before`, so runs begun earlier go on as they were; `as_begun` does so
+for the recipe that a run came from.
 """
 
 from __future__ import annotations
@@ -92,6 +93,34 @@ def from_plain(cls: type[Record], plain: Any, where: str = "config") -> Record:
       check of the record itself; the message starts with the path of the field.
   """
   return _record(cls, plain, where, skip_kind=False)
+
+
+def as_begun(record: Any, plain: Any, family: Family | None = None) -> Any:
+  """Returns `record` with what came later as it was before, where the file of its run says so.
+
+  Args:
+    record: What a recipe returns today, whose fields that were declared with `added` have their
+      defaults unless the recipe sets them.
+    plain: What the config.json of a run holds that the recipe began.
+    family: What `record` is a component of.
+  """
+  if isinstance(record, tuple) and isinstance(plain, list) and len(record) == len(plain):
+    return tuple(as_begun(item, old, family) for item, old in zip(record, plain))
+  if not dataclasses.is_dataclass(record) or not isinstance(plain, dict):
+    return record
+  if family is not None and plain.get(KIND) != _kind(record, family):
+    return record
+  changes = {}
+  for field in dataclasses.fields(record):
+    value, before = getattr(record, field.name), field.metadata.get(_BEFORE)
+    if _BEFORE in field.metadata and value == field.default:
+      inner = field.metadata.get("family")
+      if plain.get(field.name, to_plain(before, inner)) == to_plain(before, inner):
+        changes[field.name] = before
+        continue
+    if field.name in plain:
+      changes[field.name] = as_begun(value, plain[field.name], field.metadata.get("family"))
+  return dataclasses.replace(record, **changes)  # type: ignore[type-var]
 
 
 def to_json(record: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import tempfile
@@ -60,6 +61,12 @@ class Workdir:
     except (OSError, UnicodeDecodeError) as error:
       raise InputError(f"{self.config}: cannot be read ({error}); restore the file") from None
     return from_json(Experiment, text, str(self.config))
+
+  def begun(self) -> Any:
+    """Returns what config.json holds, None where there is none or it is damaged; see `check`."""
+    with contextlib.suppress(OSError, ValueError):
+      return json.loads(self.config.read_bytes())
+    return None
 
   def check(self, experiment: Experiment) -> None:
     """Returns if `experiment` may start or go on here; writes nothing.

@@ -195,3 +195,18 @@ def test_what_stands_as_before_an_added_field_has_the_plain_values_of_before():
   assert new == recipe.to_plain(Grown())
   nested = recipe.to_plain((Grown(2, "loose", Blue()),), as_before=True)
   assert nested == [{"depth": 2, "colour": {"kind": "blue", "shade": 0.5, "tags": ["a"]}}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  parts: tuple[Grown, ...] = (Grown(), Grown(depth=2))
+
+
+def test_a_recipe_of_today_becomes_that_of_the_run_it_began_where_fields_came_later():
+  old, explicit = {"depth": 1}, {"depth": 2, "rounding": "loose", "colour": {"kind": "blue"}}
+  begun = recipe.as_begun(Tree(), {"parts": [old, explicit]})
+  assert begun == Tree((Grown(1, "loose", Red()), Grown(2, "loose", Blue())))
+  assert recipe.as_begun(Tree(), recipe.to_plain(Tree())) == Tree()
+  assert recipe.as_begun(Grown(rounding="wild"), {}) == Grown(1, "wild", Red())
+  # Another list of parts is another recipe, whose differences are for others to tell.
+  assert recipe.as_begun(Tree(), {"parts": [old]}) == Tree()

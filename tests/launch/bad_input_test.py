@@ -606,3 +606,12 @@ def test_the_errors_that_end_a_command_are_told_apart_from_defects(here, monkeyp
   kinds = (InputError, NotFiniteError, CheckpointError, DropError)
   assert tuple(kind.code for kind in kinds) == (2, 3, 4, 5)
   assert jax.config.jax_numpy_rank_promotion == "raise"
+
+
+def test_a_run_of_before_is_refused_for_what_was_asked_alone(refuses, untrained, tiny):
+  path = untrained / "config.json"
+  plain = json.loads(path.read_text())
+  plain["optim"]["no_decay"] = ["*scale", "*bias", "embed/*"]
+  path.write_text(json.dumps(plain))
+  words = ("holds a run of another config (optim.clip_norm: 1.0 -> 2.0)",)
+  refuses("train", tiny, "--config.optim.clip_norm=2.0", f"--workdir={untrained}", words=words)

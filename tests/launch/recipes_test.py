@@ -1,13 +1,14 @@
 """Every recipe under configs/: it loads, comes back from JSON, and builds without allocating."""
 
+import dataclasses
 import pathlib
 
 import jax
 import pytest
 
-from jaxmoe.core.recipe import from_json, to_json
-from jaxmoe.train.experiment import Experiment
-from launch.recipes import load_recipe
+from jaxmoe.core.recipe import from_json, from_plain, to_json, to_plain
+from jaxmoe.train.experiment import Experiment, unsafe_changes
+from launch.recipes import kept_line, load_recipe
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.py"))
@@ -94,3 +95,30 @@ def test_a_keyword_has_the_type_its_annotation_says():
   assert experiment.train.num_steps == 500
   assert experiment.train.seed == 7
   assert experiment.model.stack[0].pattern[0].ffn.num_experts == 4
+
+
+def as_before(record):
+  """The record with every field that came later as it was before."""
+  if isinstance(record, tuple):
+    return tuple(as_before(item) for item in record)
+  if not dataclasses.is_dataclass(record):
+    return record
+  fields = dataclasses.fields(record)
+  values = {
+    field.name: field.metadata["before"] if "before" in field.metadata
+    else as_before(getattr(record, field.name)) for field in fields
+  }  # fmt: skip
+  return dataclasses.replace(record, **values)
+
+
+def test_a_run_of_before_goes_on_by_the_command_that_began_it(recipe):
+  asked = load_recipe(str(recipe), [])
+  old = to_plain(as_before(asked), as_before=True)
+  assert unsafe_changes(from_plain(Experiment, old), asked), "nothing came later"
+  for overrides, changed in ([], set()), (["--config.optim.no_decay=x"], {"optim.no_decay.0"}):
+    experiment = load_recipe(str(recipe), overrides, old)
+    changes = unsafe_changes(from_plain(Experiment, old), experiment)
+    assert {path for path in changes if path.endswith(".0")} == changed
+    assert bool(changes) == bool(overrides)
+  named = dataclasses.replace(asked, optim=dataclasses.replace(asked.optim, no_decay=("*bias",)))
+  assert kept_line(asked, named).endswith("where new runs have other defaults: optim.no_decay")
