@@ -23,7 +23,7 @@ from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.pretrained.family import differences
-from jaxmoe.models.pretrained.settings import INERT
+from jaxmoe.models.pretrained.origin import with_origin
 from jaxmoe.models.pretrained.shards import Tensor, plan_shards, write_shards
 from jaxmoe.models.pretrained.tensors import Bound, Piece, bind
 from jaxmoe.models.transformer import Transformer
@@ -187,26 +187,15 @@ def _config(
   experiment: Experiment, target: Target, carried: dict[str, Any], eod_id: int | None
 ) -> dict[str, Any]:
   """Returns the content of config.json: the model's keys, and those of its origin beside them."""
-  family = FAMILIES[target.kind]
   own = {
-    "architectures": [family.architecture],
     "bos_token_id": None,
     "eos_token_id": eod_id,
     "max_position_embeddings": experiment.data.seq_len,
     "pad_token_id": None,
   }
-  kept = {key: value for key, value in carried.items() if key in INERT}
-  for gone in ("dtype", "transformers_version", "_name_or_path"):
-    kept.pop(gone, None)
-  return {
-    **own,
-    **kept,
-    **family.write(experiment.model),
-    "architectures": [family.architecture],
-    "model_type": target.kind,
-    "torch_dtype": target.dtype,
-    "vocab_size": experiment.data.tokenizer.vocab_size,
-  }
+  plain = with_origin(FAMILIES, target.kind, experiment.model, carried)
+  dtypes = dict.fromkeys({"torch_dtype", *({"dtype"} & plain.keys())}, target.dtype)
+  return {**own, **plain, **dtypes, "vocab_size": experiment.data.tokenizer.vocab_size}
 
 
 def _write_tokenizer(folder: pathlib.Path, workdir: Workdir) -> None:

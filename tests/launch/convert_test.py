@@ -109,6 +109,8 @@ def test_there_and_back_is_bit_equal(convert, checkpoint, tmp_path, model_type, 
     assert (back / name).read_bytes() == (there / name).read_bytes()
   models = [open_checkpoint(FAMILIES, folder).model for folder in (there, back)]
   assert models[0] == models[1]
+  before, after = (json.loads((folder / "config.json").read_text()) for folder in (there, back))
+  assert {key: after[key] for key in before} == {**before, "dtype": dtype}
   (tmp_path / "usual").touch()
   written = [path for folder in (run, back) for path in folder.rglob("*") if path.is_file()]
   assert {path.stat().st_mode for path in written} == {(tmp_path / "usual").stat().st_mode}

@@ -25,6 +25,9 @@ INERT = (
   "transformers_version", "use_cache", "vocab_size",
 )  # fmt: skip
 """Keys that change no logit, or that are read elsewhere."""
+LOSSES = "aux_loss_alpha", "router_aux_loss_coef"
+"""Keys that a family reads, of how a model is trained; they change no logit."""
+ROPE = "rope_parameters", "rope_scaling", "rope_theta"
 
 
 class Settings:
@@ -38,6 +41,7 @@ class Settings:
   def __init__(self, plain: Mapping[str, Any], where: str):
     self._plain, self.where = plain, where
     self._asked: set[str] = set(INERT)
+    self._alike: list[tuple[str, ...]] = [ROPE]
 
   def get(self, kind: type, *names: str, default: Any = REQUIRED) -> Any:
     """Returns the value of the first of `names` that is there and not null.
@@ -46,6 +50,7 @@ class Settings:
       InputError: it is of another kind, or none is there and there is no default.
     """
     self._asked.update(names)
+    self._alike.append(names)
     for name in names:
       value = self._plain.get(name)
       if value is None:
@@ -81,6 +86,10 @@ class Settings:
     """Says that some keys are known to change no number here."""
     self._asked.update(names)
 
+  def alike(self, name: str) -> set[str]:
+    """Returns the names under which what a key says was asked for, its own included."""
+    return {name}.union(*(names for names in self._alike if name in names))
+
   @property
   def unread(self) -> list[str]:
     """The keys nobody asked for."""
@@ -92,7 +101,7 @@ class Settings:
     old = self.get(dict, "rope_scaling", default={})
     scaling = {**old, **new}
     theta = scaling.pop("rope_theta", None) or self.get(float, "rope_theta", default=default)
-    self.skip("rope_theta")
+    self.skip(*ROPE)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     return float(theta), {"rope_type": kind, **scaling}
