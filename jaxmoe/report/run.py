@@ -136,7 +136,7 @@ class _Watch:
         self.unread += 1
         continue
       self._take(line)
-      yield {"time": line.time}
+      yield {"step": line.step, "time": line.time}
 
   def x_at(self, steps: list[Any]) -> dict[int, float]:
     """Returns the x of those of the given steps that have been reached."""

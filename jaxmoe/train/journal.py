@@ -26,7 +26,7 @@ class Cut:
   Attributes:
     steps: How many.
     seconds: The wall time they accounted for.
-    last_unix_s: When the last of them was written, 0 if there was none.
+    last_unix_s: When the last of them was written, 0 if none says so.
   """
 
   steps: int = 0
@@ -157,4 +157,6 @@ def _measure(lines: list[bytes]) -> Cut:
   """Returns what the whole ones of some lines say of their time."""
   times = [json.loads(line).get("time", {}) for line in lines if _step_of(line) is not None]
   seconds = sum(sum(clock.get("seconds", {}).values()) for clock in times)
-  return Cut(len(times), round(seconds, 3), max((c.get("unix_s", 0.0) for c in times), default=0.0))
+  # The last, not the largest: the clock may have been set back meanwhile.
+  told = [clock["unix_s"] for clock in times if "unix_s" in clock]
+  return Cut(len(times), round(seconds, 3), told[-1] if told else 0.0)

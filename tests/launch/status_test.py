@@ -252,7 +252,7 @@ def test_where_the_time_went_is_told_unless_the_file_is_too_long_to_sum(make, mo
   event = {**PROCESS, "time": {**STARTED, "seconds": {"start": 10.0}}}
   run = make([line(n) for n in range(1, 41)], [event])
   assert take(run).goodput.seconds["step"] == 20.0
-  assert "time      0:50 of wall time: step 40.0%, data 20.0%" in told(run)
+  assert "time      0:40 of wall time: step 50.0%, data 25.0%, start 25.0%" in told(run)
   monkeypatch.setattr(snapshot, "SUMMED_BYTES", 100)
   assert take(run).goodput is None
   assert "wall time" not in told(run)

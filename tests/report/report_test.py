@@ -141,6 +141,19 @@ def test_a_stranger_is_told_which_experts_died_and_when(made):
   assert "layer 0: expert" not in page.text
 
 
+def test_events_stand_in_the_order_in_which_they_came_though_the_clock_was_set_back(
+  run_of, page_of, tmp_path
+):
+  run_of(tmp_path)
+  events = [json.loads(text) for text in (tmp_path / "events.jsonl").read_text().splitlines()]
+  for event in events[3:]:
+    event["time"]["unix_s"] -= 7200
+  (tmp_path / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
+  text = page_of(write_report(tmp_path)).text
+  assert "0.0 s process" in text and "8.0 s skipped" in text and "13.0 s save_failed" in text
+  assert "1 min 11 s of wall time" in text
+
+
 def lines_of(loads):
   return [{"step": n, "layers": {"4": {"load": load}}} for n, load in enumerate(loads, 1)]
 

@@ -96,3 +96,54 @@ def test_a_line_tells_the_shares_that_matter():
   assert str(goodput(lines, events)) == (
     "1:30 of wall time: step 65.5%, data 1.1%, start 33.3%"
   )
+
+
+HOURS_2 = 7200.0
+
+
+def test_a_clock_set_back_or_forwards_in_the_middle_moves_no_second():
+  events = [process(100.0, start=10), event("start", 112, seconds={"start": 2})]
+  for jump in (-HOURS_2, HOURS_2):
+    lines = [line(1, 115, step=3), line(2, 118 + jump, step=3), line(3, 122 + jump, evaluation=4)]
+    done = event("done", 123 + jump, seconds={"checkpoint": 1})
+    found = goodput(lines, [*events, done])
+    assert shares(found) == {"start": 12, "step": 6, "evaluation": 4, "checkpoint": 1}
+    assert "clock" not in str(found)
+
+
+def test_a_clock_set_back_before_a_kill_leaves_what_was_lost_and_down():
+  """Set back while step 2 ran; killed 5 s after step 3, and 10 s later there is another process."""
+  back = 118 - HOURS_2
+  events = [process(100.0, start=10), event("start", 112, seconds={"start": 2}),
+            process(back + 18, alive=back + 8.0, start=1),
+            event("resume", back + 20, seconds={"start": 1}, lost_s=3.0,
+                  lost_until_unix_s=back + 3, step=2, lost_steps=1),
+            event("done", back + 30, seconds={"checkpoint": 1})]  # fmt: skip
+  lines = [line(1, 115, step=3), line(2, back, step=3), line(3, back + 25, step=4)]
+  found = goodput(lines, events)
+  assert shares(found) == {"start": 14, "step": 10, "checkpoint": 1, "lost": 3 + 5, "down": 10}
+
+
+def test_a_clock_set_back_between_processes_counts_as_no_time_and_is_told():
+  events = [process(100.0, start=1), event("stopped", 103, seconds={"step": 2}),
+            process(110.0 - HOURS_2, alive=103.0, start=3),
+            event("done", 120 - HOURS_2, seconds={"step": 7})]  # fmt: skip
+  found = goodput([], events)
+  assert shares(found) == {"start": 4, "step": 9}
+  assert found.set_back_s == HOURS_2 - 7
+  assert str(found) == (
+    "0:13 of wall time: step 69.2%, start 30.8%; at least, for the clock was set back by 1:59:53 "
+    "between processes"
+  )
+
+
+def test_a_sign_of_life_a_little_older_than_the_last_record_is_no_clock_set_back():
+  events = [process(100.0, start=1), process(110.0, alive=104.9, start=1)]
+  found = goodput([line(1, 105.0, step=4)], events)
+  assert shares(found) == {"start": 2, "step": 4, "down": 5}
+  assert found.set_back_s == 0
+
+
+def test_time_in_which_a_process_was_stopped_is_a_category_and_no_goodput():
+  found = goodput([line(1, 61, step=1, paused=59)], [process(0.0, start=1)])
+  assert shares(found) == {"start": 1, "step": 1, "paused": 59}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.report.html import Html, join, table, tag
@@ -22,9 +23,8 @@ def happened(run: Run) -> Html | None:
     return None
   counts = collections.Counter(event["event"] for event in run.events)
   shown = [event for event in run.events if event["event"] not in COUNTED]
-  times = [unix_s(event) for event in run.events]
-  first = min((time for time in times if math.isfinite(time)), default=math.nan)
-  rows = [[_when(event, first), event["event"], _details(event)] for event in shown[:MAX_ROWS]]
+  after = {id(event): s for event, s in zip(run.events, _after(run.events))}
+  rows = [[_when(after[id(event)]), event["event"], _details(event)] for event in shown[:MAX_ROWS]]
   told = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
   left = len(shown) - MAX_ROWS
   return join(
@@ -33,8 +33,18 @@ def happened(run: Run) -> Html | None:
   )  # fmt: skip
 
 
-def _when(event: dict[str, Any], first: float) -> str:
-  after = unix_s(event) - first
+def _after(events: list[dict[str, Any]]) -> Iterator[float]:
+  """Yields how long after the first each event was; a clock that is set back adds nothing."""
+  passed, before = 0.0, math.nan
+  for event in events:
+    now = unix_s(event)
+    if math.isfinite(now):
+      passed += max(now - before, 0.0) if math.isfinite(before) else 0.0
+      before = now
+    yield passed if math.isfinite(now) else math.nan
+
+
+def _when(after: float) -> str:
   return seconds(after) if math.isfinite(after) else "?"
 
 

@@ -11,7 +11,8 @@ from jaxmoe.report.sections.learning import of_curve
 
 COLORS = {
   "step": "--s0", "data": "--s1", "evaluation": "--s2", "samples": "--l3", "checkpoint": "--s3",
-  "compile": "--s4", "start": "--s5", "report": "--l7", "lost": "--bad", "down": "--l0",
+  "compile": "--s4", "start": "--s5", "report": "--l7", "paused": "--l2", "lost": "--bad",
+  "down": "--l0",
   "other": "--line",
 }  # fmt: skip
 MEANS = {
@@ -23,9 +24,10 @@ MEANS = {
   "compile": "compiling",
   "start": "interpreter, imports, corpus, restoring",
   "report": "writing reports before this one",
+  "paused": "the whole process was stopped, by a signal or its group",
   "lost": "work that was done again or thrown away",
   "down": "no process alive",
-  "other": "not accounted for",
+  "other": "not told as anything else",
 }
 RATES = {
   "time/tokens_per_s": ("Speed", "tokens per second"),
@@ -61,7 +63,7 @@ def _spent(run: Run) -> Html:
   text = f"{seconds(wall)} of wall time over {count}; {percent(run.goodput.share)} was goodput: "
   numbers = {"chart": "wall time", "seconds": {n: plain(v) for n, v in spent.items()}}
   return join(
-    tag("p", text, "steps that stayed."), tag("div", *pieces, class_="bar", role="img",
-        aria_label="wall time by category"),
+    tag("p", text, "steps that stayed", run.goodput.caveat, "."),
+    tag("div", *pieces, class_="bar", role="img", aria_label="wall time by category"),
     table(["", "what", "time", "share"], rows, text_columns=2), data(numbers),
   )  # fmt: skip
