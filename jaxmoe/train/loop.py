@@ -1,5 +1,8 @@
 """The training loop: dispatch step n, then fetch and write the metrics of step n - 1.
 
+A line's seconds are those between the moment at which the step before was done and that at which
+its own was, whenever the two were dispatched and fetched; with what hooks took behind them.
+
 Hooks run after a step whose number they are due at, and after the last; what they return is written
 into the step's line. A checkpoint is written after the line of its step, and not after a step that
 was skipped: whatever made it harmful may be in the state.
@@ -7,7 +10,9 @@ was skipped: whatever made it harmful may be in the state.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -16,6 +21,7 @@ import jax
 
 from jaxmoe.core.errors import DropError, NotFiniteError
 from jaxmoe.core.names import Splits
+from jaxmoe.train.arrivals import Arrival, Arrivals
 from jaxmoe.train.experiment import Train
 from jaxmoe.train.state import State
 from jaxmoe.train.step import Step
@@ -151,6 +157,7 @@ class _Dispatched:
   metrics: Any
   drawn: Drawn
   since_busy_s: float
+  arrival: Arrival
 
 
 def run(job: Job, state: State, first: int) -> tuple[int, State]:
@@ -162,23 +169,24 @@ def run(job: Job, state: State, first: int) -> tuple[int, State]:
     NotFiniteError: more steps were skipped, or more rollbacks needed, than the budget allows.
     DropError: a layer dropped more than its limit.
   """
-  loop = _Loop(job, state, first)
-  job.watch.display.start(first)
-  while loop.step < job.train.num_steps and not loop.ended:
-    try:
-      loop.advance()
-    except HarmError as error:
-      loop.go_on_from(*job.roll_back(error.harm))
-      for sink in job.sinks:
-        sink.rollback(loop.step)
+  with contextlib.closing(Arrivals()) as arrivals:
+    loop = _Loop(job, state, first, arrivals)
+    job.watch.display.start(first)
+    while loop.step < job.train.num_steps and not loop.ended:
+      try:
+        loop.advance()
+      except HarmError as error:
+        loop.go_on_from(*job.roll_back(error.harm))
+        for sink in job.sinks:
+          sink.rollback(loop.step)
   return loop.step, loop.state
 
 
 class _Loop:
   """Where a run stands between two steps."""
 
-  def __init__(self, job: Job, state: State, first: int):
-    self._job = job
+  def __init__(self, job: Job, state: State, first: int, arrivals: Arrivals):
+    self._job, self._arrivals = job, arrivals
     self._busy_s = 0.0
     self._pending: _Dispatched | None = None
     self.go_on_from(first, state)
@@ -193,10 +201,11 @@ class _Loop:
     job, n = self._job, self.step + 1
     metrics, drawn = self._dispatch(n)
     self.step, before = n, self._pending
-    self._pending = _Dispatched(n, metrics, drawn, self._busy_s)
+    arrival = self._arrivals.expect(metrics)
+    self._pending = _Dispatched(n, metrics, drawn, self._busy_s, arrival)
     self._busy_s = drawn.busy_s
     if before is not None:
-      self._write(before, {})
+      self._write(before)
     last = n == job.train.num_steps
     self.ended = last or job.stopped()
     due = [hook for hook in job.hooks if hook.every and (last or n % hook.every == 0)]
@@ -210,9 +219,14 @@ class _Loop:
 
   def _dispatch(self, n: int) -> tuple[Any, Drawn]:
     job = self._job
+    before = self._pending.arrival if self._pending is not None else None
+    if before is not None:
+      before.look()
     with job.watch.phase("data"):
       drawn = job.draw()
     job.watch.watchdog.beat(f"step {n}")
+    if before is not None:
+      before.before_dispatch()
     if job.profiler is not None:
       job.profiler.before(n)
     self.state, metrics = job.step(self.state, drawn.batch)
@@ -232,7 +246,7 @@ class _Loop:
     self._pending = None
     return self._write(dispatched, extra)
 
-  def _write(self, dispatched: _Dispatched, extra: dict[str, Any]) -> int:
+  def _write(self, dispatched: _Dispatched, extra: dict[str, Any] | None = None) -> int:
     """Writes the line of a step; returns how many steps in a row were skipped up to it.
 
     Raises:
@@ -251,11 +265,18 @@ class _Loop:
     return in_a_row
 
 
-def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any]) -> dict[str, Any]:
-  """Writes and returns the line of a step; DropError if a layer dropped more than its limit."""
+def _write(
+  job: Job, dispatched: _Dispatched, extra: dict[str, Any] | None
+) -> dict[str, Any]:
+  """Writes and returns the line of a step; DropError if a layer dropped more than its limit.
+
+  Its seconds end when it was done or, with what hooks returned as `extra`, now.
+  """
   step, metrics, drawn = dispatched.step, dispatched.metrics, dispatched.drawn
-  line = {"step": step, **summarize(metrics, job.splits), "data": drawn.counters, **extra}
-  line["time"] = _clock(job, dispatched, line["tokens"])
+  line = {"step": step, **summarize(metrics, job.splits), "data": drawn.counters, **(extra or {})}
+  dispatched.arrival.look()
+  until_s = dispatched.arrival.at if extra is None else math.inf
+  line["time"] = _clock(job, dispatched, line["tokens"], until_s)
   job.watch.journal.step(line)
   job.watch.display.step(line)
   for sink in job.sinks:
@@ -298,12 +319,12 @@ def _shown(why: str) -> str:
   return "far above the last ones" if why == "spike" else why
 
 
-def _clock(job: Job, dispatched: _Dispatched, tokens: float) -> dict[str, Any]:
+def _clock(job: Job, dispatched: _Dispatched, tokens: float, until_s: float) -> dict[str, Any]:
   """Returns the `time` entry of a line; speeds count waiting for data as a part of the step.
 
   A checkpoint's stall is in the line after it, since the line of its step comes first.
   """
-  seconds = job.watch.ledger.take("step")
+  seconds = job.watch.ledger.take("step", until_s)
   step_s = max(seconds["step"] + seconds.get("data", 0.0), 1e-9)
   busy_s = dispatched.drawn.busy_s - dispatched.since_busy_s
   rates = job.rates

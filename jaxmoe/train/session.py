@@ -122,7 +122,8 @@ class Session:
     samples = watch.journal.also(self.workdir.samples)
     parts = Parts(self.experiment, self.corpus, self.spec, store, stream, watch, samples)
     try:
-      return self._train(parts, stopped)
+      with watch.ledger.pulse.running():
+        return self._train(parts, stopped)
     except (RuntimeError, ValueError) as raised:
       error = peers.lost(raised) or raised
       if isinstance(error, ToldError | PeerError):

@@ -1,14 +1,21 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
-from jaxmoe.train import ledger
+from jaxmoe.train import ledger, pulse
 from jaxmoe.train.ledger import Ledger
+from jaxmoe.train.pulse import BEAT_S, Pulse
 
 
 class Time:
-  """A clock that tests move; `compiled` is what a compiler has taken so far."""
+  """A clock that tests move; `compiled` is what a compiler has taken so far, `used` all cores."""
 
   def __init__(self):
-    self.now, self.compiled = 100.0, 0.0
+    self.now, self.compiled, self.used = 100.0, 0.0, 0.0
 
   def time(self):
     return 1e9 + self.now
@@ -16,15 +23,22 @@ class Time:
   def perf_counter(self):
     return self.now
 
-  def pass_by(self, seconds, compiling=0.0):
+  def process_time(self):
+    return self.used
+
+  monotonic = perf_counter
+
+  def pass_by(self, seconds, compiling=0.0, used=0.0):
     self.now += seconds
     self.compiled += compiling
+    self.used += used
 
 
 @pytest.fixture
 def clock(monkeypatch):
   made = Time()
   monkeypatch.setattr(ledger, "time", made)
+  monkeypatch.setattr(pulse, "time", made)
   return made
 
 
@@ -74,3 +88,83 @@ def test_a_phase_cut_in_two_by_a_record_is_booked_in_both(clock):
     assert made.take("step") == {"checkpoint": 2, "step": 0}
     clock.pass_by(1)
   assert made.take("step") == {"checkpoint": 1, "step": 0}
+
+
+def test_what_is_booked_after_a_moment_is_left_to_the_next_record(clock):
+  made = Ledger()
+  clock.pass_by(2)
+  with made.phase("data"):
+    clock.pass_by(4)
+  clock.pass_by(8)
+  assert made.take("start", until_s=103.0) == {"start": 2, "data": 1}
+  assert made.take("step", until_s=102.0) == {"step": 0}
+  assert made.take("step", until_s=110.0) == {"data": 3, "step": 4}
+  assert made.take("step") == {"step": 4}
+
+
+def test_setting_the_time_of_day_moves_nothing(clock, monkeypatch):
+  made = Ledger(clock.time() - 3)
+  clock.pass_by(2)
+  monkeypatch.setattr(clock, "time", lambda: 1e9 + clock.now - 7200)
+  clock.pass_by(1)
+  assert made.take("step") == {"step": 6}
+
+
+@pytest.fixture
+def beating(clock, monkeypatch):
+  """A pulse that runs, whose beats are those of the test."""
+  made = Pulse()
+  monkeypatch.setattr(made, "_beat_until", lambda end: None)
+  with made.running():
+    yield made
+
+
+def test_time_in_which_the_process_was_stopped_is_no_step(clock, beating):
+  made = Ledger(pulse=beating)
+  clock.pass_by(0.5, used=1)
+  beating.beat()
+  clock.pass_by(60, used=0.1)  # SIGSTOP, SIGCONT, and nobody has beaten yet
+  assert made.take("step") == {"step": 0.5 + BEAT_S, "paused": 60 - BEAT_S}
+  with made.phase("data"):
+    clock.pass_by(30)
+    beating.beat()
+    clock.pass_by(0.25)
+  assert made.take("step") == {"data": 0.25 + BEAT_S, "paused": 30 - BEAT_S, "step": 0}
+
+
+def test_who_is_busy_or_stopped_for_a_moment_is_not_paused(clock, beating):
+  clock.pass_by(60, used=50)  # another thread held the interpreter's lock
+  assert beating.beat() == 0
+  clock.pass_by(6, used=2 * BEAT_S * os.cpu_count() + 0.1)  # and got few cores for it
+  assert beating.beat() == 0
+  clock.pass_by(0.9)
+  assert beating.beat() == 0
+
+
+def test_without_a_thread_that_beats_nobody_knows_of_a_stop(clock):
+  made = Ledger()
+  clock.pass_by(60)
+  assert made.take("start") == {"start": 60}
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_finds_out():
+  """The real thread, in a process that a signal stops for two seconds."""
+  program = (
+    "import os, time\n"
+    "from jaxmoe.train.pulse import Pulse\n"
+    "pulse = Pulse()\n"
+    "with pulse.running():\n"
+    "  print('ready', flush=True)\n"
+    "  input()\n"
+    "  print(pulse.beat())\n"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+  ) as process:
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    process.send_signal(signal.SIGCONT)
+    out, _ = process.communicate("\n", timeout=60)
+  assert 1.5 < float(out) < 60

@@ -1,11 +1,16 @@
+import math
+import time
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.core.metrics import Mean
+from jaxmoe.train import ledger, loop
+from jaxmoe.train.arrivals import Arrival, Arrivals
 from jaxmoe.train.experiment import Recovery, Train
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.loop import Drawn, Harm, Job, Rates, run
@@ -272,3 +277,128 @@ def test_a_spike_is_told_from_a_loss_that_is_not_finite():
   recorder.train_step = train_step
   go(recorder, num_steps=3)
   assert recorder.why == "spike"
+
+
+class Device:
+  """A device that computes one step after the other while a clock that tests move goes on.
+
+  Args:
+    at_once: Whether a dispatch returns when its step is done, as small programs on a CPU do.
+  """
+
+  STEP_S = 1.0
+
+  def __init__(self, at_once):
+    self.now, self.free, self._at_once = 0.0, 0.0, at_once
+    self._asked = 0
+
+  def time(self):
+    return 1e9 + self.now
+
+  def perf_counter(self):
+    return self.now
+
+  def pass_by(self, seconds):
+    self.now += seconds
+
+  def dispatched(self):
+    """Starts the next step."""
+    self.free = max(self.now, self.free) + self.STEP_S
+    self.now = self.free if self._at_once else self.now + 0.01
+
+  def expect(self, metrics):
+    """Returns the arrival of the step that was dispatched last."""
+    done = self.free
+    metrics["arrives"] = done
+    return types.SimpleNamespace(at=done, look=lambda: None, before_dispatch=lambda: None)
+
+  def fetched(self, metrics):
+    """Waits for the results of a step."""
+    self.now = max(self.now, metrics.pop("arrives", self.free))
+
+  def close(self):
+    """Ends with the run."""
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+  """Returns a function (at_once, data_s, write_s, stalls) that gives the lines of a run there.
+
+  `stalls` has seconds that a draw or a write of a step takes besides.
+  """
+
+  def run_it(at_once=False, data_s=0.02, write_s=0.01, stalls=()):
+    device, stalls = Device(at_once), dict(stalls)
+    monkeypatch.setattr(loop, "Arrivals", lambda: device)
+    monkeypatch.setattr(ledger, "time", device)
+    fetch = loop.summarize
+
+    def summarize(metrics, splits):
+      device.fetched(metrics)
+      return fetch(metrics, splits)
+
+    monkeypatch.setattr(loop, "summarize", summarize)
+    wait = lambda metrics: device.fetched(dict(metrics))  # noqa: E731
+    monkeypatch.setattr(loop.jax, "block_until_ready", wait)
+    slow = lambda step: device.pass_by(5.0) or {"eval": 1}  # noqa: E731
+    recorder = Recorder(hooks=[("evaluation", 4, slow)], sinks=(lambda line: device.pass_by(
+      write_s + stalls.get(("write", line["step"]), 0.0)),))  # fmt: skip
+    draw, train_step = recorder.draw, recorder.train_step
+
+    def timed_draw():
+      device.pass_by(data_s + stalls.get(("draw", recorder.batches + 1), 0.0))
+      return draw()
+
+    def timed_step(state, batch):
+      device.dispatched()
+      return train_step(state, batch)
+
+    recorder.draw, recorder.train_step = timed_draw, timed_step
+    go(recorder, num_steps=9)
+    return recorder.lines, device
+
+  return run_it
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+  "host",
+  [
+    {},
+    {"data_s": 20.0},  # no batch in time
+    {"write_s": 0.5},
+    {"stalls": {("draw", 3): 30.0, ("draw", 8): 30.0}},
+    {"stalls": {("write", 2): 30.0, ("write", 3): 30.0, ("write", 6): 30.0}},
+  ],
+)
+def test_no_step_is_faster_than_its_device_and_an_evaluation_is_no_step(on_device, at_once, host):
+  lines, device = on_device(at_once, **host)
+  clocks = [line["time"] for line in lines]
+  took = [clock["seconds"]["step"] + clock["seconds"].get("data", 0.0) for clock in clocks]
+  assert min(took) >= Device.STEP_S - 1e-6
+  assert max(clock["mfu"] for clock in clocks) <= 1 / Device.STEP_S
+  scored = [clock["seconds"].get("evaluation", 0.0) for clock in clocks]
+  assert scored == [5.0 if n in (4, 8, 9) else 0.0 for n in range(1, 10)]
+  assert math.isclose(sum(took) + sum(scored), device.now, abs_tol=0.6)
+  if not host:
+    assert max(took) < 1.1 * Device.STEP_S, "nor slower where nothing holds it up"
+
+
+def test_who_waits_for_arrays_notes_when_they_arrived():
+  arrivals = Arrivals()
+  started = time.perf_counter()
+  found = arrivals.expect({"a": jnp.arange(4) + 1, "b": np.float32(1)})
+  while found.at == math.inf:
+    time.sleep(0.001)
+  first = found.at
+  found.look()
+  found.wait()
+  assert started < first == found.at <= time.perf_counter()
+  arrivals.close()
+
+
+def test_who_comes_by_notes_what_is_there_before_the_one_that_waits():
+  found = Arrival({"a": jax.block_until_ready(jnp.arange(4) + 1)})
+  assert found.at == math.inf
+  found.look()
+  assert found.at < math.inf
