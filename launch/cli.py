@@ -75,15 +75,21 @@ def process_ledger() -> Ledger:
   return Ledger(_process_start(), lambda: _COMPILING.seconds)
 
 
+_COMPILE_EVENTS = tuple(
+  f"/jax/core/compile/{part}_duration"
+  for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
+)
+
+
 class _Compiling:
-  """Sums the seconds JAX says it spent compiling or fetching a compiled program."""
+  """Sums the seconds JAX says it spent tracing, lowering, compiling or fetching programs."""
 
   def __init__(self) -> None:
     self.seconds = 0.0
 
   def add(self, event: str, duration_secs: float, **details: str | int) -> None:
     """Takes an event of `jax.monitoring`."""
-    if event == "/jax/core/compile/backend_compile_duration":
+    if event in _COMPILE_EVENTS:
       self.seconds += duration_secs
 
 

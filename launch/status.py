@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.train.progress import BESIDE, step_s
 from launch import command
 from launch.columns import ago, clock, fit, labelled, shown
 from launch.load_table import BLOCKS, LETTERS, load_table
@@ -103,7 +104,7 @@ def _step(snapshot: Snapshot) -> Iterator[str]:
   tokens = _tokens(line)
   items += [f"{tokens:,.0f} tokens"] if tokens else []
   if snapshot.state == "running" and isinstance(total, int):
-    items.append(f"{clock(_step_s(snapshot.lines) * (total - line['step']))} left")
+    items.append(f"{clock(_step_s(snapshot) * (total - line['step']))} left")
   yield from labelled("step", items)
   yield from labelled("training", _learned(snapshot.lines))
   clocks = [line.get("time", {}) for line in snapshot.lines]
@@ -168,10 +169,13 @@ def _tokens(line: dict[str, Any]) -> float:
   return handed_out or line["step"] * (line.get("tokens") or 0)
 
 
-def _step_s(lines: list[dict[str, Any]]) -> float:
-  """Returns the median wall time of a step with all that belongs to it."""
-  seconds = [line.get("time", {}).get("seconds", {}) for line in lines]
-  return statistics.median(each.get("total", sum(each.values())) for each in seconds)
+def _step_s(snapshot: Snapshot) -> float:
+  """Returns the wall time of a step, with its share of what comes every so many of them."""
+  seconds = step_s(line.get("time", {}).get("seconds", {}) for line in snapshot.lines)
+  spent = snapshot.goodput.seconds if snapshot.goodput is not None else {}
+  trained = sum(spent.get(name, 0.0) for name in ("step", "data"))
+  beside = sum(spent.get(name, 0.0) for name in BESIDE)
+  return seconds * (1 + beside / trained) if trained else seconds
 
 
 def _bits(value: float | None) -> str:

@@ -7,13 +7,58 @@ import contextlib
 import math
 import statistics
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jaxmoe.train.narrator import SILENCE_S, Narrator
 
-_RECENT = 20  # steps whose median speed is shown; a single one's depends on when it was fetched
+_RECENT = 20  # steps whose median speed is shown
+_PACE = 100  # steps whose mean says how long those to come take
+BESIDE = ("evaluation", "samples", "checkpoint")
+"""Categories of what is done every so many steps."""
+
+
+def step_s(clocks: Iterable[Mapping[str, float]]) -> float:
+  """Returns the mean seconds of steps and their data, without the slowest twentieth of them.
+
+  Args:
+    clocks: `time.seconds` of lines, of at least one.
+  """
+  took = sorted(clock.get("step", 0.0) + clock.get("data", 0.0) for clock in clocks)
+  return statistics.fmean(took[: math.ceil(0.95 * len(took))])
+
+
+class Pace:
+  """How long a run has still to go, from its lines since it started or went on.
+
+  A step to come takes what the last ones took; what is done every so many steps (evaluation,
+  samples, checkpoints) takes its median, as often as it came so far. Neither the start of the
+  process nor what was compiled comes again.
+  """
+
+  def __init__(self, first: int):
+    self._first = first
+    self._clocks: collections.deque[Mapping[str, float]] = collections.deque(maxlen=_PACE)
+    self._beside: dict[str, list[float]] = {}
+    self._beside_each: dict[str, float] = {}
+
+  def add(self, step: int, seconds: Mapping[str, float]) -> None:
+    """Takes `time.seconds` of a line."""
+    if step == self._first + 2:  # the first step waits for much that comes once
+      self._clocks.clear()
+    self._clocks.append(seconds)
+    for name in BESIDE:
+      if name in seconds:
+        found = self._beside.setdefault(name, [])
+        found.append(seconds[name])
+        every = (step - self._first) / len(found)
+        self._beside_each[name] = statistics.median(found) / max(every, 1)
+
+  def left_s(self, steps: int) -> float:
+    """Returns the seconds that so many steps will take."""
+    return steps * (step_s(self._clocks) + sum(self._beside_each.values())) if self._clocks else 0.0
 
 
 class Display(Narrator):
@@ -31,18 +76,18 @@ class Display(Narrator):
     self._bits = 1 / (math.log(2) * bytes_per_token) if bytes_per_token else None
     self._bar: Progress | None = None
     self._task: Any = None
-    self._started = (time.monotonic(), 0)
+    self._pace = Pace(0)
     self._running = contextlib.ExitStack()
     self._speeds: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
 
   def start(self, step: int) -> None:
     """Starts to count steps: with a bar on a terminal, else with a line now and then."""
-    self._started = (time.monotonic(), step)
+    self._pace = Pace(step)
     if not self.console.is_terminal:
       self._running.enter_context(self.phase("training", brief=True))
       return
     columns = (BarColumn(12), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console)
+    self._bar = Progress(*columns, console=self.console)
     self._task = self._bar.add_task("train", total=self._num_steps, completed=step, text="")
     self._running.enter_context(self._bar)
 
@@ -52,8 +97,10 @@ class Display(Narrator):
     self._speeds.append((clock["tokens_per_s"], clock["mfu"]))
     tokens_per_s, mfu = map(statistics.median, zip(*self._speeds))
     speed = f"{tokens_per_s:,.0f} tok/s MFU {mfu:.0%}"
+    self._pace.add(step, clock["seconds"])
     if self._bar is not None:
-      self._bar.update(self._task, completed=step, text=f"{shown} {speed}")
+      text = f"{shown} {speed} {self._left(step)}"
+      self._bar.update(self._task, completed=step, text=text)
       return
     quiet = time.monotonic() - self.last_line
     if step % self._log_every == 0 or step == self._num_steps or quiet > SILENCE_S:
@@ -71,6 +118,6 @@ class Display(Narrator):
     return f"loss {loss:.3f}{bits}"
 
   def _left(self, step: int) -> str:
-    since, first = self._started
-    seconds = (time.monotonic() - since) / max(step - first, 1) * (self._num_steps - step)
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    minutes, seconds = divmod(round(self._pace.left_s(self._num_steps - step)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

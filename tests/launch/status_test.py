@@ -258,6 +258,16 @@ def test_where_the_time_went_is_told_unless_the_file_is_too_long_to_sum(make, mo
   assert "wall time" not in told(run)
 
 
+def test_what_is_left_counts_what_comes_every_so_many_steps_not_what_came_once(make, held):
+  """80 steps of 0.75 s, and 7.5 s of evaluation in the 20 so far: half of their time besides."""
+  first = {**PROCESS, "time": {**STARTED, "seconds": {"start": 10.0}}}
+  lines = [line(n) for n in range(1, 21)]
+  lines[3]["time"]["seconds"] = {"step": 0.5, "data": 0.25, "evaluation": 7.5, "compile": 99.0}
+  run = make(lines, [first])
+  held(run)
+  assert "1:30 left" in told(run)
+
+
 def test_a_run_that_has_no_line_yet_is_told(make):
   text = told(make(events=[PROCESS]))
   assert "step      none of 100 yet" in text
