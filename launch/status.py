@@ -62,7 +62,8 @@ def report(
     rows: Lines that the terminal has; None to leave no layer out.
     encoding: That of the output; signs it lacks are replaced.
   """
-  lines = [*_state(snapshot), *_step(snapshot), *_scores(snapshot), *_upkeep(snapshot)]
+  lines = [*_state(snapshot), *_step(snapshot), *_scores(snapshot), *_skipped(snapshot)]
+  lines += _upkeep(snapshot)
   layers = snapshot.lines[-1].get("layers") if snapshot.lines else None
   if layers:
     signs = BLOCKS if shown(BLOCKS, encoding) == BLOCKS else LETTERS
@@ -135,6 +136,21 @@ def _scores(snapshot: Snapshot) -> Iterator[str]:
   yield from labelled("held out", items)
 
 
+def _skipped(snapshot: Snapshot) -> Iterator[str]:
+  """Yields what of the data was not read when the run began, if anything."""
+  found = (snapshot.last_event("start") or {}).get("data", {}).get("skipped", {})
+  items = [
+    f"{domain}: {_of(sum(flaws.values()), 'bad record')} ({', '.join(flaws)})"
+    for domain, flaws in found.get("counts", {}).items()
+  ]
+  items += [
+    f"{domain}: at least {_of(lost['bytes'], 'byte')} lost of {_of(lost['files'], 'file')}"
+    for domain, lost in found.get("broken", {}).items()
+  ]
+  if items:
+    yield from labelled("not read", items)
+
+
 def _upkeep(snapshot: Snapshot) -> Iterator[str]:
   last = snapshot.lines[-1] if snapshot.lines else {}
   counts = {"skipped steps": last.get("skipped", 0)}
@@ -180,6 +196,10 @@ def _step_s(snapshot: Snapshot) -> float:
 
 def _bits(value: float | None) -> str:
   return "no value" if value is None else f"{value:.3f}"
+
+
+def _of(number: int, noun: str) -> str:
+  return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _count(value: Any) -> str:

@@ -24,12 +24,12 @@ class Skipped:
   def __init__(self) -> None:
     self._counts: dict[str, collections.Counter[str]] = {}
     self._broken: dict[str, dict[str, int]] = {}
-    self._places: dict[str, list[str]] = {}
+    self._places: dict[tuple[str, str], list[str]] = {}
 
   def add(self, domain: str, place: str, flaw: str) -> None:
     """Takes note of one bad record."""
     self._counts.setdefault(domain, collections.Counter())[flaw] += 1
-    self._list(domain, f"{place}: {flaw}")
+    self._list(domain, "bad", f"{place}: {flaw}")
 
   def add_broken(self, domain: str, entry: Entry, allowed: bool) -> None:
     """Takes note of a file that ends early or cannot be opened.
@@ -45,7 +45,8 @@ class Skipped:
       )
     of = self._broken.setdefault(domain, {"files": 0, "bytes": 0})
     of["files"], of["bytes"] = of["files"] + 1, of["bytes"] + lost
-    self._list(domain, f"{entry.place}: {entry.flaw}, at least {plural(lost, 'byte')} lost")
+    line = f"{entry.place}: {entry.flaw}, at least {plural(lost, 'byte')} lost"
+    self._list(domain, "broken", line)
 
   def check(self, source: Source, num_good: int, max_share: float) -> None:
     """Raises InputError when a source has no good record, or more than `max_share` bad ones."""
@@ -56,7 +57,7 @@ class Skipped:
       return
     nothing = f"it is empty: {getattr(source, 'path', '')}".rstrip(": ")
     reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common()) or nothing
-    listed = self._places.get(domain, [])[-_SHOWN:]
+    listed = [line for kind in ("bad", "broken") for line in self._of(domain, kind)][-_SHOWN:]
     raise InputError(
       f"source {domain!r}: {bad} of {bad + num_good} records cannot be used: {reasons}"
       f"{'; such as ' if listed else ''}{', '.join(listed)}; mend them, or allow more bad records "
@@ -65,13 +66,13 @@ class Skipped:
 
   def lines(self, domain: str) -> Iterator[str]:
     """Yields what is to be said of a source: nothing where everything was read."""
-    listed = "; such as ".join(["", *self._places.get(domain, [])[:1]])
     if domain in self._counts:
-      counts = self._counts[domain]
+      counts, listed = self._counts[domain], "; such as ".join(["", *self._of(domain, "bad")[:1]])
       reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common())
       yield f"skipped of {domain}: {plural(counts.total(), 'bad record')}: {reasons}{listed}"
     if domain in self._broken:
       size, files = self._broken[domain]["bytes"], self._broken[domain]["files"]
+      listed = "; such as ".join(["", *self._of(domain, "broken")[:1]])
       yield (
         f"lost of {domain}: at least {plural(size, 'byte')} of {plural(files, 'file')} that cannot "
         f"be read to the end{listed}"
@@ -83,9 +84,13 @@ class Skipped:
     places = [place for listed in self._places.values() for place in listed]
     return {"counts": counts, "broken": self._broken, "places": places}
 
-  def _list(self, domain: str, line: str) -> None:
-    if sum(map(len, self._places.values())) < _MAX_LISTED:
-      self._places.setdefault(domain, []).append(line)
+  def _of(self, domain: str, kind: str) -> list[str]:
+    return self._places.get((domain, kind), [])
+
+  def _list(self, domain: str, kind: str, line: str) -> None:
+    # The broken files are all listed: there are few, and each may be much of the data.
+    if kind == "broken" or sum(map(len, self._places.values())) < _MAX_LISTED:
+      self._places.setdefault((domain, kind), []).append(line)
 
 
 def plural(number: int, noun: str) -> str:

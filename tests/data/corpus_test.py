@@ -14,7 +14,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, from_plain, override, to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources.jsonl import Jsonl
+from jaxmoe.data.sources.jsonl import _SEVERAL, Jsonl
 from jaxmoe.data.sources.record import WRONG_FIELDS
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
@@ -116,7 +116,8 @@ def test_documents_of_json_lines_are_read_again_exactly(write_texts, suffix):
 
 def test_a_broken_file_of_records_ends_the_run_whatever_its_share(write_texts):
   damaged = gzip.compress(LINES.encode())[:-20]
-  folder = write_texts({"a.jsonl": f"{LINES}\n" * 99, "b.jsonl.gz": damaged, "c.jsonl.gz": b""})
+  whole = f"{LINES}\n" * 99 + "{"
+  folder = write_texts({"a.jsonl": whole, "b.jsonl.gz": damaged, "c.jsonl.gz": b""})
   data = Data((Part(Jsonl(folder)),), held_out=0.3, max_bad_share=1.0)
   with pytest.raises(InputError, match=r"/b\.jsonl\.gz: cannot be read .*data\.allow_broken"):
     open_corpus(data)
@@ -125,9 +126,9 @@ def test_a_broken_file_of_records_ends_the_run_whatever_its_share(write_texts):
   corpus = open_corpus(allowed, progress=said.append)
   of = corpus.skipped["broken"]["jsonl"]
   assert of["files"] == 2 and 0 < of["bytes"] < len(damaged)
-  assert corpus.skipped["counts"] == {}
+  assert corpus.skipped["counts"] == {"jsonl": {_SEVERAL: 1}}
   assert [place.split(": ")[0] for place in corpus.skipped["places"]] == [
-    f"{folder}/b.jsonl.gz", f"{folder}/c.jsonl.gz"
+    f"{folder}/a.jsonl:3961", f"{folder}/b.jsonl.gz", f"{folder}/c.jsonl.gz"
   ]  # fmt: skip
   (line,) = [line for line in said if "lost" in line]
   assert line.startswith("lost of jsonl: at least ") and f"such as {folder}/b.jsonl.gz:" in line

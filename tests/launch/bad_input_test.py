@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gzip
 import json
 import os
 import shutil
@@ -343,7 +344,7 @@ def text_recipe(folder, path, source="Text", more=""):
   recipe = folder / "mine.py"
   recipe.write_text(
     "from jaxmoe.data.mixture import Data, Part\n"
-    "from jaxmoe.data.sources import Stdlib, Text\n"
+    "from jaxmoe.data.sources import Jsonl, Stdlib, Text\n"
     "from jaxmoe.train.experiment import Experiment\n"
     f"def get_config(): return Experiment(Data((Part({source}({path!r}{more})),)))\n"
   )
@@ -372,6 +373,16 @@ def test_too_many_bad_records_are_refused(refuses, tmp_path):
     (tmp_path / "texts" / f"{i}.txt").write_bytes(b"\xff" if i else b"text")
   config = text_recipe(tmp_path, f"{tmp_path}/texts")
   words = ("3 of 4 records", "UTF-8", "max_bad_share")
+  refuses("train", config, f"--workdir={tmp_path}/w", words=words)
+
+
+def test_a_file_of_records_that_ends_early_is_refused_by_name(refuses, tmp_path):
+  (tmp_path / "lines").mkdir()
+  whole = gzip.compress(b'{"text": "a line"}\n' * 9)
+  for i in range(200):
+    (tmp_path / "lines" / f"{i}.jsonl.gz").write_bytes(whole[:-9] if i == 7 else whole)
+  config = text_recipe(tmp_path, f"{tmp_path}/lines", "Jsonl")
+  words = ("'jsonl'", "/lines/7.jsonl.gz: cannot be read", "data.allow_broken_files=true")
   refuses("train", config, f"--workdir={tmp_path}/w", words=words)
 
 

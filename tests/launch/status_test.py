@@ -184,6 +184,19 @@ def test_a_run_that_goes_on_after_an_end_is_not_taken_for_ended(make, held):
   assert take(run).state == "running"
 
 
+def test_what_of_the_data_was_not_read_is_told(make):
+  skipped = {
+    "counts": {"text": {"invalid UTF-8": 3, "an empty document": 1200}},
+    "broken": {"rows": {"files": 1, "bytes": 34567}},
+  }
+  start = {"event": "start", "data": {"skipped": skipped}}
+  text = told(make([line(1)], [PROCESS, start]))
+  assert "not read  text: 1,203 bad records (invalid UTF-8, an empty document)" in text
+  assert "          rows: at least 34,567 bytes lost of 1 file" in text
+  nothing = {"event": "start", "data": {"skipped": {"counts": {}, "places": []}}}
+  assert "not read" not in told(make([line(1)], [PROCESS, nothing], name="whole"))
+
+
 def test_a_run_of_another_machine_is_not_said_to_be_dead(make):
   run = make([line(1)], [{**PROCESS, "host": "node-7"}])
   assert take(run).state == "elsewhere"

@@ -200,6 +200,27 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(made):
   assert links == []
 
 
+SKIPPED = {
+  "counts": {"code": {"not JSON": 1200, "<b>": 1}},
+  "broken": {"prose": {"files": 2, "bytes": 34_567}},
+  "places": ["a.jsonl:7: not JSON", "b.parquet: cannot be read (ends early), 34,567 bytes lost"],
+}
+
+
+def test_what_of_the_data_was_not_read_is_told_with_its_places(run_of, page_of, tmp_path):
+  run_of(tmp_path, steps=3)
+  events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+  assert "Everything could be read." in page_of(write_report(tmp_path)).text
+  (start,) = (event for event in events if event["event"] == "start")
+  start["data"]["skipped"] = SKIPPED
+  (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+  text = page_of(write_report(tmp_path)).text
+  assert "code 9 900 1 99 1,201 0 prose 9 900 1 99 0 34,567" in text
+  assert "code: not JSON, 1,200 records code: <b>, 1 record" in text
+  assert "prose: 2 files could not be read to the end" in text
+  assert "Where a.jsonl:7: not JSON b.parquet: cannot be read" in text
+
+
 def test_what_was_set_other_than_in_the_recipe_is_told(made):
   _, page = made
   assert "train.seed 0 5" in page.text

@@ -26,6 +26,7 @@ from jaxmoe.data.sources.values import NotJson, is_lines, is_object, values
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 VALUES = (".json", ".json.gz")
+_UNKNOWN = "how much is cut off is not known"
 _SEVERAL = "not JSON by itself; a value over several lines is read where the file is called .json"
 
 
@@ -83,14 +84,17 @@ class _File:
     try:
       with self._open() as file:
         yield from self._entries(file, max_bytes)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, NotJson) as error:
+    except EOFError:
+      early = EOFError(f"{'ends early' if self._num_bytes else 'is empty'}; {_UNKNOWN}")
+      yield broken(self.path, self.name, early, self._lost)
+    except (OSError, zlib.error, UnicodeDecodeError, NotJson) as error:
       yield broken(self.path, self.name, error, self._lost)
 
   def _open(self) -> BinaryIO:
     if not self.gzipped:
       return open(self.path, "rb")
-    if not os.path.getsize(self.path):
-      raise EOFError("an empty file, not even the beginning of gzip data")
+    if not self._num_bytes:
+      raise EOFError  # module gzip takes it for a file of nothing
     return cast(BinaryIO, gzip.open(self.path, "rb"))
 
   def _entries(self, file: BinaryIO, max_bytes: int) -> Iterator[Entry]:
@@ -146,7 +150,11 @@ class _File:
   def _lost(self) -> int:
     """Returns how many bytes of the file gave no record; what a cut took away is not known."""
     used = bytes_for(self.path, self._end) if self.gzipped else self._end
-    return max(0, os.path.getsize(self.path) - used)
+    return max(0, self._num_bytes - used)
+
+  @property
+  def _num_bytes(self) -> int:
+    return os.path.getsize(self.path)
 
 
 def _lines(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from jaxmoe.report.html import Html
 from jaxmoe.report.run import Run
+from jaxmoe.report.sections.data import data
 from jaxmoe.report.sections.experts import experts
 from jaxmoe.report.sections.happened import happened
 from jaxmoe.report.sections.learning import learning
@@ -16,6 +17,7 @@ SECTIONS: dict[str, Callable[[Run], Html | None]] = {
   "Learning": learning,
   "Experts": experts,
   "Domains and experts": routing,
+  "Data": data,
   "Wall time": wall_time,
   "Samples": texts,
   "Events": happened,
