@@ -30,9 +30,10 @@ from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.saved import check_saved
 from jaxmoe.train.state import ONLY, params_from_arrays, params_like
 from jaxmoe.train.workdir import Workdir
-from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks
+from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks, stops
 from launch.command import run as run
 from launch.memory import keep_freed_memory
+from launch.unread import Patient
 
 
 def set_up_jax(keep_memory: bool = True) -> None:
@@ -190,7 +191,9 @@ def need_steps(workdir: Workdir) -> OrbaxStore:
 
 
 class StopSignals:
-  """Notes SIGTERM and SIGINT, so that a run can finish its step and save.
+  """Notes SIGTERM, SIGINT and SIGHUP, so that a run can finish its step and save.
+
+  A hangup that whoever started the run has it ignore (nohup) stays ignored.
 
   Before the run first asks there is no step to finish, and whoever sends a second signal does not
   want to wait: then the process ends at once, and what was saved stays.
@@ -199,7 +202,7 @@ class StopSignals:
   def __init__(self) -> None:
     self.received: int | None = None
     self._asked = False
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stops():
       signal.signal(number, self._note)
     self._unraisable = sys.unraisablehook
     sys.unraisablehook = self._swallowed
@@ -236,4 +239,4 @@ class StopSignals:
 def _write(line: bytes) -> None:
   """Writes to standard error; not by print, as the signal may have come in the middle of one."""
   if speaks():
-    os.write(2, line)
+    Patient(2).write(line)

@@ -62,9 +62,16 @@ def run(
 
   if not spreads and not speaks():
     sys.exit(0)
+  _open_what_is_closed()
   # A line is seen when it is written, also in a pipe, and whatever the terminal can show.
   sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
   app.run(guarded, flags_parser=parse)
+
+
+def stops() -> list[signal.Signals]:
+  """Returns the signals that ask to stop; a hangup that is ignored (nohup) does not."""
+  hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+  return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 def speaks() -> bool:
@@ -86,6 +93,17 @@ def fail_alike(message: str, code: int) -> None:
   if not speaks():
     sys.exit(code)
   fail(message, code)
+
+
+def _open_what_is_closed() -> None:
+  """Gives a process that was started without output (`>&-`) one that nobody reads."""
+  for descriptor in range(3):
+    try:
+      os.fstat(descriptor)
+    except OSError:  # or the next file that is opened would take what libraries print
+      os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+  sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - until the process ends
+  sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _output_is_closed() -> int:

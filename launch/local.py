@@ -30,7 +30,8 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError, PeerError
 from launch import command
-from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PREEMPTED, PROCESS, PROCESSES
+from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PREEMPTED, PROCESS, PROCESSES, stops
+from launch.unread import outlive_readers
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer("processes", 1, "How many processes.", lower_bound=1, flag_values=FLAGS)
@@ -50,6 +51,7 @@ _MILDER = (2, 4, 3, INTERRUPTED, PeerError.code, PREEMPTED, 0)
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
+  outlive_readers()
   try:
     program = program_of(COMMAND)
     crew = Crew(program, FLAGS.processes, FLAGS.devices_per_process, FLAGS.heartbeat_s)
@@ -84,7 +86,7 @@ class Crew:
     self._killed = False
     self._readers: list[threading.Thread] = []
     self._members: list[subprocess.Popen[bytes]] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stops():
       signal.signal(number, self._pass_on)
     env = environment(processes, devices, heartbeat_s)
     try:

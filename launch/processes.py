@@ -23,6 +23,7 @@ from jax._src import distributed  # no public way to meet without the devices
 from jaxmoe.core import peers
 from jaxmoe.core.errors import InputError, PeerError, ToldError
 from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PROCESS, PROCESSES
+from launch.unread import patient
 
 DEFAULT_HEARTBEAT_S = 60
 _LAST_WORDS_S = 5.0
@@ -79,7 +80,7 @@ def _take_standard_output() -> None:
   """Leaves standard output to Python's part of process 0; gloo writes there, too."""
   if peers.first():
     sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
+    sys.stdout = patient(os.dup(1))
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

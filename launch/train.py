@@ -34,6 +34,7 @@ from launch import cli
 from launch.processes import processes
 from launch.recipes import PREFIX, kept_line, load_recipe, recipe_origin
 from launch.sinks import make_sinks
+from launch.unread import lost, outlive_readers
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
@@ -56,6 +57,7 @@ flags.DEFINE_bool(
 
 def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
+  outlive_readers()
   with processes():
     return train(cli.process_ledger(), overrides)
 
@@ -117,6 +119,8 @@ def tell(workdir: Workdir, ledger: Ledger) -> None:
     print(f"report.html cannot be written ({error.strerror}); launch.report makes it later")
   journal = Journal(workdir.metrics, workdir.events)
   journal.event("report", time={"seconds": ledger.take("report")})
+  if why := lost():
+    journal.event("output_lost", why=why)
 
 
 @contextlib.contextmanager

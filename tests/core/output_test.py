@@ -150,7 +150,6 @@ WRITERS = {
   "jaxmoe/train/workdir.py": "the lock",
   "launch/carried.py": "a folder that is renamed when it is whole",
   "launch/export.py": "the same",
-  "launch/processes.py": "standard output",
   "launch/score.py": "an open file",
   "launch/sinks/wandb.py": "a file of a run, made once",
 }

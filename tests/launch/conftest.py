@@ -47,7 +47,8 @@ class Terminal(io.StringIO):
 def run_here(name, *arguments):
   """Runs a command in this process; exceptions that are not its own exit come through."""
   out, err = Terminal(), Terminal()
-  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  caught = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  handlers = {number: signal.getsignal(number) for number in caught}
   opened, make = [], cli.Workdir
   cli.Workdir = lambda path: opened.append(make(path)) or opened[-1]
   before, sys.argv = sys.argv, [f"launch/{name}.py", *map(str, arguments)]

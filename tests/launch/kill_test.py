@@ -126,6 +126,23 @@ def test_sigterm_finishes_the_step_and_saves_and_the_run_ends_up_undisturbed(
   assert {**left_behind(tmp_path / "run"), "steps": []} == {**left_behind(trained), "steps": []}
 
 
+def test_a_terminal_that_hangs_up_takes_its_reader_along_and_the_run_saves(
+  started, again, tmp_path
+):
+  workdir = tmp_path / "run"
+  process = started(
+    "train", "line_2", "SIGHUP", *again, f"--workdir={workdir}", program=("-c", KILLER)
+  )
+  process.stdout.close()
+  err = process.stderr.read()
+  process.stderr.close()
+  assert (process.wait(timeout=300), len(err.split("\n", 2))) == (42, 3), err
+  assert "stopping: finishing the step, then saving" in err
+  assert events(workdir, "stopped")[-1]["step"] == 3
+  assert (workdir / "checkpoints" / "3").is_dir()
+  assert [event["why"] for event in events(workdir, "output_lost")] == ["Broken pipe"]
+
+
 @pytest.mark.slow
 def test_the_same_command_twice_leaves_the_same_numbers(alone, again, trained, tmp_path):
   for name in ("a", "b"):
