@@ -277,11 +277,13 @@ def _scalar(hint: Any, plain: Any, where: str) -> Any:
 
 
 def _set_path(cls: Any, plain: Any, path: list[str], text: str) -> None:
-  """Sets the field at `path` of nested plain values of record type `cls` from `text`."""
+  """Sets the field at `path` of nested plain values of record type `cls` from `text`.
+
+  A record that is None on the way becomes one of defaults.
+  """
   hint, family, where = cls, None, "config"
   for depth, name in enumerate(path):
-    parent, last = plain, depth == len(path) - 1
-    hint = _strip_none(hint) if not last and depth else hint
+    parent, last, hint = plain, depth == len(path) - 1, _strip_none(hint)
     if typing.get_origin(hint) is tuple:
       key: Any = _index(name, parent, where)
       arguments = typing.get_args(hint)
@@ -298,7 +300,17 @@ def _set_path(cls: Any, plain: Any, path: list[str], text: str) -> None:
     where = f"{where}.{name}"
     if last:
       parent[key] = _parse(hint, text, where, family)
+    elif parent[key] is None and family is None:
+      parent[key] = _defaults(_strip_none(hint))
     plain = parent[key]
+
+
+def _defaults(hint: Any) -> Any:
+  """Returns the plain values of a record of defaults; None for what is none, or has none."""
+  if not dataclasses.is_dataclass(hint):
+    return None
+  needs = [field.default is field.default_factory for field in dataclasses.fields(hint)]
+  return None if any(needs) else to_plain(typing.cast(type, hint)())
 
 
 def _index(name: str, parent: list, where: str) -> int:

@@ -210,3 +210,26 @@ def test_a_recipe_of_today_becomes_that_of_the_run_it_began_where_fields_came_la
   assert recipe.as_begun(Grown(rounding="wild"), {}) == Grown(1, "wild", Red())
   # Another list of parts is another recipe, whose differences are for others to tell.
   assert recipe.as_begun(Tree(), {"parts": [old]}) == Tree()
+
+
+@dataclasses.dataclass(frozen=True)
+class Needing:
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Perhaps:
+  inner: Inner | None = None
+  other: Needing | None = None
+
+
+def test_an_override_of_a_record_that_is_none_makes_one_of_defaults():
+  changes = [("inner.total", "9"), ("inner.colour.depth", "4")]
+  for order in (changes, changes[::-1]):
+    assert recipe.override(Perhaps(), order).inner == Inner(9, colour=Red(4))
+  assert recipe.override(Perhaps(Inner(5)), changes[:1]).inner == Inner(9)
+  assert recipe.override(Perhaps(Inner(5)), [("inner", "none")]) == Perhaps()
+  with pytest.raises(InputError, match=r"config\.inner: unknown field of Inner 'totals'"):
+    recipe.override(Perhaps(), [("inner.totals", "9")])
+  with pytest.raises(InputError, match=r"config\.other: has no field 'size'; it holds None"):
+    recipe.override(Perhaps(), [("other.size", "9")])
