@@ -124,27 +124,6 @@ def end_ids(folder: pathlib.Path) -> frozenset[int]:
   return frozenset(one for one in ids if isinstance(one, int))
 
 
-def chat_template(folder: pathlib.Path) -> tuple[str, dict[str, str | None]]:
-  """Returns the template of a chat, and what the names of special tokens stand for in it.
-
-  Raises:
-    InputError: there is none.
-  """
-  config = read_object(folder / "tokenizer_config.json")
-  own = folder / "chat_template.jinja"
-  template = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
-  if isinstance(template, list):  # several by name
-    named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-    template = named.get("default")
-  if not isinstance(template, str):
-    raise InputError(f"{folder}: no chat template came with the model; use --prompt without --chat")
-  tokens = {}
-  for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-    value = config.get(name)
-    tokens[name] = value.get("content") if isinstance(value, dict) else value
-  return template, tokens
-
-
 @contextlib.contextmanager
 def folder_for(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a folder that becomes `path` if all goes well, and is gone if not."""

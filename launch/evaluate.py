@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     write(out, result)
     return 0
   if source is not None:
-    documents = read_documents(source, run.experiment.data, run.tokenizer)
+    documents = read_documents(source, run.experiment.data, run.tokenizer, narrator.say)
     domains: Domains = {source.domain: documents}
     score(run, domains, "bytes", out, narrator)
   else:

@@ -2,10 +2,11 @@
 
 python -m launch.generate --workdir=runs/tiny --prompt='def main(' [--prompt=... --max_tokens=64]
 
-With --chat a prompt is what a user says, after what --system says, and stands in the chat template
-that came with a converted model; special tokens that it spells are text. Those that the model
-writes are left out, unless --special asks for them. A terminal is shown escapes in the place of
-control characters; a pipe or a file gets the text as it is.
+With --chat a prompt is what a user says, after what --system says, and stands in the format that
+the run was trained in: the chat template that came with the tokenizer, or that of data.chat.
+Special tokens that it spells are text; those that the model writes are left out, unless --special
+asks for them. A terminal is shown escapes in the place of control characters; a pipe or a file gets
+the text as it is.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.terminal import escaped
-from jaxmoe.data.template import encode_chat
 from jaxmoe.data.tokenizers import Tokenizer
-from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.train.hooks import encode_prompt
 from launch import cli
-from launch.carried import FOLDER, chat_template, end_ids
+from launch.carried import FOLDER, end_ids
+from launch.chats import asked_in
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run whose model writes.", flag_values=FLAGS)
@@ -89,18 +89,27 @@ def main(arguments: list[str]) -> int:
   if not prompts or not all(prompts):
     raise InputError("--prompt is missing or empty; give the text to continue")
   if FLAGS.system and not FLAGS.chat:
-    raise InputError("--system is said in a chat template; give --chat, too, or leave it out")
+    raise InputError("--system is said in a chat; give --chat, too, or leave it out")
   workdir = cli.need_workdir(FLAGS.workdir)
-  context = workdir.experiment().data.seq_len
-  come_with = workdir.path / FOLDER
-  also_ends = end_ids(come_with)
+  experiment = workdir.experiment()
+  context = experiment.data.seq_len
+  also_ends = end_ids(workdir.path / FOLDER)
+  texts = [_text("prompt", prompt) for prompt in prompts]
+  first = [("system", _text("system", FLAGS.system))] if FLAGS.system else []
+  asked = asked_in(workdir, experiment) if FLAGS.chat else None
 
   def encode(tokenizer: Tokenizer) -> list[np.ndarray]:
-    template = chat_template(come_with) if FLAGS.chat else None
-    return _encode(tokenizer, prompts, context, template)
+    if asked is None:
+      rows = [encode_prompt(tokenizer, text) for text in texts]
+    else:
+      rows = [asked.encode(tokenizer, [*first, ("user", text)]) for text in texts]
+    check_length(prompts, rows, context)
+    return rows
 
   run = cli.load_run(FLAGS.workdir, check=encode)
   ids = encode(run.tokenizer)
+  if asked is not None:
+    print(f"asked with {asked.name}", file=sys.stderr)
   printer = Printer(run.tokenizer, [""] * len(prompts) if FLAGS.chat else prompts, FLAGS.special)
   ends = context, also_ends | {run.tokenizer.eod_id}
   generate(run.decoder, run.params, ids, sampling, ends, printer.token)
@@ -108,27 +117,14 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def _encode(
-  tokenizer: Tokenizer, prompts: list[str], context: int,
-  template: tuple[str, dict[str, str | None]] | None,
-) -> list[np.ndarray]:
-  texts = [_text("prompt", prompt) for prompt in prompts]
-  if template is None:
-    ids = [encode_prompt(tokenizer, text) for text in texts]
-  elif isinstance(tokenizer, SubwordTokenizer):
-    first = [("system", _text("system", FLAGS.system))] if FLAGS.system else []
-    ids = [
-      encode_chat(template[0], tokenizer, [*first, ("user", text)], template[1]) for text in texts
-    ]
-  else:
-    raise InputError("--chat needs the tokenizer that the model came with; use --prompt alone")
-  for prompt, row in zip(prompts, ids):
+def check_length(prompts: list[str], rows: list[np.ndarray], context: int) -> None:
+  """Raises InputError for a prompt that leaves no room."""
+  for prompt, row in zip(prompts, rows):
     if len(row) >= context:
       raise InputError(
         f"--prompt={prompt[:20]!r}... has {len(row)} tokens, what stands around it included; the "
         f"context is {context} tokens; shorten it"
       )
-  return ids
 
 
 def _text(flag: str, text: str) -> str:

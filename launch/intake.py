@@ -34,6 +34,7 @@ from launch.carried import (
   folder_for,
   tokenizer_of,
 )
+from launch.chats import settled
 from launch.recipes import load_recipe, parse_changes
 
 LONGEST = 4096
@@ -71,7 +72,7 @@ def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) ->
   checkpoint = open_checkpoint(FAMILIES, path, dtype)
   source = pathlib.Path(path)
   tokenizer = tokenizer_of(source, checkpoint.vocab_size, wishes.eod)
-  experiment = recipe(checkpoint, tokenizer, wishes)
+  experiment = settled(recipe(checkpoint, tokenizer, wishes))
   workdir.check(experiment)
   moved = dataclasses.replace(tokenizer, path=str(workdir.path / FOLDER / TOKENIZER))
   data = dataclasses.replace(experiment.data, tokenizer=moved)

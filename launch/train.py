@@ -31,6 +31,7 @@ from jaxmoe.train.session import Around, Session
 from jaxmoe.train.sinks import Sink, Sinks
 from jaxmoe.train.workdir import Workdir
 from launch import cli
+from launch.chats import settled
 from launch.processes import processes
 from launch.recipes import PREFIX, kept_line, load_recipe, recipe_origin
 from launch.sinks import make_sinks
@@ -67,11 +68,12 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
   with peers.together():
     workdir = cli.need_workdir(FLAGS.workdir)
     asked, begun = load_recipe(FLAGS.config, overrides), workdir.begun()
-    experiment = load_recipe(FLAGS.config, overrides, begun) if begun else asked
+    kept = load_recipe(FLAGS.config, overrides, begun) if begun else asked
+    experiment = settled(kept, begun)
     if peers.first():
       workdir.check(experiment)
-      if experiment != asked:
-        print(kept_line(asked, experiment))
+      if kept != asked:
+        print(kept_line(asked, kept))
     for warning in [] if FLAGS.allow_unproven else check_proven(experiment):
       print(f"note: {warning}")
     # Its checks, before anything is read.

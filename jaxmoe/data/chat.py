@@ -7,12 +7,47 @@ tokenizer takes every piece as ordinary text: no message can spell a special tok
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Messages
+from jaxmoe.core.recipe import to_plain
+from jaxmoe.data.message import Completion, Conversation, Message
+from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
 Piece = tuple[str, bool]
 """Text, and whether its tokens are learned."""
+
+Encoded = tuple[np.ndarray, np.ndarray | None]
+"""Ids of a document, and which of them and of its end are learned; None for all."""
+
+
+class Writer(Protocol):
+  """How documents that are learned in part become text and ids."""
+
+  def flaw(self, talk: Any, tokenizer: Tokenizer | None) -> str:
+    """Returns why a document cannot be used, or ''."""
+
+  def text(self, talk: Any, tokenizer: Tokenizer | None) -> list[Piece]:
+    """Returns the text, cut where learning starts or ends; special tokens are no text."""
+
+  def encode(self, talk: Any, tokenizer: Tokenizer) -> Encoded:
+    """Returns the ids of the document and which of them and of its end are learned."""
+
+
+class Format(Writer, Protocol):
+  """How conversations become text and ids."""
+
+  @property
+  def plain(self) -> Any:
+    """All that ids depend on, as JSON has it, but for the date."""
+
+  @property
+  def name(self) -> str:
+    """What it is, for a person."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +55,7 @@ class Chat:
   r"""How the messages of a document become its text.
 
   Attributes:
-    before: Stands before every message; {role} in it is the role.
+    before: Stands before every message; {role} in it is the role, and the name where there is one.
     after: Stands after every message. After an answer it is learned, so that a model that has
       answered stops.
     answers: The roles whose messages are learned.
@@ -36,23 +71,94 @@ class Chat:
     if not self.answers:
       raise InputError("answers is empty: nothing would be learned; name a role, such as assistant")
 
-  def pieces(self, messages: Messages) -> list[Piece]:
+  @property
+  def plain(self) -> Any:
+    """The fields."""
+    return to_plain(self, as_before=True)
+
+  @property
+  def name(self) -> str:
+    """What stands around a message."""
+    return f"{self.before!r} before and {self.after!r} after each message (data.chat)"
+
+  def pieces(self, messages: Iterable[tuple[Any, ...]]) -> list[Piece]:
     """Returns the text of the document, cut where learning starts or ends and at every message."""
     pieces = []
-    for role, content in messages:
-      learned = role in self.answers
-      pieces.append((self.before.replace("{role}", role), False))
-      pieces += [(text, learned) for text in (content, self.after) if text]
+    for message in (Message(*message) for message in messages):
+      learned = self._learns(message)
+      name = (message.more or {}).get("name")
+      shown = f"{message.role} {name}" if name else message.role
+      pieces.append((self.before.replace("{role}", shown), False))
+      pieces += [(text, learned) for text in (message.content or "", self.after) if text]
     return pieces
 
-  def ends_in_answer(self, messages: Messages) -> bool:
-    """Whether the last message is an answer, so that the end of the document is learned too."""
-    return messages[-1][0] in self.answers
+  def prompt(self, messages: Iterable[tuple[Any, ...]], tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the ids of messages up to where the first of `answers` is to write."""
+    texts = [text for text, _ in self.pieces(messages)]
+    texts.append(self.before.replace("{role}", self.answers[0]))
+    start = np.array([tokenizer.start_id], np.int32)
+    return np.concatenate([start, *map(tokenizer.encode, texts)])
 
-  def flaw(self, messages: Messages) -> str:
+  def text(self, talk: Conversation, tokenizer: Tokenizer | None) -> list[Piece]:
+    """Returns the text of the document, cut where learning starts or ends."""
+    return self.pieces(talk.messages)
+
+  def encode(self, talk: Conversation, tokenizer: Tokenizer) -> Encoded:
+    """Returns ids and which are learned; the end is where the last message is."""
+    return encode_pieces(self.pieces(talk.messages), self._learns(talk.messages[-1]), tokenizer)
+
+  def flaw(self, talk: Conversation, tokenizer: Tokenizer | None) -> str:
     """Returns why the messages cannot be used, or ''."""
-    if not any(content.strip() for _, content in messages):
-      return "an empty document"
-    if not any(content.strip() for role, content in messages if role in self.answers):
-      return "no answer to learn from"
-    return ""
+    if talk.tools is not None:
+      return "'tools', for which only a chat template has a place"
+    for message in talk.messages:
+      for field, value in (message.more or {}).items():
+        # It is written beside the role, so it must not be able to look like the rest of that.
+        if field == "name" and not re.fullmatch(r"[\w .'-]+", value):
+          return "a name that is more than words"
+        if field not in ("name", "tool_call_id"):
+          return f"{field!r}, for which only a chat template has a place"
+    return silence(talk, self._learns)
+
+  def _learns(self, message: Message) -> bool:
+    return message.role in self.answers if message.learned is None else message.learned
+
+
+def silence(talk: Conversation, learns: Any) -> str:
+  """Returns the flaw of messages that say nothing, or nothing that `learns` holds for, or ''."""
+  speaking = [message for message in talk.messages if (message.content or "").strip()]
+  speaking += [message for message in talk.messages if message.more and not message.content]
+  if not speaking:
+    return "an empty document"
+  return "" if any(map(learns, speaking)) else "no answer to learn from"
+
+
+class Joined:
+  """Writes a text and what follows it, which is learned with the end; nothing is between."""
+
+  def flaw(self, talk: Completion, tokenizer: Tokenizer | None) -> str:
+    """Returns why they cannot be used, or ''."""
+    if talk.completion.strip():
+      return ""
+    return "no answer to learn from" if talk.prompt.strip() else "an empty document"
+
+  def text(self, talk: Completion, tokenizer: Tokenizer | None) -> list[Piece]:
+    """Returns both."""
+    both = ((talk.prompt, False), (talk.completion, True))
+    return [(text, learned) for text, learned in both if text]
+
+  def encode(self, talk: Completion, tokenizer: Tokenizer) -> Encoded:
+    """Returns ids and which are learned."""
+    return encode_pieces(self.text(talk, tokenizer), True, tokenizer)
+
+
+def writer(content: Conversation | Completion, chat: Format) -> Writer:
+  """Returns what writes a document: `chat` does what has roles."""
+  return chat if isinstance(content, Conversation) else Joined()
+
+
+def encode_pieces(pieces: list[Piece], ends: bool, tokenizer: Tokenizer) -> Encoded:
+  """Returns the ids of pieces, each tokenized by itself, and which of them and the end count."""
+  encoded = [(tokenizer.encode(text), learned) for text, learned in pieces]
+  flags = [np.full(len(ids), learned) for ids, learned in encoded]
+  return np.concatenate([ids for ids, _ in encoded]), np.concatenate([*flags, [ends]])

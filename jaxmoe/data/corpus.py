@@ -13,14 +13,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.ahead import Ahead, Producer
 from jaxmoe.data.batches import Cut, Lane, endless_batches
-from jaxmoe.data.chat import Chat
+from jaxmoe.data.chat import Format, writer
 from jaxmoe.data.document import Document, Reader
 from jaxmoe.data.ending import split_end
 from jaxmoe.data.entry import Source
+from jaxmoe.data.format import format_of, written_as
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.remote import Remote
 from jaxmoe.data.scan import Good, scan
@@ -61,10 +64,13 @@ def open_corpus(
     goods[part.source.domain] = scan(part.source, data, ready, skipped, say)
   held = _held_out(goods, data.held_out, say)
   train = [good for of in goods.values() for good in of if good.entry.unit not in held]
+  chat = format_of(data)
+  if any(good.talks for of in goods.values() for good in of):
+    say(written_as(data))
   tokenizer = ready or data.tokenizer.build(
-    _texts(train, data.chat), _train_digest(train, data.chat), cache_dir, say
+    _texts(train, chat), _train_digest(train, chat), cache_dir, say
   )
-  reader = Reader(tokenizer, data.cache_bytes, data.chat)
+  reader = Reader(tokenizer, data.cache_bytes, chat)
   sides: dict[bool, dict[str, list[Document]]] = {
     side: {
       domain: [_document(good, reader) for good in of if (good.entry.unit in held) == side]
@@ -76,19 +82,25 @@ def open_corpus(
   return Corpus(data, kept_in, reader, tokenizer, (sides[False], sides[True]), skipped.plain())
 
 
-def read_documents(source: Source, data: Data, tokenizer: Tokenizer) -> list[Document]:
+def read_documents(
+  source: Source, data: Data, tokenizer: Tokenizer,
+  progress: Callable[[str], None] = lambda line: None,
+) -> list[Document]:
   """Returns all documents of a source, in name order, split nowhere.
 
   Args:
     source: Where they are.
     data: The limits, and how messages become text.
     tokenizer: What they are encoded with.
+    progress: Called with a line of text.
 
   Raises:
     InputError: nothing is there, or too much of it is bad.
   """
-  reader = Reader(tokenizer, data.cache_bytes, data.chat)
-  goods = scan(source, data, tokenizer, Skipped(), lambda line: None)
+  reader = Reader(tokenizer, data.cache_bytes, format_of(data))
+  goods = scan(source, data, tokenizer, Skipped(), progress)
+  if any(good.talks for good in goods):
+    progress(written_as(data))
   return [_document(good, reader) for good in goods]
 
 
@@ -152,6 +164,7 @@ class Corpus:
     Fields added later count where they have another value than before.
     """
     fields = to_plain(self.data, as_before=True)
+    fields["chat"] = format_of(self.data).plain
     plain = {name: value for name, value in fields.items() if name not in CHANGES_NO_BATCH}
     parts = [plain, self.digest, self.tokenizer.digest, batch_size, seed]
     return _digest([json.dumps(parts, sort_keys=True)])
@@ -247,22 +260,23 @@ def _document(good: Good, reader: Reader) -> Document:
     locator=entry.locator,
     reader=reader,
     unscored_bytes=good.unscored_bytes,
+    in_part=good.in_part,
   )
 
 
-def _texts(goods: Iterable[Good], chat: Chat) -> Iterator[str]:
+def _texts(goods: Iterable[Good], chat: Format) -> Iterator[str]:
   for good in goods:
     content = good.source.read(good.entry.locator)
-    if isinstance(content, tuple):
-      yield from (text for text, _ in chat.pieces(content))
-    else:
-      assert isinstance(content, str), "ids are refused while the tokenizer is not known"
+    if isinstance(content, str):
       yield content
+    else:
+      assert not isinstance(content, np.ndarray), "ids are refused while no tokenizer is known"
+      yield from (text for text, _ in writer(content, chat).text(content, None))
 
 
-def _train_digest(goods: Iterable[Good], chat: Chat) -> str:
+def _train_digest(goods: Iterable[Good], chat: Format) -> str:
   names = (f"{good.source.domain}/{good.entry.name}:{good.digest.hex()}" for good in goods)
-  return _digest([json.dumps(to_plain(chat, as_before=True)), *names])
+  return _digest([json.dumps(chat.plain), *names])
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import json
 import threading
 import time
 from typing import Any
@@ -13,23 +12,30 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat import Chat
-from jaxmoe.data.entry import Content, Messages, Source
+from jaxmoe.data.chat import Chat, Encoded, Format, writer
+from jaxmoe.data.entry import Content, Source
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
-
-Encoded = tuple[np.ndarray, np.ndarray | None]
-"""Ids of a document, and which of them and of its end are learned; None for all."""
 
 
 def content_digest(content: Content) -> bytes:
-  """Returns 16 bytes that tell two contents apart; text, ids and messages never agree."""
+  """Returns 16 bytes that tell two contents apart, also where they are of different kinds."""
   if isinstance(content, str):
     return hashlib.blake2b(content.encode("utf-8"), digest_size=16, person=b"text").digest()
-  if isinstance(content, tuple):
-    lines = json.dumps(content).encode("utf-8")
-    return hashlib.blake2b(lines, digest_size=16, person=b"messages").digest()
-  ids = np.asarray(content, "<i4")
-  return hashlib.blake2b(ids.tobytes(), digest_size=16, person=b"ids").digest()
+  if isinstance(content, np.ndarray):
+    ids = np.asarray(content, "<i4")
+    return hashlib.blake2b(ids.tobytes(), digest_size=16, person=b"ids").digest()
+  line = content.line.encode("utf-8")
+  return hashlib.blake2b(line, digest_size=16, person=b"messages").digest()
+
+
+def behind_start(ids: np.ndarray, scored: np.ndarray | None, start_id: int) -> Encoded:
+  """Returns ids and mask of a document for behind the id that starts every one.
+
+  A chat template may write that id itself; it must not stand there twice.
+  """
+  if scored is not None and len(ids) and ids[0] == start_id and not scored[0]:
+    return ids[1:], scored[1:]
+  return ids, scored
 
 
 class Reader:
@@ -39,7 +45,7 @@ class Reader:
     tokenizer: Makes the ids.
     cache_bytes: What is kept is never dropped: documents are visited in cycles, where dropping
       the oldest would always drop the next one needed.
-    chat: How messages become text.
+    chat: How conversations become text.
     waits_s: Before each further try, where the system cannot read a document.
 
   Attributes:
@@ -50,7 +56,7 @@ class Reader:
     self,
     tokenizer: Tokenizer,
     cache_bytes: int,
-    chat: Chat = Chat(),  # noqa: B008
+    chat: Format = Chat(),  # noqa: B008
     waits_s: tuple[float, ...] = (0.1, 1.0, 5.0),
   ):
     self._tokenizer, self._chat, self._waits_s = tokenizer, chat, waits_s
@@ -103,20 +109,17 @@ class Reader:
     content = document.content
     if isinstance(content, str):
       return content.encode("utf-8")
-    if isinstance(content, tuple):
-      return "".join(text for text, _ in self._chat.pieces(content)).encode("utf-8")
-    return self._tokenizer.decode_bytes(content)
+    if isinstance(content, np.ndarray):
+      return self._tokenizer.decode_bytes(content)
+    pieces = writer(content, self._chat).text(content, self._tokenizer)
+    return "".join(text for text, _ in pieces).encode("utf-8")
 
   def _encode(self, content: Content) -> Encoded:
     if isinstance(content, str):
       return self._tokenizer.encode(content), None
-    return self._encode_pieces(content) if isinstance(content, tuple) else (content, None)
-
-  def _encode_pieces(self, messages: Messages) -> Encoded:
-    pieces = [(self._tokenizer.encode(text), flag) for text, flag in self._chat.pieces(messages)]
-    flags = [np.full(len(ids), flag) for ids, flag in pieces]
-    end = np.array([self._chat.ends_in_answer(messages)])
-    return np.concatenate([ids for ids, _ in pieces]), np.concatenate([*flags, end])
+    if isinstance(content, np.ndarray):
+      return content, None
+    return writer(content, self._chat).encode(content, self._tokenizer)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +132,7 @@ class Document:
     digest: Of its content.
     answer: Start and end, in bytes, of the part that can be scored by exact match, or None.
     unscored_bytes: Those of its bytes that are read but not learned.
+    in_part: Whether some of its tokens are learned and others not.
   """
 
   name: str
@@ -139,6 +143,7 @@ class Document:
   locator: Any = dataclasses.field(repr=False)
   reader: Reader = dataclasses.field(repr=False)
   unscored_bytes: int = 0
+  in_part: bool = False
 
   @property
   def content(self) -> Content:
@@ -167,7 +172,7 @@ class Document:
   @property
   def scored(self) -> np.ndarray | None:
     """Which ids, and after them the end of document, are learned and scored; None for all."""
-    return self.reader.encoded(self)[1] if self.unscored_bytes else None
+    return self.reader.encoded(self)[1] if self.in_part or self.unscored_bytes else None
 
   @property
   def ids_and_scored(self) -> Encoded:

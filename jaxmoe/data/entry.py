@@ -14,11 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Messages = tuple[tuple[str, str], ...]
-"""(role, content) of each message of a conversation, at least one."""
+from jaxmoe.data.message import Completion, Conversation
 
-Content = str | np.ndarray | Messages
-"""Text, the ids of a document that was tokenized elsewhere, or messages."""
+Content = str | np.ndarray | Conversation | Completion
+"""Text, ids of a document that was tokenized elsewhere, messages, or a text and what follows."""
 
 
 @dataclasses.dataclass(frozen=True)

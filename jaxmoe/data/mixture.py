@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from typing import Literal
 
@@ -50,7 +51,10 @@ class Data:
     shuffle_tokens: Rows are shuffled in windows of this many tokens, shared by weight, so that
       neighbours in a batch are from different documents.
     cache_bytes: Memory for ids that are kept instead of tokenized again.
-    chat: How documents given as messages become text, and what of them is learned.
+    chat: How documents given as messages become text, and what of them is learned; None for the
+      chat template that came with the tokenizer, where there is one, else for that of `Chat()`.
+    chat_date: The day, as 2026-11-30, that a chat template which asks for it is told, in training
+      and evaluation; set when a run is made.
     worker: What makes batches ahead of the step: a thread of the process that trains, or a process
       beside it, which takes no time from the step's own Python code and is replaced when it dies.
       Batches are the same. A process reads the corpus and keeps ids once more for itself.
@@ -66,9 +70,10 @@ class Data:
   max_record_bytes: int = 50_000_000
   shuffle_tokens: int = 2**19
   cache_bytes: int = 2**28
-  chat: Chat = Chat()
+  chat: Chat | None = added(None, before=Chat())
   worker: Literal["thread", "process"] = "thread"
   allow_broken_files: bool = added(False, before=True)
+  chat_date: str | None = added(None, before=None)
 
   def __post_init__(self) -> None:
     if not self.parts:
@@ -85,5 +90,11 @@ class Data:
         raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
     if self.worker not in ("thread", "process"):
       raise InputError(f"worker must be 'thread' or 'process', got {self.worker!r}")
+    try:
+      datetime.date.fromisoformat(self.chat_date or "2000-01-01")
+    except ValueError:
+      raise InputError(
+        f"chat_date must be a day such as 2026-11-30, got {self.chat_date!r}"
+      ) from None
     if self.cache_bytes < 0:
       raise InputError(f"cache_bytes must not be negative, got {self.cache_bytes}")

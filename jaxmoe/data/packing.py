@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from jaxmoe.data.document import Document
+from jaxmoe.data.document import Document, behind_start
 from jaxmoe.data.tokenizers.tokenizer import Ends
 from jaxmoe.data.watch import Reading
 
@@ -45,6 +45,7 @@ class Pairs:
     document = self._documents[self._order[place]]
     self._reading.document = document.source.domain, document.name
     ids, scored = document.ids_and_scored
+    ids, scored = behind_start(ids, scored, self._ends[0])
     pairs = np.zeros((len(ids) + 1, 3), np.int32)
     pairs[0, INPUT], pairs[-1, LABEL] = self._ends
     pairs[1:, INPUT] = pairs[:-1, LABEL] = ids

@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-Run = tuple[str, int | None]
-"""Some text and the number of the message it is of; None for the template's own."""
+Owner = tuple[int, str]
+"""The number of a message, and which of its fields; -1 for what is of no message."""
+
+Run = tuple[str, Owner | None]
+"""Some text and whose it is; None for the template's own."""
 
 MARK = re.compile("\ue000([0-9]+)\ue001")
 
@@ -26,10 +29,10 @@ class Said(str):
     """Makes one of runs; those of users are added to `known`, and a mark is a place there."""
     runs = tuple(run for run in runs if run[0])
     written = ""
-    for text, message in runs:
-      if message is not None:
-        known.append((text, message))
-      written += text if message is None else f"\ue000{len(known) - 1}\ue001"
+    for text, owner in runs:
+      if owner is not None:
+        known.append((text, owner))
+      written += text if owner is None else f"\ue000{len(known) - 1}\ue001"
     said = super().__new__(cls, written)
     said._runs, said._known = runs, known
     return said
@@ -41,8 +44,8 @@ class Said(str):
   def _cut(self, start: int, stop: int) -> Said:
     """Returns the text from one place to another."""
     runs, at = [], 0
-    for text, message in self._runs:
-      runs.append((text[max(start - at, 0) : max(stop - at, 0)], message))
+    for text, owner in self._runs:
+      runs.append((text[max(start - at, 0) : max(stop - at, 0)], owner))
       at += len(text)
     return Said(runs, self._known)
 
@@ -60,16 +63,32 @@ class Said(str):
 
   def lstrip(self, chars: Any = None) -> Said:  # noqa: D102
     size = len(self._text)
-    return self._cut(size - len(self._text.lstrip(_plain(chars))), size)
+    return self._cut(size - len(self._text.lstrip(plain(chars))), size)
 
   def rstrip(self, chars: Any = None) -> Said:  # noqa: D102
-    return self._cut(0, len(self._text.rstrip(_plain(chars))))
+    return self._cut(0, len(self._text.rstrip(plain(chars))))
 
   def split(self, sep: Any = None, maxsplit: Any = -1) -> list[Any]:  # noqa: D102
-    return self._pieces(self._text.split(_plain(sep), maxsplit))
+    return self._pieces(self._text.split(plain(sep), maxsplit))
 
   def rsplit(self, sep: Any = None, maxsplit: Any = -1) -> list[Any]:  # noqa: D102
-    return self._pieces(self._text.rsplit(_plain(sep), maxsplit))
+    return self._pieces(self._text.rsplit(plain(sep), maxsplit))
+
+  def splitlines(self, keepends: Any = False) -> list[Any]:  # noqa: D102
+    return self._pieces(self._text.splitlines(keepends))
+
+  def partition(self, sep: Any) -> Any:  # noqa: D102
+    return tuple(self._pieces(list(self._text.partition(plain(sep)))))
+
+  def rpartition(self, sep: Any) -> Any:  # noqa: D102
+    return tuple(self._pieces(list(self._text.rpartition(plain(sep)))))
+
+  def removeprefix(self, prefix: str, /) -> Said:  # noqa: D102
+    return self._cut(len(plain(prefix)) if self.startswith(prefix) else 0, len(self._text))
+
+  def removesuffix(self, suffix: str, /) -> Said:  # noqa: D102
+    size = len(self._text)
+    return self._cut(0, size - len(plain(suffix)) if self.endswith(suffix) else size)
 
   def __getitem__(self, key: Any) -> Said:
     if isinstance(key, slice):
@@ -92,14 +111,19 @@ class Said(str):
   def __str__(self) -> Said:
     return self
 
+  def __repr__(self) -> Said:
+    # As Python writes it in a list or a dict; quotes and escapes are of who said it.
+    owner = next((owner for _, owner in self._runs if owner is not None), None)
+    return Said([(repr(self._text), owner)], self._known)
+
   def __len__(self) -> int:
     return len(self._text)
 
   def __contains__(self, other: object) -> bool:
-    return _plain(other) in self._text
+    return plain(other) in self._text
 
   def __eq__(self, other: object) -> bool:
-    return self._text == _plain(other)
+    return self._text == plain(other)
 
   def __ne__(self, other: object) -> bool:
     return not self == other
@@ -116,16 +140,22 @@ def parts_of(written: str, known: Sequence[Run]) -> list[Run]:
   ]
 
 
+def mapped(said: Said, change: Callable[[str], str]) -> Said:
+  """Returns it with every piece changed, whose they are kept."""
+  return Said([(change(text), owner) for text, owner in said._runs], said._known)
+
+
 def _runs_of(text: str) -> tuple[Run, ...]:
   return text._runs if isinstance(text, Said) else ((text, None),)
 
 
-def _plain(text: Any) -> Any:
+def plain(text: Any) -> Any:
+  """Returns the text of what was said; anything else as it is."""
   return text._text if isinstance(text, Said) else text
 
 
 def _asks(name: str) -> Callable[..., Any]:
-  return lambda self, *args: getattr(self._text, name)(*map(_plain, args))
+  return lambda self, *args: getattr(self._text, name)(*map(plain, args))
 
 
 def _refuses(name: str) -> Callable[..., Any]:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat import Chat
+from jaxmoe.data.chat import Format, writer
 from jaxmoe.data.document import content_digest
 from jaxmoe.data.entry import Content, Entry, Source
+from jaxmoe.data.format import format_of
+from jaxmoe.data.message import Conversation
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.skipped import Skipped
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
@@ -21,13 +23,20 @@ _REPORT_EVERY = 4096  # records between two lines of progress
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Good:
-  """A record that passed; `entry` has lost its content, which `source.read` gives again."""
+  """A record that passed; `entry` has lost its content, which `source.read` gives again.
+
+  Attributes:
+    in_part: Whether it is learned in part.
+    talks: Whether it is a conversation.
+  """
 
   source: Source
   entry: Entry
   num_bytes: int
   unscored_bytes: int
   digest: bytes
+  in_part: bool = False
+  talks: bool = False
 
 
 def scan(
@@ -49,7 +58,7 @@ def scan(
   Raises:
     InputError: nothing is there, too much of it is bad, or a file of records is broken.
   """
-  goods = []
+  goods, chat = [], format_of(data)
   try:
     for number, entry in enumerate(source.scan(data.max_record_bytes), 1):
       if number % _REPORT_EVERY == 0:
@@ -57,8 +66,8 @@ def scan(
       if entry.lost_bytes is not None:
         skipped.add_broken(source.domain, entry, data.allow_broken_files)
         continue
-      flaw = entry.flaw or _flaw(entry.content, tokenizer, data.chat)
-      good = None if flaw else _good(source, entry, tokenizer, data.chat)
+      flaw = entry.flaw or _flaw(entry.content, tokenizer, chat)
+      good = None if flaw else _good(source, entry, tokenizer, chat)
       if good is None or not good.num_bytes:
         skipped.add(source.domain, entry.place, flaw or _EMPTY)
       else:
@@ -71,12 +80,12 @@ def scan(
   return sorted(goods, key=lambda good: good.entry.name)
 
 
-def _flaw(content: Content | None, tokenizer: Tokenizer | None, chat: Chat) -> str:
+def _flaw(content: Content | None, tokenizer: Tokenizer | None, chat: Format) -> str:
   """Returns why the content of an entry cannot be used, or ''."""
   if isinstance(content, str):
     return "" if content.strip() else _EMPTY
-  if isinstance(content, tuple):
-    return chat.flaw(content)
+  if content is not None and not isinstance(content, np.ndarray):
+    return writer(content, chat).flaw(content, tokenizer)
   ids = np.asarray(content)
   if not ids.size:
     return _EMPTY
@@ -87,17 +96,19 @@ def _flaw(content: Content | None, tokenizer: Tokenizer | None, chat: Chat) -> s
   return "the end-of-document id inside a document" if (ids == tokenizer.eod_id).any() else ""
 
 
-def _good(source: Source, entry: Entry, tokenizer: Tokenizer | None, chat: Chat) -> Good:
-  content, unscored = entry.content, 0
+def _good(source: Source, entry: Entry, tokenizer: Tokenizer | None, chat: Format) -> Good:
+  content, unscored, in_part = entry.content, 0, False
   assert content is not None
   if isinstance(content, str):
     num_bytes = len(content.encode("utf-8"))
-  elif isinstance(content, tuple):
-    sizes = [(len(text.encode("utf-8")), learned) for text, learned in chat.pieces(content)]
-    num_bytes = sum(size for size, _ in sizes)
-    unscored = sum(size for size, learned in sizes if not learned)
-  else:
+  elif isinstance(content, np.ndarray):
     assert tokenizer is not None
     num_bytes = len(tokenizer.decode_bytes(content))
+  else:
+    pieces = writer(content, chat).text(content, tokenizer)
+    sizes = [(len(text.encode("utf-8")), learned) for text, learned in pieces]
+    num_bytes, in_part = sum(size for size, _ in sizes), True
+    unscored = sum(size for size, learned in sizes if not learned)
   light = dataclasses.replace(entry, content=None)
-  return Good(source, light, num_bytes, unscored, content_digest(content))
+  talks = isinstance(content, Conversation)
+  return Good(source, light, num_bytes, unscored, content_digest(content), in_part, talks)

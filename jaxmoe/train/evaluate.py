@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxmoe.core.names import by_layer
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.data.document import behind_start
 from jaxmoe.data.tokenizers.tokenizer import Ends
 from jaxmoe.models.masks import Document
 from jaxmoe.models.masks import Window as Near
@@ -46,6 +47,7 @@ def document_windows(
   Where `scored_mask`, over the ids and the end of document, is false, nothing is scored; windows
   without a scored token are left out.
   """
+  ids, scored_mask = behind_start(ids, scored_mask, ends[0])
   inputs = np.concatenate([[ends[0]], ids]).astype(np.int32)
   labels = np.concatenate([ids, [ends[1]]]).astype(np.int32)
   if scored_mask is not None:

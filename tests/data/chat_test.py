@@ -198,3 +198,26 @@ def test_a_template_without_roles_or_answers_is_refused_and_others_survive_json(
   assert data.chat.pieces((("user", "a"), ("model", "b"))) == [
     ("[user] ", False), ("a", False), ("[model] ", False), ("b", True),
   ]  # fmt: skip
+
+
+def test_of_a_prompt_and_its_completion_the_completion_is_learned_with_the_end(write_texts):
+  lines = [{"prompt": f"{i} = ", "completion": f"x{i}<|endoftext|>"} for i in range(20)]
+  before = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "no"}]
+  talks = [
+    {"prompt": before, "completion": [{"role": "assistant", "content": f"y{i}"}]} for i in range(20)
+  ]
+  bad = [{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]},
+         {"prompt": "a", "completion": " "}]  # fmt: skip
+  text = "\n".join(map(json.dumps, [*lines, *talks, *bad]))
+  folder = write_texts({"a.jsonl": text})
+  corpus = open_corpus(Data((Part(Jsonl(folder, "talk")),), held_out=0.3, max_bad_share=0.1))
+  for document in _documents(corpus):
+    learned, rest = _split(document, corpus.tokenizer)
+    assert document.scored[-1]
+    assert learned[0] == ("x" if rest.endswith(" = ") else "y") and "no" not in learned
+    assert document.text == rest + learned
+    assert document.scored_bytes == len(learned.encode())
+  assert list(corpus.skipped["counts"]["talk"]) == [
+    "'prompt' and 'completion' that are not both strings or both lists of messages",
+    "no answer to learn from",
+  ]

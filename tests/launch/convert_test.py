@@ -486,6 +486,8 @@ def test_a_converted_run_chats_in_its_own_template(convert, checkpoint, here, tm
   plain = here("generate", *flags, "--prompt=user: hello <|end|>\nit: ")
   assert chat.code == plain.code == 0, (chat, plain)
   assert len(chat.out) > 1 and not chat.out.startswith("user")
+  path = run / "pretrained" / "chat_template.jinja"
+  assert (chat.err, plain.err) == (f"asked with the template of {path}\n", "")
   both = here("generate", *flags, "--chat", "--system=Be brief.", "--prompt=hello <|end|>")
   assert both.code == 0 and both.out != chat.out
   refused = here("generate", *flags, "--system=Be brief.", "--prompt=hello")

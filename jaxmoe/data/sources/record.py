@@ -2,25 +2,26 @@
 
 A record has one of three fields, whatever else it has: `text`, a string; `tokens`, ids made by the
 tokenizer of the recipe; `messages`, a list of objects with a `role` and a `content`, of which the
-answers are learned (see `Chat`). Strings may be given as UTF-8 bytes, as columnar files hold them.
+answers are learned (see `Chat`). One that has none of them may have `conversations`, messages as
+ShareGPT has them, or a `prompt` and its `completion`, which is learned. Strings may be given as
+UTF-8 bytes, as columnar files hold them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxmoe.data.entry import INVALID_UTF8, Content, Entry
+from jaxmoe.data.sources.conversation import WRONG_FIELDS, Flaw, completion, conversation, text_of
 
 FIELDS = ("text", "tokens", "messages")
-WRONG_FIELDS = (
-  "not one of 'text' (a string), 'tokens' (a list of ids) and 'messages' (a list of objects with "
-  "'role' and 'content')"
-)
+BESIDE = {"conversations": ("conversations",), "prompt": ("prompt", "completion")}
+"""What may stand in the place of those, by the first of its fields."""
+
 _INT32_MAX = 2**31 - 1
 
 
@@ -30,16 +31,22 @@ def record_content(record: Any) -> tuple[Content | None, str]:
   if found is None:
     return None, WRONG_FIELDS
   try:
-    return _PARSERS[found](record[found]), ""
+    return _content(found, record), ""
   except UnicodeError:
     return None, INVALID_UTF8
-  except _Flaw as flaw:
+  except Flaw as flaw:
     return None, str(flaw)
 
 
 def one_field(names: Iterable[str]) -> str | None:
-  """Returns the one field of `names` that holds the content; None if there are none or several."""
-  found = [name for name in names if name in FIELDS]
+  """Returns the field of `names` that holds the content; None if there are none or several.
+
+  Of a prompt and its completion it is the prompt.
+  """
+  names = set(names)
+  found = [name for name in FIELDS if name in names]
+  if not found:
+    found = [name for name, fields in BESIDE.items() if names.issuperset(fields)]
   return found[0] if len(found) == 1 else None
 
 
@@ -49,27 +56,20 @@ def record_entry(
   """Returns the entry of a record; equal contents are on one side of the split."""
   if content is None:
     return Entry(place, name, name, name, flaw=flaw)
-  if isinstance(content, str):
-    raw = content.encode("utf-8")
-  elif isinstance(content, tuple):
-    raw = json.dumps(content).encode("utf-8")
-  else:
+  if isinstance(content, np.ndarray):
     raw = content.tobytes()
+  else:
+    raw = (content if isinstance(content, str) else content.line).encode("utf-8")
   key = hashlib.sha256(raw).hexdigest()
   return Entry(place, name, key, key, content, locator=locator)
 
 
-class _Flaw(Exception):
-  """Why a value cannot be used."""
-
-
-def _text(value: Any) -> str:
-  if isinstance(value, bytes):
-    return value.decode("utf-8")
-  if not isinstance(value, str):
-    raise _Flaw(WRONG_FIELDS)
-  value.encode("utf-8")  # fails for an escape such as \ud800, which no file could hold
-  return value
+def _content(field: str, record: Mapping[str, Any]) -> Content:
+  if field == "text":
+    return text_of(record[field])
+  if field == "tokens":
+    return _tokens(record[field])
+  return completion(record) if field == "prompt" else conversation(record[field], record)
 
 
 def _tokens(value: Any) -> np.ndarray:
@@ -78,30 +78,7 @@ def _tokens(value: Any) -> np.ndarray:
   elif isinstance(value, np.ndarray) and value.dtype.kind in "iu":
     lowest, highest = (value.min(), value.max()) if value.size else (0, 0)
   else:
-    raise _Flaw(WRONG_FIELDS)
+    raise Flaw(WRONG_FIELDS)
   if lowest < 0 or highest > _INT32_MAX:
-    raise _Flaw("an id out of the vocabulary")
+    raise Flaw("an id out of the vocabulary")
   return np.array(value, np.int32)
-
-
-def _messages(value: Any) -> Content:
-  if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-    raise _Flaw(WRONG_FIELDS)
-  if not value:
-    raise _Flaw("an empty document")
-  return tuple((_role(message.get("role")), _text(message.get("content"))) for message in value)
-
-
-def _role(value: Any) -> str:
-  role = _text(value)
-  # A role is written into the template, so it must not be able to look like the rest of one.
-  if not role.isascii() or not role.replace("-", "_").isidentifier():
-    raise _Flaw("a role that is not a word")
-  return role
-
-
-_PARSERS: dict[str, Callable[[Any], Content]] = {
-  "text": _text,
-  "tokens": _tokens,
-  "messages": _messages,
-}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,9 @@ class SubwordTokenizer:
     self._bytes_by_id = _bytes_by_id(text, ids)
     added = self._tokenizer.get_added_tokens_decoder()
     self._special = {number: token.content for number, token in added.items() if token.special}
+    longest_first = sorted((token.content for token in added.values()), key=len, reverse=True)
+    self._spelt = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    self._text, self._reading_specials = text, list[Any]()
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the int32 ids of `text`; a special token spelled in it is ordinary text."""
@@ -77,44 +81,65 @@ class SubwordTokenizer:
     utf8(text)
     return np.array(self._tokenizer.encode(text, add_special_tokens=True).ids, np.int32)
 
-  def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> np.ndarray:
-    """Returns the int32 ids of text in parts, (text, whether special tokens in it count as such).
+  def specials(self, text: str) -> list[tuple[int, int]]:
+    """Returns where special tokens are spelt in `text`: start and end of each, in order."""
+    special = set(self._special.values())
+    return [found.span() for found in self._spelt.finditer(text) if found[0] in special]
 
-    What a template wrote counts, what a user wrote does not. The parts are one text otherwise: its
-    ids are those of the library unless a special token is spelled where it does not count.
+  def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the int32 ids of text in parts, and (n, 2) the characters that each stands for.
+
+    A part is (text, whether special tokens in it count as such): what a template wrote counts, what
+    a user wrote does not. The parts are one text otherwise: its ids are those of the library unless
+    a special token is spelled where it does not count.
     """
     for text, _ in parts:
       utf8(text)
-    ids, specials = self._with_specials("".join(text for text, _ in parts))
+    found, specials = self._with_specials("".join(text for text, _ in parts))
     end, fine = 0, True
     for text, counts in parts:
       start, end = end, end + len(text)
       fine &= counts or not any(a < end and start < b for a, b, _ in specials)
     if fine:
-      return np.array(ids, np.int32)
-    pieces: list[Any] = [""]  # text, and the ids of special tokens that count
+      return np.array(found.ids, np.int32), np.array(found.offsets, np.int64).reshape(-1, 2)
+    return self._in_pieces(parts)
+
+  def _in_pieces(self, parts: Sequence[tuple[str, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and characters of text whose special tokens stand between pieces of it."""
+    pieces: list[tuple[str, int | None]] = [("", None)]  # text, or a special token that counts
     for text, counts in parts:
       at = 0
       for a, b, token in self._with_specials(text)[1] if counts else ():
-        pieces[-1] += text[at:a]
-        pieces += [[token], ""]
+        pieces[-1] = pieces[-1][0] + text[at:a], None
+        pieces += [(text[a:b], token), ("", None)]
         at = b
-      pieces[-1] += text[at:]
-    listed = [self.encode(piece) if isinstance(piece, str) else piece for piece in pieces]
-    return np.concatenate(listed).astype(np.int32)
+      pieces[-1] = pieces[-1][0] + text[at:], None
+    ids: list[int] = []
+    places: list[tuple[int, int]] = []
+    start = 0
+    for text, special in pieces:
+      if special is not None:
+        ids, places = [*ids, special], [*places, (start, start + len(text))]
+      else:
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        ids += found.ids
+        places += [(start + a, start + b) for a, b in found.offsets]
+      start += len(text)
+    return np.array(ids, np.int32), np.array(places, np.int64).reshape(-1, 2)
 
-  def _with_specials(self, text: str) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """Returns the ids of text whose special tokens count, and (start, end, id) of each of those."""
-    self._tokenizer.encode_special_tokens = False
-    try:
-      found = self._tokenizer.encode(text, add_special_tokens=False)
-    finally:
-      self._tokenizer.encode_special_tokens = True
+  def _with_specials(self, text: str) -> tuple[Any, list[tuple[int, int, int]]]:
+    """Returns text whose special tokens count, encoded, and (start, end, id) of each of those."""
+    if not self._reading_specials:  # of its own: others may encode at the same time
+      reading = tokenizers.Tokenizer.from_str(self._text)
+      reading.no_padding()
+      reading.no_truncation()
+      self._reading_specials.append(reading)
+    found = self._reading_specials[0].encode(text, add_special_tokens=False)
     specials = [
       (a, b, token) for (a, b), token in zip(found.offsets, found.ids, strict=True)
       if text[a:b].strip() == self._special.get(token)  # what is unknown may have a token, too
     ]  # fmt: skip
-    return found.ids, specials
+    return found, specials
 
   def decode(self, ids: Iterable[int], special: bool = False) -> str:
     """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD.

@@ -1,0 +1,126 @@
+"""A run's chats: settled when it is made, trained in one format and asked in the same."""
+
+import dataclasses
+import datetime
+import json
+import shutil
+import sys
+
+import pytest
+
+from jaxmoe.core.recipe import from_plain, to_plain
+from jaxmoe.data.chat import Chat
+from jaxmoe.data.tokenizers import load_tokenizer
+from jaxmoe.train.workdir import Workdir
+from launch.chats import asked_in, settled
+from launch.recipes import load_recipe
+from tests.models.pretrained.checkpoint import write_checkpoint
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}it: "
+DATED = TEMPLATE + "{# {{ strftime_now('%Y') }} #}"
+TALKS = [[{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]
+         for word in ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+  """Returns a checkpoint with a template that knows of the date."""
+  folder = tmp_path_factory.mktemp("checkpoint") / "llama"
+  write_checkpoint("llama", folder)
+  (folder / "chat_template.jinja").write_text(DATED)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  path = tmp_path_factory.mktemp("text") / "talks.jsonl"
+  path.write_text("\n".join(json.dumps({"messages": talk}) for talk in TALKS))
+  return path
+
+
+@pytest.fixture(scope="module")
+def converted(here, checkpoint, text, tmp_path_factory):
+  """Returns the run of the checkpoint; not to be changed."""
+  run = tmp_path_factory.mktemp("converted") / "run"
+  changes = ("train.num_steps=1", "train.batch_size=2", "data.seq_len=32", "data.held_out=0.2",
+             "samples.every=0", "evaluation.every=0", "optim.schedule.warmup_steps=0")  # fmt: skip
+  flags = (f"--from_hf={checkpoint}", f"--workdir={run}", f"--text={text}")
+  result = here("convert", *flags, *(f"--config.{change}" for change in changes))
+  assert result.code == 0, result
+  return run
+
+
+@pytest.fixture
+def run(converted, tmp_path):
+  """Returns a copy of the run whose tokenizer is where its recipe says."""
+  shutil.copytree(converted, tmp_path / "run")
+  return tmp_path / "run"
+
+
+def with_data(experiment, **fields):
+  return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **fields))
+
+
+def test_the_date_is_set_when_a_run_is_made_and_stays(converted):
+  made = Workdir(converted).experiment()
+  today = datetime.datetime.now(datetime.UTC).date()
+  assert abs((datetime.date.fromisoformat(made.data.chat_date) - today).days) <= 1
+  assert made.data.chat is None
+  undated = with_data(made, chat_date=None)
+  assert settled(undated).data.chat_date == today.isoformat()
+  old = with_data(made, chat_date="2020-01-31")
+  assert settled(undated, to_plain(old)) == old
+  # What was asked for is kept, and then refused where the run is another.
+  assert settled(made, to_plain(old)) == made
+  record = with_data(undated, chat=Chat("{role}"))
+  assert settled(record) == record
+
+
+def test_a_recipe_without_a_template_has_no_date(tiny):
+  experiment = load_recipe(tiny.removeprefix("--config="), [])
+  assert settled(experiment) == experiment
+  assert experiment.data.chat is experiment.data.chat_date is None
+
+
+def test_a_run_begun_when_recipes_held_a_format_goes_on_with_the_same_command(tiny):
+  spec = tiny.removeprefix("--config=")
+  plain = to_plain(with_data(load_recipe(spec, []), chat=Chat()))
+  del plain["data"]["chat_date"]
+  again = settled(load_recipe(spec, [], plain), plain)
+  assert again.data.chat == Chat()
+  assert again == from_plain(type(again), plain)
+  plain["data"]["chat"]["before"] = "[{role}]"
+  assert load_recipe(spec, [], plain).data.chat is None, "another format is another config"
+  del plain["data"]["chat"]
+  assert from_plain(type(again), plain).data.chat == Chat(), "none is of before there was one"
+
+
+def test_training_on_a_template_without_jinja2_names_the_extra(run, here, monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, "jinja2", None)
+  out = tmp_path / "new"
+  result = here("train", f"--config={run}/config.json", f"--workdir={out}")
+  assert result.code == 2 and not out.exists()
+  assert "pip install 'jaxmoe[chat]'" in result.err and result.err.count("\n") == 1
+
+
+def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
+  pytest.importorskip("jinja2")
+  result = here("train", f"--config={run}/config.json", f"--workdir={run}")
+  assert result.code == 0, result
+  experiment = Workdir(run).experiment()
+  (line,) = (line for line in result.out.splitlines() if "chats are written" in line)
+  assert line.endswith(f"chat_template.jinja, of {experiment.data.chat_date}")
+  for chat, name, text in (
+    (None, "the template of ", "user: hi<|end|>\nit: "), (Chat("({role}) "), "'({role}) ' before",
+     "<|end|>(user) hi\n(assistant) "),
+  ):  # fmt: skip
+    asked = asked_in(Workdir(run), with_data(experiment, chat=chat))
+    tokenizer = load_tokenizer(run / "tokenizer.json")
+    assert asked.name.startswith(name)
+    assert tokenizer.decode(asked.encode(tokenizer, [("user", "hi")]), special=True) == text
+
+
+def test_a_run_of_ones_own_is_asked_as_messages_are_written(trained):
+  asked = asked_in(Workdir(trained), Workdir(trained).experiment())
+  found = asked.encode(load_tokenizer(trained / "tokenizer.json"), [("system", "S"), ("user", "q")])
+  assert found.tolist() == [256, *b"<|system|>\nS\n<|user|>\nq\n<|assistant|>\n"]
