@@ -20,6 +20,7 @@ FOLDER = "pretrained"
 """Below the workdir."""
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+DTYPES = "dtypes.json"
 CARRIED = (
   GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
   "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
@@ -37,6 +38,13 @@ def copy_files(source: pathlib.Path, target: pathlib.Path, names: tuple[str, ...
   for name in found:
     shutil.copyfile(source / name, target / name)
   return found
+
+
+def carry(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies what one run has of the checkpoint that it came from to another, if it came from one."""
+  if (source / FOLDER).is_dir():
+    (target / FOLDER).mkdir()
+    copy_files(source / FOLDER, target / FOLDER, (CONFIG, DTYPES, *CARRIED))
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:

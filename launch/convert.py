@@ -1,14 +1,19 @@
 """Makes a run of a public checkpoint, or a public checkpoint of a run.
 
-python -m launch.convert --from_hf=FOLDER --workdir=runs/x [--text=FOLDER] [--dtype=float32]
-  [--eod=TOKEN] [--config=RECIPE] [--config.FIELD=VALUE]
-python -m launch.convert --workdir=runs/x --to_hf=FOLDER [--dtype=bfloat16] [--shard_gb=5]
+python -m launch.convert --from_hf=FOLDER --workdir=runs/x [--text=FOLDER] [--eod=TOKEN]
+  [--file_dtype=float32] [--compute_dtype=float32] [--config=RECIPE] [--config.FIELD=VALUE]
+python -m launch.convert --workdir=runs/x --to_hf=FOLDER [--file_dtype=bfloat16] [--shard_gb=5]
 
 FOLDER has config.json, *.safetensors and tokenizer.json, as transformers writes them. The new run
 is at step 0: launch.evaluate, generate, score, surgery and train take it as any other. --text is
 what it is scored and trained on (the standard library where none is given); --config is a recipe
-for all but model and tokenizer. Weights are read and written one at a time, bit for bit unless
---dtype asks for another; the tokenizer's files go along. Pickles are never opened, code never run.
+for all but model and tokenizer. Weights are read and written one at a time; the tokenizer's files
+go along. Pickles are never opened, code never run.
+
+--file_dtype is that of the weights that are written, each its own where it is not given: of a run
+that has not been trained all come back bit for bit, and what was trained is rounded to what it was
+in the checkpoint it came from. --compute_dtype is what the run computes in whatever its file holds:
+bfloat16 of a checkpoint in bfloat16, else float32.
 """
 
 from __future__ import annotations
@@ -24,7 +29,14 @@ flags.DEFINE_string("workdir", None, "The run.", flag_values=FLAGS)
 flags.DEFINE_string("from_hf", None, "A checkpoint to make the run of.", flag_values=FLAGS)
 flags.DEFINE_string("to_hf", None, "A folder to write; must not exist.", flag_values=FLAGS)
 flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16", "float16"], "Of what is written; as it is if not given.",
+  "file_dtype", None, ["float32", "bfloat16", "float16"], "Of weights that are written; their own "
+  "if not given.", flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+  "compute_dtype", None, ["float32", "bfloat16"], "What the run computes in.", flag_values=FLAGS
+)
+flags.DEFINE_enum(
+  "dtype", None, ["float32", "bfloat16", "float16"], "Older name of --file_dtype, with --to_hf.",
   flag_values=FLAGS,
 )
 flags.DEFINE_string("text", None, "Text files to score and train on.", flag_values=FLAGS)
@@ -32,7 +44,7 @@ flags.DEFINE_string("eod", None, "The token that ends a document.", flag_values=
 flags.DEFINE_string("config", None, "A recipe for all but the model.", flag_values=FLAGS)
 flags.DEFINE_float("shard_gb", 5.0, "The most of one file, in 10^9 bytes.", flag_values=FLAGS)
 
-IN, OUT = ("text", "eod", "config"), ("shard_gb",)
+IN, OUT = ("text", "eod", "config", "compute_dtype"), ("shard_gb",)
 
 
 def main(overrides: list[str]) -> int:
@@ -43,16 +55,26 @@ def main(overrides: list[str]) -> int:
   if stray or (overrides and FLAGS.to_hf):
     name = stray[0] if stray else overrides[0].lstrip("-")
     raise InputError(f"--{name} goes with the other direction; leave it out")
+  if FLAGS.dtype and (FLAGS.from_hf or FLAGS.file_dtype):
+    raise InputError(
+      "--dtype: of what? give --file_dtype for the weights that are written, --compute_dtype for "
+      "what the run computes in"
+    )
+  file_dtype = FLAGS.file_dtype or FLAGS.dtype
   workdir = cli.need_workdir(FLAGS.workdir)
   if FLAGS.to_hf:
     if FLAGS.shard_gb <= 0:
       raise InputError(f"--shard_gb={FLAGS.shard_gb} must be above 0")
-    export.to_hf(workdir, FLAGS.to_hf, FLAGS.dtype, int(FLAGS.shard_gb * 1e9))
+    export.to_hf(workdir, FLAGS.to_hf, file_dtype, int(FLAGS.shard_gb * 1e9))
     return 0
-  if FLAGS.dtype == "float16":
-    raise InputError("--dtype=float16 is for --to_hf; parameters of a run are float32 or bfloat16")
-  wishes = intake.Wishes(FLAGS.text, FLAGS.eod, FLAGS.config, tuple(overrides))
-  intake.from_hf(FLAGS.from_hf, workdir, FLAGS.dtype, wishes)
+  if file_dtype == "float16":
+    raise InputError(
+      "--file_dtype=float16 is for --to_hf; parameters of a run are float32 or bfloat16"
+    )
+  wishes = intake.Wishes(
+    FLAGS.text, FLAGS.eod, FLAGS.config, tuple(overrides), FLAGS.compute_dtype
+  )
+  intake.from_hf(FLAGS.from_hf, workdir, file_dtype, wishes)
   print(f"  score it:    python -m launch.evaluate --workdir={workdir.path}")
   print(f"  write text:  python -m launch.generate --workdir={workdir.path} --prompt='The '")
   print(f"  train it:    python -m launch.train --config={workdir.path}/config.json "

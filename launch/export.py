@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -22,8 +23,10 @@ from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
+from jaxmoe.models.pretrained.dtypes import Dtypes, is_buffer, read_dtypes
 from jaxmoe.models.pretrained.family import differences
 from jaxmoe.models.pretrained.origin import with_origin
+from jaxmoe.models.pretrained.rounding import Rounding
 from jaxmoe.models.pretrained.shards import Tensor, plan_shards, write_shards
 from jaxmoe.models.pretrained.tensors import Bound, Piece, bind
 from jaxmoe.models.transformer import Transformer
@@ -36,6 +39,7 @@ from launch import cli
 from launch.carried import (
   CARRIED,
   CONFIG,
+  DTYPES,
   FOLDER,
   TOKENIZER,
   Progress,
@@ -52,28 +56,39 @@ class Target:
   Attributes:
     kind: Its `model_type`.
     bound: Each weight of the model, in the order of a forward pass.
-    dtype: Of tensors other than buffers.
+    asked: The dtype of tensors other than buffers; None for their own.
+    own: Those of the checkpoint that the run came from; None where it came from none.
     limit_bytes: Of one file.
   """
 
   kind: str
   bound: list[Bound]
-  dtype: str
+  asked: str | None
+  own: Dtypes | None
   limit_bytes: int
 
   def tensors(self) -> list[Tensor]:
     """Returns what is written, in order."""
     found = {
-      name: Tensor(name, bound.tensor_shape(bound.form), self.dtype_of(bound))
+      name: Tensor(name, bound.tensor_shape(bound.form), self.dtype_of(bound, name))
       for bound in self.bound
       if bound.form is not None
       for name, _ in bound.tensors(bound.form)
     }
     return list(found.values())
 
-  def dtype_of(self, bound: Bound) -> np.dtype:
-    """Returns the dtype of a weight's tensors."""
-    return bound.dtype if "/buffers/" in bound.name else np.dtype(jax.numpy.dtype(self.dtype))
+  def dtype_of(self, bound: Bound, tensor: str) -> np.dtype:
+    """Returns the dtype of a tensor of a weight."""
+    if self.asked and not is_buffer(bound):
+      return np.dtype(jax.numpy.dtype(self.asked))
+    return self.own.of(bound, tensor) if self.own else bound.dtype
+
+  def dtypes(self) -> list[str]:
+    """Returns the names of all dtypes, that of the most bytes first."""
+    sizes: collections.Counter[str] = collections.Counter()
+    for tensor in self.tensors():
+      sizes[tensor.dtype.name] += tensor.num_bytes
+    return [name for name, _ in sizes.most_common()]
 
 
 def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> None:
@@ -82,7 +97,8 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
   Args:
     workdir: The run.
     path: The folder; must not exist.
-    dtype: Of all tensors but buffers; None for what they are.
+    dtype: Of all tensors but buffers; None for those that they had in the checkpoint the run came
+      from, or else that its files have.
     limit_bytes: Of one file.
 
   Raises:
@@ -96,22 +112,38 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
   experiment = workdir.experiment()
   store = cli.need_steps(workdir)
   carried = read_object(workdir.path / FOLDER / CONFIG)
+  own = read_dtypes(workdir.path / FOLDER / DTYPES)
   kind = family_of(experiment.model, carried.get("model_type"))
   if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
     print("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
   cli.set_up_jax(keep_memory=False)
   bound = bind(FAMILIES[kind].leaves, shapes_by_name(experiment.decoder()))
-  target = Target(kind, bound, dtype or experiment.model.param_dtype, limit_bytes)
+  target = Target(kind, bound, dtype, own, limit_bytes)
   for step in reversed(store.steps()):
+    rounding = Rounding()
     try:
       with folder_for(out) as half:
-        _write(half, workdir, experiment, target, (store, step))
+        _write(half, workdir, experiment, target, _pieces(target, store, step, rounding))
     except DamagedStepError as error:
       print(f"checkpoint {step} is damaged, trying the one before: {error}", file=sys.stderr)
     else:
-      print(f"wrote {out}: {FAMILIES[kind].architecture} of step {step}, in {target.dtype}")
+      _tell_rounding(rounding, target)
+      told = " and ".join(target.dtypes())
+      print(f"wrote {out}: {FAMILIES[kind].architecture} of step {step}, in {told}")
       return
   raise CheckpointError(f"no intact checkpoint in {store}")
+
+
+def _tell_rounding(rounding: Rounding, target: Target) -> None:
+  """Says how many values are not written as the run has them."""
+  changed = {name: number for name, number in rounding.changed.items() if number}
+  if not changed:
+    return
+  told = " and ".join(f"{number:,} values to {name}" for name, number in changed.items())
+  why = "which the checkpoint that the run came from has" if target.own else "which its files have"
+  if target.asked:
+    why = "as asked"
+  print(f"note: rounded {told}, {why}; --file_dtype=float32 writes what the run has")
 
 
 def family_of(model: Transformer, carried: str | None) -> str:
@@ -138,13 +170,13 @@ def family_of(model: Transformer, carried: str | None) -> str:
 
 def _write(
   folder: pathlib.Path, workdir: Workdir, experiment: Experiment, target: Target,
-  where: tuple[OrbaxStore, int],
+  pieces: Iterator[Piece],
 ) -> None:
   """Writes all files of a checkpoint."""
   tensors = target.tensors()
   progress = Progress(sum(tensor.num_bytes for tensor in tensors))
   shards = plan_shards(tensors, target.limit_bytes)
-  write_shards(folder, shards, _pieces(target, *where), progress.add)
+  write_shards(folder, shards, pieces, progress.add)
   progress.end()
   carried = workdir.path / FOLDER
   names = copy_files(carried, folder, CARRIED) if carried.is_dir() else []
@@ -157,20 +189,24 @@ def _write(
   _write_json(folder / CONFIG, plain)
 
 
-def _pieces(target: Target, store: OrbaxStore, step: int) -> Iterator[Piece]:
+def _pieces(
+  target: Target, store: OrbaxStore, step: int, rounding: Rounding
+) -> Iterator[Piece]:
   """Yields what each weight is of its tensors; those of one layer are in memory at a time."""
-  sharding = one_device().replicated
+  sharding, there = one_device().replicated, store.contents(step)
   for under, group in itertools.groupby(target.bound, key=_part):
     of = list(group)
     like = {
-      PARAMS + bound.name: jax.ShapeDtypeStruct(bound.shape, bound.dtype, sharding=sharding)
+      name: jax.ShapeDtypeStruct(bound.shape, there.get(name, bound).dtype, sharding=sharding)
       for bound in of
+      for name in [PARAMS + bound.name]
     }
     arrays, _ = store.read(step, like, under=PARAMS + under)
     for bound in of:
       whole = np.asarray(arrays[PARAMS + bound.name])
       if bound.form is not None:
-        yield from bound.scatter(bound.form, whole)
+        for piece in bound.scatter(bound.form, whole):
+          yield from rounding.cast(piece, target.dtype_of(bound, piece.name))
       elif whole.any():
         raise InputError(
           f"{bound.name} is not zero, and {FAMILIES[target.kind].architecture} has no place for it"
@@ -194,8 +230,12 @@ def _config(
     "pad_token_id": None,
   }
   plain = with_origin(FAMILIES, target.kind, experiment.model, carried)
-  dtypes = dict.fromkeys({"torch_dtype", *({"dtype"} & plain.keys())}, target.dtype)
-  return {**own, **plain, **dtypes, "vocab_size": experiment.data.tokenizer.vocab_size}
+  main, names = target.dtypes()[0], ("torch_dtype", *({"dtype"} & plain.keys()))
+  if target.asked or target.own is None or target.own.asked:
+    plain.update(dict.fromkeys(names, main))
+  else:
+    plain.setdefault("torch_dtype", plain.get("dtype", main))
+  return {**own, **plain, "vocab_size": experiment.data.tokenizer.vocab_size}
 
 
 def _write_tokenizer(folder: pathlib.Path, workdir: Workdir) -> None:

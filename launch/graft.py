@@ -30,6 +30,7 @@ from jaxmoe.train.saver import make_record
 from jaxmoe.train.session import Session
 from jaxmoe.train.state import State, StateSpec, read_state
 from jaxmoe.train.workdir import Workdir
+from launch.carried import carry
 from launch.recipes import load_recipe, parse_changes
 
 
@@ -154,6 +155,7 @@ def write_run(
       half.mkdir(parents=True)
       workdir.write_config(experiment)
       corpus.tokenizer.save(workdir.tokenizer)
+      carry(source.workdir.path, half)
       record = make_record(0, experiment, corpus, stream, 0)
       store.write(0, session.spec.to_arrays(state), record)
       store.close()

@@ -17,6 +17,7 @@ from jaxmoe.data.sources.found import source_at
 from jaxmoe.data.tokenizers.file import File
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
+from jaxmoe.models.pretrained.dtypes import dtypes_of
 from jaxmoe.models.transformer import DType
 from jaxmoe.optim import AdamW, Cosine, Optim
 from jaxmoe.train.experiment import Experiment, Samples, Train
@@ -27,6 +28,7 @@ from launch import cli
 from launch.carried import (
   CARRIED,
   CONFIG,
+  DTYPES,
   FOLDER,
   TOKENIZER,
   Progress,
@@ -49,6 +51,7 @@ class Wishes:
   eod: str | None = None
   config: str | None = None
   overrides: tuple[str, ...] = ()
+  compute_dtype: DType | None = None
 
 
 def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) -> None:
@@ -57,7 +60,7 @@ def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) ->
   Args:
     path: The folder of the checkpoint.
     workdir: Of the run; must not exist.
-    dtype: What parameters become; None for what they are.
+    dtype: What parameters become in the file; None for what they are.
     wishes: What else is asked for.
 
   Raises:
@@ -81,8 +84,11 @@ def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) ->
     print(f"note: {path}/config.json has keys that are not read: {', '.join(checkpoint.unread)}")
   with folder_for(workdir.path) as half:
     _write(Workdir(half), checkpoint, experiment, tokenizer, source)
+    dtypes_of(checkpoint, dtype).write(half / FOLDER / DTYPES)
+  model = experiment.model
   print(f"wrote {workdir.path}: {checkpoint.plain['model_type']}, "
-        f"{experiment.decoder().num_params:,} parameters in {experiment.model.param_dtype}")
+        f"{experiment.decoder().num_params:,} parameters in {model.param_dtype}; it computes in "
+        f"{model.dtype}")
 
 
 def recipe(checkpoint: Checkpoint, tokenizer: File, wishes: Wishes) -> Experiment:
@@ -104,7 +110,10 @@ def recipe(checkpoint: Checkpoint, tokenizer: File, wishes: Wishes) -> Experimen
   parts = (Part(source_at(wishes.text)),) if wishes.text else asked.data.parts
   data = dataclasses.replace(asked.data, parts=parts, tokenizer=tokenizer)
   made = dataclasses.replace(asked, data=data, model=checkpoint.model)
-  changed = override(made, parse_changes(wishes.overrides))
+  changes = parse_changes(wishes.overrides)
+  if wishes.compute_dtype:
+    changes.append(("model.dtype", wishes.compute_dtype))
+  changed = override(made, changes)
   before, after = made.decoder(), changed.decoder()
   if (before.shapes, before.splits) != (after.shapes, after.splits):
     raise InputError(

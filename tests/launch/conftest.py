@@ -18,6 +18,7 @@ import pytest
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
 from jaxmoe.cost import peak
 from launch import cli
+from tests.models.pretrained.checkpoint import write_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOME = pathlib.Path(tempfile.gettempdir()) / f"jaxmoe-test-home-{os.getuid()}"
@@ -196,5 +197,39 @@ def train_on(start_on):
     process = start_on(*arguments, **options)
     out, err = process.communicate(timeout=550)
     return process.returncode, out, err
+
+  return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+  """Returns a function that makes a checkpoint of a family, in some dtype."""
+
+  def make(model_type, dtype="float32", name="checkpoint"):
+    folder = tmp_path / name
+    write_checkpoint(model_type, folder, dtype)
+    return folder
+
+  return make
+
+
+@pytest.fixture
+def text(tmp_path):
+  """Returns a folder of small texts, some of which are held out."""
+  folder = tmp_path / "text"
+  folder.mkdir()
+  for at in range(8):
+    (folder / f"{at}.txt").write_text(f"def f_{'abcdefgh'[at]}(x):\n  return x\n" * (at + 3))
+  return folder
+
+
+@pytest.fixture
+def convert(here):
+  """Returns a function that runs `launch.convert`, which must succeed."""
+
+  def run(*flags):
+    result = here("convert", *flags)
+    assert result.code == 0, result
+    return result
 
   return run

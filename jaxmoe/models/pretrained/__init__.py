@@ -8,8 +8,10 @@ settings.py  config.json, read key by key
 tensors.py   where each weight lies in a checkpoint, as data read in both directions
 folder.py    the safetensors of a checkpoint
 shards.py    writing them
+rounding.py  what is written in another dtype
 origin.py    config.json of a model that came with one
 checkpoint.py  a folder whose config, names and shapes fit each other
+dtypes.py    which dtype each tensor had, kept beside a run
 keys.py      keys that families share
 ropes.py     what stretches rotary angles, both ways
 leaves.py    names that families share

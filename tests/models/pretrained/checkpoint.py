@@ -36,17 +36,39 @@ def edit(folder, **changes):
   path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def tensors_of(folder):
+  """All tensors of a checkpoint by name."""
+  return {
+    name: x for path in sorted(folder.glob("model*.safetensors"))
+    for name, x in safetensors.numpy.load_file(path).items()
+  }  # fmt: skip
+
+
+def bits(tensors):
+  """What is equal for tensors that are equal bit for bit."""
+  return {name: (x.dtype.name, x.shape, x.tobytes()) for name, x in tensors.items()}
+
+
 def write_checkpoint(model_type, folder, dtype="float32"):
-  """The model of the family's golden files, in some dtype, with a tokenizer."""
+  """The model of the family's golden files, in some dtype or `mixed`, with a tokenizer."""
   folder.mkdir()
   shutil.copy(FOLDER / model_type / "config.json", folder)
-  edit(folder, eos_token_id=0, torch_dtype=dtype)
+  edit(folder, eos_token_id=0, torch_dtype="float32" if dtype == "mixed" else dtype)
   tensors = {
-    name: x if "correction_bias" in name else x.astype(jnp.dtype(dtype))
+    name: x.astype(_dtype_of(name, dtype))
     for name, x in safetensors.numpy.load_file(FOLDER / model_type / "model.safetensors").items()
   }
   safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
   write_tokenizer(folder)
+
+
+def _dtype_of(name, dtype):
+  """The dtype of a tensor; of two that make one weight they may be two."""
+  if dtype != "mixed":
+    return jnp.dtype("float32" if "correction_bias" in name else dtype)
+  if "correction_bias" in name or "embed_tokens" in name:
+    return jnp.dtype("bfloat16")
+  return jnp.dtype("float16" if "experts.1." in name or "kv_b_proj" in name else "float32")
 
 
 if __name__ == "__main__":
