@@ -1,8 +1,8 @@
 """Runs begun by the code of 2026-11-28, killed after step 4 of 8: they go on as they were.
 
 tests/launch/before/chats has messages and plain text, a `Chat` of its own, mlp and cosine gates and
-dispatch by capacity, in float32; `expected.json` is what that code wrote from step 5 on, in a
-process set up as these tests are.
+dispatch by capacity, in float32; `expected.json` is what that code wrote from step 5 on, as a user
+runs it: in a process of its own, on one device, compiled as XLA does by default.
 """
 
 import hashlib
@@ -43,12 +43,13 @@ def numbers(tree):
 
 
 @pytest.fixture
-def resume(here, tmp_path, monkeypatch):
+def resume(alone, tmp_path):
   def run(name):
-    monkeypatch.chdir(ROOT)  # where the recipe finds its text
     workdir = tmp_path / name
     shutil.copytree(BEFORE / name, workdir)
-    result = here("train", f"--config={workdir}/config.json", f"--workdir={workdir}")
+    as_users = {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    recipe = f"--config={workdir}/config.json"
+    result = alone("train", recipe, f"--workdir={workdir}", env=as_users)
     assert result.code == 0, result
     return workdir, result.out
 
