@@ -40,6 +40,7 @@ class Snapshot:
     config: Its recipe as plain values.
     lines: The last lines of metrics.jsonl, oldest first.
     scored: The last line with held-out scores, if it is near enough to the end.
+    whole: The scores of all held-out text in eval.json, if they are there.
     events: All events.
     checkpoints: When each was written, by step.
     missing: What is wrong where steps were saved and none is there; else ''.
@@ -53,6 +54,7 @@ class Snapshot:
   config: dict[str, Any]
   lines: list[dict[str, Any]]
   scored: dict[str, Any] | None
+  whole: dict[str, Any] | None
   events: list[dict[str, Any]]
   checkpoints: dict[int, float]
   missing: str
@@ -104,6 +106,7 @@ def take(path: pathlib.Path) -> Snapshot:
     config=config,
     lines=lines,
     scored=scored,
+    whole=_whole(path / "eval.json"),
     events=events,
     checkpoints=_checkpoints(path / "checkpoints"),
     missing=_missing(path),
@@ -124,6 +127,16 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(config, dict):
     raise InputError(f"{file}: holds no recipe; restore the file")
   return config
+
+
+def _whole(path: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the scores of `launch.evaluate`, None if there are none."""
+  try:
+    scores = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
+  good = isinstance(scores, dict) and isinstance(scores.get("step"), int)
+  return scores if good and isinstance(scores.get("domains"), dict) else None
 
 
 def _tail(path: pathlib.Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:

@@ -5,6 +5,7 @@ python -m launch.status --workdir=runs/tiny [--watch=5]
 
 from __future__ import annotations
 
+import math
 import pathlib
 import shutil
 import statistics
@@ -17,6 +18,7 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.train.progress import BESIDE, step_s
+from jaxmoe.train.slices import slice_of
 from launch import command
 from launch.columns import ago, clock, fit, labelled, shown
 from launch.load_table import BLOCKS, LETTERS, load_table
@@ -128,12 +130,22 @@ def _learned(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def _scores(snapshot: Snapshot) -> Iterator[str]:
-  if snapshot.scored is None:
-    return
-  scores, step = snapshot.scored["eval"], snapshot.scored["step"]
-  items = [f"bits/byte at step {step:,}: {_bits(scores.get('bits_per_byte'))}"]
-  items += [f"{name} {_bits(value)}" for name, value in scores.get("domains", {}).items()]
-  yield from labelled("held out", items)
+  if snapshot.scored is not None:
+    part = slice_of(snapshot.last_event("start") or {}, snapshot.config)
+    scores, step = snapshot.scored["eval"], snapshot.scored["step"]
+    overall = part.overall(scores.get("domains", {}), scores.get("bits_per_byte"))
+    items = _told(scores, step, "all" if part.is_whole else "a slice", overall)
+    sizes = [part.sizes] if part.sizes and not part.is_whole else []
+    yield from labelled("held out", items + sizes)
+  if snapshot.whole is not None:
+    scores, step = snapshot.whole, snapshot.whole["step"]
+    yield from labelled("eval.json", _told(scores, step, "all", scores.get("bits_per_byte")))
+
+
+def _told(scores: dict[str, Any], step: int, what: str, overall: float | None) -> list[str]:
+  """Returns bits per byte of all domains together and of each."""
+  items = [f"bits/byte of {what} at step {step:,}: {_bits(overall)}"]
+  return items + [f"{name} {_bits(value)}" for name, value in scores.get("domains", {}).items()]
 
 
 def _skipped(snapshot: Snapshot) -> Iterator[str]:
@@ -195,7 +207,7 @@ def _step_s(snapshot: Snapshot) -> float:
 
 
 def _bits(value: float | None) -> str:
-  return "no value" if value is None else f"{value:.3f}"
+  return "no value" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _of(number: int, noun: str) -> str:

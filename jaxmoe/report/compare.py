@@ -51,14 +51,30 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _table(runs: Sequence[Run]) -> Html:
-  scored = list(dict.fromkeys(name for run in runs for name in domains(run)))
   known = [figures(run) for run in runs]
+  names = list(dict.fromkeys(name for shown in known for name in shown))
+  is_whole = all(run.whole is not None for run in runs)
+  last = [_last_scores(run, is_whole) for run in runs]
+  scored = list(dict.fromkeys(name for of in last for name in of))
   rows = []
-  for run, shown in zip(runs, known):
-    last = run.evaluations[-1][1].domains if run.evaluations else {}
-    scores = [short(last.get(domain, math.nan)) for domain in scored]
-    rows.append([run.name, run.state, *shown.values(), *scores])
-  return table(["run", "state", *known[0], *(f"held out: {name}" for name in scored)], rows)
+  for run, shown, scores in zip(runs, known, last):
+    found = [short(scores.get(domain, math.nan)) for domain in scored]
+    rows.append([run.name, run.state, *(shown.get(name, "-") for name in names), *found])
+  title = "Held out" if is_whole else _title(runs)
+  return table(["run", "state", *names, *(f"{title}: {name}" for name in scored)], rows)
+
+
+def _last_scores(run: Run, is_whole: bool) -> dict[str, float]:
+  """Returns bits per byte by domain: of eval.json, or of what was scored on the way."""
+  if is_whole and run.whole is not None:
+    return run.whole.domains
+  return run.evaluations[-1][1].domains if run.evaluations else {}
+
+
+def _title(runs: Sequence[Run]) -> str:
+  """Returns what scores on the way are called: slices, if any run scored one."""
+  titles = {run.slice.title for run in runs if run.evaluations}
+  return titles.pop() if len(titles) == 1 else "Held-out slice"
 
 
 def _curve(runs: Sequence[Run], name: str, unit: str) -> Html:
@@ -77,15 +93,16 @@ def _held_out(runs: Sequence[Run], unit: str) -> list[Html]:
   def series(domain: str | None) -> list[Series]:
     return [
       Series(run.name, [x for x, _ in run.evaluations], [
-        one.bits_per_byte if domain is None else one.domains.get(domain, math.nan)
+        run.overall(one) if domain is None else one.domains.get(domain, math.nan)
         for _, one in run.evaluations
       ], color=i)
       for i, run in enumerate(runs)
     ]  # fmt: skip
 
   scored = list(dict.fromkeys(name for run in runs for name in domains(run)))
-  cards = [chart("Held out, all domains", series(None), axes)]
-  return cards + [chart(f"Held out: {name}", series(name), axes) for name in scored]
+  title = _title(runs)
+  cards = [chart(f"{title}, all domains", series(None), axes)]
+  return cards + [chart(f"{title}: {name}", series(name), axes) for name in scored]
 
 
 def _mean_over_layers(runs: Sequence[Run], metric: str, unit: str) -> Html:

@@ -47,6 +47,16 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scores:
+  """What eval.json says: the scores of all held-out text at a step, beside those of compressors."""
+
+  step: int
+  bits_per_byte: float
+  domains: dict[str, float]
+  compressors: dict[str, dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Line:
   """A line of metrics.jsonl."""
 
@@ -86,6 +96,21 @@ def parse_line(plain: dict[str, Any] | None) -> Line | None:
     return _line(plain or {})
   except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
     return None
+
+
+def parse_scores(plain: Any) -> Scores | None:
+  """Returns what eval.json holds, None if it holds no scores."""
+  if not isinstance(plain, dict) or type(plain.get("step")) is not int:
+    return None
+  domains, others = plain.get("domains"), plain.get("compressors")
+  found = _numbers(domains) if isinstance(domains, dict) else {}
+  return Scores(plain["step"], finite(plain.get("bits_per_byte")), found, levels(others))
+
+
+def levels(plain: Any) -> dict[str, dict[str, float]]:
+  """Returns {compressor: {domain: bits per byte}} of what a file says of compressors."""
+  of = plain.items() if isinstance(plain, dict) else ()
+  return {str(name): _numbers(scores) for name, scores in of if isinstance(scores, dict)}
 
 
 def parse_event(plain: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """What a report needs of a run, read from its workdir in one pass over metrics.jsonl.
 
-Every picture is made from metrics.jsonl and events.jsonl alone; samples.md and config.json are
-shown as they are. Nothing here writes, and no file has to be there.
+Every picture is made from metrics.jsonl and events.jsonl alone; eval.json, where there is one, has
+the scores; samples.md and config.json are shown as they are. Nothing here writes, and no file has
+to be there.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from jaxmoe.report.deaths import Death, DeathWatch
 from jaxmoe.report.lines import (
   Evaluation,
   Line,
+  Scores,
   count_lines,
   parse_event,
   parse_line,
+  parse_scores,
   read_objects,
 )  # fmt: skip
 from jaxmoe.report.numbers import counted, finite
 from jaxmoe.report.samples import Sample, parse_samples
 from jaxmoe.train.goodput import Goodput, goodput
 from jaxmoe.train.lock import is_held
+from jaxmoe.train.slices import Slice, slice_of
 
 ENDS = ("done", "stopped", "failed", "stalled")
 
@@ -50,6 +54,8 @@ class Run:
     data: What was handed out of each domain, from the last line that says so.
     last: The last line of a step with labels.
     unlabelled: Steps in which no token had a label.
+    slice: What part of held-out text evaluations are of.
+    whole: The scores of all of it, where `launch.evaluate` made them.
     unread: Lines of both files that could not be read.
   """
 
@@ -66,6 +72,8 @@ class Run:
   data: dict[str, dict[str, float]]
   last: Line | None
   unlabelled: int
+  slice: Slice
+  whole: Scores | None
   events: list[dict[str, Any]]
   goodput: Goodput | None
   config: Any
@@ -75,6 +83,10 @@ class Run:
   def event(self, kind: str) -> dict[str, Any]:
     """Returns the last event of a kind, {} if there is none."""
     return next((event for event in reversed(self.events) if event["event"] == kind), {})
+
+  def overall(self, one: Evaluation) -> float:
+    """Returns the score of all domains together, each by its held-out bytes."""
+    return finite(self.slice.overall(one.domains, one.bits_per_byte))
 
   def layer_curves(self, metric: str) -> dict[int, Curve]:
     """Returns the curve of a metric for each layer that has it."""
@@ -100,7 +112,8 @@ def read_run(workdir: pathlib.Path) -> Run:
   watch.curves.flush()
   deaths = watch.deaths.found()
   steps = [event.get("step") for event in events] + [death.step for death in deaths]
-  text = _text(workdir / "samples.md") or ""
+  text, config = _text(workdir / "samples.md") or "", _json(workdir / "config.json")
+  starts = [event for event in events if event["event"] == "start"]
   known = watch.tokens > 0
   return Run(
     name=workdir.absolute().name or str(workdir), state=_state(workdir, events),
@@ -109,8 +122,9 @@ def read_run(workdir: pathlib.Path) -> Run:
     curves=watch.curves.found, loads=watch.loads.found(), evaluations=watch.evaluations,
     deaths=deaths, at=watch.x_at(steps), data=watch.data, last=watch.last,
     unlabelled=int(watch.unlabelled),
-    events=events, goodput=spent,
-    config=_json(workdir / "config.json"), samples=parse_samples(text),
+    slice=slice_of(starts[-1] if starts else {}, config),
+    whole=parse_scores(_json(workdir / "eval.json")),
+    events=events, goodput=spent, config=config, samples=parse_samples(text),
     unread=watch.unread + parsed.count(None),
   )  # fmt: skip
 

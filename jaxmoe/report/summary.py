@@ -32,18 +32,29 @@ def figures(run: Run) -> dict[str, str]:
   """Returns the figures of a run, by name."""
   planned = flat(run.config).get("train.num_steps")
   total = sum(len(of.last_E) for of in run.loads.values())
-  last = run.evaluations[-1][1].bits_per_byte if run.evaluations else math.nan
   spent = run.goodput
   return {
     "step": f"{run.step:,}" + (f" of {planned:,}" if isinstance(planned, int) else ""),
     "tokens": counted(run.tokens),
     "parameters": counted(finite(run.event("start").get("params"))),
     "loss, nats/token": short(final_loss(run)),
-    "held-out bits/byte": short(last),
+    **held_out(run),
     "goodput": f"{percent(spent.share)}" if spent else "-",
     "wall time": seconds(spent.wall_s) if spent else "-",
     "dead experts": f"{len(run.deaths)} of {total}" if total else "-",
   }
+
+
+def held_out(run: Run) -> dict[str, str]:
+  """Returns bits per byte of all held-out text, from eval.json, and of the slice on the way."""
+  all_of_it, found = "held-out bits/byte", {}
+  if run.whole is not None:
+    later = f" at step {run.whole.step:,}" if run.whole.step != run.step else ""
+    found[all_of_it] = short(run.whole.bits_per_byte) + later
+  if run.evaluations and not (run.slice.is_whole and found):
+    name = all_of_it if run.slice.is_whole else "held-out slice, bits/byte"
+    found[name] = short(run.overall(run.evaluations[-1][1]))
+  return found or {all_of_it: "-"}
 
 
 def final_loss(run: Run) -> float:
@@ -73,18 +84,22 @@ def _failure(run: Run) -> Html | None:
 
 def _scores(run: Run) -> Html | None:
   """Held-out bits per byte by domain, the best of each row in bold."""
-  if not run.evaluations:
+  if run.whole is not None:
+    scores, baselines = run.whole.domains, run.whole.compressors
+    what = f"all held-out text at step {run.whole.step:,} (eval.json)"
+  elif run.evaluations:
+    scores, baselines, what = run.evaluations[-1][1].domains, compressors(run), run.slice.name
+  else:
     return None
-  last, baselines = run.evaluations[-1][1], compressors(run)
   rows = []
-  for domain in domains(run):
-    values = [last.domains.get(domain, math.nan)]
+  for domain in list(scores) if run.whole is not None else domains(run):
+    values = [scores.get(domain, math.nan)]
     values += [of.get(domain, math.nan) for of in baselines.values()]
     best = min((value for value in values if math.isfinite(value)), default=math.nan)
     cells = [tag("b", short(v)) if v == best and len(values) > 1 else short(v) for v in values]
     rows.append([domain, *cells])
-  note = (
-    "Bits per byte of held-out text, lower is better. The model is scored on a fixed part of each "
-    "domain (evaluation.max_bytes), compressors on the same bytes as one stream."
-  )
+  note = f"Bits per byte of {what}, lower is better; compressors get the same bytes as one stream"
+  if run.whole is None and not run.slice.is_whole:
+    note += ", behind what else is held out. launch.evaluate scores all of it: another number"
+  note += "."
   return join(table(["domain", "model", *baselines], rows), tag("p", note, class_="note"))

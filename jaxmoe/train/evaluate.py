@@ -169,24 +169,49 @@ def _heads(model: Transformer) -> list[Any]:
   return [getattr(of, "heads", of) for of in attention]
 
 
-def compressors(domains: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float]]:
+def compressors(
+  domains: Domains, among: Domains | None = None, most: int = 1 << 20
+) -> dict[str, dict[str, float]]:
   """Returns bits per byte of gzip -9 and xz -9 on the documents of each domain as one stream.
 
   A domain of which only answers are scored is left out: a compressor's bits are those of all bytes.
+
+  Args:
+    domains: The documents.
+    among: Those that they are a slice of. A short stream by itself says little of a compressor, so
+      bits are then what the slice adds to a stream of the others, or to their last `most` bytes.
+    most: See `among`.
   """
-  raw = {
-    name: b"".join(document.raw for document in of)
+  streams = {
+    name: (_others(of, among[name], most) if among else b"", b"".join(each.raw for each in of))
     for name, of in domains.items()
     if all(document.scored is None for document in of)
   }
-  squeeze = {
+  squeeze: dict[str, Callable[[bytes], bytes]] = {
     "gzip -9": lambda data: gzip.compress(data, 9),
     "xz -9": lambda data: lzma.compress(data, preset=9),
   }
+
+  def added(function: Callable[[bytes], bytes], before: bytes, data: bytes) -> float:
+    own = len(function(before)) if before else 0
+    return 8 * (len(function(before + data)) - own) / len(data)
+
   return {
-    name: {domain: 8 * len(function(data)) / len(data) for domain, data in raw.items() if data}
+    name: {domain: added(function, *both) for domain, both in streams.items() if both[1]}
     for name, function in squeeze.items()
   }
+
+
+def _others(chosen: Sequence[Any], documents: Sequence[Any], most: int) -> bytes:
+  """Returns the last bytes, `most` or fewer, of the documents that are not chosen."""
+  known, parts, size = set(map(id, chosen)), [], 0
+  for document in reversed(documents):
+    if size >= most:
+      break
+    if id(document) not in known:
+      parts.append(document.raw)
+      size += len(parts[-1])
+  return b"".join(reversed(parts))[-most:]
 
 
 def first_documents(documents: Sequence[Any], max_bytes: int) -> list[Any]:

@@ -118,12 +118,15 @@ class Evaluation:
     batch_size: Rows scored at a time, at most.
     rows: `fitted` to as few and as short ones as the documents need, see `rows.py`; `full` is
       always `batch_size` rows of the context's length.
+    overall: How domains weigh in the score of all of them: by their held-out bytes, as
+      `launch.evaluate` has it, or by those that are scored on the way.
   """
 
   every: int = 500
   max_bytes: int = 50_000
   batch_size: int = 8
   rows: Literal["fitted", "full"] = added("fitted", before="full")
+  overall: Literal["held_out", "scored"] = added("held_out", before="scored")
 
   def __post_init__(self) -> None:
     if self.every < 0 or self.max_bytes < 1 or self.batch_size < 1:

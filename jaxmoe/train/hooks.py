@@ -19,6 +19,7 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.train.append import AppendFile
 from jaxmoe.train.evaluate import evaluate, first_documents
 from jaxmoe.train.experiment import Evaluation, Samples
+from jaxmoe.train.slices import Slice
 from jaxmoe.train.state import State
 from jaxmoe.train.watch import Watch
 
@@ -28,6 +29,8 @@ class EvaluationHook:
 
   Attributes:
     domains: The documents that are scored, by domain.
+    among: All held-out documents.
+    slice: What part of these they are.
   """
 
   name = "evaluation"
@@ -37,10 +40,15 @@ class EvaluationHook:
     text: tuple[Ends, int], watch: Watch,
   ):
     self.every = config.every
-    self._decoder, self._watch = decoder, watch
+    self._decoder, self._watch, self.among = decoder, watch, domains
     self.domains = {
       name: first_documents(documents, config.max_bytes) for name, documents in domains.items()
     }
+    self.slice = Slice(*(
+      {name: sum(document.scored_bytes for document in documents) for name, documents in of.items()}
+      for of in (self.domains, domains)
+    ))
+    self._by_held_out = config.overall == "held_out"
     self._ends, length = text
     self._shape, self._fitted = (config.batch_size, length), config.rows == "fitted"
 
@@ -55,7 +63,10 @@ class EvaluationHook:
       about = (self.domains, self._ends, self._shape)
       scores = evaluate(self._decoder, state.params, *about, alive, self._fitted)
     shown = "  ".join(f"{name} {_shown(value)}" for name, value in scores["domains"].items())
-    self._watch.display.say(f"bits/byte held out at {step}: {shown}")
+    self._watch.display.say(f"bits/byte at step {step} of {self.slice.name}: {shown}")
+    if self._by_held_out:
+      overall = self.slice.overall(scores["domains"], scores["bits_per_byte"])
+      scores = {**scores, "bits_per_byte": overall}
     return {"eval": _with_none(scores)}
 
 

@@ -27,6 +27,7 @@ from jaxmoe.data.stream import Stream
 from jaxmoe.data.watch import Watch as DataWatch
 from jaxmoe.models.transformer import Params
 from jaxmoe.parallel import share_of_rows
+from jaxmoe.train import slices
 from jaxmoe.train.copies import check_copies
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
@@ -201,7 +202,8 @@ class Session:
     """Returns what the first event of a new run says."""
     corpus = self.corpus
     data = {"digest": corpus.digest, "domains": corpus.statistics, "skipped": corpus.skipped}
-    data["compressors"] = compressors(evaluation.domains)
+    data[slices.KEY] = evaluation.slice.plain()
+    data["compressors"] = compressors(evaluation.domains, evaluation.among)
     return {"params": self.decoder.num_params, "recipe": self._around.recipe, "data": data}
 
   def _end(self, kind: str, step: int, state: State, parts: Parts) -> None:

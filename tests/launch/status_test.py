@@ -234,9 +234,24 @@ def test_scores_counts_and_checkpoints_are_told(make):
   lines[9]["eval"] = scores
   events = [PROCESS, *({"event": "rollback"},) * 2, *({"event": "save_failed"},) * 3]
   text = told(make(lines, events, checkpoints=(20, 40)))
-  assert "held out  bits/byte at step 10: 1.500  code 1.250  prose no value" in text
+  assert "held out  bits/byte of a slice at step 10: 1.500  code 1.250  prose no value" in text
   assert "trouble   1 skipped steps  2 rollbacks  3 failed saves" in text
   assert "saved     step 40, 100 s ago  also 20" in text
+
+
+def test_scores_of_a_slice_and_of_all_held_out_text_have_names_of_their_own(make):
+  sizes = {"code": {"bytes": 30_000, "of": 600_000}, "prose": {"bytes": 30_000, "of": 200_000}}
+  start = {"event": "start", "data": {"slice": sizes}}
+  last = line(60, eval={"bits_per_byte": 1.6, "domains": {"code": 1.2, "prose": 2.0}})
+  run = make([line(n) for n in range(1, 60)] + [last], [PROCESS, start])
+  scores = {"step": 60, "bits_per_byte": 1.477, "domains": {"code": 1.4, "prose": 1.708}}
+  (run / "eval.json").write_text(json.dumps(scores))
+  text = told(run)
+  assert "held out  bits/byte of a slice at step 60: 1.400  code 1.200  prose 2.000" in text
+  assert "          60 of 800 kB" in text
+  assert "eval.json bits/byte of all at step 60: 1.477  code 1.400  prose 1.708" in text
+  (run / "eval.json").write_text('{"step": 60, "dom')
+  assert "eval.json" not in told(run)
 
 
 def test_steps_without_labels_are_counted_and_the_last_loss_is_told_with_its_step(make):
@@ -449,6 +464,6 @@ def test_a_finished_run_of_the_real_trainer_is_told(trained):
   text = told(trained)
   assert take(trained).state == "done"
   assert "step      6 of 6 (100.0%)" in text
-  assert "held out  bits/byte at step 6: " in text
+  assert "held out  bits/byte of all at step 6: " in text
   assert "saved     step 6, " in text
   assert "of wall time: " in text

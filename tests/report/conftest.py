@@ -66,6 +66,7 @@ def made_events(steps):
   compressors = {"gzip -9": {"code": 2.1, "prose": 2.9}, "xz -9": {"code": 1.8, "prose": 2.898}}
   sizes = {"train": {"documents": 9, "bytes": 900}, "held_out": {"documents": 1, "bytes": 99}}
   data = {"digest": "abc", "domains": dict.fromkeys(DOMAINS, sizes), "skipped": {},
+          "slice": {"code": {"bytes": 33, "of": 60}, "prose": {"bytes": 33, "of": 180}},
           "compressors": compressors}  # fmt: skip
   recipe = {"name": "configs/tiny.py", "changes": {"train.seed": [0, 5]}}
   listed = [

@@ -70,13 +70,65 @@ def test_the_curves_of_layers_hold_the_numbers_of_the_lines(made, title):
 @pytest.mark.parametrize("domain", ["code", "prose"])
 def test_held_out_scores_stand_beside_the_compressors(made, domain):
   lines, page = made
-  plot = page.plots[f"Held out: {domain}"]
+  plot = page.plots[f"Held-out slice: {domain}"]
   scored = [line for line in lines if "eval" in line]
   (series,) = plot["series"]
   np.testing.assert_allclose(series["y"], column(scored, "eval", "domains", domain), rtol=1e-4)
   np.testing.assert_allclose(series["x"], column(scored, "step") * 128)
   expected = {"code": [2.1, 1.8], "prose": [2.9, 2.898]}[domain]
   assert plot["levels"] == {"gzip -9": expected[0], "xz -9": expected[1]}
+
+
+def test_all_domains_together_weigh_by_all_of_their_held_out_bytes(made):
+  lines, page = made
+  scored = [line["eval"]["domains"] for line in lines if "eval" in line]
+  right = [(60 * of["code"] + 180 * of["prose"]) / 240 for of in scored]
+  (series,) = page.plots["Held-out slice, all domains"]["series"]
+  np.testing.assert_allclose(series["y"], right, rtol=1e-4)
+  assert f"held-out slice, bits/byte {right[-1]:.4g}" in page.text
+  assert "Bits per byte of a slice of held-out text (66 of 240 bytes)" in page.text
+
+
+SCORES = {
+  "step": 90, "bits_per_byte": 2.3456, "domains": {"code": 1.4771, "prose": 2.6352}, "routing": {},
+  "compressors": {"xz -9": {"code": 1.6571, "prose": 2.7}},
+}  # fmt: skip
+
+
+def test_scores_of_all_held_out_text_are_those_of_eval_json_where_there_is_one(
+  run_of, page_of, tmp_path
+):
+  run_of(tmp_path)
+  (tmp_path / "eval.json").write_text(json.dumps(SCORES))
+  page = page_of(write_report(tmp_path))
+  assert "held-out bits/byte 2.346 at step 90 held-out slice, bits/byte" in page.text
+  assert "domain model xz -9 code 1.477 1.657 prose 2.635 2.7 Bits per byte of all" in page.text
+  assert "all held-out text at step 90 (eval.json)" in page.text
+  (curve,) = page.plots["Held-out slice: code"]["series"]
+  assert curve["y"][-1] == 1.9, "of the slice"
+  (tmp_path / "eval.json").write_text('{"step": 90, "domains": [')
+  assert "held-out bits/byte" not in page_of(write_report(tmp_path)).text
+
+
+def of_before(folder, max_bytes):
+  """Makes the files of a run those of one that did not say what it scored of what it held out."""
+  events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+  for event in events:
+    event.get("data", {}).pop("slice", None)
+  (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+  (folder / "config.json").write_text(json.dumps({"evaluation": {"max_bytes": max_bytes}}))
+
+
+def test_a_run_of_before_scored_a_slice_where_more_was_held_out(run_of, page_of, tmp_path):
+  run_of(tmp_path)
+  of_before(tmp_path, max_bytes=98)
+  page = page_of(write_report(tmp_path))
+  levels = page.plots["Held-out slice: code"]["levels"]
+  assert levels == {"gzip -9 (short stream)": 2.1, "xz -9 (short stream)": 1.8}
+  of_before(tmp_path, max_bytes=99)
+  page = page_of(write_report(tmp_path))
+  assert page.plots["Held out: code"]["levels"] == {"gzip -9": 2.1, "xz -9": 1.8}
+  assert "held-out bits/byte 2.4" in page.text and "slice" not in page.text
 
 
 def test_the_load_of_layers_is_the_mean_over_the_last_tenth_over_the_even_share(made):
@@ -188,7 +240,7 @@ def test_hostile_names_stay_text(run_of, page_of, tmp_path):
   folder = tmp_path / evil.replace("/", "_")
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   page = page_of(write_report(folder))
-  assert f"Held out: {evil}" in page.plots
+  assert f"Held-out slice: {evil}" in page.plots
   kinds = {attributes.get("type") for name, attributes in page.tags if name == "script"}
   assert kinds == {"application/json"}
 
@@ -268,7 +320,7 @@ def test_steps_without_labels_are_gaps_and_counted(run_of, page_of, tmp_path):
     y = page.plots[title]["series"][0]["y"]
     assert [at for at, value in enumerate(y, 1) if value is None and at != 7] == [3, 50, 99, 100]
   assert page.plots["Load entropy"]["series"][0]["y"][49] is None
-  assert page.plots["Held out: code"]["series"][0]["y"][-1] is None
+  assert page.plots["Held-out slice: code"]["series"][0]["y"][-1] is None
   assert set(page.plots["Domain x expert, layer 0"]["cells"][0]) == {None}
   assert "labels" not in page.plots and "unlabelled" not in page.plots
   assert "4 of 100 steps had no token with a label" in page.text
@@ -309,6 +361,12 @@ def test_runs_laid_over_each_other_hold_the_numbers_of_each(run_of, page_of, tmp
   curves = {one["label"]: one for one in page.plots["Training loss"]["series"]}
   for name, lines in runs.items():
     np.testing.assert_allclose(floats(curves[name]["y"]), column(lines, "loss"), rtol=1e-4)
+  assert "Held-out slice: code" in page.text and "held-out bits/byte" not in page.text
+  for folder in folders:
+    (folder / "eval.json").write_text(json.dumps(SCORES))
+  page = page_of(write_comparison(folders, tmp_path / "both.html"))
+  assert "held-out bits/byte held-out slice, bits/byte" in page.text
+  assert "Held out: code Held out: prose a" in page.text and "1.477 2.635" in page.text
 
 
 STRANGE = (None, True, -1, 1e400, "x", [], [None], {}, {"a": "b"}, [[1], [2, 3]], 10**400)
@@ -326,7 +384,8 @@ def test_no_value_of_a_wrong_type_stops_a_report(run_of, page_of, tmp_path, seed
       return {name: damaged(of) for name, of in value.items()}
     return [damaged(of) for of in value] if isinstance(value, list) else value
 
-  for name in ("metrics.jsonl", "events.jsonl"):
+  (tmp_path / "eval.json").write_text(json.dumps(SCORES))
+  for name in ("metrics.jsonl", "events.jsonl", "eval.json"):
     plain = [damaged(json.loads(line)) for line in (tmp_path / name).read_text().splitlines()]
     (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in plain))
   page_of(write_report(tmp_path))

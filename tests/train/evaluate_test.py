@@ -233,6 +233,24 @@ def test_compressors_see_a_domain_as_one_stream_and_leave_out_what_is_scored_in_
   assert compressors({"empty": empty}) == {"gzip -9": {}, "xz -9": {}}
 
 
+def test_compressors_of_a_slice_are_charged_what_it_adds_to_the_stream_of_the_rest():
+  rng = np.random.default_rng(0)
+  texts = [rng.integers(0, 256, 400, np.uint8).tobytes() for _ in range(3)]
+  texts.append(texts[0])
+  documents = [types.SimpleNamespace(raw=raw, scored=None) for raw in texts]
+  part, rest = {"a": documents[3:]}, b"".join(texts[:3])
+  found = {name: of["a"] for name, of in compressors(part, {"a": documents}).items()}
+  for name, size in (
+    ("gzip -9", lambda data: len(gzip.compress(data, 9))),
+    ("xz -9", lambda data: len(lzma.compress(data, preset=9))),
+  ):
+    assert found[name] == 8 * (size(rest + texts[3]) - size(rest)) / 400
+    assert found[name] < 2 < 8 < compressors(part)[name]["a"], "it has been seen before"
+  near = compressors(part, {"a": documents}, most=800)
+  assert all(of["a"] > 7 for of in near.values()), "the text that it repeats is too far back"
+  assert compressors({"a": documents}, {"a": documents}) == compressors({"a": documents})
+
+
 @pytest.fixture
 def shapes(monkeypatch):
   """Returns the shape of each batch that is scored from now on, none of which is computed."""

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import types
 
@@ -57,12 +58,18 @@ def test_evaluation_scores_the_first_documents_of_every_domain(model, watch, dis
   assert (hook.every, hook.name) == (7, "evaluation")
   chosen = {name: first_documents(of, 10) for name, of in domains.items()}
   scores = evaluate(decoder, params, chosen, ENDS, (2, 8), fitted=rows == "fitted")
+  line = hook(14, state_of(params))["eval"]
+  a, b = scores["domains"].values()
+  assert line == {**scores, "bits_per_byte": (27 * a + 31 * b) / 58}
+  said = "bits/byte at step 14 of a slice of held-out text (10 of 58 bytes): a "
+  assert display.said[-1].startswith(said)
+  before = dataclasses.replace(config, overall="scored")
+  hook = EvaluationHook(before, decoder, domains, (ENDS, 8), watch)
   assert hook(14, state_of(params)) == {"eval": scores}
-  assert any("14" in text and "a " in text for text in display.said)
 
 
 def test_a_recipe_of_before_scores_full_rows_and_a_new_one_those_it_needs():
-  assert from_json(Evaluation, '{"every": 7}') == Evaluation(7, rows="full")
+  assert from_json(Evaluation, '{"every": 7}') == Evaluation(7, rows="full", overall="scored")
   assert Evaluation().rows == "fitted"
 
 

@@ -9,8 +9,10 @@ from jaxmoe.report.buckets import Curve
 from jaxmoe.report.chart import Axes, Level, Series, chart
 from jaxmoe.report.html import Html, join, table, tag
 from jaxmoe.report.layout import few, grid
+from jaxmoe.report.lines import levels
 from jaxmoe.report.numbers import counted, finite, short
 from jaxmoe.report.run import Run
+from jaxmoe.train.slices import KEY as SLICE
 
 STEADY = (
   "loss", "total_loss", "grad_norm", "learning_rate", "skipped", "tokens", "labels", "unlabelled",
@@ -38,6 +40,11 @@ def learning(run: Run) -> Html:
     "Points are means over neighbouring steps where there are many; the band goes from their "
     "least to their largest. Triangles mark restarts, skipped steps and rollbacks."
   )
+  if run.evaluations and not run.slice.is_whole:
+    note += (
+      f" What is scored on the way is {run.slice.name}: another number than that of all of it, "
+      "which launch.evaluate makes. Compressors get the slice behind the rest as one stream."
+    )
   return join(grid(*cards[:1], *held_out(run), *cards[1:]), tag("p", note, class_="note"),
               _domains(run))  # fmt: skip
 
@@ -48,16 +55,19 @@ def of_curve(label: str, curve: Curve) -> Series:
 
 
 def held_out(run: Run) -> list[Html]:
-  """Returns a chart of held-out bits per byte for all domains together, then one for each."""
+  """Returns a chart of held-out bits per byte for all domains together, then one for each.
+
+  Of runs that scored a slice: curves and compressors are of the slice.
+  """
   x = [tokens for tokens, _ in run.evaluations]
   axes = Axes(run.unit, "bits per byte")
-  overall = [one.bits_per_byte for _, one in run.evaluations]
-  cards = [chart("Held out, all domains", [Series("model", x, overall)], axes)]
+  overall, title = [run.overall(one) for _, one in run.evaluations], run.slice.title
+  cards = [chart(f"{title}, all domains", [Series("model", x, overall)], axes)]
   baselines = compressors(run)
   for domain in domains(run):
     y = [one.domains.get(domain, math.nan) for _, one in run.evaluations]
-    levels = [Level(name, of[domain]) for name, of in baselines.items() if domain in of]
-    cards.append(chart(f"Held out: {domain}", [Series("model", x, y)], axes, levels))
+    others = [Level(name, of[domain]) for name, of in baselines.items() if domain in of]
+    cards.append(chart(f"{title}: {domain}", [Series("model", x, y)], axes, others))
   return few(cards, 9, "domains")
 
 
@@ -67,12 +77,16 @@ def domains(run: Run) -> list[str]:
 
 
 def compressors(run: Run) -> dict[str, dict[str, float]]:
-  """Returns {compressor: {domain: bits per byte}} as the start of the run says it."""
-  found = _get(run.event("start"), "data", "compressors")
+  """Returns {compressor: {domain: bits per byte}} of the slice, as the start of the run says it.
+
+  Older runs say it of a stream that is the slice alone, in which compressors know little; that is
+  in the name, or the lead over them would seem to be that on all held-out text.
+  """
+  told = _get(run.event("start"), "data")
+  comparable = run.slice.is_whole or SLICE in told
   return {
-    str(name): {str(domain): finite(bits) for domain, bits in of.items()}
-    for name, of in found.items()
-    if isinstance(of, dict)
+    name if comparable else f"{name} (short stream)": of
+    for name, of in levels(told.get("compressors")).items()
   }
 
 
