@@ -1,7 +1,8 @@
 """Scores the held-out documents of a run in bits per byte, beside gzip and xz on the same bytes.
 
 python -m launch.evaluate --workdir=runs/tiny
-  --text=FOLDER       scores these files (.txt, .jsonl, ...) in place of what the run holds out
+  --text=FOLDER       scores any files in place of what the run holds out: .jsonl, .parquet and
+      .arrow as records, every other file that holds text as a document
   --choices=FILE.jsonl  answers multiple choice questions by likelihood, lines of
       {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX}
 
@@ -11,9 +12,7 @@ written to eval.json, eval_text.json or eval_choices.json in the workdir.
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +24,8 @@ from rich.table import Table
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import open_corpus, read_documents
-from jaxmoe.data.sources.found import source_at
+from jaxmoe.data.skipped import plural
+from jaxmoe.data.sources.anything import sources_of
 from jaxmoe.train.choices import read_questions, score_questions
 from jaxmoe.train.evaluate import compressors, evaluate
 from jaxmoe.train.narrator import Narrator
@@ -45,11 +45,13 @@ def main(arguments: list[str]) -> int:
   del arguments
   if FLAGS.text and FLAGS.choices:
     raise InputError("--text and --choices: give one; each is scored by itself")
-  source = source_at(FLAGS.text) if FLAGS.text else None
+  sources, without = sources_of(FLAGS.text) if FLAGS.text else ([], [])
   questions = read_questions(FLAGS.choices) if FLAGS.choices else None
-  name = "eval_text.json" if source else "eval_choices.json" if questions else "eval.json"
+  name = "eval_text.json" if sources else "eval_choices.json" if questions else "eval.json"
   out = cli.need_workdir(FLAGS.workdir).path / name
-  run = cli.load_run(FLAGS.workdir, lambda tokenizer: check_out(out))
+  read = [path for source in sources for _, path in source.found]
+  read += [FLAGS.choices] if FLAGS.choices else []
+  run = cli.load_run(FLAGS.workdir, lambda tokenizer: check_output(out, str(out), read))
   narrator = Narrator()
   if questions is not None:
     shape = (FLAGS.batch_size, run.experiment.data.seq_len)
@@ -58,24 +60,15 @@ def main(arguments: list[str]) -> int:
     result = {"step": run.step, "file": FLAGS.choices, **found}
     write(out, result)
     return 0
-  if source is not None:
-    documents = read_documents(source, run.experiment.data, run.tokenizer, narrator.say)
-    domains: Domains = {source.domain: documents}
-    score(run, domains, "bytes", out, narrator)
+  if sources:
+    if without:
+      narrator.say(f"left out: {plural(len(without), 'file')} without text, such as {without[0]}")
+    domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, narrator.say)
+    told = {"skipped": skipped, "without_text": without}
+    score(run, domains, "bytes", out, narrator, told)
   else:
     score(run, held_out(run, narrator), "held-out bytes", out, narrator)
   return 0
-
-
-def check_out(path: pathlib.Path) -> None:
-  """Returns if scores can be written at `path`.
-
-  Raises:
-    InputError: they cannot, or it is a file that is read.
-  """
-  given = [name for name in (FLAGS.text, FLAGS.choices) if name]
-  read = [file for name in given for file in [name, *glob.glob(name)] if os.path.isfile(file)]
-  check_output(path, str(path), read)
 
 
 def held_out(run: cli.Trained, narrator: Narrator) -> Domains:
@@ -96,15 +89,16 @@ def held_out(run: cli.Trained, narrator: Narrator) -> Domains:
 
 
 def score(
-  run: cli.Trained, domains: Domains, what: str, path: pathlib.Path, narrator: Narrator
+  run: cli.Trained, domains: Domains, what: str, path: pathlib.Path, narrator: Narrator,
+  told: Mapping[str, Any] | None = None,
 ) -> None:
-  """Scores documents, prints the table and writes the file."""
+  """Scores documents, prints the table and writes the file, with what else is told."""
   total = sum(document.num_bytes for documents in domains.values() for document in documents)
   shape = (FLAGS.batch_size, run.experiment.data.seq_len)
   with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
     ends = run.tokenizer.start_id, run.tokenizer.eod_id
     scores = evaluate(run.decoder, run.params, domains, ends, shape)
-  result = {"step": run.step, **scores, "compressors": compressors(domains)}
+  result = {"step": run.step, **scores, "compressors": compressors(domains), **(told or {})}
   Console().print(table(result, "held-out bits" if path == run.workdir.evaluation else "bits"))
   write(path, result, shown=False)
 

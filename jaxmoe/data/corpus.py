@@ -83,25 +83,25 @@ def open_corpus(
 
 
 def read_documents(
-  source: Source, data: Data, tokenizer: Tokenizer,
-  progress: Callable[[str], None] = lambda line: None,
-) -> list[Document]:
-  """Returns all documents of a source, in name order, split nowhere.
+  sources: Iterable[Source], data: Data, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> tuple[Documents, dict[str, Any]]:
+  """Returns all documents of sources by domain, in name order, split nowhere, and what was skipped.
 
   Args:
-    source: Where they are.
+    sources: Where they are; each a domain of its own.
     data: The limits, and how messages become text.
     tokenizer: What they are encoded with.
-    progress: Called with a line of text.
+    say: Takes lines of text: what is skipped.
 
   Raises:
-    InputError: nothing is there, or too much of it is bad.
+    InputError: nothing is there, too much of it is bad, or a file of records is broken.
   """
-  reader = Reader(tokenizer, data.cache_bytes, format_of(data))
-  goods = scan(source, data, tokenizer, Skipped(), progress)
-  if any(good.talks for good in goods):
-    progress(written_as(data))
-  return [_document(good, reader) for good in goods]
+  reader, skipped = Reader(tokenizer, data.cache_bytes, format_of(data)), Skipped()
+  goods = {source.domain: scan(source, data, tokenizer, skipped, say) for source in sources}
+  if any(good.talks for of in goods.values() for good in of):
+    say(written_as(data))
+  documents = {domain: [_document(good, reader) for good in of] for domain, of in goods.items()}
+  return documents, skipped.plain()
 
 
 class Corpus:

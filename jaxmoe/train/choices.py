@@ -43,7 +43,7 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     InputError: no such file, no line, or a line that is no question; with its number.
   """
   try:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
       lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"{path}: cannot be read ({error}); give a .jsonl file") from None

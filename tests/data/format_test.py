@@ -84,7 +84,8 @@ def test_the_tokenizers_template_is_what_is_trained_on(with_template):
     # Once, where a document starts: what separates documents is what the template begins with.
     assert ((batch["ids"] == start) == begins).all() and begins.any()
   (name,) = (p.source for p in data.parts)
-  assert [d.text for d in read_documents(name, data, corpus.tokenizer, said.append)]
+  texts, _ = read_documents([name], data, corpus.tokenizer, said.append)
+  assert [document.text for of in texts.values() for document in of]
   assert "chats are written" in said[-1]
 
 

@@ -105,9 +105,17 @@ def test_a_converted_run_is_scored_on_any_text_and_on_questions(convert, checkpo
                                                                 tmp_path):  # fmt: skip
   run = tmp_path / "run"
   convert(f"--from_hf={checkpoint('llama')}", f"--workdir={run}")
+  (text / "sub").mkdir()
+  more = {"f.py": b"y = 1\n", "sub/README": b"words", "logo.png": b"\0", "sub/__init__.py": b""}
+  for name, raw in more.items():
+    (text / name).write_bytes(raw)
   result = here("evaluate", f"--workdir={run}", f"--text={text}", "--batch_size=2")
   assert result.code == 0, result
+  size = sum(path.stat().st_size for path in text.rglob("*.txt")) + 11
+  assert f"scoring {size:,} bytes" in result.out
+  assert "left out: 2 files without text, such as logo.png" in result.out
   scores = json.loads((run / "eval_text.json").read_text())
+  assert scores["without_text"] == ["logo.png", "sub/__init__.py"]
   nats = scores["bits_per_byte"] * np.log(2)
   assert scores["domains"].keys() == {"text"} and 1 < nats < np.log(61) + 3
   line = {"question": "def f(x):", "choices": ["return x", "x"], "answer": 0}

@@ -108,6 +108,12 @@ def test_a_line_that_is_no_question_is_refused_with_its_number(tmp_path, line):
     read_questions(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path):
+  plain = {"question": "q", "choices": ["a", "b"], "answer": 0}
+  (tmp_path / "marked.jsonl").write_text(json.dumps(plain), encoding="utf-8-sig")
+  assert read_questions(tmp_path / "marked.jsonl") == [Question("q", ("a", "b"), 0)]
+
+
 def test_a_file_without_questions_is_refused(tmp_path):
   (tmp_path / "empty.jsonl").write_text("\n")
   for name, words in (("empty.jsonl", "has no line"), ("none.jsonl", "cannot be read")):

@@ -10,7 +10,8 @@ from jaxmoe.data.sources.jsonl import VALUES, Jsonl
 from jaxmoe.data.sources.parquet import Parquet
 from jaxmoe.data.sources.text import Text
 
-SUFFIXES: dict[str, type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]] = {
+Kind = type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]
+SUFFIXES: dict[str, Kind] = {
   ".txt": Text,
   ".jsonl": Jsonl,
   ".jsonl.gz": Jsonl,
@@ -29,7 +30,7 @@ def source_at(path: str) -> Source:
   Raises:
     InputError: nothing is there, or files of two kinds.
   """
-  kinds = {_kind(name): name for name, _ in find_files(path, tuple(SUFFIXES), instead=VALUES)}
+  kinds = {kind_of(name): name for name, _ in find_files(path, tuple(SUFFIXES), instead=VALUES)}
   if len(kinds) > 1:
     shown = " and ".join(sorted(kinds.values())[:2])
     raise InputError(
@@ -39,7 +40,8 @@ def source_at(path: str) -> Source:
   return kind(path)
 
 
-def _kind(name: str) -> type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]:
+def kind_of(name: str) -> Kind:
+  """Returns the source of a file that is named outright, by its suffix; text by default."""
   if name.endswith(VALUES):
     return Jsonl
   fits = (kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix))
