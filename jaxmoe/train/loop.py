@@ -281,6 +281,10 @@ def _write(
   job.watch.display.step(line)
   for sink in job.sinks:
     sink(line)
+  if line.get("labels") == 0 and line["unlabelled"] == 1:
+    job.watch.display.say(
+      f"step {step}: no token has a label, and nothing changes; such steps are counted (unlabelled)"
+    )
   _check_drops(job, line)
   return line
 

@@ -228,6 +228,9 @@ def test_steps_without_labels_are_lines_and_spend_neither_budget_nor_patience():
   assert [line["loss"] is None for line in recorder.lines] == [True, False, True, True, True, False]
   assert [line.get("unlabelled") for line in recorder.lines] == [1, 1, 1, 2, 3, 3]
   assert [line.get("labels") for line in recorder.lines] == [0, None, None, 0, 0, None]
+  assert [text for text in recorder.said if "no token has a label" in text] == [
+    "step 1: no token has a label, and nothing changes; such steps are counted (unlabelled)"
+  ]
 
 
 def test_skips_are_in_a_row_whatever_has_no_labels_between_them_and_the_first_is_told():
