@@ -14,7 +14,15 @@ from typing import Any
 
 from jaxmoe.core.recipe import added
 from jaxmoe.data.entry import Content, Entry
-from jaxmoe.data.sources.columns import Place, Rows, arrow, document_field, read_row, scan_rows
+from jaxmoe.data.sources.columns import (
+  Place,
+  Rows,
+  arrow,
+  document_fields,
+  one_column,
+  read_row,
+  scan_rows,
+)
 from jaxmoe.data.sources.files import check_path, find_files
 
 _SUFFIXES = (".arrow", ".feather")
@@ -55,8 +63,8 @@ class FileRows:
   def __init__(self, path: str):
     self.path, self.share = path, 0.0
     with arrow().OSFile(path) as file, arrow().ipc.open_file(file) as reader:
-      self.field = document_field(reader.schema.names)
-      self._index = reader.schema.names.index(self.field)
+      self.fields = document_fields(reader.schema.names)
+      self._places = [reader.schema.names.index(name) for name in self.fields]
       self._num_groups = reader.num_record_batches
 
   def pieces(self) -> Iterator[tuple[int, int, Any]]:
@@ -68,9 +76,9 @@ class FileRows:
   def load(self, group: int) -> Any:
     """Returns the column of a record batch; other columns are not read."""
     ipc = arrow().ipc
-    options = ipc.IpcReadOptions(use_threads=False, included_fields=[self._index])
+    options = ipc.IpcReadOptions(use_threads=False, included_fields=self._places)
     with arrow().OSFile(self.path) as file, ipc.open_file(file, options=options) as reader:
-      return reader.get_batch(group).column(0)
+      return one_column(reader.get_batch(group), self.fields)
 
 
 class StreamRows:
@@ -82,8 +90,7 @@ class StreamRows:
       self._schema = reader.schema
     if "dictionary<" in str(self._schema):
       raise ValueError("a stream with dictionaries has no random access; write it as a file")
-    self.field = document_field(self._schema.names)
-    self._index = self._schema.names.index(self.field)
+    self.fields = document_fields(self._schema.names)
 
   def pieces(self) -> Iterator[tuple[int, int, Any]]:
     """Yields one record batch after the other."""
@@ -94,7 +101,7 @@ class StreamRows:
           batch = reader.read_next_batch()
         except StopIteration:
           return
-        yield offset, 0, batch.column(self._index)
+        yield offset, 0, one_column(batch, self.fields)
         self.share = file.tell() / os.path.getsize(self.path)
 
   def load(self, group: int) -> Any:
@@ -102,7 +109,8 @@ class StreamRows:
     with arrow().OSFile(self.path) as file:
       file.seek(group)
       message = arrow().ipc.read_message(file)
-      return arrow().ipc.read_record_batch(message, self._schema).column(self._index)
+      batch = arrow().ipc.read_record_batch(message, self._schema)
+      return one_column(batch, self.fields)
 
 
 def _open_rows(path: str) -> Rows:

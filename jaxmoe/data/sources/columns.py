@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.entry import Content, Entry, broken, too_large
-from jaxmoe.data.sources.record import FIELDS, one_field, record_content, record_entry
+from jaxmoe.data.sources.record import FIELDS, fields_of, record_content, record_entry
 
 _KEPT_BYTES = 2**26  # groups kept of one source; one group is kept whatever its size
 _STEP = 256  # rows turned into Python values at a time
@@ -30,12 +30,12 @@ class Rows(Protocol):
 
   Attributes:
     path: Where it lies.
-    field: The column that holds the documents.
+    fields: The columns that documents are read from; several are one of structs.
     share: How much of the file is behind what `pieces` has given.
   """
 
   path: str
-  field: str
+  fields: list[str]
   share: float
 
   def pieces(self) -> Iterator[tuple[int, int, Any]]:
@@ -87,17 +87,22 @@ def arrow() -> Any:
   return pyarrow
 
 
-def document_field(names: list[str]) -> str:
-  """Returns the one column that holds documents.
+def document_fields(names: list[str]) -> list[str]:
+  """Returns the one column that holds documents, and those that say more of them.
 
   Raises:
     ValueError: there is none, or several.
   """
-  field = one_field(names)
-  if field is None:
+  fields = fields_of(names)
+  if not fields:
     shown = ", ".join(map(repr, names[:8]))
     raise ValueError(f"needs one column of {', '.join(FIELDS)}; it has {shown or 'none'}")
-  return field
+  return fields
+
+
+def one_column(rows: Any, fields: list[str]) -> Any:
+  """Returns the columns of a table or record batch as one, of structs where there are several."""
+  return rows.column(fields[0]) if len(fields) == 1 else rows.select(fields).to_struct_array()
 
 
 def scan_rows(
@@ -111,7 +116,7 @@ def scan_rows(
     try:
       rows = open_rows(path)
       for group, first, column in rows.pieces():
-        for row, (content, flaw) in enumerate(_contents(column, rows.field, max_bytes), first):
+        for row, (content, flaw) in enumerate(_contents(column, rows.fields, max_bytes), first):
           number += 1
           locator: Place = kept, rows, group, row
           yield record_entry(f"{path}:{number}", f"{name}:{number}", content, flaw, locator)
@@ -133,7 +138,7 @@ def read_row(locator: Place) -> Content:
   kept, rows, group, row = locator
   try:
     column = kept.column(rows, group)
-    content, flaw = record_content({rows.field: _value(column[row])})
+    content, flaw = record_content(_record(_value(column[row]), rows.fields))
   except (arrow().ArrowException, IndexError, EOFError) as error:
     raise ValueError(str(error)) from None
   except OSError as error:
@@ -146,7 +151,7 @@ def read_row(locator: Place) -> Content:
 
 
 def _contents(
-  column: Any, field: str, max_bytes: int
+  column: Any, fields: list[str], max_bytes: int
 ) -> Iterator[tuple[Content | None, str]]:
   column = _checked(column)
   for start in range(0, len(column), _STEP):
@@ -154,7 +159,18 @@ def _contents(
       if _size(value) > max_bytes:
         yield None, too_large(max_bytes)
       else:
-        yield record_content({field: value})
+        yield record_content(_record(value, fields))
+
+
+def _record(value: Any, fields: list[str]) -> Any:
+  """Returns a record without what is null, which a column has for what is not there."""
+  return _there(value if len(fields) > 1 else {fields[0]: value})
+
+
+def _there(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _there(item) for name, item in value.items() if item is not None}
+  return [_there(item) for item in value] if isinstance(value, list) else value
 
 
 def _values(column: Any) -> list[Any]:
@@ -196,13 +212,24 @@ def _checked(column: Any) -> Any:
   chunks = column.chunks if isinstance(column, arrow().ChunkedArray) else [column]
   checked = []
   for chunk in chunks:
-    if arrow().types.is_dictionary(chunk.type):
-      chunk.validate(full=True)
-      chunk = chunk.dictionary_decode()
+    chunk = _decoded(chunk)
     chunk = chunk.view(_bytes_for_strings(chunk.type))
     chunk.validate(full=True)
     checked.append(chunk)
   return checked[0] if len(checked) == 1 else arrow().chunked_array(checked)
+
+
+def _decoded(chunk: Any) -> Any:
+  """Returns an array without dictionaries, its own or of a struct's columns."""
+  pa = arrow()
+  if pa.types.is_dictionary(chunk.type):
+    chunk.validate(full=True)
+    return chunk.dictionary_decode()
+  if pa.types.is_struct(chunk.type) and any(pa.types.is_dictionary(f.type) for f in chunk.type):
+    chunk.validate(full=True)
+    columns = [_decoded(column) for column in chunk.flatten()]
+    return pa.StructArray.from_arrays(columns, [field.name for field in chunk.type])
+  return chunk
 
 
 def _bytes_for_strings(kind: Any) -> Any:

@@ -12,7 +12,14 @@ from typing import Any
 
 from jaxmoe.core.recipe import added
 from jaxmoe.data.entry import Content, Entry
-from jaxmoe.data.sources.columns import Place, arrow, document_field, read_row, scan_rows
+from jaxmoe.data.sources.columns import (
+  Place,
+  arrow,
+  document_fields,
+  one_column,
+  read_row,
+  scan_rows,
+)
 from jaxmoe.data.sources.files import check_path, find_files
 
 _SUFFIXES = (".parquet",)
@@ -21,7 +28,7 @@ _PIECE_BYTES = 2**22  # of rows that are decoded at a time while scanning, on av
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
-  """Rows with one column of `text`, `tokens` and `messages`; other columns are not read.
+  """Rows with one column of `text`, `tokens` and `messages`; what says no more is not read.
 
   Whether a row is held out depends on its content alone, so equal documents are on one side, and
   the same documents as .jsonl are split alike. Needs the extra `data`.
@@ -55,7 +62,7 @@ class ParquetRows:
     self.path, self.share = path, 0.0
     with self._open(None) as file:
       self._metadata = file.metadata
-      self.field = document_field(file.schema_arrow.names)
+      self.fields = document_fields(file.schema_arrow.names)
 
   def pieces(self) -> Iterator[tuple[int, int, Any]]:
     """Yields the rows of one row group after the other."""
@@ -63,9 +70,9 @@ class ParquetRows:
     with self._open(self._metadata) as file:
       for group in range(self._metadata.num_row_groups):
         size, first = self._rows_of_a_piece(group), 0
-        options = {"columns": [self.field], "use_threads": False}
+        options = {"columns": self.fields, "use_threads": False}
         for batch in file.iter_batches(size, row_groups=[group], **options):
-          yield group, first, batch.column(0)
+          yield group, first, one_column(batch, self.fields)
           first += batch.num_rows
           num_rows += batch.num_rows
           self.share = num_rows / max(self._metadata.num_rows, num_rows)
@@ -73,7 +80,8 @@ class ParquetRows:
   def load(self, group: int) -> Any:
     """Returns the column of a row group."""
     with self._open(self._metadata) as file:
-      return file.read_row_group(group, columns=[self.field], use_threads=False).column(0)
+      table = file.read_row_group(group, columns=self.fields, use_threads=False)
+      return one_column(table, self.fields)
 
   def _open(self, metadata: Any) -> Any:
     # Without a buffer the bytes of a whole column chunk are read before the first row.

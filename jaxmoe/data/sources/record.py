@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.data.entry import INVALID_UTF8, Content, Entry
-from jaxmoe.data.sources.conversation import WRONG_FIELDS, Flaw, completion, conversation, text_of
+from jaxmoe.data.sources.conversation import (
+  OF_RECORD,
+  WRONG_FIELDS,
+  Flaw,
+  completion,
+  conversation,
+  text_of,
+)
 
 FIELDS = ("text", "tokens", "messages")
 BESIDE = {"conversations": ("conversations",), "prompt": ("prompt", "completion")}
@@ -48,6 +55,16 @@ def one_field(names: Iterable[str]) -> str | None:
   if not found:
     found = [name for name, fields in BESIDE.items() if names.issuperset(fields)]
   return found[0] if len(found) == 1 else None
+
+
+def fields_of(names: Iterable[str]) -> list[str]:
+  """Returns the fields of `names` that a record is read from, the one with the content first."""
+  names = list(names)
+  found = one_field(names)
+  if found is None:
+    return []
+  beside = () if found in ("text", "tokens") else ("completion", "tools", "system", *OF_RECORD)
+  return [found, *(name for name in beside if name in names)]
 
 
 def record_entry(

@@ -282,3 +282,52 @@ def test_without_pyarrow_the_extra_is_named(write_rows, name, monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(InputError, match=r"^source 'rows'.*pip install 'jaxmoe\[data\]'$"):
     open_corpus(Data((Part(_source(name, folder)),)))
+
+
+def test_columns_beside_the_messages_say_what_fields_beside_them_would(
+  write_rows, write_texts, name
+):
+  call = {"function": {"name": "f", "arguments": {"n": 1}}}
+  records = [
+    {"messages": [{"role": "user", "content": f"q{i}"},
+                  {"role": "assistant", "content": "a", **more}], **beside}
+    for i, (more, beside) in enumerate([
+      ({}, {}), ({"weight": 0.0}, {}), ({}, {"tools": [{"name": "f", "strict": True}]}),
+      ({"tool_calls": [call], "name": "Ann"}, {}), ({"weight": 0.5}, {}),
+    ])
+  ]  # fmt: skip
+  keys = ("role", "content", "weight", "tool_calls", "name")
+  messages = [[{key: turn.get(key) for key in keys} for turn in r["messages"]] for r in records]
+  tools = [record.get("tools") for record in records]
+  source = _source(name, write_rows(name, messages, "messages", tools=tools, other=[1] * 5))
+  lines = Jsonl(write_texts({"a.jsonl": "\n".join(map(json.dumps, records))}))
+  rows, wanted = list(source.scan(10**6)), list(lines.scan(10**6))
+  assert [row.flaw for row in rows] == [line.flaw for line in wanted]
+  assert [row.content for row in rows] == [line.content for line in wanted]
+  assert [row.split_key for row in rows[:4]] == [line.split_key for line in wanted[:4]]
+  assert [source.read(row.locator) for row in rows[:4]] == [row.content for row in rows[:4]]
+  assert rows[2].content.tools == [{"name": "f", "strict": True}]
+
+
+def test_other_forms_of_columns_are_read(write_rows, name):
+  source = _source(name, write_rows(name, ["2 + 2 = ", "a"], "prompt", completion=["4", None]))
+  rows = list(source.scan(10**6))
+  assert (rows[0].content.prompt, rows[0].content.completion) == ("2 + 2 = ", "4")
+  assert source.read(rows[0].locator) == rows[0].content
+  assert rows[1].flaw
+  talks = [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]]
+  source = _source(name, write_rows(name, talks, "conversations", folder="sharegpt", system=["S"]))
+  (row,) = source.scan(10**6)
+  assert [message[:2] for message in row.content] == [
+    ("system", "S"), ("user", "q"), ("assistant", "a")
+  ]  # fmt: skip
+
+
+def test_a_column_of_words_that_repeat_says_more_of_messages_too(write_rows):
+  import pyarrow as pa
+
+  tools = pa.array(['[{"name": "f"}]', None], pa.string()).dictionary_encode()
+  talks = [[{"role": "assistant", "content": "a"}]] * 2
+  for name in ("a.parquet", "a.arrow"):
+    source = _source(name, write_rows(name, talks, "messages", folder=name[2:], tools=tools))
+    assert [row.content.tools for row in source.scan(10**6)] == [[{"name": "f"}], None]
