@@ -20,7 +20,9 @@ from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.label import DamagedStepError
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
+from jaxmoe.data.format import template_of
 from jaxmoe.data.tokenizers import load_tokenizer
+from jaxmoe.data.tokenizers.beside import template_beside
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.pretrained.dtypes import Dtypes, is_buffer, read_dtypes
@@ -184,7 +186,10 @@ def _write(
   if TOKENIZER not in names:
     tokenizer = load_tokenizer(workdir.tokenizer)
     eod_id = tokenizer.eod_id
-    _write_tokenizer(folder, workdir)
+    _write_tokenizer(folder, workdir, experiment)
+  elif template_beside(folder) and experiment.data.chat and any(_steps(workdir)):
+    print("note: messages are trained in the format of data.chat; the checkpoint has the chat "
+          "template that the model came with")
   plain = _config(experiment, target, read_object(carried / CONFIG), eod_id)
   _write_json(folder / CONFIG, plain)
 
@@ -238,7 +243,13 @@ def _config(
   return {**own, **plain, "vocab_size": experiment.data.tokenizer.vocab_size}
 
 
-def _write_tokenizer(folder: pathlib.Path, workdir: Workdir) -> None:
+def _steps(workdir: Workdir) -> list[int]:
+  return OrbaxStore(workdir.checkpoints).steps()
+
+
+def _write_tokenizer(
+  folder: pathlib.Path, workdir: Workdir, experiment: Experiment
+) -> None:
   """Writes the tokenizer of a run that carries none, in the form of transformers."""
   plain = read_object(workdir.tokenizer)
   if "tokenizer" not in plain:
@@ -247,7 +258,16 @@ def _write_tokenizer(folder: pathlib.Path, workdir: Workdir) -> None:
   (folder / TOKENIZER).write_text(plain["tokenizer"], encoding="utf-8")
   added = json.loads(plain["tokenizer"])["added_tokens"]
   end = next((token["content"] for token in added if token["id"] == plain["eod_id"]), None)
-  config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+  config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+  template = None
+  try:
+    template = template_of(experiment.data) if experiment.data.chat is None else None
+  except InputError as error:
+    print(f"note: the checkpoint has no chat template: {error}")
+  if template is not None:  # what messages were trained in
+    named = {"default": template.text, "tool_use": template.tool_use}
+    several = [{"name": name, "template": text} for name, text in named.items() if text]
+    config |= {**template.tokens, "chat_template": several if several[1:] else template.text}
   _write_json(folder / "tokenizer_config.json", config)
 
 

@@ -11,7 +11,9 @@ import pytest
 from jaxmoe.core.recipe import from_plain, to_plain
 from jaxmoe.data.chat import Chat
 from jaxmoe.data.tokenizers import load_tokenizer
+from jaxmoe.data.tokenizers.beside import template_beside
 from jaxmoe.train.workdir import Workdir
+from launch import export
 from launch.chats import asked_in, settled
 from launch.recipes import load_recipe
 from tests.models.pretrained.checkpoint import write_checkpoint
@@ -118,6 +120,16 @@ def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
     tokenizer = load_tokenizer(run / "tokenizer.json")
     assert asked.name.startswith(name)
     assert tokenizer.decode(asked.encode(tokenizer, [("user", "hi")]), special=True) == text
+
+
+def test_an_export_has_the_template_that_messages_were_trained_in(run, tmp_path, capsys):
+  experiment = Workdir(run).experiment()
+  export._write_tokenizer(tmp_path, Workdir(run), experiment)
+  assert template_beside(tmp_path).text == DATED
+  other = with_data(experiment, tokenizer=dataclasses.replace(experiment.data.tokenizer, path="x"))
+  export._write_tokenizer(tmp_path, Workdir(run), other)
+  assert template_beside(tmp_path) is None
+  assert capsys.readouterr().out.startswith("note: the checkpoint has no chat template: x: no such")
 
 
 def test_a_run_of_ones_own_is_asked_as_messages_are_written(trained):
