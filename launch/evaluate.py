@@ -6,8 +6,10 @@ python -m launch.evaluate --workdir=runs/tiny
   --choices=FILE.jsonl  answers multiple choice questions by likelihood, lines of
       {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX}
 
-Rows are as many and as long as the text needs, --batch_size of them at a time at most. Scores are
-written to eval.json, eval_text.json or eval_choices.json in the workdir.
+Rows are as many and as long as the text needs, --batch_size of them at a time at most; always so
+many, each of the context, where what lies beside a token changes what it gets (capacity, experts
+that choose, a mask over documents). Scores are written to eval.json, eval_text.json or
+eval_choices.json in the workdir.
 """
 
 from __future__ import annotations
