@@ -19,7 +19,6 @@ import jax
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
-from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
@@ -28,7 +27,7 @@ from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.saved import check_saved
-from jaxmoe.train.state import ONLY, params_from_arrays, params_like
+from jaxmoe.train.state import ONLY, params_from_arrays, read_params
 from jaxmoe.train.workdir import Workdir
 from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks, stops
 from launch.command import run as run
@@ -151,13 +150,12 @@ def load_run(
   check(tokenizer)
   set_up_jax()
   decoder = experiment.decoder()
-  like = params_like(decoder, one_device())
 
   def on_damage(step: int, why: str) -> None:
     print(f"checkpoint {step} is damaged, trying the one before: {why}", file=sys.stderr)
 
   # A live run may be writing here: this command sets nothing aside.
-  found = read_latest(store, like, on_damage, under="params/", set_aside=False)
+  found = read_params(store, decoder, one_device(), on_damage)
   if found is None:
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
   step, arrays, record = found

@@ -35,7 +35,7 @@ from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.folder import check_folder
-from jaxmoe.train.state import PARAMS
+from jaxmoe.train.state import PARAMS, as_stored
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.carried import (
@@ -206,7 +206,7 @@ def _pieces(
       for bound in of
       for name in [PARAMS + bound.name]
     }
-    arrays, _ = store.read(step, like, under=PARAMS + under)
+    arrays, _ = store.read(step, as_stored(like, there), under=PARAMS + under)
     for bound in of:
       whole = np.asarray(arrays[PARAMS + bound.name])
       if bound.form is not None:

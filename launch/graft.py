@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxmoe.adapt import Surgery, transplant_moments, transplant_params
+from jaxmoe.adapt import Surgery, source_name, transplant_moments, transplant_params
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.core import names
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -22,13 +22,14 @@ from jaxmoe.core.recipe import override
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.tokenizers import load_tokenizer
+from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import Constant
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.journal import Journal
 from jaxmoe.train.saver import make_record
 from jaxmoe.train.session import Session
-from jaxmoe.train.state import State, StateSpec, read_state
+from jaxmoe.train.state import PARAMS, State, StateSpec, came_from, read_state
 from jaxmoe.train.workdir import Workdir
 from launch.carried import carry
 from launch.recipes import load_recipe, parse_changes
@@ -36,13 +37,18 @@ from launch.recipes import load_recipe, parse_changes
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """The run that is operated on: its recipe, model, and newest intact state."""
+  """The run that is operated on: its recipe, model, and newest intact state.
+
+  Attributes:
+    dtypes: Of the parameters there, by canonical name.
+  """
 
   workdir: Workdir
   experiment: Experiment
   decoder: Decoder
   step: int
   state: State
+  dtypes: dict[str, str]
 
 
 def new_experiment(
@@ -101,7 +107,9 @@ def read_source(workdir: Workdir, store: OrbaxStore, corpus: Corpus) -> Source:
   experiment = workdir.experiment()
   decoder = experiment.decoder()
   window = experiment.train.recovery.spike_window
-  spec = StateSpec(decoder, experiment.transform(decoder), one_device(), window)
+  store = OrbaxStore(workdir.checkpoints)
+  masters = came_from(store, experiment.masters(decoder))
+  spec = StateSpec(decoder, experiment.transform(decoder), one_device(), window, masters)
 
   def on_damage(step: int, why: str) -> None:
     print(f"checkpoint {step} is damaged, trying the one before: {why}", file=sys.stderr)
@@ -115,7 +123,8 @@ def read_source(workdir: Workdir, store: OrbaxStore, corpus: Corpus) -> Source:
       f"{workdir.path}: the run's tokenizer is another than the new recipe makes on this data; "
       "its ids would mean other text; use the run's own data, or a fixed tokenizer"
     )
-  return Source(workdir, experiment, decoder, step, spec.from_arrays(arrays))
+  dtypes = {name.removeprefix(PARAMS): leaf.dtype.name for name, leaf in arrays.items()}
+  return Source(workdir, experiment, decoder, step, spec.from_arrays(arrays), dtypes)
 
 
 def write_run(
@@ -144,7 +153,8 @@ def write_run(
   half = out.with_name(f".{out.name}.{os.getpid()}")
   workdir = Workdir(half)
   session = Session(experiment, workdir, corpus, one_device())
-  state = _carried(source, surgery, session, reset)
+  spec = _spec(source, surgery, session)
+  state = _carried(source, surgery, session, spec, reset)
   store = OrbaxStore(workdir.checkpoints)
   stream = corpus.stream(experiment.train.batch_size, experiment.train.seed)
   with contextlib.ExitStack() as cleanup:
@@ -157,7 +167,7 @@ def write_run(
       corpus.tokenizer.save(workdir.tokenizer)
       carry(source.workdir.path, half)
       record = make_record(0, experiment, corpus, stream, 0)
-      store.write(0, session.spec.to_arrays(state), record)
+      store.write(0, spec.to_arrays(state), record)
       store.close()
       journal = Journal(workdir.metrics, workdir.events)
       journal.event("surgery", of=str(source.workdir.path), step=source.step, **told)
@@ -169,10 +179,22 @@ def write_run(
       ) from None
 
 
-def _carried(source: Source, surgery: Surgery, session: Session, reset: bool) -> State:
+def _spec(source: Source, surgery: Surgery, session: Session) -> StateSpec:
+  """Returns the new run's, in which what is frozen has the dtype that the source has it in."""
+  decoder, experiment = session.decoder, session.experiment
+  origins = {name: source_name(surgery, name) for name in shapes_by_name(decoder)}
+  came = {name: source.dtypes[old] for name, old in origins.items() if old in source.dtypes}
+  masters = dataclasses.replace(session.spec.masters, came=came)
+  window = experiment.train.recovery.spike_window
+  return StateSpec(decoder, experiment.transform(decoder), session.layout, window, masters)
+
+
+def _carried(
+  source: Source, surgery: Surgery, session: Session, spec: StateSpec, reset: bool
+) -> State:
   """Returns the first state of the new run."""
   surgery = dataclasses.replace(surgery, model=session.experiment.model)
-  spec, new = session.spec, session.decoder
+  new = session.decoder
   keys = Keys.from_seed(session.experiment.train.seed)
   params = transplant_params(surgery, source.decoder, new, source.state.params, keys)
   if reset:
@@ -183,7 +205,7 @@ def _carried(source: Source, surgery: Surgery, session: Session, reset: bool) ->
       transplant_moments(surgery, source.decoder, new, source.state.optimizer, like)
     )
   window = session.experiment.train.recovery.spike_window
-  return jax.device_put(State.first(params, optimizer, window), spec.shardings)
+  return jax.device_put(State.first(spec.cast(params), optimizer, window), spec.shardings)
 
 
 def _first_update(optimizer: Any) -> Any:

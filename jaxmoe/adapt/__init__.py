@@ -2,7 +2,7 @@
 
 from jaxmoe.adapt.low_rank import LowRank, add_low_rank, merge_low_rank
 from jaxmoe.adapt.surgery import Surgery, clone, insert, open_closed, prune, upcycle
-from jaxmoe.adapt.transplant import transplant_moments, transplant_params
+from jaxmoe.adapt.transplant import source_name, transplant_moments, transplant_params
 from jaxmoe.adapt.variety import Variety
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
   "merge_low_rank",
   "open_closed",
   "prune",
+  "source_name",
   "transplant_moments",
   "transplant_params",
   "upcycle",

@@ -8,6 +8,7 @@ with them, zero for what is new. Works on the host, which holds both models whol
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -65,6 +66,8 @@ def _fresh(surgery: Surgery, new: Decoder, keys: Keys) -> Named:
   """Returns fresh parameters of `new`, none where everything has an origin."""
   if all(NEW not in ids for of in (surgery.experts, surgery.routed) for ids in of.values()):
     return {}
+  if new.config.param_dtype != "float32":  # which is for files, and not for what is drawn
+    new = Decoder(dataclasses.replace(new.config, param_dtype="float32"), new.vocab_size)
   fresh = _by_name(new.init(Keys(keys("surgery"))), new.splits)
   if not surgery.from_dense:
     return fresh
@@ -88,7 +91,7 @@ def transplant_moments(surgery: Surgery, old: Decoder, new: Decoder, state: Any,
   owners = _likes(old.shapes, old.splits), _likes(new.shapes, new.splits)
   moved = {}
   for name, leaf in _likes(like, new.splits).items():
-    source = _source(surgery, name)
+    source = source_name(surgery, name)
     if _mixes_experts(name, before.get(source), leaf.shape, owners):
       raise InputError(
         f"the optimizer's {name} is an average over experts and cannot follow them; "
@@ -102,7 +105,7 @@ def _follow(
   surgery: Surgery, name: str, before: Named, like: jax.ShapeDtypeStruct, fresh: Named
 ) -> np.ndarray:
   """Returns one leaf of one layer; what has no origin is of `fresh`, or zero."""
-  source, origins = _source(surgery, name), _origins(surgery, name)
+  source, origins = source_name(surgery, name), _origins(surgery, name)
   new = fresh[name] if name in fresh else np.zeros(like.shape, like.dtype)
   if source not in before:
     return new
@@ -119,7 +122,7 @@ def _follow(
   return np.where(is_new, new, np.take(x, np.maximum(index, 0), axis=axis))
 
 
-def _source(surgery: Surgery, name: str) -> str:
+def source_name(surgery: Surgery, name: str) -> str:
   """Returns the name of the leaf that a leaf's values come from."""
   depth = _depth(name)
   if surgery.from_dense and depth in surgery.experts:

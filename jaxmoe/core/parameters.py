@@ -1,7 +1,6 @@
 """How a module declares its weights: name, shape, logical dims, fan-in; once, in one line each.
 
-The master copy is float32 unless the model says otherwise; products cast it to the dtype of the
-activation (`core/weights.py`).
+Products cast a weight to the dtype of the activation (`core/weights.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Init:
 
   Attributes:
     keys: Where the draws come from.
-    dtype: Of the master copy.
+    dtype: Of the weights.
     num_layers: How many blocks add to the residual stream.
   """
 

@@ -49,7 +49,7 @@ class Transformer:
     logit_scale: What logits, before a bias, are multiplied by (1 / logits_scaling).
     head_bias: Whether logits have a bias (Phi).
     dtype: Of activations and products; router, softmax, norms and loss are float32 always.
-    param_dtype: Of the master copy of the parameters.
+    param_dtype: Of the parameters in a file. What trains is kept in `optim.master_dtype`.
     scan: Whether repeats run by `lax.scan` (one compiled body) or unrolled; same leaves.
     remat: What the backward pass recomputes: nothing, all of a pattern, or all but products.
     loss_chunk: Tokens whose logits exist at a time.

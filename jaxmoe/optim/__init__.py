@@ -6,8 +6,10 @@ in memory: names and dims say what is one matrix, shapes never do.
 """
 
 from jaxmoe.optim.freeze import freeze, frozen_masks, hold
+from jaxmoe.optim.masters import Masters, frozen_names
 from jaxmoe.optim.online_parity import OnlineParity
 from jaxmoe.optim.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
+from jaxmoe.optim.rounding import apply_updates
 from jaxmoe.optim.schedules import SCHEDULES, Constant, Cosine, Wsd
 from jaxmoe.optim.state import state_dims
 from jaxmoe.optim.transform import Optim, decay_mask, make_optimizer, make_schedule
@@ -20,13 +22,16 @@ __all__ = [
   "Constant",
   "Cosine",
   "Lion",
+  "Masters",
   "Muon",
   "OnlineParity",
   "Optim",
   "Wsd",
+  "apply_updates",
   "decay_mask",
   "freeze",
   "frozen_masks",
+  "frozen_names",
   "hold",
   "make_optimizer",
   "make_schedule",

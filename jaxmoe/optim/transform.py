@@ -2,15 +2,14 @@
 
 clip by global norm -> direction of the optimizer -> weight decay by name -> learning rate. Decay
 stands outside the direction and is multiplied by the learning rate, for every optimizer alike.
-Everything runs in float32: bfloat16 parameters get float32 moments and updates, and
-`optax.apply_updates` rounds only the sum.
+Everything runs in float32, whatever dtype the parameters have (`optim/masters.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +38,9 @@ class Optim:
 
   `parity` pulls routers that are trees towards treating the domains of the data alike. It is added
   to the gradient before clipping.
+
+  `master_dtype` is that of what trains, whatever dtype a file has. In bfloat16, which takes half
+  the memory, updates are added with stochastic rounding (`optim/rounding.py`).
   """
 
   optimizer: Optimizer = choice(OPTIMIZERS, AdamW())
@@ -51,6 +53,7 @@ class Optim:
   )
   frozen: tuple[str, ...] = ()
   parity: OnlineParity = OnlineParity()
+  master_dtype: Literal["float32", "bfloat16"] = added("float32", before="float32")
 
   def __post_init__(self) -> None:
     if not self.learning_rate > 0:

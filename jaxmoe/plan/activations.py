@@ -19,6 +19,7 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.dense import Dense
 from jaxmoe.moe.layer import MoE
+from jaxmoe.optim import Masters
 from jaxmoe.train.experiment import Experiment
 
 LOADS = (1.0, 1.5, 2.0)
@@ -109,7 +110,7 @@ def activations(experiment: Experiment, decoder: Decoder, layout: Layout) -> Act
     rows=rows,
     tokens=tokens,
     stream=math.prod(local) * decoder.dtype.itemsize,
-    kept=kept_bytes(decoder, rows, length),
+    kept=kept_bytes(decoder, experiment.masters(decoder), rows, length),
     logits=min(model.loss_chunk, tokens) * columns * 4,
     experts=tuple(
       _experts(decoder, s, j, layout, tokens)
@@ -119,7 +120,7 @@ def activations(experiment: Experiment, decoder: Decoder, layout: Layout) -> Act
   )
 
 
-def kept_bytes(decoder: Decoder, rows: int, length: int) -> int:
+def kept_bytes(decoder: Decoder, masters: Masters, rows: int, length: int) -> int:
   """Returns what the backward pass of (rows, length) tokens needs besides parameters and batch."""
   batch = {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in NAMES}
 
@@ -131,7 +132,8 @@ def kept_bytes(decoder: Decoder, rows: int, length: int) -> int:
 
     return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-  traced = jax.make_jaxpr(kept)(decoder.shapes, batch).jaxpr
+  params = masters.shapes(decoder.shapes, decoder.splits)
+  traced = jax.make_jaxpr(kept)(params, batch).jaxpr
   given = set(traced.invars)
   made = {var for var in traced.outvars if not isinstance(var, Literal) and var not in given}
   return sum(math.prod(var.aval.shape) * var.aval.dtype.itemsize for var in made)

@@ -109,6 +109,7 @@ class Explanation:
     device: The kind of the devices.
     weights: Every parameter.
     held: What a step is given, by kind: parameters, optimizer, rest of the state, batch.
+    file: What the parameters would take in the dtype of a file, `model.param_dtype`.
     model_flops: Of one step on all devices, as MFU counts them: no recomputation.
     activations: What the layers make.
     copies: Of what several devices hold alike in a forward pass, the largest by axes.
@@ -120,6 +121,7 @@ class Explanation:
   device: str
   weights: tuple[Weight, ...]
   held: dict[str, Held]
+  file: Held
   model_flops: float
   activations: Activations
   copies: tuple[Copied, ...]
@@ -165,7 +167,8 @@ def explain(
   """
   decoder = experiment.decoder()
   window = experiment.train.recovery.spike_window
-  spec = StateSpec(decoder, experiment.transform(decoder), layout, window)
+  masters = experiment.masters(decoder)
+  spec = StateSpec(decoder, experiment.transform(decoder), layout, window, masters)
   state, batch = state_like(spec), batch_like(experiment, layout)
   rest = dataclasses.replace(state, params={}, optimizer={})
   length = experiment.data.seq_len
@@ -187,6 +190,7 @@ def explain(
       "counters": _held(rest),
       "batch": _held(batch),
     },
+    file=_held(jax.tree.map(_as_declared, decoder.shapes, state.params)),
     model_flops=per_token * experiment.train.batch_size * length,
     activations=made,
     copies=tuple(_largest(alike)),
@@ -296,6 +300,11 @@ def _name(path: str, decoder: Decoder) -> str:
   elif depths[1] - depths[0] > 1:
     shown = f"{depths[0]},{depths[1]}..{depths[-1]}"
   return f"{before}{names.LAYERS}/{shown}/{after.partition('/')[2]}"
+
+
+def _as_declared(declared: Any, kept: Any) -> jax.ShapeDtypeStruct:
+  """Returns a parameter as it lies in memory, in the dtype that its model declares."""
+  return jax.ShapeDtypeStruct(kept.shape, declared.dtype, sharding=kept.sharding)
 
 
 def _held(tree: Any) -> Held:

@@ -77,6 +77,9 @@ def _held(found: Explanation) -> Iterator[str]:
   yield from _columns("a step is given", "a device", "whole")
   for kind, held in found.held.items():
     yield from _columns(f"  {kind}", size(held.bytes), size(held.whole))
+    if kind == "parameters" and held != found.file:
+      told = (size(found.file.bytes), size(found.file.whole))
+      yield from _columns("    in a file, model.param_dtype", *told)
   whole = sum(held.whole for held in found.held.values())
   yield from _columns("  together", size(found.arguments), size(whole))
 

@@ -14,7 +14,7 @@ from jaxmoe.core.recipe import added, diff
 from jaxmoe.core.tokens import Compare
 from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, Transformer
-from jaxmoe.optim import Optim, freeze, frozen_masks, make_optimizer
+from jaxmoe.optim import Masters, Optim, freeze, frozen_masks, frozen_names, make_optimizer
 from jaxmoe.optim.freeze import Masks
 from jaxmoe.parallel import Parallel
 from jaxmoe.train.fit import check_fit
@@ -211,6 +211,14 @@ class Experiment:
       InputError: a pattern names nothing.
     """
     return frozen_masks(self.optim.frozen, decoder.shapes, decoder.dims, decoder.splits)
+
+  def masters(self, decoder: Decoder) -> Masters:
+    """Returns in which dtypes the decoder's parameters train.
+
+    Raises:
+      InputError: a pattern of `frozen` names nothing.
+    """
+    return Masters(self.optim.master_dtype, frozen_names(self.frozen(decoder), decoder.splits))
 
   def transform(self, decoder: Decoder) -> optax.GradientTransformation:
     """Returns the optimizer of a run over the decoder's parameters.

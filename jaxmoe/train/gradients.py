@@ -122,6 +122,8 @@ def make_gradients(
       known = dataclasses.replace(whole, running=running)
       here = ways.group() * num_micro + index
       (_, metrics), grads = share(params, batch, keys.at(here), known)
+      # Those of bfloat16 parameters are bfloat16, in which sums over microbatches lose small ones.
+      grads = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
       return summing.each(grads), metrics
 
     if num_micro == 1:

@@ -132,6 +132,7 @@ class Job:
     drop_limits: By depth, the share of a layer's choices above which drops end the run.
     sinks: Where lines go besides the journal.
     profiler: What looks at single steps.
+    standstill: Told of the metrics of each step, where the step counts what stood still.
   """
 
   train: Train
@@ -147,6 +148,7 @@ class Job:
   drop_limits: Mapping[int, float] = dataclasses.field(default_factory=dict)
   sinks: tuple[Sink, ...] = ()
   profiler: Profiler | None = None
+  standstill: Callable[[int, Any], None] | None = None
 
 
 @dataclasses.dataclass
@@ -285,6 +287,8 @@ def _write(
     job.watch.display.say(
       f"step {step}: no token has a label, and nothing changes; such steps are counted (unlabelled)"
     )
+  if job.standstill is not None:
+    job.standstill(step, metrics)
   _check_drops(job, line)
   return line
 

@@ -13,6 +13,7 @@ from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.optim import hold, make_schedule
 from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.moves import Moves, may_stand_still
 from jaxmoe.train.spread import spread_gradients
 from jaxmoe.train.state import State, StateSpec
 from jaxmoe.train.step import make_step
@@ -49,7 +50,12 @@ def lower_step(
     train.seed,
     train.recovery.spike_factor,
     update_buffers,
-    lambda params: jax.lax.with_sharding_constraint(params, of_grads),
+    Moves(
+      lambda params: jax.lax.with_sharding_constraint(params, of_grads),
+      spec.masters,
+      decoder.splits,
+      may_stand_still(experiment.optim),
+    ),
   )
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(spec.shardings, layout.replicated))
   return jitted.lower(state, batch)

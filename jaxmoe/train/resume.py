@@ -18,7 +18,7 @@ from jaxmoe.train.definitions import mended
 from jaxmoe.train.experiment import Experiment, unsafe_changes
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.state import ONLY, State, read_state
+from jaxmoe.train.state import ONLY, Arrays, State, read_state
 from jaxmoe.train.workdir import changes_line
 
 
@@ -49,7 +49,9 @@ def begin(
   if ONLY not in record:
     parts.stream.restore(record["data"])
   if step == 0:  # made of another run
-    return 0, _afresh(parts, about, at_zero, lambda: parts.spec.from_arrays(arrays))
+    state = _afresh(parts, about, at_zero, lambda: parts.spec.from_arrays(arrays))
+    _tell_recast(parts, 0, arrays)
+    return 0, state
   saver.rollbacks = record["rollbacks"]
   cut = parts.forget(step)
   seconds = watch.ledger.take("start")
@@ -57,6 +59,7 @@ def begin(
   clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
   watch.journal.event("resume", time=clock, step=step, lost_steps=cut.steps)
   watch.display.say(f"going on from step {step}")
+  _tell_recast(parts, step, arrays)
   state = parts.spec.from_arrays(arrays)
   if step < parts.experiment.train.num_steps:
     update = int(state.step - state.skipped - state.unlabelled)
@@ -85,6 +88,15 @@ def redrawn(saved: Experiment, now: Experiment, update: int) -> tuple[float, flo
     shown = ",".join(map(str, ends))
     text += f"; with --config.optim.schedule.earlier_ends={shown} it goes on from {due:.3g}"
   return due, new, text
+
+
+def _tell_recast(parts: Parts, step: int, arrays: Arrays) -> None:
+  """Tells of parameters that a checkpoint has in another dtype than they go on in."""
+  for (came, kept), number in parts.spec.recast(arrays).items():
+    parts.watch.journal.event("masters", step=step, weights=number, came=came, kept=kept)
+    parts.watch.display.say(
+      f"{number:,} weights of step {step} are {came}; they go on in {kept} (optim.master_dtype)"
+    )
 
 
 def _afresh(

@@ -36,13 +36,15 @@ from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt
 from jaxmoe.train.journal import Journal, NoJournal
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.loop import Drawn, Hook, Job, Profiler, Rates, Sink, run
+from jaxmoe.train.moves import may_stand_still
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.program import batch_like, lower_step, state_like
 from jaxmoe.train.progress import Display
 from jaxmoe.train.resume import begin, check_own
 from jaxmoe.train.rollback import Rollback
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.state import State, StateSpec
+from jaxmoe.train.standstill import Standstill
+from jaxmoe.train.state import State, StateSpec, came_from
 from jaxmoe.train.step import Step
 from jaxmoe.train.watch import Watch
 from jaxmoe.train.watchdog import Watchdog, dump_and_end
@@ -98,7 +100,9 @@ class Session:
     self.decoder = experiment.decoder()
     check_copies(experiment, self.decoder, layout)
     transform = experiment.transform(self.decoder)
-    self.spec = StateSpec(self.decoder, transform, layout, train.recovery.spike_window)
+    masters = came_from(OrbaxStore(workdir.checkpoints), experiment.masters(self.decoder))
+    window = train.recovery.spike_window
+    self.spec = StateSpec(self.decoder, transform, layout, window, masters)
 
   def train(self, stopped: Callable[[], bool] = lambda: False) -> Outcome:
     """Starts or goes on, trains to the end or until `stopped`, and returns where it stands.
@@ -288,6 +292,7 @@ class Session:
     length = experiment.data.seq_len
     per_token = experiment.model.train_flops_per_token(self.decoder.vocab_size, length)
     flops = per_token * train.batch_size * length
+    counts = may_stand_still(experiment.optim)
     clock = {"seconds": watch.ledger.take("start"), "peak_flops_per_s": peak}
     watch.journal.event("compiled", time=clock)
     return Job(
@@ -304,6 +309,7 @@ class Session:
       drop_limits=experiment.model.drop_limits,
       sinks=self._around.sinks,
       profiler=self._around.profiler,
+      standstill=Standstill(experiment.optim, train.num_steps, watch) if counts else None,
     )
 
   def _with_first(self, step: Step, watch: Watch) -> Step:

@@ -1,10 +1,14 @@
-"""The state of training, in memory and as a checkpoint sees it."""
+"""The state of training, in memory and as a checkpoint sees it.
+
+Parameters may lie in a checkpoint in another dtype than they train in (`optim/masters.py`): a file
+that was converted, or a run of before there were masters. They are read as they are, and cast.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,12 +19,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core import names, peers
+from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Decoder, Params
-from jaxmoe.optim import state_dims
+from jaxmoe.optim import Masters, state_dims
 
 Arrays = dict[str, jax.Array]
+Like = dict[str, jax.ShapeDtypeStruct]
 Found = tuple[int, Arrays, dict[str, Any]]
 PARAMS = "params/"
 ONLY = "only"
@@ -83,21 +89,31 @@ class State:
 
 
 class StateSpec:
-  """Shapes, shardings and canonical names of the state of one run."""
+  """Shapes, shardings and canonical names of the state of one run.
+
+  Attributes:
+    masters: In which dtypes parameters train.
+    splits: How layers are grouped in memory.
+    shapes: Of the state in memory.
+    shardings: Of it.
+  """
 
   def __init__(
-    self, decoder: Decoder, transform: optax.GradientTransformation, layout: Layout, window: int = 0
+    self, decoder: Decoder, transform: optax.GradientTransformation, layout: Layout,
+    window: int = 0, masters: Masters | None = None,
   ):
+    self.masters = masters = masters or Masters()
     self.splits = decoder.splits
     self.decoder, self._transform = decoder, transform
-    optimizer = jax.eval_shape(transform.init, decoder.shapes)
+    params = masters.shapes(decoder.shapes, decoder.splits)
+    optimizer = jax.eval_shape(transform.init, params)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     recent = Recent(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
-    self.shapes = State(scalar, decoder.shapes, optimizer, scalar, scalar, recent, scalar)
-    dims = state_dims(optimizer, decoder.shapes, decoder.dims)
+    self.shapes = State(scalar, params, optimizer, scalar, scalar, recent, scalar)
+    dims = state_dims(optimizer, params, decoder.dims)
     self.shardings = State(
       layout.replicated,
-      layout.shardings("params", decoder.dims, decoder.shapes),
+      layout.shardings("params", decoder.dims, params),
       layout.shardings("optimizer", dims, optimizer),
       layout.replicated,
       layout.replicated,
@@ -120,22 +136,34 @@ class StateSpec:
     }
     return dataclasses.replace(first, **placed)
 
+  def cast(self, params: Params) -> Params:
+    """Returns parameters in the dtypes they have in memory."""
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self.shapes.params)
+
   def _params(self, seed: int) -> Params:
+    decoder = in_float32(self.decoder)
+
     def fresh() -> Params:
-      return self.decoder.init(Keys.from_seed(seed))
+      return self.cast(decoder.init(Keys.from_seed(seed)))
 
     if peers.several():  # one program, which process 0 alone writes into the compile cache
       return jax.jit(fresh, out_shardings=self.shardings.params)()
     return jax.device_put(fresh(), self.shardings.params)
 
   def to_arrays(self, state: State) -> Arrays:
-    """Returns the leaves by canonical name, one a layer."""
-    return _unstack(names.flatten(state), self.splits)
+    """Returns the leaves by canonical name, one a layer, each in its own dtype."""
+    arrays = _unstack(names.flatten(state), self.splits)
+    own = {name: leaf.dtype for name, leaf in self.params_like().items()}
+    return {
+      name: leaf.astype(own[name]) if name in own and leaf.dtype != own[name] else leaf
+      for name, leaf in arrays.items()
+    }
 
-  def like(self) -> dict[str, jax.ShapeDtypeStruct]:
+  def like(self) -> Like:
     """Returns what `to_arrays` would, without values, with the shardings to restore in."""
     flat = names.flatten(self.shapes)
     shardings = names.flatten(self.shardings)
+    declared = names.flatten({"params": self.decoder.shapes})
     like = {}
     for path, leaf in flat.items():
       stacked = names.layer_names(path, self.splits)
@@ -143,13 +171,25 @@ class StateSpec:
       if stacked is not None:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[1:]))
         shape = shape[1:]
-      one = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
-      like.update(dict.fromkeys(stacked or [path], one))
+      for name in stacked or [path]:
+        dtype = leaf.dtype
+        if path in declared:
+          dtype = self.masters.of(name.removeprefix(PARAMS), declared[path].dtype)
+        like[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     return like
 
-  def params_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+  def params_like(self) -> Like:
     """Returns the parameters' part of `like`."""
     return {name: leaf for name, leaf in self.like().items() if name.startswith(PARAMS)}
+
+  def recast(self, arrays: Arrays) -> dict[tuple[str, str], int]:
+    """Returns how many weights of a step are of one dtype there and go on in another."""
+    found: dict[tuple[str, str], int] = {}
+    for name, like in self.params_like().items():
+      pair = (arrays[name].dtype.name, like.dtype.name)
+      if pair[0] != pair[1]:
+        found[pair] = found.get(pair, 0) + arrays[name].size
+    return found
 
   def from_arrays(self, arrays: Arrays) -> State:
     """Returns the state whose `to_arrays` gave `arrays`, which may be those of older code.
@@ -157,21 +197,58 @@ class StateSpec:
     Parameters alone get fresh moments.
     """
     if all(name.startswith(PARAMS) for name in arrays):
-      params = params_from_arrays(self.decoder, arrays)
+      params = self.cast(params_from_arrays(self.decoder, arrays))
       return self.fresh(jax.device_put(params, self.shardings.params))
     paths = names.flatten(self.shapes)
 
     def stacked(named: Arrays) -> Arrays:
       first = {name: jnp.zeros((), jnp.int32) for name in _LATER}
-      return names.stack({**first, **named}, list(paths), self.splits)
+      flat = names.stack({**first, **named}, list(paths), self.splits)
+      return {path: leaf.astype(paths[path].dtype) for path, leaf in flat.items()}
 
     flat = jax.jit(stacked)(arrays)
     return jax.device_put(names.unflatten(self.shapes, flat), self.shardings)
 
 
-def params_like(decoder: Decoder, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the parameters' part of `StateSpec.like`, for commands that do not train."""
-  return StateSpec(decoder, optax.identity(), layout).params_like()
+def in_float32(decoder: Decoder) -> Decoder:
+  """Returns the decoder that draws float32 parameters, whatever its files hold."""
+  if decoder.config.param_dtype == "float32":
+    return decoder
+  config = dataclasses.replace(decoder.config, param_dtype="float32")
+  return Decoder(config, decoder.vocab_size)
+
+
+def params_like(decoder: Decoder, layout: Layout) -> Like:
+  """Returns the parameters' part of `StateSpec.like`, in the dtypes that the model declares."""
+  declared = Masters(decoder.config.param_dtype)
+  return StateSpec(decoder, optax.identity(), layout, masters=declared).params_like()
+
+
+def as_stored(like: Like, there: Mapping[str, Any]) -> Like:
+  """Returns what to ask of a step: `like`, with parameters in the float dtypes they have there."""
+
+  def is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+
+  def asked(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    held = there.get(name, leaf).dtype
+    if not name.startswith(PARAMS) or not is_float(held) or not is_float(leaf.dtype):
+      return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, held, sharding=leaf.sharding)
+
+  return {name: asked(name, leaf) for name, leaf in like.items()}
+
+
+def came_from(store: Store, masters: Masters) -> Masters:
+  """Returns the masters of a run that goes on from a store: what is frozen is as it is there."""
+  for step in reversed(store.steps() if masters.frozen else []):
+    try:
+      there = store.contents(step)
+    except CheckpointError:
+      continue  # what is wrong with it is said when its arrays are read
+    came = {name.removeprefix(PARAMS): held.dtype for name, held in there.items()}
+    return dataclasses.replace(masters, came=came)
+  return masters
 
 
 def read_state(
@@ -183,13 +260,29 @@ def read_state(
   it has no others.
   """
 
-  def like(step: int) -> dict[str, jax.ShapeDtypeStruct]:
+  def like(step: int) -> Like:
     there = store.contents(step)
     if all(name.startswith(PARAMS) for name in there):
-      return spec.params_like()
-    return {name: x for name, x in spec.like().items() if name in there or name not in _LATER}
+      return as_stored(spec.params_like(), there)
+    wanted = {name: x for name, x in spec.like().items() if name in there or name not in _LATER}
+    return as_stored(wanted, there)
 
   return read_latest(store, like, on_damage, set_aside=set_aside)
+
+
+def read_params(
+  store: Store, decoder: Decoder, layout: Layout, on_damage: Callable[[int, str], None]
+) -> Found | None:
+  """Returns step, parameters and record of the newest intact step; sets nothing aside.
+
+  Parameters are of the dtypes they have there.
+  """
+  wanted = params_like(decoder, layout)
+
+  def like(step: int) -> Like:
+    return as_stored(wanted, store.contents(step))
+
+  return read_latest(store, like, on_damage, under=PARAMS, set_aside=False)
 
 
 def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:

@@ -14,6 +14,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import gate_path
 from jaxmoe.ops.soft_tree import TreeSums
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, without
+from jaxmoe.train.moves import Moves, count_unmoved
 from jaxmoe.train.state import Recent, State
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
@@ -30,7 +31,7 @@ def make_step(
   seed: int,
   spike_factor: float = 6.0,
   update_buffers: Callable[[Any, Any, Any], Any] | None = None,
-  shards: Callable[[Any], Any] = lambda params: params,
+  moves: Moves | None = None,
 ) -> Step:
   """Returns the step; jit it with its first argument donated.
 
@@ -44,15 +45,14 @@ def make_step(
     gradients: Makes the gradient and the metrics.
     transform: The optimizer; it may take `trees`, what domains see of gates that are trees.
     schedule: The learning rate by update, for the metrics.
-    seed: Of the randomness of forward passes.
+    seed: Of the randomness of forward passes, and of rounding by chance.
     spike_factor: Deviations above which a step does harm.
     update_buffers: `Decoder.update_buffers`: buffers follow a rule of their own, from where they
       stood, whatever the optimizer made of them; None for a model without any.
-    shards: Lays parameters like gradients and moments, so that each device updates its shards of
-      what is whole elsewhere (ZeRO 1 and 2).
+    moves: How updates reach the parameters.
   """
 
-  transform = optax.with_extra_args_support(transform)
+  transform, moves = optax.with_extra_args_support(transform), moves or Moves()
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
     keys = (Keys.from_seed(seed) / "forward").at(state.step)
@@ -64,9 +64,12 @@ def make_step(
     labelled = metrics["loss"].weight > 0
     harmless = labelled & finite & ~spike
     with jax.named_scope("optimizer"):
-      mine, trees = shards(state.params), sums_of_trees(metrics["layers"])
+      mine, trees = moves.shards(state.params), sums_of_trees(metrics["layers"])
       updates, optimizer = transform.update(grads, state.optimizer, mine, trees=trees)
-      params = shards(optax.apply_updates(mine, updates))
+      params = moves.shards(moves.apply(mine, updates, seed, state.step))
+      if moves.counts:
+        moved = count_unmoved(mine, updates, params)
+        metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(harmless, count, 0), moved)
     if update_buffers is not None:
       params = update_buffers(state.params, params, metrics["layers"])
     metrics["layers"] = without(metrics["layers"], "samples", "of_domains")

@@ -29,6 +29,7 @@ def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
     `labels` is 0, and from then on `unlabelled` tells how many such steps there were.
   """
   host = jax.device_get(metrics)
+  host.pop("unmoved", None)  # told by an event, like these below
   sums = host.pop("layers")
   layers, attention = (by_layer(sums, splits, part) for part in ("", ATTENTION))
   for name in ("finite", "in_a_row"):  # told by events

@@ -114,7 +114,20 @@ def test_gradients_of_float32_parameters_are_float32_and_close_on_medians(both):
   assert np.median(np.abs(rough - right)[used]) < 2e-2 * size
 
 
-def test_a_bfloat16_master_copy_is_what_is_asked_for():
+def test_bfloat16_weights_kept_in_float32_give_the_same_outputs_bit_for_bit(batch_of):
+  model, batch = decoder("bfloat16"), batch_of(ROWS, LENGTH, VOCAB)
+  wide = jax.tree.map(
+    lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), model.init(Keys.from_seed(0))
+  )
+  narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide)
+  mixed = {**wide, "stack": narrow["stack"]}
+  run = jax.jit(run_of(model))
+  right = jax.tree.leaves(run(wide, batch)[:3])
+  for params in (narrow, mixed):
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(run(params, batch)[:3]), right)
+
+
+def test_files_hold_the_dtype_that_is_asked_for():
   config = Transformer(dim=8, stack=decoder("float32").config.stack, param_dtype="bfloat16")
   shapes = Decoder(config, VOCAB).shapes
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.bfloat16)}

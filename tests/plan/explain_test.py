@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.inspection import Collective
 from jaxmoe.core.layout import Layout, one_device
+from jaxmoe.optim import Masters
 from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, page
 from jaxmoe.plan.activations import kept_bytes
@@ -81,6 +82,20 @@ def test_the_bytes_of_a_parameter_are_those_of_its_shard_of_real_arrays(spread):
   ]
 
 
+def test_parameters_take_what_their_masters_do_and_a_file_what_it_holds(alone):
+  assert alone.file == alone.held["parameters"] and "in a file" not in page(alone)
+  changes = ("model.param_dtype=bfloat16", "optim.frozen=embed/*")
+  found = explain(recipe(*changes), one_device(), compiles=False)
+  table = recipe().model.dim * 257
+  assert found.file.whole == 2 * recipe().decoder().num_params
+  assert found.held["parameters"].whole == 2 * found.file.whole - 2 * table
+  assert found.held["optimizer"] == alone.held["optimizer"]
+  (line,) = (line for line in page(found).splitlines() if "in a file" in line)
+  assert line.split()[-2:] == size(found.file.whole).split()
+  halved = explain(recipe("optim.master_dtype=bfloat16"), one_device(), compiles=False)
+  assert 2 * halved.held["parameters"].whole == halved.file.whole
+
+
 def test_a_parameter_is_told_with_its_layers_dims_and_axes(spread):
   down = next(weight for weight in spread.weights if weight.name.endswith("experts/down"))
   assert down.name == "layers/0,1/moe/experts/down"
@@ -124,7 +139,7 @@ def test_flops_of_the_compiled_step_are_those_of_the_model_where_nothing_is_done
 
 def test_full_remat_keeps_a_stream_a_layer_and_none_keeps_more():
   few, many, all_of_it = (
-    kept_bytes(recipe(*changes).decoder(), 8, 16)
+    kept_bytes(recipe(*changes).decoder(), Masters(), 8, 16)
     for changes in (
       ("model.remat=full", "model.stack.0.repeats=4"),
       ("model.remat=full", "model.stack.0.repeats=8"),

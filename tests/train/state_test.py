@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,18 @@ from jaxmoe.checkpoint import MemoryStore, OrbaxStore
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.models.stack import Segment
-from jaxmoe.optim import OPTIMIZERS, Constant, Optim, make_optimizer
-from jaxmoe.train.state import StateSpec, params_from_arrays, params_like, read_state
+from jaxmoe.models.transformer import Decoder
+from jaxmoe.optim import OPTIMIZERS, Constant, Masters, Optim, make_optimizer
+from jaxmoe.train.state import (
+  ONLY,
+  PARAMS,
+  StateSpec,
+  came_from,
+  params_from_arrays,
+  params_like,
+  read_params,
+  read_state,
+)
 
 REPEATS = 4
 SPLITS = {
@@ -95,6 +108,104 @@ def test_names_are_those_of_one_layer(spec_of):
     name.split("/layers/")[1] for name in names if name.startswith("params/layers/3/moe")
   }
   assert len(moments) == 2 * len([n for n in names if n.startswith("params/layers/3/moe")])
+
+
+FROZEN = frozenset({"layers/1/attention/q", "layers/2/attention/q", "embed/table"})
+BF16, F32 = jnp.bfloat16, jnp.float32
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(decoder_of):
+  """Returns a function (split, masters) -> (decoder, spec) of a model of bfloat16 files."""
+
+  @functools.cache
+  def decoder(split):
+    wide = decoder_of(stack=SPLITS[split])
+    return Decoder(dataclasses.replace(wide.config, param_dtype="bfloat16"), wide.vocab_size)
+
+  def get(split="pairs", masters=Masters(frozen=FROZEN)):  # noqa: B008
+    made = decoder(split)
+    transform = make_optimizer(Optim(schedule=Constant()), 5, made.parameter_names, made.dims)
+    return made, StateSpec(made, transform, one_device(), masters=masters)
+
+  return get
+
+
+def params_of(arrays):
+  return {name.removeprefix(PARAMS): x for name, x in arrays.items() if name.startswith(PARAMS)}
+
+
+def numbers(spec):
+  """Returns arrays of a state in which every number is another."""
+  rng = np.random.default_rng(1)
+  return {
+    name: jax.device_put(rng.normal(size=x.shape).astype(x.dtype), x.sharding)
+    for name, x in spec.like().items()
+  }
+
+
+def test_what_trains_is_drawn_in_float32_and_what_is_frozen_is_of_the_file_s_dtype(
+  in_bfloat16, spec_of
+):
+  spec, other = in_bfloat16()[1], spec_of("adamw", "pairs")
+  state = spec.init(3)
+  arrays, wide = (params_of(of.to_arrays(of.init(3))) for of in (spec, other))
+  assert {name for name, x in arrays.items() if x.dtype == BF16} == FROZEN
+  assert_equal(arrays, {n: x.astype(BF16) if n in FROZEN else x for n, x in wide.items()})
+  assert state.params["stack"]["0"]["1"]["attention"]["q"].dtype == F32  # beside one that trains
+  assert state.params["embed"]["table"].dtype == BF16
+  assert {x.dtype.name for x in jax.tree.leaves(state.optimizer)} == {"float32", "int32"}
+
+
+def test_dtypes_by_name_are_those_of_every_split(in_bfloat16):
+  spec, other = in_bfloat16()[1], in_bfloat16("one and three")[1]
+  arrays = numbers(spec)
+  assert {name: x.dtype for name, x in other.like().items()} == {
+    name: x.dtype for name, x in arrays.items()
+  }
+  for of in (spec, other):
+    assert of.recast(arrays) == {}
+    assert_equal(of.to_arrays(of.from_arrays(arrays)), arrays)
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_a_bfloat16_checkpoint_goes_on_in_float32_bit_for_bit_and_as_often_as_it_is_read(
+  in_bfloat16, only
+):
+  store = MemoryStore()
+  decoder, before = in_bfloat16(masters=Masters("bfloat16"))
+  arrays = numbers(before)
+  if only:
+    arrays = {name: x for name, x in arrays.items() if name.startswith(PARAMS)}
+  store.write(2, arrays, {ONLY: "params"} if only else {})
+  _, spec = in_bfloat16(masters=came_from(store, Masters(frozen=FROZEN)))
+  _, read, _ = read_state(store, spec, never)
+  weights = sum(x.size for name, x in params_of(read).items() if name not in FROZEN)
+  assert spec.recast(read) == {("bfloat16", "float32"): weights}
+  masters = spec.to_arrays(spec.from_arrays(read))
+  for name, x in params_of(masters).items():
+    assert x.dtype == (BF16 if name in FROZEN else F32), name
+    np.testing.assert_array_equal(x, arrays[PARAMS + name], err_msg=name)
+  store.write(3, masters, {})
+  assert spec.recast(read_state(store, spec, never)[1]) == {}
+  _, read, _ = read_params(store, decoder, one_device(), never)
+  assert_equal(read, {name: x for name, x in masters.items() if name.startswith(PARAMS)})
+
+
+def test_what_is_frozen_is_of_the_dtype_that_its_checkpoint_has(in_bfloat16):
+  store = MemoryStore()
+  _, wide = in_bfloat16(masters=Masters())
+  store.write(0, {n: x for n, x in numbers(wide).items() if n in wide.params_like()}, {ONLY: 1})
+  _, spec = in_bfloat16(masters=came_from(store, Masters(frozen=FROZEN)))
+  _, read, _ = read_state(store, spec, never)
+  assert spec.recast(read) == {}
+  assert {x.dtype.name for x in params_of(spec.to_arrays(spec.from_arrays(read))).values()} == {
+    "float32"
+  }
+
+
+def never(step, why):
+  raise AssertionError(why)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,49 @@
+"""Tells of a run whose updates are too small to change what they are added to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxmoe.optim import Optim
+from jaxmoe.train.watch import Watch
+
+STEPS = 20
+
+
+class Standstill:
+  """Looks at the first steps after warm-up, and tells once if most entries stood still in them.
+
+  Args:
+    optim: The recipe.
+    num_steps: Of the run.
+    watch: Who is told.
+  """
+
+  def __init__(self, optim: Optim, num_steps: int, watch: Watch):
+    self._optim, self._watch = optim, watch
+    self._first = optim.schedule.warmup_steps + 1
+    self._last = min(self._first + STEPS - 1, num_steps)
+    self._updated = self._unmoved = 0.0
+
+  def __call__(self, step: int, metrics: dict[str, Any]) -> None:
+    """Adds the counts of a step; they are zero of one that changed nothing."""
+    if not self._first <= step <= self._last:
+      return
+    found = metrics["unmoved"]
+    self._updated += float(found["updated"])
+    self._unmoved += float(found["unmoved"])
+    if step == self._last and 2 * self._unmoved > self._updated:
+      self._tell(step)
+
+  def _tell(self, step: int) -> None:
+    share, optim = self._unmoved / self._updated, self._optim
+    why = f"optim.learning_rate={optim.learning_rate:g} is too small for {optim.master_dtype}"
+    if optim.master_dtype == "bfloat16":
+      why = "bfloat16 masters move by chance, right in the mean; float32 ones each time"
+    self._watch.journal.event(
+      "standstill", step=step, share=round(share, 4), master_dtype=optim.master_dtype,
+      learning_rate=optim.learning_rate,
+    )  # fmt: skip
+    self._watch.display.say(
+      f"{share:.0%} of the updates since warm-up left their weight as it was, bit for bit: {why}"
+    )
