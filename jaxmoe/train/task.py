@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxmoe.checkpoint import Store
@@ -24,7 +24,7 @@ from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core import names, peers
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.core.rng import Keys, name_hash
-from jaxmoe.optim import Optim, make_optimizer, state_dims
+from jaxmoe.optim import Masters, Optim, make_optimizer, state_dims
 from jaxmoe.parallel import (
   GIB,
   Automatic,
@@ -34,6 +34,8 @@ from jaxmoe.parallel import (
   make_mesh,
   share_of_rows,
 )
+from jaxmoe.train.moves import Moves
+from jaxmoe.train.state import as_stored
 
 Batch = Mapping[str, Any]
 Line = dict[str, Any]
@@ -91,7 +93,8 @@ class TaskRun:
 
   Attributes:
     step: Steps made so far, those of the checkpoint it went on from included.
-    params: The parameters, as they lie on the devices.
+    params: The parameters in `optim.master_dtype`, as they lie on the devices; `loss` and `predict`
+      are given them in the dtypes they came in.
     layout: Where everything lies.
     automatic: Where parameters lie over `tensor` and `expert`, and why: `automatic.table()`.
   """
@@ -124,6 +127,7 @@ class TaskRun:
     self.layout = make_layout(recipe.parallel, devices)
     self._share = share_of_rows(self.layout, recipe.batch_size)
     self._keys, self._store = Keys.from_seed(recipe.seed), store
+    self._moves = Moves(masters=Masters(recipe.optim.master_dtype), splits=None)
     shapes = jax.eval_shape(lambda: params)
     rows = [sample[row % len(sample)] for row in range(recipe.batch_size)] if len(sample) else []
     batch = self._collate(rows)
@@ -131,6 +135,7 @@ class TaskRun:
     self._check_copied(shapes, batch)
     paths = names.unflatten(shapes, {path: path for path in names.flatten(shapes)})
     dims = self.automatic.dims
+    self._came, shapes = shapes, jax.tree.map(self._kept, shapes)
     self._transform = make_optimizer(recipe.optim, recipe.num_steps, paths, dims)
     moments = jax.eval_shape(self._transform.init, shapes)
     lies, of_moments = self.layout.shardings, state_dims(moments, shapes, dims)
@@ -229,17 +234,20 @@ class TaskRun:
 
   def _begin(self, params: Any) -> None:
     """Sets parameters, moments and step: those of the newest checkpoint, or the first."""
-    found = None
-    if self._store is not None:
+    found, store = None, self._store
+    if store is not None:
       shardings = names.flatten(self._shardings)
       like = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
         for path, leaf in names.flatten(self._shapes).items()
       }
-      found = read_latest(self._store, like, lambda step, why: warnings.warn(why, stacklevel=2))
+      found = read_latest(
+        store, lambda step: as_stored(like, store.contents(step)),
+        lambda step, why: warnings.warn(why, stacklevel=2),
+      )  # fmt: skip
     if found is None:
       # Copies: what a step is given it may overwrite.
-      copies = jax.tree.map(lambda leaf: np.array(leaf), params)
+      copies = jax.tree.map(lambda x, kept: np.array(x, kept.dtype), params, self._shapes["params"])
       self.params = peers.place(copies, self._shardings["params"])
       init = jax.jit(self._transform.init, out_shardings=self._shardings["optimizer"])
       self._moments = init(self.params)
@@ -250,7 +258,9 @@ class TaskRun:
         f"the checkpoint in {self._store} was made with {record['recipe']}, not "
         f"{self._identity}; use another store, or the same recipe"
       )
-    state = names.unflatten(self._shapes, arrays)
+    state = jax.tree.map(
+      lambda x, kept: x.astype(kept.dtype), names.unflatten(self._shapes, arrays), self._shapes
+    )
     self.params, self._moments = state["params"], state["optimizer"]
 
   def _jit(self) -> None:
@@ -258,7 +268,7 @@ class TaskRun:
     whole, of_loss = self.layout.replicated, self.task.loss
 
     def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Line]:
-      made = of_loss(params, batch, key)
+      made = of_loss(self._as_came(params), batch, key)
       value, metrics = made if isinstance(made, tuple) else (made, {})
       return value, {**metrics, "loss": value}
 
@@ -268,14 +278,23 @@ class TaskRun:
       # Of what ZeRO spreads each device updates its own part.
       grads, mine = jax.lax.with_sharding_constraint((grads, params), (self._grads,) * 2)
       updates, moments = self._transform.update(grads, moments, mine)
-      return optax.apply_updates(mine, updates), moments, line
+      return self._moves.apply(mine, updates, self.recipe.seed, index), moments, line
 
     def predict(params: Any, batch: Batch, index: jax.Array) -> Any:
-      return self.task.predict(params, batch, (self._keys / "predict").at(index)("predict"))
+      key = (self._keys / "predict").at(index)("predict")
+      return self.task.predict(self._as_came(params), batch, key)
 
     state = (self._shardings["params"], self._shardings["optimizer"])
     self._step = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*state, whole))
     self._predict = jax.jit(predict, out_shardings=whole)
+
+  def _kept(self, leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a parameter in the dtype that it trains in."""
+    trains = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(leaf.shape, self._moves.masters.dtype if trains else leaf.dtype)
+
+  def _as_came(self, params: Any) -> Any:
+    return jax.tree.map(lambda leaf, came: leaf.astype(came.dtype), params, self._came)
 
   def _draw(self, examples: Sequence[Any]) -> Mapping[str, np.ndarray]:
     """Returns the batch of the next step."""

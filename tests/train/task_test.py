@@ -246,3 +246,40 @@ def test_heads_that_would_be_whole_on_every_tensor_device_are_refused_if_large(h
   TaskRun(task, params, [0], dataclasses.replace(recipe, parallel=higher))
   task, params = decoder_task(4, length=64)
   TaskRun(task, params, [0], recipe)
+
+
+def test_parameters_that_come_in_bfloat16_are_kept_in_float32_and_learn():
+  came = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make_params())
+  seen, store = [], MemoryStore()
+
+  def loss(params, batch, key):
+    seen.extend(leaf.dtype for leaf in jax.tree.leaves(params))
+    return TASK.loss(params, batch, key)
+
+  task = dataclasses.replace(TASK, loss=loss)
+  optim = dataclasses.replace(OPTIM, learning_rate=1e-5)
+  recipe = dataclasses.replace(RECIPE, optim=optim)
+
+  def run(recipe, store=None):
+    return TaskRun(task, came, EXAMPLES[:3], recipe, jax.devices()[:1], store=store)
+
+  made = run(recipe, store)
+  made.fit(EXAMPLES, 3)
+  assert set(seen) == {jnp.dtype(jnp.bfloat16)}
+  first, last = (np.concatenate([np.ravel(np.float32(x)) for x in jax.tree.leaves(tree)])
+                 for tree in (came, made.params))  # fmt: skip
+  assert {x.dtype for x in jax.tree.leaves(made.params)} == {jnp.dtype(jnp.float32)}
+  assert np.mean(first != last) > 0.9  # rounded to bfloat16 none of them would move
+  assert np.mean(np.float32(last.astype(jnp.bfloat16)) == first) > 0.9
+  narrow = dataclasses.replace(recipe, optim=dataclasses.replace(optim, master_dtype="bfloat16"))
+  assert jax.tree.leaves(run(narrow).params)[0].dtype == jnp.bfloat16
+  arrays, record = store.read(3, {
+    name: jax.ShapeDtypeStruct(held.shape, held.dtype, sharding=made.layout.replicated)
+    for name, held in store.contents(3).items()
+  })  # fmt: skip
+  before = MemoryStore()  # as a run of before left it
+  before.write(3, {
+    name: x.astype(jnp.bfloat16) if name.startswith("params/") else x for name, x in arrays.items()
+  }, record)  # fmt: skip
+  again = run(recipe, before)
+  assert again.step == 3 and jax.tree.leaves(again.params)[0].dtype == jnp.float32
