@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 from jaxmoe.core.errors import InputError
@@ -53,7 +54,8 @@ class Skipped:
     domain = source.domain
     counts = self._counts.get(domain, collections.Counter())
     bad = sum(counts.values())
-    if num_good and bad <= max_share * (bad + num_good):
+    # Of the decimal as it is written: 0.29 * 100 is less than 29.
+    if num_good and bad <= Fraction(str(max_share)) * (bad + num_good):
       return
     nothing = f"it is empty: {getattr(source, 'path', '')}".rstrip(": ")
     reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common()) or nothing

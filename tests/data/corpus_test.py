@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, from_plain, override, to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.skipped import Skipped
 from jaxmoe.data.sources.jsonl import _SEVERAL, Jsonl
 from jaxmoe.data.sources.record import WRONG_FIELDS
 from jaxmoe.data.sources.stdlib import Stdlib
@@ -57,6 +59,16 @@ def test_bad_records_are_skipped_counted_and_listed(write_texts, some_texts):
   assert sides["train"]["documents"] + sides["held_out"]["documents"] == 31
   with pytest.raises(InputError, match=r"4 of 35 records cannot be used.*max_bad_share=0.1$"):
     open_corpus(dataclasses.replace(data, max_bad_share=0.1))
+
+
+def test_the_share_of_bad_records_is_the_decimal_it_is_written_as():
+  skipped = Skipped()
+  for number in range(29):
+    skipped.add("a", str(number), "no text")
+  source = types.SimpleNamespace(domain="a")
+  skipped.check(source, 71, 0.29)
+  with pytest.raises(InputError, match="29 of 99 records"):
+    skipped.check(source, 70, 0.29)
 
 
 def test_bad_lines_are_named_by_their_number(write_texts):
