@@ -16,13 +16,15 @@ MAX_COLUMNS = 100
 class Curve:
   """A quantity over a run: a point is the mean of the known values of `width` lines.
 
-  `x` is the mean of tokens so far over the same lines; a bucket without values is NaN.
+  `x` is the mean of tokens so far over the same lines; a bucket without values is NaN. `last` is
+  the last known value by itself.
   """
 
   x: list[float] = dataclasses.field(default_factory=list)
   y: list[float] = dataclasses.field(default_factory=list)
   low: list[float] = dataclasses.field(default_factory=list)
   high: list[float] = dataclasses.field(default_factory=list)
+  last: float = math.nan
 
 
 class Curves:
@@ -58,6 +60,7 @@ class Curves:
       curve.y.append(sum(known) / len(known))
       curve.low.append(min(known))
       curve.high.append(max(known))
+      curve.last = known[-1] if math.isfinite(known[-1]) else curve.last
     self._x, self._values = [], {}
 
 

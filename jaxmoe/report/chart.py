@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+from jaxmoe.report.buckets import Curve
 from jaxmoe.report.html import Html, data, join, tag
 from jaxmoe.report.numbers import counted, plain, scientific, short
 from jaxmoe.report.scale import Scale, span
@@ -21,11 +22,17 @@ WIDTH, HEIGHT = 360, 224
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 36
 FEW = 6  # series that can be told apart by colour alone
 STRIPS = 60
+LINE = 13  # the height of a line of text
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """A curve: places, values, and where each stands for many the least and largest of them."""
+  """A curve: places, values, and where each stands for many the least and largest of them.
+
+  Attributes:
+    label: Whose it is; '' for the only one there can be, which the title names.
+    last: The last value, where `y` has means; NaN for the last of `y`.
+  """
 
   label: str
   x: Sequence[float]
@@ -33,6 +40,13 @@ class Series:
   low: Sequence[float] = ()
   high: Sequence[float] = ()
   color: int | None = None
+  last: float = math.nan
+
+  @property
+  def end(self) -> float:
+    """The last value that is known."""
+    known = (y for y in reversed(self.y) if math.isfinite(y))
+    return self.last if math.isfinite(self.last) else next(known, math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +59,28 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-  """What the axes say: units, and whether a logarithmic view is offered (`log`) or shown first."""
+  """What the axes say.
+
+  Attributes:
+    x: The unit.
+    y: The unit.
+    log: The axes of the logarithmic view that is offered, such as 'xy'.
+    log_first: Whether that is shown first.
+    from_zero: Whether y begins at 0.
+    ends: Where x begins and ends, alike in all charts of a page; None for as far as curves go.
+  """
 
   x: str = "tokens"
   y: str = ""
   log: str = ""
   log_first: bool = False
   from_zero: bool = False
+  ends: tuple[float, float] | None = None
+
+
+def of_curve(label: str, curve: Curve, color: int | None = None) -> Series:
+  """Returns a curve of a run as one of a chart."""
+  return Series(label, curve.x, curve.y, curve.low, curve.high, color, curve.last)
 
 
 def chart(
@@ -111,11 +140,10 @@ def _legend(series: Sequence[Series]) -> Html:
     return tag("div", tag("span", ends[0].label, bar, ends[1].label), class_="legend")
   items = []
   for one in series:
-    last = next((y for y in reversed(one.y) if math.isfinite(y)), math.nan)
-    if len(series) == 1:
-      return tag("div", tag("span", "last ", tag("b", _last(last))), class_="legend")
+    value = tag("b", _last(one.end))
+    if len(series) == 1 and not one.label:
+      return tag("div", tag("span", "last ", value), class_="legend")
     swatch = tag("i", style=f"background:{color_of(one.color or 0, len(series))}")
-    value = tag("b", _last(last))
     items.append(tag("span", swatch, one.label, " ", value, class_="key"))
   return tag("div", *items, class_="legend")
 
@@ -129,7 +157,7 @@ def _numbers(
 ) -> dict[str, Any]:
   def curve(one: Series) -> dict[str, Any]:
     shown: dict[str, Any] = {"label": one.label, "x": [plain(x, 8) for x in one.x]}
-    shown["y"] = [plain(y) for y in one.y]
+    shown |= {"y": [plain(y) for y in one.y], "last": plain(one.end)}
     if one.low and len(series) <= FEW:
       shown |= {"low": [plain(y) for y in one.low], "high": [plain(y) for y in one.high]}
     return shown
@@ -138,7 +166,8 @@ def _numbers(
   if len(series) > 1 and all(list(one.x) == list(series[0].x) for one in series):
     curves = [{k: v for k, v in one.items() if k != "x" or i == 0} for i, one in enumerate(curves)]
   lines = {level.label: plain(level.y) for level in levels}
-  return {"chart": title, "x": axes.x, "y": axes.y, "series": curves, "levels": lines}
+  shown = {"chart": title, "x": axes.x, "y": axes.y, "series": curves, "levels": lines}
+  return shown | ({"ends": [plain(x, 8) for x in axes.ends]} if axes.ends else {})
 
 
 def _svg(
@@ -151,7 +180,7 @@ def _svg(
     values += [y for one in series for y in (*one.low, *one.high)]
   low, high = _room(values, axes) if "y" not in log else span(values, log=True)
   y_scale = Scale(low, high, HEIGHT - BOTTOM, TOP, "y" in log)
-  x_low, x_high = span((x for one in series for x in one.x), "x" in log)
+  x_low, x_high = span((x for one in series for x in (*one.x, *(axes.ends or ()))), "x" in log)
   x_scale = Scale(x_low, x_high, LEFT, WIDTH - RIGHT, "x" in log)
   parts = [_grid(x_scale, y_scale, axes), _levels(levels, y_scale)]
   for one in series:
@@ -194,17 +223,38 @@ def _grid(x_scale: Scale, y_scale: Scale, axes: Axes) -> Html:
 
 
 def _levels(levels: Sequence[Level], y_scale: Scale) -> Html:
-  """Lines with their names above, the lower name moved under its line where two would meet."""
+  """Lines with their names above them, and all names inside of the axes."""
   parts: list[Html] = []
-  above = -math.inf
-  for level in sorted(levels, key=lambda level: -level.y):
-    y = round(y_scale(level.y), 1)
-    place = y - 4 if y - above > 26 else max(y + 12, above + 12)
-    above = place
+  ordered = sorted(levels, key=lambda level: -level.y)
+  lines = [round(y_scale(level.y), 1) for level in ordered]
+  for level, y, place in zip(ordered, lines, apart(_beside(lines))):
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="level"))
     text = f"{level.label} {short(level.y)}"
     parts.append(tag("text", text, x=WIDTH - RIGHT - 2, y=place, text_anchor="end", class_="halo"))
   return join(*parts)
+
+
+def _beside(lines: Sequence[float]) -> list[float]:
+  """Returns where names want to be: above their lines, or below where no room is between two."""
+  crowded = [below - above < LINE + 4 for above, below in itertools.pairwise(lines)]
+  fits = [y + LINE < HEIGHT - BOTTOM - 3 for y in lines]
+  below = [near and room for near, room in zip([False, *crowded], fits)]
+  return [y + LINE - 2 if under else y - 4 for y, under in zip(lines, below)]
+
+
+def apart(wanted: Sequence[float]) -> list[float]:
+  """Returns where lines of text stand that want to stand at these places, the upper ones first.
+
+  None is nearer to another than a line is high, nor outside of the axes, unless there are too many.
+  """
+  places: list[float] = []
+  for place in wanted:
+    places.append(max(place, places[-1] + LINE if places else TOP - 2))
+  below = float(HEIGHT - BOTTOM - 3)
+  for i in reversed(range(len(places))):
+    places[i] = min(places[i], below)
+    below = places[i] - LINE
+  return places
 
 
 def _curve(
@@ -268,7 +318,7 @@ def _told(series: Sequence[Series], x: float) -> list[str]:
     at = min(bisect_left(one.x, x), len(one.x) - 1)
     if math.isfinite(one.y[at]):
       wide = f" ({short(one.low[at])} to {short(one.high[at])})" if one.low else ""
-      lines.append((one.y[at], f"{one.label} {short(one.y[at])}{wide}"))
+      lines.append((one.y[at], f"{one.label} {short(one.y[at])}{wide}".strip()))
   if len(lines) > 2 * FEW:
     lines = sorted(lines)
     return [f"from {lines[0][1]}", f"to {lines[-1][1]}"]

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmoe.report.chart import Axes, Series, chart
+from jaxmoe.report.chart import Axes, Series, chart, of_curve
 from jaxmoe.report.html import Html, join, table, tag
 from jaxmoe.report.layout import grid
 from jaxmoe.report.numbers import short
 from jaxmoe.report.run import Run
+from jaxmoe.report.sections.experts import FROM_ZERO as PER_LAYER_FROM_ZERO
 from jaxmoe.report.sections.experts import PER_LAYER, deaths
 from jaxmoe.report.sections.learning import domains
 from jaxmoe.report.sections.recipe import ABSENT, flat
@@ -24,6 +25,7 @@ CURVES = {
   "learning_rate": ("Learning rate", "", "y"),
   "time/tokens_per_s": ("Speed", "tokens per second", "y"),
 }
+FROM_ZERO = ("learning_rate", "time/tokens_per_s", *PER_LAYER_FROM_ZERO)
 
 
 def comparison(runs: Sequence[Run]) -> Html:
@@ -31,12 +33,13 @@ def comparison(runs: Sequence[Run]) -> Html:
   runs = _named_apart(runs)
   died = [join(tag("h3", run.name), deaths(run, most=6)) for run in runs if run.deaths]
   unit = "tokens" if all(run.unit == "tokens" for run in runs) else "steps or tokens"
-  learned = [_curve(runs, name, unit) for name in CURVES]
-  balance = [_mean_over_layers(runs, metric, unit) for metric in PER_LAYER]
+  axes = Axes(unit, ends=(0.0, max(run.ends[1] for run in runs)))
+  learned = [_curve(runs, name, axes) for name in CURVES]
+  balance = [_mean_over_layers(runs, metric, axes) for metric in PER_LAYER]
   return join(
     tag("h1", f"{len(runs)} runs"), _table(runs), *died,
-    tag("h2", "Learning"), grid(learned[0], *_held_out(runs, unit), *learned[1:]),
-    tag("h2", "Experts, mean over layers"), grid(*balance),
+    tag("h2", "Learning"), grid(learned[0], *_held_out(runs, axes), *learned[1:]),
+    tag("h2", "Experts, mean over layers"), grid(*balance) or tag("p", "no numbers yet"),
     tag("h2", "Configs"), _configs(runs),
   )  # fmt: skip
 
@@ -77,18 +80,23 @@ def _title(runs: Sequence[Run]) -> str:
   return titles.pop() if len(titles) == 1 else "Held-out slice"
 
 
-def _curve(runs: Sequence[Run], name: str, unit: str) -> Html:
+def _shown(title: str, series: Sequence[Series], axes: Axes) -> Html | None:
+  """Returns a chart, None where no run has a number for it."""
+  known = [one for one in series if any(math.isfinite(y) for y in one.y)]
+  return chart(title, known, axes) if known else None
+
+
+def _curve(runs: Sequence[Run], name: str, axes: Axes) -> Html | None:
   title, y, log = CURVES[name]
-  series = [
-    Series(run.name, curve.x, curve.y, curve.low, curve.high, i)
-    for i, run in enumerate(runs) if (curve := run.curves.get(name))
-  ]  # fmt: skip
-  return chart(title, series, Axes(unit, y, log))
+  found = [(i, run.name, run.curves[name]) for i, run in enumerate(runs) if name in run.curves]
+  series = [of_curve(label, curve, i) for i, label, curve in found]
+  axes = dataclasses.replace(axes, y=y, log=log, from_zero=name in FROM_ZERO)
+  return _shown(title, series, axes)
 
 
-def _held_out(runs: Sequence[Run], unit: str) -> list[Html]:
+def _held_out(runs: Sequence[Run], axes: Axes) -> list[Html | None]:
   """A chart for all domains together and one for each."""
-  axes = Axes(unit, "bits per byte")
+  axes = dataclasses.replace(axes, y="bits per byte")
 
   def series(domain: str | None) -> list[Series]:
     return [
@@ -101,20 +109,21 @@ def _held_out(runs: Sequence[Run], unit: str) -> list[Html]:
 
   scored = list(dict.fromkeys(name for run in runs for name in domains(run)))
   title = _title(runs)
-  cards = [chart(f"{title}, all domains", series(None), axes)]
-  return cards + [chart(f"{title}: {name}", series(name), axes) for name in scored]
+  cards = [_shown(f"{title}, all domains", series(None), axes)]
+  return cards + [_shown(f"{title}: {name}", series(name), axes) for name in scored]
 
 
-def _mean_over_layers(runs: Sequence[Run], metric: str, unit: str) -> Html:
+def _mean_over_layers(runs: Sequence[Run], metric: str, axes: Axes) -> Html | None:
   series = []
   for i, run in enumerate(runs):
     curves = list(run.layer_curves(metric).values())
     if curves:
       length = min(len(curve.y) for curve in curves)
       y = np.mean([curve.y[:length] for curve in curves], 0).tolist()
-      series.append(Series(run.name, curves[0].x[:length], y, color=i))
-  title, y_unit = PER_LAYER[metric]
-  return chart(title, series, Axes(unit, y_unit))
+      last = float(np.mean([curve.last for curve in curves]))
+      series.append(Series(run.name, curves[0].x[:length], y, color=i, last=last))
+  title, unit = PER_LAYER[metric]
+  return _shown(title, series, dataclasses.replace(axes, y=unit, from_zero=metric in FROM_ZERO))
 
 
 def _configs(runs: Sequence[Run]) -> Html:

@@ -8,6 +8,10 @@ import re
 from typing import Any
 
 EMPTY = frozenset({"meta", "input", "br", "path", "rect", "line", "circle", "polyline"})
+STACKS = range(320, 1441, 80)
+"""Widths of a screen in pixels; a table that needs as much is shown row by row below that."""
+MARGINS, LETTER = 24, 8.4
+_TAG = re.compile(r"<[^>]*>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -50,14 +54,34 @@ def data(plain: Any) -> Html:
 
 
 def table(head: list[str], rows: list[list[Any]], text_columns: int = 1) -> Html:
-  """Returns a table that scrolls by itself; columns after the first few are right-aligned."""
+  """Returns a table; columns after the first few are right-aligned.
+
+  On a screen that it would reach over, a row is a list of names and values.
+  """
 
   def row(cells: list[Any], kind: str) -> Html:
     marks = ["text" if i < text_columns else None for i in range(len(cells))]
-    return tag("tr", *(tag(kind, cell, class_=mark) for cell, mark in zip(cells, marks)))
+    names = head if kind == "td" else [None] * len(cells)  # type: ignore[list-item]
+    return tag("tr", *(
+      tag(kind, cell, class_=mark, data_name=name) for cell, mark, name in zip(cells, marks, names)
+    ))  # fmt: skip
 
   body = tag("tbody", *(row(cells, "td") for cells in rows))
-  return tag("div", tag("table", tag("thead", row(list(head), "th")), body), class_="scroll")
+  needs = _width(head, rows, text_columns) + MARGINS
+  limit = next((limit for limit in STACKS if needs <= limit), STACKS[-1])
+  shown = tag("table", tag("thead", row(list(head), "th")), body, class_=f"below{limit}")
+  return tag("div", shown, class_="scroll")
+
+
+def _width(head: list[str], rows: list[list[Any]], text_columns: int) -> float:
+  """Returns about how many pixels a table needs: text may break between words, values not."""
+  total = 0.0
+  for i, name in enumerate(head):
+    cells = [_TAG.sub("", str(cells[i])) for cells in rows if i < len(cells)]
+    pieces = [word for cell in cells for word in (cell.split() if i < text_columns else [cell])]
+    longest = max([*map(len, pieces), *map(len, name.split())], default=0)
+    total += LETTER * min(longest, 60) + 12
+  return total
 
 
 def fold(summary: Any, *children: Any, open_: bool = False) -> Html:

@@ -1,20 +1,33 @@
-"""How cards stand on a page."""
+"""How cards stand on a page: three, two or one in a row, and no place in a row is left empty."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from jaxmoe.report.html import Html, fold, tag
-
-
-def grid(*cards: Html | None) -> Html:
-  """Returns cards in as many columns as fit."""
-  return tag("div", *cards, class_="grid")
+from jaxmoe.report.html import Html, fold, join, tag
 
 
-def few(cards: Sequence[Html], shown: int, what: str) -> list[Html]:
-  """Returns the first cards as they are and the others, if any, behind a line that opens them."""
-  if len(cards) <= shown:
-    return list(cards)
-  rest = fold(f"{len(cards) - shown} more {what}", grid(*cards[shown:]))
-  return [*cards[:shown], tag("div", rest, style="grid-column: 1 / -1")]
+def grid(*cards: Html | None) -> Html | None:
+  """Returns cards in as many columns as fit; None for no cards."""
+  there = [card for card in cards if card is not None]
+  return tag("div", *there, class_="grid") if there else None
+
+
+def few(cards: Sequence[Html | None], shown: int, what: str) -> Html:
+  """Returns a grid of the first cards, and the others, if any, behind a line that opens them."""
+  there = [card for card in cards if card is not None]
+  return join(grid(*there[:shown]), more(there[shown:], what))
+
+
+def more(cards: Sequence[Html], what: str) -> Html | None:
+  """Returns cards behind a line that opens them, None for no cards."""
+  return fold(f"{len(cards)} more {what}", grid(*cards)) if cards else None
+
+
+def tiles(figures: Mapping[str, str]) -> Html:
+  """Returns figures with their names, in one row, in two, or two in a row; each on one line."""
+  number = len(figures)
+  return tag("div", *(
+    tag("div", tag("span", name), tag("b", value, style=f"--n:{len(value)}"), class_="tile")
+    for name, value in figures.items()
+  ), class_="tiles", style=f"--wide:{number};--middle:{-(-number // 2)}")  # fmt: skip

@@ -93,6 +93,11 @@ class Run:
     named = {f"layers/{layer}/{metric}": layer for layer in self.loads}
     return {named[name]: curve for name, curve in self.curves.items() if name in named}
 
+  @property
+  def ends(self) -> tuple[float, float]:
+    """Where the x of every chart begins and ends."""
+    return 0.0, self.tokens if self.unit == "tokens" else float(self.step)
+
   def tokens_at(self, step: int) -> str:
     """Returns how many tokens had been seen at a step, as text."""
     return counted(self.at.get(step, math.nan))

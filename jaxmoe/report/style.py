@@ -4,7 +4,23 @@ Curves have the colours of Okabe and Ito (2008), lightened for dark screens; hea
 to orange. Both can be told apart with every common kind of colour blindness.
 """
 
-STYLE = """
+from jaxmoe.report.html import STACKS
+
+_STACKED = """
+@media (max-width: %(below)s.98px) {
+  .%(name)s thead { display: none; }
+  .%(name)s, .%(name)s tbody { display: block; width: 100%%; }
+  .%(name)s tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(240px, 100%%),
+    1fr)); gap: 0 28px; border-bottom: 1px solid var(--line); padding: 5px 0; }
+  .%(name)s td { display: flex; gap: 14px; justify-content: space-between; border: 0;
+    padding: 1px 0; max-width: none; min-width: 0; white-space: normal; overflow-wrap: anywhere; }
+  .%(name)s td:first-child { grid-column: 1 / -1; font-weight: 600; }
+  .%(name)s td + td:empty { display: none; }
+  .%(name)s td + td::before { content: attr(data-name); color: var(--soft); text-align: left; }
+}
+"""
+
+_SHEET = """
 :root { color-scheme: light dark;
   --page: #f6f6f4; --card: #ffffff; --text: #1b1c1e; --soft: #5c5f66; --line: #dcdcd8;
   --link: #0060a0; --bad: #a8290a; --bad-page: #fdeee8; --good: #0b6b4b;
@@ -38,14 +54,42 @@ nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 12px 0; font-size: 
   border-radius: 4px; margin: 14px 0; max-width: none; }
 .alert ul { margin: 4px 0; padding-left: 20px; columns: 340px;
   column-gap: 32px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(148px, 46%), 1fr));
-  gap: 8px; margin: 14px 0; }
+.tiles { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px;
+  margin: 14px 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 8px 12px; min-width: 0; }
+  padding: 8px 12px; min-width: 0; container-type: inline-size; }
 .tile span { display: block; font-size: 13px; color: var(--soft); }
-.tile b { display: block; font-size: 21px; line-height: 1.3; font-weight: 650; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr));
-  gap: 12px; margin: 12px 0; align-items: start; }
+.tile b { display: block; font-size: clamp(10.5px, calc(100cqw / (0.64 * var(--n))), 21px);
+  line-height: 27px; font-weight: 650; white-space: nowrap; }
+.tile:last-child:nth-child(odd) { grid-column: span 2; }
+.grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; margin: 12px 0; }
+@media (min-width: 760px) {
+  .tiles { grid-template-columns: repeat(var(--middle), minmax(0, 1fr)); }
+}
+@media (min-width: 1240px) {
+  .tiles { grid-template-columns: repeat(var(--wide), minmax(0, 1fr)); }
+  .tile:last-child:nth-child(odd) { grid-column: auto; }
+}
+@media (min-width: 720px) and (max-width: 1079.98px) {
+  .grid { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .grid > :last-child:nth-child(odd) { grid-column: 1 / -1; }
+  .grid > :last-child:nth-child(odd) svg { font-size: 7px; }
+}
+/* Three in a row of six columns; where one or two are left over, the last rows have two. */
+@media (min-width: 1080px) {
+  .grid { grid-template-columns: repeat(6, minmax(0, 1fr)); }
+  .grid > * { grid-column: span 2; }
+  .grid > :nth-child(3n + 1):nth-last-child(2), .grid > :nth-child(3n + 1):nth-last-child(2) ~ *,
+  .grid > :nth-child(3n + 1):nth-last-child(4), .grid > :nth-child(3n + 1):nth-last-child(4) ~ * {
+    grid-column: span 3; }
+  .grid > :only-child { grid-column: 1 / -1; }
+  /* A picture that is larger has its letters in the same size. */
+  .grid > :nth-child(3n + 1):nth-last-child(2) svg,
+  .grid > :nth-child(3n + 1):nth-last-child(2) ~ * svg,
+  .grid > :nth-child(3n + 1):nth-last-child(4) svg,
+  .grid > :nth-child(3n + 1):nth-last-child(4) ~ * svg, .grid > :only-child svg {
+    font-size: 7.5px; }
+}
 .card { margin: 0; padding: 10px 8px 8px; background: var(--card); min-width: 0;
   border: 1px solid var(--line); border-radius: 8px; }
 .card p { margin: 4px 6px; }
@@ -67,11 +111,13 @@ figcaption .unit { font-size: 13px; }
 .logged { display: none; }
 .card:has(.uselog:checked) .linear { display: none; }
 .card:has(.uselog:checked) .logged { display: block; }
-svg { display: block; width: 100%; height: auto; font-size: 11.5px; }
+svg { display: block; width: 100%; max-width: 620px; height: auto; margin: 0 auto;
+  font-size: 11.5px; }
 svg text { fill: var(--text); font-variant-numeric: tabular-nums; }
 svg text.unit { fill: var(--soft); }
 svg text.strong { fill: var(--on-strong); }
 svg text.halo { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+svg path, svg line { vector-effect: non-scaling-stroke; }
 .axis { stroke: var(--soft); stroke-width: 1; }
 line.grid { stroke: var(--line); stroke-width: 1; }
 .level { stroke: var(--text); stroke-width: 1.2; stroke-dasharray: 5 4; opacity: .75; }
@@ -101,3 +147,5 @@ pre { margin: 6px 0; padding: 10px 12px; background: var(--card); border: 1px so
   border-radius: 8px; font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 """
+
+STYLE = _SHEET + "".join(_STACKED % {"name": f"below{n}", "below": n - 1} for n in STACKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from jaxmoe.report.html import Html, join, table, tag
+from jaxmoe.report.layout import tiles
 from jaxmoe.report.numbers import counted, finite, percent, seconds, short
 from jaxmoe.report.run import Run
 from jaxmoe.report.sections.experts import deaths
@@ -22,19 +23,16 @@ def heading(run: Run) -> Html:
 
 def summary(run: Run) -> Html:
   """Returns what a person looks for first: figures, who died, and scores by domain."""
-  tiles = [tag("div", tag("span", name), tag("b", value), class_="tile")
-           for name, value in figures(run).items()]  # fmt: skip
-  return join(tag("div", *tiles, class_="tiles"), _failure(run), *_notes(run), deaths(run, most=6),
-              _scores(run))  # fmt: skip
+  notes = (_failure(run), *_notes(run), deaths(run, most=6))
+  return join(tiles(figures(run)), *notes, _scores(run))
 
 
 def figures(run: Run) -> dict[str, str]:
   """Returns the figures of a run, by name."""
-  planned = flat(run.config).get("train.num_steps")
   total = sum(len(of.last_E) for of in run.loads.values())
   spent = run.goodput
   return {
-    "step": f"{run.step:,}" + (f" of {planned:,}" if isinstance(planned, int) else ""),
+    "step": _steps(run),
     "tokens": counted(run.tokens),
     "parameters": counted(finite(run.event("start").get("params"))),
     "loss, nats/token": short(final_loss(run)),
@@ -43,6 +41,15 @@ def figures(run: Run) -> dict[str, str]:
     "wall time": seconds(spent.wall_s) if spent else "-",
     "dead experts": f"{len(run.deaths)} of {total}" if total else "-",
   }
+
+
+def _steps(run: Run) -> str:
+  """Returns the last step and how many are planned, in as few letters as fit a tile."""
+  planned = flat(run.config).get("train.num_steps")
+  if not isinstance(planned, int):
+    return f"{run.step:,}"
+  shown = f"{run.step:,} of {planned:,}"
+  return shown if len(shown) <= 16 else f"{counted(run.step, 4)} of {counted(planned, 4)}"
 
 
 def held_out(run: Run) -> dict[str, str]:

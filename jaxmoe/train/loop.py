@@ -267,9 +267,7 @@ class _Loop:
     return in_a_row
 
 
-def _write(
-  job: Job, dispatched: _Dispatched, extra: dict[str, Any] | None
-) -> dict[str, Any]:
+def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any] | None) -> dict[str, Any]:
   """Writes and returns the line of a step; DropError if a layer dropped more than its limit.
 
   Its seconds end when it was done or, with what hooks returned as `extra`, now.

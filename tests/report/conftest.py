@@ -101,7 +101,8 @@ def run_of():
     write_lines(folder / "events.jsonl", made_events(steps))
     sections = [f"## step {n}\n\n```text\nsample <i>{n}</i>\n```\n" for n in (0, 40, 50, 60, 100)]
     (folder / "samples.md").write_text("\n".join(sections) + "\n")
-    (folder / "config.json").write_text(json.dumps({"train": {"seed": 5, "note": "<u>"}}))
+    config = {"train": {"seed": 5, "num_steps": 1_500_000, "note": "<u>"}}
+    (folder / "config.json").write_text(json.dumps(config))
     return lines
 
   return make

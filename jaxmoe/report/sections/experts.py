@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxmoe.report.chart import Axes, Series, chart
+from jaxmoe.report.chart import Axes, chart, of_curve
 from jaxmoe.report.deaths import sentences
 from jaxmoe.report.heatmap import Sides, heatmap, legend
 from jaxmoe.report.html import Html, fold, join, table, tag
@@ -29,7 +29,7 @@ def experts(run: Run) -> Html | None:
   if not run.loads:
     return None
   return join(
-    deaths(run), legend(), grid(_by_layer(run), *_over_time(run)),
+    deaths(run), legend(), _over_time(run),
     tag("h3", "Balance of each layer"), grid(*(_per_layer(run, name) for name in PER_LAYER)),
     fold("Load of every expert over the last tenth of the steps", _table(run)),
   )  # fmt: skip
@@ -60,7 +60,8 @@ def _by_layer(run: Run) -> Html:
   return heatmap("Load by layer", ratio_LE, Sides(rows), note)
 
 
-def _over_time(run: Run) -> list[Html]:
+def _over_time(run: Run) -> Html:
+  """The layers x experts heatmap, and those of layers over time."""
   total = sum(len(of.last_E) for of in run.loads.values())
   columns = min(100, max(MIN_COLUMNS, MAX_CELLS // total))
   shown = list(run.loads)
@@ -73,10 +74,9 @@ def _over_time(run: Run) -> list[Html]:
       room -= len(run.loads[layer].last_E)
       shown += [layer] if room >= 0 or not shown else []
   cards = [_history(run, layer, columns, told=len(shown) <= 4) for layer in sorted(shown)]
-  if len(shown) < len(run.loads):
-    text = f"Load over time of the {len(shown)} least even of {len(run.loads)} layers is shown."
-    cards.insert(0, tag("p", text, class_="note"))
-  return few(cards, 8, "layers")
+  text = f"Load over time of the {len(shown)} least even of {len(run.loads)} layers is shown."
+  note = tag("p", text, class_="note") if len(shown) < len(run.loads) else None
+  return join(few([_by_layer(run), *cards], 9, "layers"), note)
 
 
 def _history(run: Run, layer: int, columns: int, told: bool) -> Html:
@@ -95,8 +95,9 @@ def _per_layer(run: Run, metric: str) -> Html | None:
   if not curves:
     return None
   title, unit = PER_LAYER[metric]
-  series = [Series(f"layer {n}", c.x, c.y, c.low, c.high) for n, c in curves.items()]
-  return chart(title, series, Axes(run.unit, unit, from_zero=metric in FROM_ZERO))
+  series = [of_curve(f"layer {n}", curve) for n, curve in curves.items()]
+  axes = Axes(run.unit, unit, from_zero=metric in FROM_ZERO, ends=run.ends)
+  return chart(title, series, axes)
 
 
 def _table(run: Run) -> Html:

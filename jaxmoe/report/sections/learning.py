@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jaxmoe.report.buckets import Curve
-from jaxmoe.report.chart import Axes, Level, Series, chart
+from jaxmoe.report.chart import Axes, Level, Series, chart, of_curve
 from jaxmoe.report.html import Html, join, table, tag
-from jaxmoe.report.layout import few, grid
+from jaxmoe.report.layout import grid, more
 from jaxmoe.report.lines import levels
 from jaxmoe.report.numbers import counted, finite, short
 from jaxmoe.report.run import Run
@@ -17,6 +16,7 @@ from jaxmoe.train.slices import KEY as SLICE
 STEADY = (
   "loss", "total_loss", "grad_norm", "learning_rate", "skipped", "tokens", "labels", "unlabelled",
 )  # fmt: skip
+SHOWN = 9  # charts of held-out scores before the others are folded away
 MARKED = ("skipped", "rollback", "resume", "save_failed")
 
 
@@ -45,13 +45,11 @@ def learning(run: Run) -> Html:
       f" What is scored on the way is {run.slice.name}: another number than that of all of it, "
       "which launch.evaluate makes. Compressors get the slice behind the rest as one stream."
     )
-  return join(grid(*cards[:1], *held_out(run), *cards[1:]), tag("p", note, class_="note"),
-              _domains(run))  # fmt: skip
-
-
-def of_curve(label: str, curve: Curve) -> Series:
-  """Returns a curve of a run as one of a chart."""
-  return Series(label, curve.x, curve.y, curve.low, curve.high)
+  scored = held_out(run)
+  return join(
+    grid(cards[0], *scored[:SHOWN], *cards[1:]), more(scored[SHOWN:], "domains"),
+    tag("p", note, class_="note"), _domains(run),
+  )  # fmt: skip
 
 
 def held_out(run: Run) -> list[Html]:
@@ -60,15 +58,15 @@ def held_out(run: Run) -> list[Html]:
   Of runs that scored a slice: curves and compressors are of the slice.
   """
   x = [tokens for tokens, _ in run.evaluations]
-  axes = Axes(run.unit, "bits per byte")
+  axes = Axes(run.unit, "bits per byte", ends=run.ends)
   overall, title = [run.overall(one) for _, one in run.evaluations], run.slice.title
-  cards = [chart(f"{title}, all domains", [Series("model", x, overall)], axes)]
+  cards = [chart(f"{title}, all domains", [Series("", x, overall)], axes)]
   baselines = compressors(run)
   for domain in domains(run):
     y = [one.domains.get(domain, math.nan) for _, one in run.evaluations]
     others = [Level(name, of[domain]) for name, of in baselines.items() if domain in of]
-    cards.append(chart(f"{title}: {domain}", [Series("model", x, y)], axes, others))
-  return few(cards, 9, "domains")
+    cards.append(chart(f"{title}: {domain}", [Series("", x, y)], axes, others))
+  return cards
 
 
 def domains(run: Run) -> list[str]:
@@ -102,8 +100,9 @@ def _curve(
   marks: list[tuple[float, str]] | None = None,
 ) -> Html:  # fmt: skip
   curve = run.curves.get(name)
-  series = [of_curve(name, curve)] if curve else []
-  return chart(title, series, Axes(run.unit, unit, log, from_zero=zero), marks=marks or ())
+  series = [of_curve("", curve)] if curve else []
+  axes = Axes(run.unit, unit, log, from_zero=zero, ends=run.ends)
+  return chart(title, series, axes, marks=marks or ())
 
 
 def _domains(run: Run) -> Html | None:

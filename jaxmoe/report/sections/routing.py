@@ -9,7 +9,7 @@ import numpy as np
 from jaxmoe.report.chart import FEW, Axes, Series, chart
 from jaxmoe.report.heatmap import Sides, heatmap, legend
 from jaxmoe.report.html import Html, join, tag
-from jaxmoe.report.layout import few, grid
+from jaxmoe.report.layout import few
 from jaxmoe.report.lines import Routing
 from jaxmoe.report.numbers import percent, short
 from jaxmoe.report.run import Run
@@ -33,7 +33,7 @@ def routing(run: Run) -> Html | None:
   told = len(layers) <= 8
   for layer in layers:
     cards += [_matrix(scored[-1][1][layer], layer, told), _information(run, scored, layer)]
-  return join(tag("p", note), legend(), grid(*few(cards, 13, "charts of layers")))
+  return join(tag("p", note), legend(), few(cards, 13, "charts of layers"))
 
 
 def _matrix(found: Routing, layer: int, told: bool) -> Html:
@@ -60,7 +60,7 @@ def _information(run: Run, scored: list[tuple[float, dict[int, Routing]]], layer
     Series("domain-expert", x, [one.bits for _, one in known]),
     Series("chance, 95% below", x, high, low, high, CHANCE),
   ]
-  return chart(f"Mutual information, layer {layer}", series, Axes(run.unit, "bits"))
+  return chart(f"Mutual information, layer {layer}", series, Axes(run.unit, "bits", ends=run.ends))
 
 
 def _normalized(run: Run, scored: list[tuple[float, dict[int, Routing]]]) -> Html:
@@ -70,7 +70,7 @@ def _normalized(run: Run, scored: list[tuple[float, dict[int, Routing]]]) -> Htm
     known = [(x, tables[layer]) for x, tables in scored if layer in tables]
     y = [one.normalized(one.bits) for _, one in known]
     series.append(Series(f"layer {layer}", [x for x, _ in known], y))
-  axes = Axes(run.unit, "of min(H(domain), H(expert))", from_zero=True)
+  axes = Axes(run.unit, "of min(H(domain), H(expert))", from_zero=True, ends=run.ends)
   if len(series) >= FEW:  # the charts of layers have it, each its own
     return chart("Mutual information, normalized", series, axes)
   chance = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from jaxmoe.report.chart import Axes, chart
+import math
+
+from jaxmoe.report.chart import Axes, chart, of_curve
 from jaxmoe.report.html import Html, data, join, table, tag
 from jaxmoe.report.layout import grid
-from jaxmoe.report.numbers import percent, plain, seconds
+from jaxmoe.report.numbers import finite, percent, plain, seconds
 from jaxmoe.report.run import Run
-from jaxmoe.report.sections.learning import of_curve
 
 COLORS = {
   "step": "--s0", "data": "--s1", "evaluation": "--s2", "samples": "--l3", "checkpoint": "--s3",
@@ -38,11 +39,17 @@ RATES = {
 
 def wall_time(run: Run) -> Html:
   """Returns a bar and a table of seconds by category, and charts of speed."""
-  charts = [
-    chart(title, [of_curve(title, run.curves[name])], Axes(run.unit, unit, "y", from_zero=True))
-    for name, (title, unit) in RATES.items() if name in run.curves
-  ]  # fmt: skip
-  return join(_spent(run), grid(*charts))
+  return join(_spent(run), grid(*(
+    _rate(run, name, title, unit) for name, (title, unit) in RATES.items() if name in run.curves
+  )))  # fmt: skip
+
+
+def _rate(run: Run, name: str, title: str, unit: str) -> Html:
+  peak = run.event("compiled").get("time", {}).get("peak_flops_per_s")
+  if name == "time/mfu" and math.isfinite(finite(peak)):
+    unit = f"share of {finite(peak) / 1e9:,.0f} GFLOP/s"
+  axes = Axes(run.unit, unit, "y", from_zero=True, ends=run.ends)
+  return chart(title, [of_curve("", run.curves[name])], axes)
 
 
 def _spent(run: Run) -> Html:
