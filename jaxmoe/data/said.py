@@ -19,7 +19,8 @@ class Said(str):
   """A message, or a piece of one with what a template put beside it.
 
   As a string it has marks in the place of what users wrote, which `parts_of` turns back into text.
-  Methods that ask, cut or join act on the text; those that would change it are refused.
+  Methods that ask, cut or join act on the text; those that would change it are refused, unless it
+  is of no message: a template may write the types of tools in capitals.
   """
 
   _runs: tuple[Run, ...]
@@ -160,11 +161,14 @@ def _asks(name: str) -> Callable[..., Any]:
 
 def _refuses(name: str) -> Callable[..., Any]:
   def refuse(self: Said, *args: Any, **kwargs: Any) -> Any:
+    if name in _SPELLING and all(owner is None or owner[0] < 0 for _, owner in self._runs):
+      return mapped(self, lambda text: getattr(text, name)(*map(plain, args), **kwargs))
     raise ValueError(f"{name} would change what a message says")
 
   return refuse
 
 
+_SPELLING = {"upper", "lower", "capitalize", "title", "replace"}
 _ASKING = {"startswith", "endswith", "find", "rfind", "index", "rindex", "count"}
 for _name in dir(str):
   if _name in _ASKING or _name.startswith("is"):

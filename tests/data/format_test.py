@@ -1,7 +1,9 @@
 """Which format conversations are trained on in, and what batches depend on of it."""
 
+import dataclasses
 import importlib
 import json
+import sys
 
 import pytest
 
@@ -87,6 +89,18 @@ def test_the_tokenizers_template_is_what_is_trained_on(with_template):
   texts, _ = read_documents([name], data, corpus.tokenizer, said.append)
   assert [document.text for of in texts.values() for document in of]
   assert "chats are written" in said[-1]
+
+
+def test_text_needs_no_template_and_chats_without_jinja2_name_the_extra(
+  with_template, write_texts, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "jinja2", None)
+  data = with_template(MARKED)
+  with pytest.raises(InputError, match=r"source 'talk': .* pip install 'jaxmoe\[chat\]'"):
+    open_corpus(data)
+  text = "\n".join(json.dumps({"text": f"plain {i}"}) for i in range(30))
+  part = Part(Jsonl(write_texts({"a.jsonl": text}, "plain"), "talk"))
+  assert _documents(open_corpus(dataclasses.replace(data, parts=(part,))))
 
 
 def test_a_record_that_is_given_wins_over_the_template(with_template):

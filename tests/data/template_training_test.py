@@ -211,6 +211,17 @@ def test_what_a_template_does_not_write_is_named(readers):
     assert wanted in flaw and bool(flaw) == bool(wanted), (flaw, wanted)
 
 
+def test_types_of_tools_may_be_written_in_capitals_and_a_message_not(readers):
+  shout = "{{ tools[0].type | upper }}{{ messages[0].content }}: {{ messages[1].content }}<|end|>"
+  record = {"messages": [{"role": "user", "content": "a"},
+                         {"role": "assistant", "content": "b"}], "tools": [{"type": "<s>x"}]}
+  text, ends, ids = learned(readers["bytes"], shout, record)
+  assert readers["bytes"].decode(ids) == "<S>Xa: b" and text.strip() == "b<|end|>" and not ends
+  shout = "{{ messages[0].content | upper }}{{ messages[1].content }}"
+  del record["tools"]
+  assert "would change what a message says" in form_of(shout).flaw(talk_of(record), None)
+
+
 def test_masks_need_no_offsets_of_a_tokenizer_that_splits_letters(readers):
   record = {"messages": [{"role": "user", "content": "\U0001f600"},
                          {"role": "assistant", "content": "\U0001f600\u2603"}]}  # fmt: skip

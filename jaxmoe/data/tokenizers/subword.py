@@ -82,8 +82,11 @@ class SubwordTokenizer:
     return np.array(self._tokenizer.encode(text, add_special_tokens=True).ids, np.int32)
 
   def specials(self, text: str) -> list[tuple[int, int]]:
-    """Returns where special tokens are spelt in `text`: start and end of each, in order."""
-    special = set(self._special.values())
+    """Returns where special tokens are spelt in `text`: start and end of each, in order.
+
+    The end of a document is one, whatever its file calls it.
+    """
+    special = {*self._special.values(), self._tokenizer.id_to_token(self.eod_id)}
     return [found.span() for found in self._spelt.finditer(text) if found[0] in special]
 
   def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[np.ndarray, np.ndarray]:
