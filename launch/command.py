@@ -82,6 +82,11 @@ def speaks() -> bool:
   return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
+def say(line: str) -> None:
+  """Prints a line, which may have names of files and of what is in them."""
+  print(escaped(line))
+
+
 def fail(message: str, code: int) -> None:
   """Prints one line to standard error and exits."""
   print(f"error: {escaped(' '.join(message.split()))}", file=sys.stderr, flush=True)

@@ -31,6 +31,7 @@ from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.layer import MoE
 from jaxmoe.train.usage import Usage, count_usage, held_out_batches, read_usage
 from launch import cli, graft
+from launch.command import say
 from launch.recipes import PREFIX
 
 FLAGS = flags.FlagValues()
@@ -77,7 +78,7 @@ def main(overrides: list[str]) -> int:
   new = graft.new_experiment(old, surgery, FLAGS.config, overrides)
   out = graft.check_out(FLAGS.out, new)
   graft.check_moments(old, new, FLAGS.reset_moments)
-  corpus = open_corpus(new.data, cli.cache_dir() / "tokenizers", progress=print)
+  corpus = open_corpus(new.data, cli.cache_dir() / "tokenizers", progress=say)
   source = graft.read_source(workdir, store, corpus)
   if counting:
     surgery = operate(count(source, corpus), old.model)

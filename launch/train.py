@@ -32,6 +32,7 @@ from jaxmoe.train.sinks import Sink, Sinks
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.chats import settled
+from launch.command import say
 from launch.processes import processes
 from launch.recipes import PREFIX, kept_line, load_recipe, recipe_origin
 from launch.sinks import make_sinks
@@ -85,7 +86,7 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
     layout = make_layout(experiment.parallel)
     stop = cli.StopSignals()
     with peers.together():
-      corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=print)
+      corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=say)
     peers.same("the text", json.dumps(corpus.identity))
     session = Session(experiment, workdir, corpus, layout, onlookers)
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import pathlib
 import shutil
 import sys
 
@@ -18,6 +19,7 @@ from launch.chats import asked_in, settled
 from launch.recipes import load_recipe
 from tests.models.pretrained.checkpoint import write_checkpoint
 
+ROOT = pathlib.Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}it: "
 DATED = TEMPLATE + "{# {{ strftime_now('%Y') }} #}"
 TALKS = [[{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]
@@ -136,3 +138,15 @@ def test_a_run_of_ones_own_is_asked_as_messages_are_written(trained):
   asked = asked_in(Workdir(trained), Workdir(trained).experiment())
   found = asked.encode(load_tokenizer(trained / "tokenizer.json"), [("system", "S"), ("user", "q")])
   assert found.tolist() == [256, *b"<|system|>\nS\n<|user|>\nq\n<|assistant|>\n"]
+
+
+def test_names_of_files_control_no_terminal_when_a_run_starts(here, tmp_path):
+  folder = tmp_path / "text"
+  folder.mkdir()
+  (folder / "\x1b[2J.txt").write_bytes(b"\xff")
+  for at in range(3):
+    (folder / f"{at}.txt").write_text("words " * 9)
+  recipe = f"--config={ROOT}/configs/quickstart.py:text={folder}"
+  result = here("train", recipe, f"--workdir={tmp_path}/run", "--config.data.max_bad_share=0.5")
+  assert result.code == 2 and "\x1b" not in result.out + result.err
+  assert r"\x1b[2J.txt" in result.out, "skipped, before none is held out"
