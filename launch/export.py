@@ -202,9 +202,8 @@ def _pieces(
   for under, group in itertools.groupby(target.bound, key=_part):
     of = list(group)
     like = {
-      name: jax.ShapeDtypeStruct(bound.shape, there.get(name, bound).dtype, sharding=sharding)
+      PARAMS + bound.name: jax.ShapeDtypeStruct(bound.shape, bound.dtype, sharding=sharding)
       for bound in of
-      for name in [PARAMS + bound.name]
     }
     arrays, _ = store.read(step, as_stored(like, there), under=PARAMS + under)
     for bound in of:
