@@ -132,7 +132,7 @@ def test_a_run_whose_weights_are_of_two_dtypes_is_written_back_rounded(convert, 
   label = json.loads((run / "checkpoints/0/label/metadata").read_text())
   write_streamed(run / "checkpoints", 7, later, {**label["record"], "step": 7})
   assert params_in(run)[0] == 7
-  result = here("convert", f"--workdir={run}", f"--to_hf={back}", "--dtype=bfloat16")
+  result = here("convert", f"--workdir={run}", f"--to_hf={back}")
   assert result.code == 0, result
   again = tmp_path / "again"
   assert here("convert", f"--from_hf={back}", f"--workdir={again}").code == 0
@@ -160,7 +160,7 @@ def trained(here, run, *changes):
 def test_a_converted_bfloat16_model_learns_as_one_of_a_float32_file_does(convert, here):
   flags = [f"--config.{change}" for change in SMALL]
   narrow = convert("olmoe", "narrow", *flags)
-  wide = convert("olmoe", "wide", "--dtype=float32", *flags)
+  wide = convert("olmoe", "wide", "--file_dtype=float32", *flags)
   (_, first), (losses, last, out) = params_in(narrow), trained(here, narrow)
   right, same, _ = trained(here, wide)
   assert np.abs(losses - right).max() < 2e-3
