@@ -167,8 +167,8 @@ def _zero_update(
   std = 1 / math.sqrt(math.prod(left))
   drawn = [jax.random.normal(keys(name), one, jnp.float32) * std for name in leaf_names]
   a = jnp.stack(drawn) if stacked else drawn[0]
-  b = jnp.zeros((*lead, rank, *right), shape.dtype)
-  return LowRank(weight, a.astype(shape.dtype), b, scale)
+  # In float32 whatever the weight is of: these train, and small updates would round away.
+  return LowRank(weight, a, jnp.zeros((*lead, rank, *right), jnp.float32), scale)
 
 
 def _parts(name: str, dims: Dims) -> tuple[int, int]:

@@ -255,3 +255,13 @@ def test_a_product_over_part_of_a_side_is_refused():
   weight, _ = low_rank(0, (5, 6, 4), 2)
   with pytest.raises(ValueError, match="must contract all of left or all of right"):
     weight.dot(jnp.ones((2, 3, 6)), "blh,nhd->blnd")
+
+
+def test_updates_over_bfloat16_weights_train_in_float32():
+  base = Transformer(dim=8, stack=decoder().config.stack, param_dtype="bfloat16")
+  model = Decoder(base, VOCAB)
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.shapes)
+  params = add_low_rank(model, zeros, ("*/attention/q",), RANK, SCALE, Keys.from_seed(0))
+  q = params["stack"]["0"]["0"]["attention"]["q"]
+  assert (q.base.dtype, q.a.dtype, q.b.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+  assert merge_low_rank(params)["stack"]["0"]["0"]["attention"]["q"].dtype == jnp.bfloat16
