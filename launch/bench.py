@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,11 +30,13 @@ from rich.table import Table
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
+from launch import command
 from launch.bench_experts import SHAPES, Race, Shape, layer_race, matmul_race
 from launch.bench_latency import family_of, latencies
 from launch.memory import keep_freed_memory
 
 FLAGS = flags.FlagValues()
+SUITES = ("experts", "latency")
 SIZES = ("tokens", "dim", "hidden", "num_experts", "num_active")
 for _size in SIZES:
   flags.DEFINE_integer(_size, None, "One size instead of the three shapes.", flag_values=FLAGS)
@@ -55,9 +56,9 @@ PASSES = ("forward", "forward_backward")
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
   keep_freed_memory()
-  if arguments not in (["experts"], ["latency"]):
+  if len(arguments) != 1 or arguments[0] not in SUITES:
     got = " ".join(arguments) or "none"
-    raise InputError(f"expected one suite, experts or latency, got {got}")
+    raise InputError(f"expected one suite, {' or '.join(SUITES)}, got {got}")
   if FLAGS.dtype not in TOLERANCES:
     raise InputError(f"--dtype={FLAGS.dtype} is not one of {', '.join(TOLERANCES)}")
   if FLAGS.repeats < 1:
@@ -211,20 +212,6 @@ def _time(run: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
-def _command_line(argv: list[str]) -> int:
-  """Parses the flags and runs; a mistake is one line and exit code 2.
-
-  Not launch.cli, which imports what a machine that only runs benchmarks need not have.
-  """
-  if "--help" in argv or "-h" in argv:
-    print(f"{(__doc__ or '').strip()}\n\nFlags:\n{FLAGS.get_help()}")
-    return 0
-  try:
-    return main(FLAGS(argv)[1:])
-  except (InputError, flags.Error) as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-  sys.exit(_command_line(sys.argv))
+  # Not launch.cli, which imports what a machine that only runs benchmarks need not have.
+  command.run(main, FLAGS, __doc__, takes=SUITES)

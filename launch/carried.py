@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from jaxmoe.core.errors import InputError
+from jaxmoe.core.errors import InputError, ToldError
 from jaxmoe.data.tokenizers.file import File
 
 FOLDER = "pretrained"
@@ -140,6 +140,8 @@ def folder_for(path: pathlib.Path) -> Iterator[pathlib.Path]:
     half.mkdir(parents=True)
     yield half
     half.rename(path)
+  except ToldError as error:  # which may name a folder that is gone
+    raise type(error)(str(error).replace(str(half), str(path))) from None
   except OSError as error:
     raise InputError(f"{path}: cannot be written ({error.strerror}); choose another") from None
   finally:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from jaxmoe.core.errors import ToldError
+from jaxmoe.core.errors import ToldError, of_machine
 from jaxmoe.core.terminal import escaped
 
 Main = Callable[[list[str]], int | None]
@@ -58,6 +58,11 @@ def run(
       if stop.code != 1:
         raise
       return _output_is_closed()  # rich turns a broken pipe into this
+    except Exception as error:
+      told = of_machine(error)
+      if told is None:
+        raise
+      fail(str(told), told.code)
     return 1
 
   if not spreads and not speaks():

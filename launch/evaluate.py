@@ -28,6 +28,7 @@ from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import open_corpus, read_documents
 from jaxmoe.data.skipped import plural
 from jaxmoe.data.sources.anything import sources_of
+from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.train.choices import read_questions, score_questions
 from jaxmoe.train.evaluate import compressors, evaluate
 from jaxmoe.train.narrator import Narrator
@@ -53,7 +54,11 @@ def main(arguments: list[str]) -> int:
   out = cli.need_workdir(FLAGS.workdir).path / name
   read = [path for source in sources for _, path in source.found]
   read += [FLAGS.choices] if FLAGS.choices else []
-  run = cli.load_run(FLAGS.workdir, lambda tokenizer: check_output(out, str(out), read))
+
+  def check(tokenizer: Tokenizer) -> None:
+    check_output(out, str(out), read, "score a copy of the run, or make it writable")
+
+  run = cli.load_run(FLAGS.workdir, check)
   narrator = Narrator()
   if questions is not None:
     shape = (FLAGS.batch_size, run.experiment.data.seq_len)

@@ -33,7 +33,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
 flags.DEFINE_integer(
   "devices", 0, "As if on so many devices, virtual ones of this CPU; 0 for those there are.",
-  flag_values=FLAGS,
+  upper_bound=1 << 16, flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
   "topology", None, "As if on a TPU slice, such as v5e:4x4; needs libtpu, no chip.",

@@ -110,7 +110,7 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
   out = pathlib.Path(path)
   if os.path.lexists(out):
     raise InputError(f"--to_hf={out}: is there already, and is not written over; give another")
-  check_folder(out)
+  check_folder(out, f"--to_hf={out}")
   experiment = workdir.experiment()
   store = cli.need_steps(workdir)
   carried = read_object(workdir.path / FOLDER / CONFIG)

@@ -18,7 +18,8 @@ from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.core import names
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.recipe import override
+from jaxmoe.core.output import write_whole
+from jaxmoe.core.recipe import override, to_json
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.tokenizers import load_tokenizer
@@ -83,7 +84,7 @@ def check_out(path: str | None, experiment: Experiment) -> pathlib.Path:
   out = pathlib.Path(path)
   if os.path.lexists(out):
     raise InputError(f"--out={out}: is there already, and is not written over; give another folder")
-  Workdir(out).check(experiment)
+  Workdir(out, "--out").check(experiment)
   return out
 
 
@@ -163,7 +164,7 @@ def write_run(
     cleanup.callback(store.close)
     try:
       half.mkdir(parents=True)
-      workdir.write_config(experiment)
+      write_whole(workdir.config, to_json(experiment))
       corpus.tokenizer.save(workdir.tokenizer)
       carry(source.workdir.path, half)
       record = make_record(0, experiment, corpus, stream, 0)
@@ -173,6 +174,8 @@ def write_run(
       journal.event("surgery", of=str(source.workdir.path), step=source.step, **told)
       journal.sync()
       half.rename(out)
+    except CheckpointError as error:  # which names a folder that is gone
+      raise CheckpointError(str(error).replace(str(half), str(out))) from None
     except OSError as error:
       raise InputError(
         f"--out={out}: cannot be written ({error.strerror}); choose another folder"

@@ -10,7 +10,8 @@ from typing import Any
 
 from jaxmoe.checkpoint.streamed import Later, write_streamed
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import override, to_plain
+from jaxmoe.core.output import write_whole
+from jaxmoe.core.recipe import override, to_json, to_plain
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Stdlib
 from jaxmoe.data.sources.found import source_at
@@ -133,7 +134,7 @@ def _write(
   carried.mkdir()
   copy_files(source, carried, (CONFIG, *CARRIED))
   tokenizer.build((), "", None, lambda line: None).save(workdir.tokenizer)
-  workdir.write_config(experiment)
+  write_whole(workdir.config, to_json(experiment))
   record: dict[str, Any] = {
     "step": 0, "seed": experiment.train.seed, "config": to_plain(experiment), "rollbacks": 0,
     ONLY: "params",

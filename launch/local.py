@@ -34,9 +34,10 @@ from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PREEMPTED, PROCESS
 from launch.unread import outlive_readers
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_integer("processes", 1, "How many processes.", lower_bound=1, flag_values=FLAGS)
+MOST = 1024  # of one machine
+flags.DEFINE_integer("processes", 1, "How many processes.", 1, MOST, flag_values=FLAGS)
 flags.DEFINE_integer(
-  "devices_per_process", 1, "Virtual devices of each.", lower_bound=1, flag_values=FLAGS
+  "devices_per_process", 1, "Virtual devices of each.", 1, MOST, flag_values=FLAGS
 )
 flags.DEFINE_integer(
   "heartbeat_s", 30, "Seconds without a sign of life after which a process counts as dead.",

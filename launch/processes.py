@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed  # no public way to meet without the devices
 
 from jaxmoe.core import peers
-from jaxmoe.core.errors import InputError, PeerError, ToldError
+from jaxmoe.core.errors import InputError, PeerError, ToldError, of_machine
 from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PROCESS, PROCESSES
 from launch.unread import patient
 
@@ -49,7 +49,7 @@ def processes() -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    _end(peers.lost(error) or error)
+    _end(peers.lost(error) or of_machine(error) or error)
 
 
 def _start() -> None:

@@ -41,3 +41,22 @@ class PeerError(RuntimeError):
   """Another process of the run died; the same command goes on. Exit code 43."""
 
   code = 43
+
+
+def of_machine(error: BaseException) -> InputError | None:
+  """Returns the line for what a machine refused: a disk, a permission, memory; None for a defect.
+
+  For what is caught where commands end. Whoever knows which file or size it was says more.
+  """
+  text = " ".join(str(error).split())[:200]
+  full = type(error).__name__ == "JaxRuntimeError" and "out of memory" in text.lower()
+  if isinstance(error, MemoryError) or full:
+    why = f" ({text})" if text else ""
+    return InputError(f"there is not enough memory{why}; take less at a time, as a smaller batch")
+  if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+    where = f"{error.filename}: " if error.filename else ""
+    return InputError(
+      f"{where}{error.strerror or text or type(error).__name__}; see that there is room, that you "
+      "may read and write there, and that the disk answers"
+    )
+  return None

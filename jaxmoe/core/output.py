@@ -30,13 +30,16 @@ _DESCRIPTOR = re.compile(r"/proc/(\d+|self|thread-self)(?:/task/\d+)?/fd/(\d+)")
 _TRIED_BYTES = 4096
 
 
-def check_output(path: AnyPath, where: str, inputs: Iterable[AnyPath] = ()) -> None:
+def check_output(
+  path: AnyPath, where: str, inputs: Iterable[AnyPath] = (), cure: str = "choose another"
+) -> None:
   """Returns if a file can be written at `path`; leaves nothing there.
 
   Args:
     path: The file.
     where: What an error calls it, such as `--out=scores.npz`.
     inputs: Files that are read, and folders in which nothing may be written.
+    cure: What helps, besides room and rights.
 
   Raises:
     InputError: it is a folder or an input, or it cannot be written.
@@ -45,11 +48,11 @@ def check_output(path: AnyPath, where: str, inputs: Iterable[AnyPath] = ()) -> N
     raise InputError(f"{where}: is a folder; give the file to write")
   if _is_stream(path):
     if not os.access(path, os.W_OK):
-      raise InputError(f"{where}: cannot be written (Permission denied); choose another")
+      raise InputError(f"{where}: cannot be written (Permission denied); {cure}")
     return
   for other in inputs:
     if _is_or_lies_in(path, other):
-      raise InputError(f"{where}: would be written over {other}, which is read; choose another")
+      raise InputError(f"{where}: would be written over {other}, which is read; {cure}")
   folder = os.path.dirname(os.path.realpath(path))
   if not os.path.isdir(folder):
     raise InputError(f"{where}: cannot be written: {folder} is no folder; make it first")
@@ -57,7 +60,7 @@ def check_output(path: AnyPath, where: str, inputs: Iterable[AnyPath] = ()) -> N
     with _beside(_target(path)) as (file, _):
       file.write(bytes(_TRIED_BYTES))  # a full disk takes empty files
   except OSError as error:
-    raise InputError(f"{where}: cannot be written ({error.strerror}); choose another") from None
+    raise InputError(f"{where}: cannot be written ({error.strerror}); {cure}") from None
 
 
 def write_output(path: AnyPath, where: str, content: Content) -> None:

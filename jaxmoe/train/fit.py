@@ -13,6 +13,8 @@ from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.parallel import Parallel
 
+MOST_COUNTED = 2**31 - 1
+
 
 def check_fit(
   parallel: Parallel, model: Transformer, batch_size: int, num_micro: int, seq_len: int
@@ -22,6 +24,14 @@ def check_fit(
   Raises:
     InputError: what, why and what would work, in one line.
   """
+  tokens = batch_size * seq_len // (parallel.num_groups * num_micro)
+  experts = max((moe.num_experts for moe in model.moe_records()), default=1)
+  if tokens * experts > MOST_COUNTED:
+    raise InputError(
+      f"a device has {tokens:,} tokens of a microbatch (train.batch_size, data.seq_len) to send to "
+      f"{experts:,} experts, and counts are of 32 bits: their product may be {MOST_COUNTED:,} at "
+      "most; lower the batch, or raise train.num_micro"
+    )
   if parallel.num_devices == 1:
     return
   _divides(

@@ -26,8 +26,12 @@ _FIELDS = {"data", "model", "optim", "train"}
 _SHOWN = 3
 
 
-def check_folder(path: pathlib.Path) -> None:
+def check_folder(path: pathlib.Path, named: str) -> None:
   """Returns if a folder holds a run, may hold one, or is not there yet.
+
+  Args:
+    path: The folder.
+    named: The flag that named it, for errors.
 
   Raises:
     InputError: it holds something else, lies among the checkpoints of a run, or cannot be read.
@@ -35,7 +39,7 @@ def check_folder(path: pathlib.Path) -> None:
   for above in path.absolute().parents:
     if above.name == "checkpoints" and holds_run(above.parent):
       raise InputError(
-        f"--workdir={path}: lies among the checkpoints of the run in {above.parent}; choose another"
+        f"{named}: lies among the checkpoints of the run in {above.parent}; choose another"
       )
   if not os.path.isdir(path) or os.path.exists(path / "config.json") or holds_run(path):
     return  # whose config.json it is shows when it is read
@@ -43,12 +47,12 @@ def check_folder(path: pathlib.Path) -> None:
     found = list(itertools.islice(_strangers(path), _SHOWN + 1))
   except OSError as error:
     raise InputError(
-      f"--workdir={path}: cannot be read ({error.strerror}); choose another folder"
+      f"{named}: cannot be read ({error.strerror}); choose another folder"
     ) from None
   if found:
     names = ", ".join(sorted(found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
     raise InputError(
-      f"--workdir={path}: is neither empty nor a run (it holds {names}); give it a folder of "
+      f"{named}: is neither empty nor a run (it holds {names}); give it a folder of "
       "its own"
     )
 

@@ -18,7 +18,7 @@ import jax
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.core import peers
-from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError
+from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError, of_machine
 from jaxmoe.core.layout import Layout
 from jaxmoe.cost import host
 from jaxmoe.cost.peak import best_peak, together
@@ -129,8 +129,8 @@ class Session:
     try:
       with watch.ledger.pulse.running():
         return self._train(parts, stopped)
-    except (RuntimeError, ValueError) as raised:
-      error = peers.lost(raised) or raised
+    except (RuntimeError, ValueError, OSError, MemoryError) as raised:
+      error = peers.lost(raised) or of_machine(raised) or raised
       if isinstance(error, ToldError | PeerError):
         seconds = watch.ledger.take("start")
         watch.journal.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))

@@ -18,17 +18,24 @@ from jaxmoe.train.experiment import Experiment, unsafe_changes
 from jaxmoe.train.folder import check_folder
 from jaxmoe.train.saved import check_saved
 
+_TRIED_BYTES = 4096
+
 
 class Workdir:
   """Paths of a run's folder. Nothing is made before `claim`.
+
+  Args:
+    path: The folder.
+    flag: What named it, for errors.
 
   Attributes:
     last_alive_unix_s: When the process that held the folder before gave its last sign of life;
       None if there was none, or as long as the folder is not locked.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
+  def __init__(self, path: str | os.PathLike[str], flag: str = "--workdir"):
     self.path = pathlib.Path(path)
+    self._named = f"{flag}={self.path}"
     self.config = self.path / "config.json"
     self.metrics = self.path / "metrics.jsonl"
     self.events = self.path / "events.jsonl"
@@ -77,14 +84,16 @@ class Workdir:
       CheckpointError: the run has saved steps, and none of them is there.
     """
     self._look_up()
-    check_folder(self.path)
+    check_folder(self.path, self._named)
     existing = next(p for p in (self.path, *self.path.absolute().parents) if os.path.exists(p))
     try:
       # Permission bits do not tell, for root least of all; a file without a name leaves nothing.
-      tempfile.TemporaryFile(dir=existing).close()
-    except OSError:
+      with tempfile.TemporaryFile(dir=existing) as file:
+        file.write(bytes(_TRIED_BYTES))  # a full disk takes empty files
+        file.flush()
+    except OSError as error:
       raise InputError(
-        f"--workdir={self.path}: cannot write to {existing}; choose another folder"
+        f"{self._named}: cannot write to {existing} ({error.strerror}); choose another folder"
       ) from None
     if os.path.exists(self.path / "lock"):
       self._take_lock()
@@ -94,7 +103,7 @@ class Workdir:
     changes = unsafe_changes(self.experiment(), experiment)
     if changes:
       raise InputError(
-        f"--workdir={self.path} holds a run of another config ({changes_line(changes)}); "
+        f"{self._named} holds a run of another config ({changes_line(changes)}); "
         "use another workdir, or the same config"
       )
 
@@ -104,11 +113,11 @@ class Workdir:
     Raises:
       InputError, CheckpointError: as `check`.
     """
-    check_folder(self.path)
+    check_folder(self.path, self._named)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise InputError(f"--workdir={self.path}: {error.strerror}; choose another folder") from None
+      raise InputError(f"{self._named}: {error.strerror}; choose another folder") from None
     self._take_lock()
     self.check(experiment)
     if not os.path.exists(self.config):
@@ -134,7 +143,7 @@ class Workdir:
       write_whole(path, text)
     except OSError as error:
       raise InputError(
-        f"--workdir={self.path}: cannot write {path.name} ({error.strerror}); make room there, or "
+        f"{self._named}: cannot write {path.name} ({error.strerror}); make room there, or "
         "choose another folder"
       ) from None
 
@@ -150,7 +159,7 @@ class Workdir:
     except (FileNotFoundError, NotADirectoryError):
       return
     except OSError as error:
-      raise InputError(f"--workdir={self.path}: {error.strerror}; choose another folder") from None
+      raise InputError(f"{self._named}: {error.strerror}; choose another folder") from None
 
   def release(self) -> None:
     """Frees the lock, for a process that lives on; the end of a process does it by itself."""
@@ -168,14 +177,14 @@ class Workdir:
       file = open(path, "ab")  # noqa: SIM115 - held until the process ends
     except OSError as error:
       raise InputError(
-        f"--workdir={self.path}: cannot open its lock ({error.strerror}); choose another folder"
+        f"{self._named}: cannot open its lock ({error.strerror}); choose another folder"
       ) from None
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       file.close()
       raise InputError(
-        f"--workdir={self.path} is in use by another run; wait for it, or use another workdir"
+        f"{self._named} is in use by another run; wait for it, or use another workdir"
       ) from None
     self._lock, self.last_alive_unix_s = file, before
 

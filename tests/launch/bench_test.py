@@ -79,7 +79,8 @@ def latency_of(capsys, *arguments):
   for name in bench.FLAGS:
     bench.FLAGS[name].unparse()
   sizes = ("--tokens=24", "--dim=4", "--hidden=3", "--num_active=1", "--repeats=1")
-  assert bench._command_line(["bench", "latency", *sizes, *arguments]) == 0
+  bench.FLAGS(["bench", *sizes, *arguments])
+  assert bench.main(["latency"]) == 0
   return capsys.readouterr().out.strip()
 
 
@@ -104,7 +105,8 @@ def test_a_latency_is_the_median_time_of_a_kind_over_its_rows():
   ("arguments", "message"),
   [
     ([], "expected one suite"),
-    (["dinner"], "expected one suite"),
+    (["dinner"], "unexpected argument 'dinner'"),
+    (["experts", "latency"], "expected one suite"),
     (["experts", "--tokens=0"], "at least 1"),
     (["experts", "--tokens=many"], "tokens"),
     (["experts", "--num_active=9", "--num_experts=8"], "above"),
@@ -119,13 +121,17 @@ def test_a_latency_is_the_median_time_of_a_kind_over_its_rows():
     (["experts", "--colour=red"], "colour"),
   ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
-  bench.FLAGS.unparse_flags()
-  for name in bench.FLAGS:
-    bench.FLAGS[name].unparse()
-  assert bench._command_line(["bench", *arguments]) == 2
-  captured = capsys.readouterr()
-  assert captured.err.count("\n") == 1 and message in captured.err and not captured.out
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, here):
+  result = here("bench", *arguments)
+  assert result.code == 2
+  assert result.err.count("\n") == 1 and message in result.err and not result.out
+
+
+def test_what_the_memory_does_not_hold_is_one_line(here):
+  result = here("bench", "experts", "--tokens=99999999999")
+  assert result.code == 2
+  assert result.err.startswith("error: there is not enough memory (Unable to allocate")
+  assert result.err.count("\n") == 1
 
 
 def test_the_command_needs_no_grain_and_no_orbax():

@@ -1,9 +1,14 @@
 """What commands write where a user says: never over what they read, and through links."""
 
+import errno
 import os
+import resource
+import shutil
 
 import numpy as np
 import pytest
+
+from launch import cli
 
 
 @pytest.fixture
@@ -79,3 +84,53 @@ def test_an_output_that_is_a_device_by_a_link_is_written_into(
   assert os.path.samestat(os.lstat(os.devnull), before)
   assert (tmp_path / "null").is_symlink() and (tmp_path / "zero").is_symlink()
   assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.npy", "null", "zero"]
+
+
+@pytest.mark.parametrize("name", ["evaluate", "score", "report"])
+def test_a_disk_that_refuses_the_last_bytes_is_one_line_and_leaves_nothing(
+  here, trained, ids, tmp_path, monkeypatch, name
+):
+  run = shutil.copytree(trained, tmp_path / "run")
+  flags = (f"--ids={ids}", f"--out={tmp_path}/scores.npz") if name == "score" else ()
+
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", full)
+  before = sorted(tmp_path.rglob("*"))
+  result = here(name, f"--workdir={run}", *flags)
+  assert result.code == 2, result
+  assert len(result.err.splitlines()) == 1 and "No space left on device" in result.err
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["evaluate", "score", "report", "train", "surgery"])
+def test_a_disk_that_is_full_is_told_before_anything_is_computed(
+  here, compiles, trained, ids, again, tmp_path, name
+):
+  run = shutil.copytree(trained, tmp_path / "run")
+  flags = {
+    "score": (f"--ids={ids}", f"--out={run}/scores.npz"), "train": again,
+    "surgery": ("--clone=2", f"--out={tmp_path}/new"),
+  }.get(name, ())  # fmt: skip
+  before, lowered = sorted(tmp_path.rglob("*")), len(compiles)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # empty files can be made
+  try:
+    result = here(name, f"--workdir={run}", *flags)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert result.code == 2, result
+  assert len(result.err.splitlines()) == 1 and "File too large" in result.err
+  assert sorted(tmp_path.rglob("*")) == before and compiles[lowered:] == []
+
+
+def test_an_error_of_the_system_that_nobody_foresaw_is_one_line(here, monkeypatch):
+  def stale(path):
+    raise OSError(errno.ESTALE, "Stale file handle", "/mnt/x")
+
+  monkeypatch.setattr(cli, "need_workdir", stale)
+  result = here("generate", "--workdir=x", "--prompt=a")
+  assert result.code == 2
+  assert result.err.startswith("error: /mnt/x: Stale file handle; ")
+  assert len(result.err.splitlines()) == 1

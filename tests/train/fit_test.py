@@ -21,6 +21,8 @@ from launch.recipes import load_recipe
     ("tiny.py", ("tensor=2", "partition_activations=true"), "set model.remat=full"),
     ("tiny.py", ("tensor=2", "partition_activations=true", "model.remat=full", "data.seq_len=63"),
      "seq_len must be a multiple"),
+    ("tiny.py", ("train.batch_size=99999999999",), "counts are of 32 bits.*lower the batch"),
+    ("tiny.py", ("data.seq_len=99999999999",), "399,999,999,996 tokens of a microbatch"),
   ],
 )
 def test_it_is_refused(recipe, changes, words):

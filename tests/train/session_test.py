@@ -1,6 +1,7 @@
 """Whole runs of a few steps, in this process."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import types
@@ -522,6 +523,25 @@ def test_a_run_made_of_another_does_not_go_back_to_random_parameters(
   monkeypatch.setattr(rollback, "was_made", lambda events: True)
   with pytest.raises(CheckpointError, match="go back to step 0, with which it was made"):
     train(tmp_path, recovery=Recovery(patience=2), checkpoint_every=9)
+
+
+@pytest.mark.parametrize(
+  ("raised", "words"),
+  [
+    (OSError(errno.EIO, "Input/output error", "/mnt/texts/a"), "/mnt/texts/a: Input/output error"),
+    (MemoryError("Unable to allocate 5 TiB"), r"not enough memory \(Unable to allocate 5 TiB\)"),
+  ],
+)
+def test_what_the_machine_refuses_is_one_line_and_an_event(
+  train, tmp_path, monkeypatch, raised, words
+):
+  def refuse(*arguments):
+    raise raised
+
+  monkeypatch.setattr(Session, "_draw", refuse)
+  with pytest.raises(InputError, match=words):
+    train(tmp_path)
+  assert events(tmp_path, "failed")[0]["code"] == 2
 
 
 def test_rollbacks_over_the_budget_end_the_run_with_one_line(train, tmp_path, poison):
