@@ -8,6 +8,7 @@ died, the same command goes on; 130 interrupted, state saved.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -77,6 +78,11 @@ def stops() -> list[signal.Signals]:
   """Returns the signals that ask to stop; a hangup that is ignored (nohup) does not."""
   hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
   return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
+def follow_up(name: str, *flags: str) -> str:
+  """Returns the line that runs another command, as a shell takes it whatever paths are called."""
+  return shlex.join(["python", "-m", f"launch.{name}", *flags])
 
 
 def speaks() -> bool:

@@ -22,6 +22,7 @@ from absl import flags
 
 from jaxmoe.core.errors import InputError
 from launch import cli, export, intake
+from launch.command import follow_up, say
 from launch.recipes import PREFIX
 
 FLAGS = flags.FlagValues()
@@ -75,10 +76,10 @@ def main(overrides: list[str]) -> int:
     FLAGS.text, FLAGS.eod, FLAGS.config, tuple(overrides), FLAGS.compute_dtype
   )
   intake.from_hf(FLAGS.from_hf, workdir, file_dtype, wishes)
-  print(f"  score it:    python -m launch.evaluate --workdir={workdir.path}")
-  print(f"  write text:  python -m launch.generate --workdir={workdir.path} --prompt='The '")
-  print(f"  train it:    python -m launch.train --config={workdir.path}/config.json "
-        f"--workdir={workdir.path}")
+  here = f"--workdir={workdir.path}"
+  say(f"  score it:    {follow_up('evaluate', here)}")
+  say(f"  write text:  {follow_up('generate', here, '--prompt=The ')}")
+  say(f"  train it:    {follow_up('train', f'--config={workdir.config}', here)}")
   return 0
 
 

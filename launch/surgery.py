@@ -31,7 +31,7 @@ from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.layer import MoE
 from jaxmoe.train.usage import Usage, count_usage, held_out_batches, read_usage
 from launch import cli, graft
-from launch.command import say
+from launch.command import follow_up, say
 from launch.recipes import PREFIX
 
 FLAGS = flags.FlagValues()
@@ -86,7 +86,7 @@ def main(overrides: list[str]) -> int:
   graft.write_run(out, source, surgery, new, corpus, told, FLAGS.reset_moments)
   print(f"wrote {out}: step {source.step} of {workdir.path} after {name}; moments "
         f"{'start anew' if FLAGS.reset_moments else 'followed'}")
-  print(f"  go on:  python -m launch.train --config={out}/config.json --workdir={out}")
+  say(f"  go on:  {follow_up('train', f'--config={out}/config.json', f'--workdir={out}')}")
   return 0
 
 

@@ -32,7 +32,7 @@ from jaxmoe.train.sinks import Sink, Sinks
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.chats import settled
-from launch.command import say
+from launch.command import follow_up, say
 from launch.processes import processes
 from launch.recipes import PREFIX, kept_line, load_recipe, recipe_origin
 from launch.sinks import make_sinks
@@ -101,8 +101,9 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")
     return stop.exit_code
   print(f"done: step {outcome.step}. In {workdir.path}: metrics.jsonl, samples.md, checkpoints/")
-  print(f"  score it:    python -m launch.evaluate --workdir={workdir.path}")
-  print(f"  write text:  python -m launch.generate --workdir={workdir.path} --prompt='def main('")
+  here = f"--workdir={workdir.path}"
+  say(f"  score it:    {follow_up('evaluate', here)}")
+  say(f"  write text:  {follow_up('generate', here, '--prompt=def main(')}")
   print("  go on:       the same command with a larger --config.train.num_steps")
   if ends := experiment.optim.schedule.kept_ends(experiment.train.num_steps):
     shown = ",".join(map(str, ends))
@@ -119,7 +120,8 @@ def tell(workdir: Workdir, ledger: Ledger) -> None:
   try:
     print(f"what happened, as a page: {write_report(workdir.path)}")
   except OSError as error:
-    print(f"report.html cannot be written ({error.strerror}); launch.report makes it later")
+    later = follow_up("report", f"--workdir={workdir.path}")
+    print(f"report.html cannot be written ({error.strerror}); {later} makes it later")
   journal = Journal(workdir.metrics, workdir.events)
   journal.event("report", time={"seconds": ledger.take("report")})
   if why := lost():
