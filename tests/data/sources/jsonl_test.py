@@ -196,7 +196,7 @@ def test_an_empty_gzip_file_is_broken_and_one_of_nothing_is_not(write_texts):
 @pytest.mark.parametrize(
   ("raw", "named"),
   [
-    (gzip.compress(LINES.encode()), "gzip data"),
+    (gzip.compress(LINES.encode(), mtime=0), "gzip data"),
     (LINES.encode("utf-16-le"), "UTF-16 without a byte order mark"),
     (codecs.BOM_UTF16_LE + LINES.encode("utf-16-le")[:-1], "invalid UTF-16"),
     (b"PAR1....", "a parquet file"),
