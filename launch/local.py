@@ -131,6 +131,8 @@ class Crew:
     """Returns how long the others may live on after one ended."""
     if code in (PeerError.code, -signal.SIGABRT):  # who noticed that another one is dead
       return _GRACE_S
+    if code == InputError.code:  # it is alike for all, and the others may be waiting for this one
+      return 2 * _GRACE_S
     return self._grace_s if code else math.inf
 
   def _tell(self, index: int, number: int) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from jax._src import distributed  # no public way to meet without the devices
 
 from jaxmoe.core import peers
 from jaxmoe.core.errors import InputError, PeerError, ToldError, of_machine
+from jaxmoe.train.narrator import Narrator
 from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PROCESS, PROCESSES
 from launch.unread import patient
 
@@ -62,18 +64,55 @@ def _start() -> None:
       count, index = _number(PROCESSES, 1), _number(PROCESS, -1)
       if count < 2:
         return
-      jax.distributed.initialize(
-        os.environ.get(ADDRESS), count, index, heartbeat_timeout_seconds=heartbeat_s,
-        cluster_detection_method="deactivate",
-      )  # fmt: skip
+      address = os.environ.get(ADDRESS, "")
+      if index == 0:
+        _check_port(address)
+      with _told_who_is_waited_for(f"the {count} processes of the run to meet at {address}"):
+        jax.distributed.initialize(
+          address, count, index, heartbeat_timeout_seconds=heartbeat_s,
+          cluster_detection_method="deactivate",
+        )  # fmt: skip
     elif is_one_of_several():
-      jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_s)
+      with _told_who_is_waited_for("the other processes of the run"):
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_s)
+  except InputError:
+    raise
   except (ValueError, RuntimeError) as error:
     text = " ".join(str(error).split())
     raise InputError(
       f"the processes of this run did not find each other ({text[:300]}); look at {ADDRESS}, "
       f"{PROCESSES} and {PROCESS}, or at what the cluster sets"
     ) from None
+
+
+def _told_who_is_waited_for(who: str) -> contextlib.AbstractContextManager[None]:
+  """Says, now and then, who is waited for: they may never come, and JAX waits for minutes."""
+  return Narrator().phase(f"waiting for {who}", brief=True)
+
+
+def _check_port(address: str) -> None:
+  """Returns if process 0 can be met at an address, where there are no others to be met by mistake.
+
+  JAX ends without a word where it cannot listen, and shares a port with another coordinator.
+
+  Raises:
+    InputError: another program has the port.
+  """
+  port = address.rpartition(":")[2]
+  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  if not port.isdecimal():
+    return  # JAX says what is wrong with it
+  with socket.socket(family) as tried:
+    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      if family == socket.AF_INET6:
+        tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+      tried.bind(("", int(port)))
+    except (OSError, OverflowError) as error:
+      raise InputError(
+        f"{ADDRESS}={address}: process 0 cannot listen there ({error}); give another port "
+        "(launch.local, started again, takes another by itself)"
+      ) from None
 
 
 def _take_standard_output() -> None:
