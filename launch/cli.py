@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,11 @@ import jax
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
 from jaxmoe.core.errors import CheckpointError, InputError
-from jaxmoe.core.layout import one_device
+from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
 from jaxmoe.data.tokenizers.file import File
 from jaxmoe.models.transformer import Decoder, Params
+from jaxmoe.parallel import idle_line
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.saved import check_saved
@@ -173,6 +174,14 @@ def need_workdir(path: str | None) -> Workdir:
   if not path:
     raise InputError("--workdir is missing; give the folder of the run, such as --workdir=runs/a")
   return Workdir(path)
+
+
+def idle_of(
+  experiment: Experiment, layout: Layout, devices: Sequence[jax.Device]
+) -> str | None:
+  """Returns a line on devices for which a run has nothing to do, None if there are none."""
+  rows = experiment.train.batch_size // experiment.train.num_micro
+  return idle_line(experiment.parallel, layout.mesh, devices, rows)
 
 
 def need_steps(workdir: Workdir) -> OrbaxStore:

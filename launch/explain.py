@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 
 import jax
 from absl import flags
@@ -65,6 +66,8 @@ def main(overrides: list[str]) -> int:
     record = json.dumps(found.record(), indent=1)
     write_output(FLAGS.json, f"--json={FLAGS.json}", record + "\n")
   print(page(found))
+  if idle := cli.idle_of(experiment, layout, devices):
+    print(textwrap.fill(f"note: {idle}", 80, break_on_hyphens=False))
   return 1 if FLAGS.topology and found.fits is False else 0
 
 

@@ -84,6 +84,8 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
   with around(experiment, workdir, ledger) as onlookers:
     cli.set_up_jax()
     layout = make_layout(experiment.parallel)
+    if idle := cli.idle_of(experiment, layout, jax.devices()):
+      print(f"note: {idle}")
     stop = cli.StopSignals()
     with peers.together():
       corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=say)

@@ -69,6 +69,7 @@ def test_a_finished_run_run_again_changes_no_number(here, run, again):
   result = here("train", *again, f"--workdir={run}")
   assert result.code == 0, result
   assert "nothing to do: step 6 of 6" in result.out
+  assert "note: 7 of 8 devices are idle" in result.out
   assert {name: (run / name).read_bytes() for name in names} == before
   done = [event["digest"] for event in lines_of(run / "events.jsonl") if event["event"] == "done"]
   assert len(done) == 2

@@ -43,6 +43,13 @@ def test_the_shape_of_a_public_model_is_told_on_devices_that_are_not_there(alone
   assert "not compiled" in result.out
 
 
+def test_devices_without_work_are_named(here, tiny):
+  result = here("explain", tiny, "--devices=8", "--nocompile", "--config.parallel.data=2")
+  assert result.code == 0, result
+  said = " ".join(result.out.split())
+  assert "6 of 8 devices are idle (cpu:2 to cpu:7)" in said and "parallel.data=8 uses all" in said
+
+
 def test_devices_of_a_processor_share_what_the_process_may_have(monkeypatch):
   monkeypatch.setattr(explain.host, "memory", lambda: Memory(600 << 20, 100 << 20, grouped=True))
   two = make_layout(Parallel(data=2), jax.devices())
