@@ -50,7 +50,8 @@ def settled(experiment: Experiment, begun: Any = None) -> Experiment:
   if data.chat is not None or date is not None:
     return experiment
   if begun:
-    date = begun.get("data", {}).get("chat_date")
+    kept = begun.get("data")  # whatever is wrong with it is said when the run is looked at
+    date = kept.get("chat_date") if isinstance(kept, dict) else None
   elif asks_the_date(experiment):
     # Not the local day: processes may be in several places.
     date = datetime.datetime.now(datetime.UTC).date().isoformat()

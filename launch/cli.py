@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ from jaxmoe.train.workdir import Workdir
 from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks, stops
 from launch.command import run as run
 from launch.memory import keep_freed_memory
+from launch.recipes import PREFIX
 from launch.unread import Patient
 
 
@@ -195,6 +197,28 @@ def need_steps(workdir: Workdir) -> OrbaxStore:
   if not store.steps() and not store.aside():
     raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
   return store
+
+
+@contextlib.contextmanager
+def named(flag: str) -> Iterator[None]:
+  """Says of an error which flag it is about."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"--{flag}: {error}") from None
+
+
+@contextlib.contextmanager
+def as_trained() -> Iterator[None]:
+  """Says of an error that advises to change the recipe that here it is what the run has."""
+  try:
+    yield
+  except InputError as error:
+    if PREFIX not in str(error):
+      raise
+    raise InputError(
+      f"{error} (a flag of launch.train; this command takes the recipe that the run has)"
+    ) from None
 
 
 class StopSignals:

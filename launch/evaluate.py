@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
   del arguments
   if FLAGS.text and FLAGS.choices:
     raise InputError("--text and --choices: give one; each is scored by itself")
-  sources, without = sources_of(FLAGS.text) if FLAGS.text else ([], [])
+  with cli.named("text"):
+    sources, without = sources_of(FLAGS.text) if FLAGS.text else ([], [])
   questions = read_questions(FLAGS.choices) if FLAGS.choices else None
   name = "eval_text.json" if sources else "eval_choices.json" if questions else "eval.json"
   out = cli.need_workdir(FLAGS.workdir).path / name
@@ -70,7 +71,8 @@ def main(arguments: list[str]) -> int:
   if sources:
     if without:
       narrator.say(f"left out: {plural(len(without), 'file')} without text, such as {without[0]}")
-    domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, narrator.say)
+    with cli.as_trained():
+      domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, narrator.say)
     told = {"skipped": skipped, "without_text": without}
     score(run, domains, "bytes", out, narrator, told)
   else:
@@ -84,7 +86,8 @@ def held_out(run: cli.Trained, narrator: Narrator) -> Domains:
   Raises:
     InputError: the recipe gives other data here than the run was trained on.
   """
-  corpus = open_corpus(run.experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
+  with cli.as_trained():
+    corpus = open_corpus(run.experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
   train = run.experiment.train
   trained_on = run.data_fingerprint  # nothing, where the run was converted
   if trained_on not in (None, corpus.fingerprint(train.batch_size, train.seed)):

@@ -108,7 +108,8 @@ def recipe(checkpoint: Checkpoint, tokenizer: File, wishes: Wishes) -> Experimen
       train=Train(num_steps=1000, batch_size=8, checkpoint_every=200, log_every=10),
       samples=Samples(prompts=("The ",)),
     )
-  parts = (Part(source_at(wishes.text)),) if wishes.text else asked.data.parts
+  with cli.named("text"):
+    parts = (Part(source_at(wishes.text)),) if wishes.text else asked.data.parts
   data = dataclasses.replace(asked.data, parts=parts, tokenizer=tokenizer)
   made = dataclasses.replace(asked, data=data, model=checkpoint.model)
   changes = parse_changes(wishes.overrides)

@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> int:
   method = METHODS[FLAGS.method](**settings())
   run = cli.load_run(FLAGS.workdir)
   narrator = Narrator()
-  corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
+  with cli.as_trained():
+    corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
   slots = min(FLAGS.context, experiment.data.seq_len - 1) + 1
   last = LastToken.of(run.decoder, run.params, patterns, slots=slots, policy=FLAGS.past)
   texts = draw(corpus, FLAGS.tokens, slots, FLAGS.seed)

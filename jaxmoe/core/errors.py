@@ -52,7 +52,7 @@ def of_machine(error: BaseException) -> InputError | None:
   full = type(error).__name__ == "JaxRuntimeError" and "out of memory" in text.lower()
   if isinstance(error, MemoryError) or full:
     why = f" ({text})" if text else ""
-    return InputError(f"there is not enough memory{why}; take less at a time, as a smaller batch")
+    return InputError(f"there is not enough memory{why}; ask for less, such as a smaller batch")
   if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
     where = f"{error.filename}: " if error.filename else ""
     return InputError(

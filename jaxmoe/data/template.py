@@ -48,6 +48,8 @@ def encode_chat(
   form = Template(text, datetime.datetime.now().strftime)
   try:
     written = form.write(talk, asks=True)
+  except InputError:  # it says what helps
+    raise
   except ValueError as error:
     raise InputError(f"the chat template fails ({error}); use --prompt without --chat") from None
   missing = form.unwritten(talk, written)
@@ -105,8 +107,8 @@ class Template:
         self._programs[source] = Program(source, self._now)
       except ValueError as error:
         raise InputError(
-          f"{self._text.path}: the chat template fails ({error}); mend it, or give a format of "
-          "messages, such as --config.data.chat.before='<|{role}|>'"
+          f"{self._text.path}: the chat template fails ({error}); mend it, or give messages "
+          "another format (data.chat of a recipe)"
         ) from None
     return self._programs[source]
 

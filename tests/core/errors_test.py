@@ -21,7 +21,7 @@ def test_a_defect_stays_one(error):
     (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b: No space left on device; "),
     (OSError(errno.EIO, "Input/output error"), "Input/output error; "),
     (TimeoutError(), "TimeoutError; "),
-    (MemoryError(), "there is not enough memory; take less at a time"),
+    (MemoryError(), "there is not enough memory; ask for less"),
     (MemoryError("Unable to\n allocate 5 TiB"), "not enough memory (Unable to allocate 5 TiB)"),
     (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "memory"),
     (jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 9 bytes."), "memory"),

@@ -356,7 +356,7 @@ def test_a_data_path_with_nothing_at_it_is_refused(refuses, tmp_path, where):
   (tmp_path / "empty").mkdir()
   path = f"{tmp_path}/{where}"
   config = text_recipe(tmp_path, path)
-  words = ("'text'", "no .txt file", path, "set path")
+  words = ("'text'", "no .txt file", path, "name a file")
   refuses("train", config, f"--workdir={tmp_path}/w", words=words)
 
 

@@ -1,6 +1,7 @@
 """Commands that are printed for a user to run next."""
 
 import ast
+import gzip
 import pathlib
 import shlex
 import shutil
@@ -27,3 +28,20 @@ def test_no_command_with_a_name_in_it_is_printed_unquoted():
       texts = node.values if isinstance(node, ast.JoinedStr) else []
       parts = [part.value for part in texts if isinstance(part, ast.Constant)]
       assert not any("python -m" in part for part in parts), (path, parts)
+
+
+def test_what_only_training_can_change_is_no_flag_of_a_command_that_uses_a_run(
+  here, trained, tmp_path
+):
+  whole = gzip.compress(b'{"text": "words"}\n' * 999, mtime=0)
+  (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+  result = here("evaluate", f"--workdir={trained}", f"--text={tmp_path}")
+  assert result.code == 2, result
+  advice = "--config.data.allow_broken_files=true (a flag of launch.train; this command takes the"
+  assert advice in result.err and len(result.err.splitlines()) == 1
+
+
+def test_a_path_that_holds_nothing_is_named_with_its_flag(here, trained, tmp_path):
+  result = here("evaluate", f"--workdir={trained}", f"--text={tmp_path}/nowhere")
+  assert result.code == 2
+  assert result.err.startswith("error: --text: ") and "set path" not in result.err

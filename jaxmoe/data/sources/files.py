@@ -54,7 +54,7 @@ def find_files(
     if files:
       return sorted(files) if as_found else once(files, root)
   shown = " or ".join((*suffixes, *instead))
-  raise InputError(f"no {shown} file at {path!r}; set path to a file, a folder or a glob of them")
+  raise InputError(f"no {shown} file at {path!r}; name a file, a folder or a glob of them")
 
 
 def once(files: Iterable[tuple[str, str]], root: str) -> Found:
