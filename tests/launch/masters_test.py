@@ -119,6 +119,7 @@ def convert(here, tmp_path):
   return run
 
 
+@pytest.mark.slow
 def test_a_run_whose_weights_are_of_two_dtypes_is_written_back_rounded(convert, here, tmp_path):
   run, back = convert("deepseek_v3"), tmp_path / "back"
   _, arrays = params_in(run)
