@@ -126,6 +126,7 @@ def test_sigterm_finishes_the_step_and_saves_and_the_run_ends_up_undisturbed(
   assert {**left_behind(tmp_path / "run"), "steps": []} == {**left_behind(trained), "steps": []}
 
 
+@pytest.mark.slow
 def test_a_terminal_that_hangs_up_takes_its_reader_along_and_the_run_saves(
   started, again, tmp_path
 ):
