@@ -89,8 +89,9 @@ class Workdir:
     try:
       # Permission bits do not tell, for root least of all; a file without a name leaves nothing.
       with tempfile.TemporaryFile(dir=existing) as file:
-        file.write(bytes(_TRIED_BYTES))  # a full disk takes empty files
-        file.flush()
+        if not os.path.exists(self.config):  # a run that goes on outlives a disk that is full
+          file.write(bytes(_TRIED_BYTES))  # which takes empty files
+          file.flush()
     except OSError as error:
       raise InputError(
         f"{self._named}: cannot write to {existing} ({error.strerror}); choose another folder"

@@ -117,7 +117,7 @@ def test_a_disk_that_is_full_is_told_before_anything_is_computed(
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # empty files can be made
   try:
-    result = here(name, f"--workdir={run}", *flags)
+    result = here(name, f"--workdir={tmp_path / 'new' if name == 'train' else run}", *flags)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert result.code == 2, result
