@@ -108,7 +108,6 @@ def read_source(workdir: Workdir, store: OrbaxStore, corpus: Corpus) -> Source:
   experiment = workdir.experiment()
   decoder = experiment.decoder()
   window = experiment.train.recovery.spike_window
-  store = OrbaxStore(workdir.checkpoints)
   masters = came_from(store, experiment.masters(decoder))
   spec = StateSpec(decoder, experiment.transform(decoder), one_device(), window, masters)
 

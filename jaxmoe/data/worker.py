@@ -77,7 +77,7 @@ class Worker:
 
 def main() -> int:
   """Runs the worker; returns its exit code."""
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   worker = Worker(os.fdopen(os.dup(1), "wb"))
   os.dup2(2, 1)  # whatever a library prints must not end up between frames
