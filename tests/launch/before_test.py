@@ -74,12 +74,3 @@ def test_a_run_of_before_goes_on_bit_for_bit(resume):
         if name.startswith("layers"):  # a choice near a tie may fall otherwise, and its counts
           continue
         np.testing.assert_allclose(line[name], was[name], rtol=1e-3, err_msg=name)
-
-
-def test_a_bfloat16_run_of_before_goes_on_with_float32_masters_and_is_told_once(resume):
-  workdir, said = resume("bfloat16")
-  masters = [line for line in said.splitlines() if "go on in float32" in line]
-  assert len(masters) == 1 and "bfloat16" in masters[0], said
-  events = [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
-  assert [event["step"] for event in events if event["event"] == "masters"] == [4]
-  assert [line["step"] for line in lines(workdir)] == list(range(1, 9))
