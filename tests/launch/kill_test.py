@@ -131,9 +131,11 @@ def test_a_terminal_that_hangs_up_takes_its_reader_along_and_the_run_saves(
   started, again, tmp_path
 ):
   workdir = tmp_path / "run"
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
   process = started(
     "train", "line_2", "SIGHUP", *again, f"--workdir={workdir}", program=("-c", KILLER)
   )
+  signal.signal(signal.SIGHUP, before)
   process.stdout.close()
   err = process.stderr.read()
   process.stderr.close()

@@ -47,6 +47,7 @@ def _as_before(monkeypatch):
   ("number", "code"), [(signal.SIGTERM, 42), (signal.SIGHUP, 42), (signal.SIGINT, 130)]
 )
 def test_each_signal_that_asks_to_stop_has_its_code(_as_before, number, code):
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests themselves run under nohup
   stop = cli.StopSignals()
   assert not stop()
   signal.raise_signal(number)

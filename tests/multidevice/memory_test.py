@@ -29,7 +29,7 @@ def shared_params(shapes, ffn):
 
 def beside(shapes, groups):
   """Returns bytes of what is no leaf's: counters, losses and norms of past steps, token arrays."""
-  counters = 4  # of steps, of skipped ones, of those in a row, of values kept
+  counters = 5  # of steps, skipped ones, those in a row, those without labels, values kept
   counts = 2  # of the optimizer's updates, and of the schedule's
   rows = 4 * ROWS // groups * LENGTH  # ids, labels, positions and segments; no domains
   return FLOAT * (counters + counts + shapes.recent.values_2W.size + rows)

@@ -1,7 +1,6 @@
 """A layer and its router, trained by the balance loss alone."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from flax import nnx
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.moe.routing import RouterSums
 
 D, T = 16, 512
 
@@ -29,11 +29,8 @@ def descend(config, graph, steps, state, x, rate):
   def sums_of(state):
     routing, _ = nnx.merge(graph, state)(x, tokens_of(len(x)), None, None)
     counts_E = jnp.zeros(config.num_experts).at[routing.expert_TA.reshape(-1)].add(1.0)
-    zero = jnp.float32(0)
-    sums = types.SimpleNamespace(
-      counts_E=counts_E, scores_E=jnp.sum(routing.scores_TE, axis=0),
-      tokens=jnp.float32(len(x)), log_z_squared=zero,
-    )
+    zero, scores_E = jnp.float32(0), jnp.sum(routing.scores_TE, axis=0)
+    sums = RouterSums(counts_E, scores_E, jnp.float32(len(x)), zero, zero, counts_E)
     return term.loss(sums, config), counts_E
 
   def step(state, _):
