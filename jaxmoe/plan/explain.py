@@ -15,9 +15,9 @@ import jax
 
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.inspection import Collective, Flops, Memory, collectives, flops, memory
 from jaxmoe.core.layout import Layout
-from jaxmoe.core.lowered import collectives_of_lowered
+from jaxmoe.hlo.compiled import Collective, Flops, Memory, collectives, flops, memory
+from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.parallel import Copied
 from jaxmoe.plan.activations import Activations, activations

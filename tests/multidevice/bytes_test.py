@@ -10,7 +10,7 @@ import math
 
 import pytest
 
-from jaxmoe.core.lowered import collectives_of_lowered
+from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES, AllToAll

@@ -4,8 +4,8 @@ import collections
 
 import pytest
 
-from jaxmoe.core.inspection import collectives, memory
-from jaxmoe.core.lowered import collectives_of_lowered
+from jaxmoe.hlo.compiled import collectives, memory
+from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.moe.experts import SwiGLU

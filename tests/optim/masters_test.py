@@ -8,8 +8,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmoe.core.inspection import collectives
 from jaxmoe.core.rng import Keys, name_hash
+from jaxmoe.hlo.compiled import collectives
 from jaxmoe.optim import Masters, apply_updates, frozen_masks, frozen_names
 from jaxmoe.optim.rounding import draw_bits, round_by_chance
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmoe.core.inspection import collectives
 from jaxmoe.core.layout import dims_by_path
 from jaxmoe.core.names import flatten
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.hlo.compiled import collectives
 from jaxmoe.parallel import Parallel, automatic_layout, make_layout, make_mesh
 from jaxmoe.parity.cells import Cell
 from jaxmoe.parity.fixture import batch_of as packed_rows

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.inspection import Collective
 from jaxmoe.core.layout import Layout, one_device
+from jaxmoe.hlo.compiled import Collective
 from jaxmoe.optim import Masters
 from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, page

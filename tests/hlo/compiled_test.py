@@ -7,11 +7,11 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmoe.core.groups import axes_of, chains, groups_of
-from jaxmoe.core.hlo import Instruction, parse_program
-from jaxmoe.core.inspection import collectives, collectives_of_text, flops, memory
-from jaxmoe.core.lowered import collectives_of_lowered
-from jaxmoe.core.products import product_flops
+from jaxmoe.hlo.compiled import collectives, collectives_of_text, flops, memory
+from jaxmoe.hlo.dot_flops import product_flops
+from jaxmoe.hlo.replica_groups import axes_of, chains, groups_of
+from jaxmoe.hlo.stablehlo import collectives_of_lowered
+from jaxmoe.hlo.text import Instruction, parse_program
 
 AXES = ("a", "b", "c")
 X_BYTES = 16 * 8 * 4  # of the whole (16, 8) float32

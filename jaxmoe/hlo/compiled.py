@@ -1,7 +1,7 @@
 """What a compiled program sends over which mesh axes, what it computes and what memory it needs.
 
 All numbers are one device's, in one run of the program. XLA on CPU widens bfloat16 collectives to
-float32; `core/lowered.py` reads the same of a program that is not compiled yet, in its own dtypes.
+float32; `hlo/stablehlo.py` reads the same of a program that is not compiled yet, in its own dtypes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxmoe.core.groups import Groups, axes_of, groups_of
-from jaxmoe.core.hlo import Shape, parse_program
-from jaxmoe.core.products import product_flops
-from jaxmoe.core.visits import Visit, visits
+from jaxmoe.hlo.dot_flops import product_flops
+from jaxmoe.hlo.replica_groups import Groups, axes_of, groups_of
+from jaxmoe.hlo.text import Shape, parse_program
+from jaxmoe.hlo.trip_counts import Visit, visits
 
 KINDS = (
   "all-gather",

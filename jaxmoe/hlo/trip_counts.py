@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from jaxmoe.core.hlo import Computation, Instruction, Program
+from jaxmoe.hlo.text import Computation, Instruction, Program
 
 _CALLS = ("body", "calls", "to_apply", "called_computations")
 _BRANCHES = ("branch_computations", "true_computation", "false_computation")

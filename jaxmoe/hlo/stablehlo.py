@@ -15,9 +15,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxmoe.core.groups import Groups, axes_of, chains, groups_along
-from jaxmoe.core.hlo import Shape
-from jaxmoe.core.inspection import KINDS, Collective
+from jaxmoe.hlo.compiled import KINDS, Collective
+from jaxmoe.hlo.replica_groups import Groups, axes_of, chains, groups_along
+from jaxmoe.hlo.text import Shape
 
 
 def collectives_of_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> list[Collective]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmoe.core.hlo import Instruction
+from jaxmoe.hlo.text import Instruction
 
 Groups = tuple[tuple[int, ...], ...]
 """Sets of devices, as places in a mesh, that exchange among themselves."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from jaxmoe.core.hlo import Computation, Instruction
+from jaxmoe.hlo.text import Computation, Instruction
 
 
 def product_flops(instruction: Instruction, computation: Computation) -> int:

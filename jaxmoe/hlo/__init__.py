@@ -1,0 +1,1 @@
+"""Reading programs, HLO and StableHLO: collectives by mesh axes, trip counts, FLOPs, memory."""
