@@ -10,7 +10,7 @@ Source: Jiang et al. 2024, arXiv:2401.04088, table 1 and the released config.
 
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Text
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
 from jaxmoe.models.stack import Segment

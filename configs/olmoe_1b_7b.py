@@ -10,7 +10,7 @@ Source: Muennighoff et al. 2024, arXiv:2409.02060, table 10 and the released con
 
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Text
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
 from jaxmoe.models.stack import Segment

@@ -10,7 +10,7 @@ On your own text: --config=configs/quickstart.py:text=FOLDER, a folder of .txt, 
 
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Stdlib
-from jaxmoe.data.sources.found import source_at
+from jaxmoe.data.sources.auto import source_at
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block

@@ -10,7 +10,7 @@ Source: Qwen3 technical report 2025, arXiv:2505.09388, table 2 and the released 
 
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Text
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
 from jaxmoe.models.stack import Segment

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from jaxmoe.core.errors import InputError, ToldError
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 
 FOLDER = "pretrained"
 """Below the workdir."""

@@ -12,12 +12,12 @@ import numpy as np
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat import Chat
-from jaxmoe.data.format import format_of, template_of
-from jaxmoe.data.template import encode_chat
+from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_template import encode_chat
+from jaxmoe.data.format_selection import format_of, template_of
 from jaxmoe.data.tokenizers import Tokenizer
-from jaxmoe.data.tokenizers.beside import TemplateText, template_beside
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
+from jaxmoe.data.tokenizers.template_file import TemplateText, template_beside
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.workdir import Workdir
 from launch.carried import FOLDER, TOKENIZER

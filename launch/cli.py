@@ -23,7 +23,7 @@ from jaxmoe.checkpoint.orbax_store import quiet_orbax
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import idle_line
 from jaxmoe.train.experiment import Experiment

@@ -26,8 +26,8 @@ from rich.table import Table
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import open_corpus, read_documents
-from jaxmoe.data.skipped import plural
-from jaxmoe.data.sources.anything import sources_of
+from jaxmoe.data.skip_report import plural
+from jaxmoe.data.sources.mixed_files import sources_of
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.train.choices import read_questions, score_questions
 from jaxmoe.train.evaluate import compressors, evaluate

@@ -20,9 +20,9 @@ from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.label import DamagedStepError
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.data.format import template_of
+from jaxmoe.data.format_selection import template_of
 from jaxmoe.data.tokenizers import load_tokenizer
-from jaxmoe.data.tokenizers.beside import template_beside
+from jaxmoe.data.tokenizers.template_file import template_beside
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.pretrained.dtypes import Dtypes, is_buffer, read_dtypes

@@ -14,8 +14,8 @@ from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import override, to_json, to_plain
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Stdlib
-from jaxmoe.data.sources.found import source_at
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.sources.auto import source_at
+from jaxmoe.data.tokenizers.tokenizer_file import File
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.models.pretrained.dtypes import dtypes_of

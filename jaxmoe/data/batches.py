@@ -11,9 +11,9 @@ import grain
 import numpy as np
 
 from jaxmoe.data.document import Document
+from jaxmoe.data.loader_callbacks import Reading
 from jaxmoe.data.packing import packed_rows
 from jaxmoe.data.tokenizers.tokenizer import Ends
-from jaxmoe.data.watch import Reading
 
 COUNTS = ("tokens", "documents", "bytes")
 NAMES = ("ids", "labels", "position", "segment", "domain")

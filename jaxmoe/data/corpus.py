@@ -17,21 +17,21 @@ import numpy as np
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
-from jaxmoe.data.ahead import Ahead, Producer
 from jaxmoe.data.batches import Cut, Lane, endless_batches
-from jaxmoe.data.chat import Format, writer
+from jaxmoe.data.chat_format import Format, writer
 from jaxmoe.data.document import Document, Reader
-from jaxmoe.data.ending import split_end
-from jaxmoe.data.entry import Source
-from jaxmoe.data.format import format_of, written_as
+from jaxmoe.data.format_selection import format_of, written_as
+from jaxmoe.data.held_out_split import held_out_units
+from jaxmoe.data.loader_callbacks import Reading, Watch
 from jaxmoe.data.mixture import Data
-from jaxmoe.data.remote import Remote
-from jaxmoe.data.scan import Good, scan
-from jaxmoe.data.skipped import Skipped
-from jaxmoe.data.split import held_out_units
+from jaxmoe.data.prefetch import Ahead, Producer
+from jaxmoe.data.raw_example import Source
+from jaxmoe.data.skip_report import Skipped
 from jaxmoe.data.stream import Stream
+from jaxmoe.data.tail_split import split_end
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
-from jaxmoe.data.watch import Reading, Watch
+from jaxmoe.data.validation import Good, scan
+from jaxmoe.data.worker_client import Remote
 
 Documents = Mapping[str, Sequence[Document]]
 """{domain: documents in name order}."""

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat import Chat, Encoded, Format, writer
-from jaxmoe.data.entry import Content, Source
+from jaxmoe.data.chat_format import Chat, Encoded, Format, writer
+from jaxmoe.data.raw_example import Content, Source
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added, choice
-from jaxmoe.data.chat import Chat
-from jaxmoe.data.entry import Source
+from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.raw_example import Source
 from jaxmoe.data.sources import SOURCES
 from jaxmoe.data.tokenizers import TOKENIZERS
 from jaxmoe.data.tokenizers.byte import Bytes

@@ -15,8 +15,8 @@ import grain
 import numpy as np
 
 from jaxmoe.data.document import Document, behind_start
+from jaxmoe.data.loader_callbacks import Reading
 from jaxmoe.data.tokenizers.tokenizer import Ends
-from jaxmoe.data.watch import Reading
 
 _PAIRS = "pairs"
 INPUT, LABEL, BYTES = range(3)  # columns of a pair

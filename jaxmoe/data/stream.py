@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.ahead import Producer
 from jaxmoe.data.batches import COUNTS, Batch, Made
-from jaxmoe.data.watch import Watch
+from jaxmoe.data.loader_callbacks import Watch
+from jaxmoe.data.prefetch import Producer
 
 _LOOK_S = 1.0  # how often a wait is interrupted to pass on what was noticed meanwhile
 

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_plain
-from jaxmoe.data.ahead import Ahead
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.frames import batch_frame, write_frame
 from jaxmoe.data.mixture import Data
+from jaxmoe.data.prefetch import Ahead
+from jaxmoe.data.worker_protocol import batch_frame, write_frame
 
 _BEAT_S = 1.0
 

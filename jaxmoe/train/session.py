@@ -23,8 +23,8 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.cost import host
 from jaxmoe.cost.peak import best_peak, together
 from jaxmoe.data.corpus import Corpus
+from jaxmoe.data.loader_callbacks import Watch as DataWatch
 from jaxmoe.data.stream import Stream
-from jaxmoe.data.watch import Watch as DataWatch
 from jaxmoe.models.transformer import Params
 from jaxmoe.parallel import share_of_rows
 from jaxmoe.train import slices

@@ -14,14 +14,14 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, from_plain, override, to_json
 from jaxmoe.data.corpus import open_corpus
+from jaxmoe.data.held_out_split import place
 from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.skipped import Skipped
+from jaxmoe.data.skip_report import Skipped
+from jaxmoe.data.sources.json_record import WRONG_FIELDS
 from jaxmoe.data.sources.jsonl import _SEVERAL, Jsonl
-from jaxmoe.data.sources.record import WRONG_FIELDS
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
 from jaxmoe.data.sources.text import Text
-from jaxmoe.data.split import place
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
 

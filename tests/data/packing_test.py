@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmoe.data.document import Document, Reader, content_digest
+from jaxmoe.data.loader_callbacks import Reading
 from jaxmoe.data.packing import packed_rows, permutation
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
-from jaxmoe.data.watch import Reading
 
 EOD = 256
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jaxmoe.data.sources.record import record_content
-from jaxmoe.data.template import Template
-from jaxmoe.data.tokenizers.beside import TemplateText
+from jaxmoe.data.chat_template import Template
+from jaxmoe.data.sources.json_record import record_content
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
+from jaxmoe.data.tokenizers.template_file import TemplateText
 from tests.data.templates import DATE, GOLDEN, TALKS, TEMPLATES, TOKENS, expected
 
 pytest.importorskip("jinja2")

@@ -14,7 +14,7 @@ from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Text
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 from launch.recipes import load_recipe
 
 def get_config(tokenizer: str = "file"):

@@ -13,7 +13,7 @@ WITH_WORKER = {
 }
 WATCH = {"do": "watch_worker", "stall_s": 1.0}
 NEXT = points.Place("jaxmoe.data.stream:Stream.__next__", calls=4)
-BEGIN = points.Place("jaxmoe.data.remote:Remote.take", within_s=1.0)
+BEGIN = points.Place("jaxmoe.data.worker_client:Remote.take", within_s=1.0)
 SIGNALS = {
   "data_worker_killed": (signal.SIGKILL, "died"), "data_worker_stopped": (signal.SIGSTOP, "stalled")
 }

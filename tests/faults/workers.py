@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from jaxmoe.data import remote
+from jaxmoe.data import worker_client
 from jaxmoe.data.corpus import Corpus
 from tests.faults.numbers import swap
 
@@ -27,8 +27,8 @@ def watch_worker(stall_s):
 
     return stream
 
-  swap(remote, "_AHEAD", lambda _: 1)
-  swap(remote._Worker, "__init__", noting)
+  swap(worker_client, "_AHEAD", lambda _: 1)
+  swap(worker_client._Worker, "__init__", noting)
   swap(Corpus, "stream", hasty)
 
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from jaxmoe.core.recipe import from_plain, to_plain
-from jaxmoe.data.chat import Chat
+from jaxmoe.data.chat_format import Chat
 from jaxmoe.data.tokenizers import load_tokenizer
-from jaxmoe.data.tokenizers.beside import template_beside
+from jaxmoe.data.tokenizers.template_file import template_beside
 from jaxmoe.train.workdir import Workdir
 from launch import export
 from launch.chats import asked_in, settled

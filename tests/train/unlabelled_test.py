@@ -14,7 +14,7 @@ from jaxmoe.core.layout import one_device
 from jaxmoe.core.recipe import override
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources.found import source_at
+from jaxmoe.data.sources.auto import source_at
 from jaxmoe.optim import Cosine
 from jaxmoe.train import session
 from jaxmoe.train.session import Session

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.recipe import added
-from jaxmoe.data.entry import Content, Entry
-from jaxmoe.data.sources.columns import (
+from jaxmoe.data.raw_example import Content, Entry
+from jaxmoe.data.sources.arrow_columns import (
   Place,
   Rows,
   arrow,
@@ -23,7 +23,7 @@ from jaxmoe.data.sources.columns import (
   read_row,
   scan_rows,
 )
-from jaxmoe.data.sources.files import check_path, find_files
+from jaxmoe.data.sources.find_files import check_path, find_files
 
 _SUFFIXES = (".arrow", ".feather")
 

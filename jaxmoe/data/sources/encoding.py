@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 
-from jaxmoe.data.entry import INVALID_UTF8
+from jaxmoe.data.raw_example import INVALID_UTF8
 
 _MARKS = (
   (codecs.BOM_UTF8, "utf-8"),

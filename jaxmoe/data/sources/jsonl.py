@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from jaxmoe.core.recipe import added
-from jaxmoe.data.entry import INVALID_UTF8, Content, Entry, broken, too_large
+from jaxmoe.data.raw_example import INVALID_UTF8, Content, Entry, broken, too_large
 from jaxmoe.data.sources.encoding import HEAD, decode, form_of, mark
-from jaxmoe.data.sources.files import check_path, find_files
-from jaxmoe.data.sources.gzipped import bytes_for
-from jaxmoe.data.sources.record import record_content, record_entry
-from jaxmoe.data.sources.values import NotJson, is_lines, is_object, values
+from jaxmoe.data.sources.find_files import check_path, find_files
+from jaxmoe.data.sources.gzip_offset import bytes_for
+from jaxmoe.data.sources.json_record import record_content, record_entry
+from jaxmoe.data.sources.json_values import NotJson, is_lines, is_object, values
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 VALUES = (".json", ".json.gz")

@@ -17,9 +17,9 @@ from typing import Literal
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added
-from jaxmoe.data.entry import Entry
-from jaxmoe.data.sources.files import once
-from jaxmoe.data.sources.packages import split_key
+from jaxmoe.data.raw_example import Entry
+from jaxmoe.data.sources.find_files import once
+from jaxmoe.data.sources.package_split import split_key
 from jaxmoe.data.sources.text import file_entry, read_text
 
 _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Entry
+from jaxmoe.data.raw_example import Entry
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PAIRS = {"(": ")", "[": "]", "{": "}"}

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 
 from jaxmoe.core.recipe import added
-from jaxmoe.data.entry import INVALID_UTF8, Entry, too_large, unreadable
+from jaxmoe.data.raw_example import INVALID_UTF8, Entry, too_large, unreadable
 from jaxmoe.data.sources.encoding import decode
-from jaxmoe.data.sources.files import check_path, find_files
+from jaxmoe.data.sources.find_files import check_path, find_files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ import os
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes, ByteTokenizer
-from jaxmoe.data.tokenizers.file import File
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
+from jaxmoe.data.tokenizers.tokenizer_file import File
 
 TOKENIZERS = {
   "bytes": (Bytes, Bytes()),

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxmoe.data.chat import Chat
+from jaxmoe.data.chat_format import Chat
 from jaxmoe.data.document import content_digest
-from jaxmoe.data.sources.record import record_content, record_entry
+from jaxmoe.data.sources.json_record import record_content, record_entry
 from jaxmoe.data.tokenizers.byte import Bytes
 
 

@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 
+from jaxmoe.data.sources.json_record import WRONG_FIELDS
 from jaxmoe.data.sources.jsonl import Jsonl, _lines
-from jaxmoe.data.sources.record import WRONG_FIELDS
 
 TEXTS = [f"text {i} \N{SNOWMAN}" for i in range(5)]
 RECORDS = [{"text": text} for text in TEXTS]

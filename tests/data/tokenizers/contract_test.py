@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.tokenizers import TOKENIZERS, load_tokenizer
 from jaxmoe.data.tokenizers.bpe import Bpe
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 
 TEXTS = [f"the cat {i} sat on the mat, don't you think? <|endoftext|> caf\u00e9" for i in range(50)]
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxmoe.data.document import content_digest
-from jaxmoe.data.entry import Content, Entry, Source
-from jaxmoe.data.scan import Good
+from jaxmoe.data.raw_example import Content, Entry, Source
+from jaxmoe.data.validation import Good
 
 _BORDERS = ("\n\n", "\n", " ")
 END = " (its end)"

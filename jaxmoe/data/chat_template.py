@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat import Encoded, Piece, silence
+from jaxmoe.data.chat_format import Encoded, Piece, silence
 from jaxmoe.data.message import REASONING, TOOL_CALLS, Conversation, Message
-from jaxmoe.data.program import TOOLS, Program, Written
-from jaxmoe.data.tokenizers.beside import TemplateText
+from jaxmoe.data.template_sandbox import TOOLS, Program, Written
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
+from jaxmoe.data.tokenizers.template_file import TemplateText
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
 Span = tuple[int, int]

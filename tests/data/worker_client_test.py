@@ -16,10 +16,10 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
+from jaxmoe.data.loader_callbacks import Watch
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources.text import Text
 from jaxmoe.data.tokenizers.bpe import Bpe
-from jaxmoe.data.watch import Watch
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_signals_for_the_whole_run_do_not_end_the_worker(both, streams):
 def test_a_worker_that_keeps_dying_is_given_up_with_its_last_words(both, streams, monkeypatch):
   told = []
   code = "import sys; sys.exit('no luck\\ntoday')"
-  monkeypatch.setattr("jaxmoe.data.remote._COMMAND", ("-c", code))
+  monkeypatch.setattr("jaxmoe.data.worker_client._COMMAND", ("-c", code))
   stream = streams(both[1], watch=Watch(on_worker=lambda *what: told.append(what)))
   for _ in range(2):
     with pytest.raises(InputError, match=r"died 4 times.*last words: no luck today; set .*=thread"):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.split import held_out_units, place
+from jaxmoe.data.held_out_split import held_out_units, place
 
 KEYS = st.lists(st.text(), min_size=2, max_size=30, unique=True)
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, to_json
-from jaxmoe.data.chat import Chat
+from jaxmoe.data.chat_format import Chat
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources.jsonl import Jsonl

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import grain
 
 from jaxmoe.data.batches import Made
-from jaxmoe.data.watch import Reading
+from jaxmoe.data.loader_callbacks import Reading
 
 Failure = tuple[str, str, str]
 """Domain, document, and why it could not be read at the first try."""

@@ -9,8 +9,8 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus, read_documents
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources import Jsonl, Synthetic, Text
-from jaxmoe.data.sources.anything import holds_text, sources_of
-from jaxmoe.data.sources.found import source_at
+from jaxmoe.data.sources.auto import source_at
+from jaxmoe.data.sources.mixed_files import holds_text, sources_of
 
 FILES = {
   "a.txt": "text a",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.said import MARK, Owner, Run, Said, mapped, parts_of, plain
+from jaxmoe.data.untrusted_text import MARK, Owner, Run, Said, mapped, parts_of, plain
 
 BEGIN, END = "\ue002", "\ue003"
 """Around what stands in {% generation %}."""

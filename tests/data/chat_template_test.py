@@ -4,9 +4,9 @@ import pytest
 import tokenizers
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.said import Said, parts_of
-from jaxmoe.data.template import encode_chat
+from jaxmoe.data.chat_template import encode_chat
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
+from jaxmoe.data.untrusted_text import Said, parts_of
 
 pytest.importorskip("jinja2")
 

@@ -13,12 +13,12 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources import columns
+from jaxmoe.data.sources import arrow_columns
 from jaxmoe.data.sources.arrow import Arrow
-from jaxmoe.data.sources.columns import Kept
+from jaxmoe.data.sources.arrow_columns import Kept
+from jaxmoe.data.sources.json_record import WRONG_FIELDS
 from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.sources.parquet import Parquet, ParquetRows
-from jaxmoe.data.sources.record import WRONG_FIELDS
 
 NAMES = ("a.parquet", "a.arrow", "a.stream.arrow")
 TEXTS = [f"document {i} {'x' * (i * 37 % 101)}" for i in range(60)]
@@ -204,7 +204,7 @@ def test_what_a_damaged_file_lost_is_the_share_of_its_rows_that_gave_none(
   write_rows, name, monkeypatch
 ):
   folder = write_rows(name, TEXTS, group=6)
-  whole, seen = columns._checked, []
+  whole, seen = arrow_columns._checked, []
 
   def checked(column):
     seen.append(column)
@@ -212,7 +212,7 @@ def test_what_a_damaged_file_lost_is_the_share_of_its_rows_that_gave_none(
       raise ValueError("damaged")
     return whole(column)
 
-  monkeypatch.setattr(columns, "_checked", checked)
+  monkeypatch.setattr(arrow_columns, "_checked", checked)
   *rows, last = _source(name, folder).scan(10**6)
   assert [entry.content for entry in rows] == TEXTS[:30]
   assert last.flaw == "cannot be read (damaged)"

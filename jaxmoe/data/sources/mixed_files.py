@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Content, Entry, Source
+from jaxmoe.data.raw_example import Content, Entry, Source
+from jaxmoe.data.sources.auto import Kind, kind_of
 from jaxmoe.data.sources.encoding import HEAD, form_of, mark
-from jaxmoe.data.sources.files import find_files
-from jaxmoe.data.sources.found import Kind, kind_of
+from jaxmoe.data.sources.find_files import find_files
 from jaxmoe.data.sources.jsonl import VALUES
 from jaxmoe.data.sources.text import Text
 

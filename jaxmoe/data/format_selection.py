@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat import Chat, Format
+from jaxmoe.data.chat_format import Chat, Format
+from jaxmoe.data.chat_template import Template
 from jaxmoe.data.mixture import Data
-from jaxmoe.data.template import Template
-from jaxmoe.data.tokenizers.beside import TemplateText, template_beside
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.template_file import TemplateText, template_beside
+from jaxmoe.data.tokenizers.tokenizer_file import File
 
 
 def format_of(data: Data) -> Format:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmoe.data.entry import INVALID_UTF8, Content, Entry
+from jaxmoe.data.raw_example import INVALID_UTF8, Content, Entry
 from jaxmoe.data.sources.conversation import (
   OF_RECORD,
   WRONG_FIELDS,

@@ -9,12 +9,12 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import override
-from jaxmoe.data.chat import Chat
+from jaxmoe.data.chat_format import Chat
 from jaxmoe.data.corpus import open_corpus, read_documents
 from jaxmoe.data.mixture import Data, Part
 from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.tokenizers.bpe import Bpe
-from jaxmoe.data.tokenizers.file import File
+from jaxmoe.data.tokenizers.tokenizer_file import File
 
 LINES = "\n".join(
   json.dumps({"messages": [{"role": "user", "content": f"<s> {i}"},

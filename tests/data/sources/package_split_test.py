@@ -10,10 +10,10 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_plain
 from jaxmoe.data.corpus import open_corpus
+from jaxmoe.data.held_out_split import place
 from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources.packages import TWINS, package_of, split_key
+from jaxmoe.data.sources.package_split import TWINS, package_of, split_key
 from jaxmoe.data.sources.stdlib import Stdlib
-from jaxmoe.data.split import place
 
 DOMAINS = ("code", "prose", "names")
 SIZES = json.loads(pathlib.Path(__file__).with_name("library.json").read_text())
@@ -127,7 +127,7 @@ def test_a_library_of_one_package_is_refused_with_the_other_way(write_texts):
   ("domain", "split_by"), [("code", "file"), *((name, "package") for name in DOMAINS)]
 )
 def test_the_library_of_this_machine_has_hardly_a_twin_across_the_split(domain, split_by):
-  """Prints how many there are: pytest -s -m slow tests/data/sources/packages_test.py."""
+  """Prints how many there are: pytest -s -m slow tests/data/sources/package_split_test.py."""
   corpus = open_corpus(Data((Part(Stdlib(domain, split_by=split_by)),)))
   held, found = corpus.held_out(domain), twins(corpus, domain)
   share = sum(len(document.text) for document in found) / sum(len(of.text) for of in held)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Content, Entry, broken, too_large
-from jaxmoe.data.sources.record import FIELDS, fields_of, record_content, record_entry
+from jaxmoe.data.raw_example import Content, Entry, broken, too_large
+from jaxmoe.data.sources.json_record import FIELDS, fields_of, record_content, record_entry
 
 _KEPT_BYTES = 2**26  # groups kept of one source; one group is kept whatever its size
 _STEP = 256  # rows turned into Python values at a time

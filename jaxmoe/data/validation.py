@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat import Format, writer
+from jaxmoe.data.chat_format import Format, writer
 from jaxmoe.data.document import content_digest
-from jaxmoe.data.entry import Content, Entry, Source
-from jaxmoe.data.format import format_of
+from jaxmoe.data.format_selection import format_of
 from jaxmoe.data.message import Conversation
 from jaxmoe.data.mixture import Data
-from jaxmoe.data.skipped import Skipped
+from jaxmoe.data.raw_example import Content, Entry, Source
+from jaxmoe.data.skip_report import Skipped
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
 _EMPTY = "an empty document"

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Entry, Source
+from jaxmoe.data.raw_example import Entry, Source
 
 _MAX_LISTED = 1000  # places of bad records that are listed; the counts are always complete
 _SHOWN = 3  # places that are said

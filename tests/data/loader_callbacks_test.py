@@ -10,8 +10,8 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
+from jaxmoe.data.loader_callbacks import Watch
 from jaxmoe.data.sources.text import Text
-from jaxmoe.data.watch import Watch
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_an_error_is_told_again_until_a_state_is_restored(uncached, reads):
 
 
 def test_closing_leaves_a_thread_that_hangs_in_a_read_behind(uncached, reads, monkeypatch):
-  monkeypatch.setattr("jaxmoe.data.ahead._PATIENCE_S", 0.05)
+  monkeypatch.setattr("jaxmoe.data.prefetch._PATIENCE_S", 0.05)
   corpus, entered, open_again = open_corpus(uncached), threading.Event(), threading.Event()
 
   def block(domain, path):

@@ -4,7 +4,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.sources import Arrow, Jsonl, Parquet, Text
-from jaxmoe.data.sources.found import source_at
+from jaxmoe.data.sources.auto import source_at
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.entry import Source
+from jaxmoe.data.raw_example import Source
 from jaxmoe.data.sources.arrow import Arrow
-from jaxmoe.data.sources.files import find_files
+from jaxmoe.data.sources.find_files import find_files
 from jaxmoe.data.sources.jsonl import VALUES, Jsonl
 from jaxmoe.data.sources.parquet import Parquet
 from jaxmoe.data.sources.text import Text

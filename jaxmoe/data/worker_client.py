@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.ahead import Failure
 from jaxmoe.data.batches import Made
-from jaxmoe.data.frames import Frame, read_batch, read_frame
-from jaxmoe.data.watch import Watch
+from jaxmoe.data.loader_callbacks import Watch
+from jaxmoe.data.prefetch import Failure
+from jaxmoe.data.worker_protocol import Frame, read_batch, read_frame
 
 _COMMAND = ("-m", "jaxmoe.data.worker")
 _AHEAD = 4  # batches that wait in the parent, beside those that wait in the worker

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.sources import SOURCES, Stdlib, Text
-from jaxmoe.data.sources.files import find_files
+from jaxmoe.data.sources.find_files import find_files
 
 FILES = {"a.txt": "a", "b/c.txt": "c", "b/d.md": "d", "b/e[1].txt": "e"}
 HIDDEN = {".h/a.txt": "a", "b/.h.txt": "h", "B/f.txt": "f", "b/z/y/g.txt": "g"}
