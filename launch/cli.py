@@ -27,9 +27,9 @@ from jaxmoe.data.tokenizers.tokenizer_file import File
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import idle_line
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.ledger import Ledger
-from jaxmoe.train.saved import check_saved
-from jaxmoe.train.state import ONLY, params_from_arrays, read_params
+from jaxmoe.train.saved_steps import check_saved
+from jaxmoe.train.train_state import ONLY, params_from_arrays, read_params
+from jaxmoe.train.wall_clock import Ledger
 from jaxmoe.train.workdir import Workdir
 from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks, stops
 from launch.command import run as run

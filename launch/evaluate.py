@@ -29,9 +29,9 @@ from jaxmoe.data.corpus import open_corpus, read_documents
 from jaxmoe.data.skip_report import plural
 from jaxmoe.data.sources.mixed_files import sources_of
 from jaxmoe.data.tokenizers import Tokenizer
-from jaxmoe.train.choices import read_questions, score_questions
+from jaxmoe.train.console_progress import Narrator
 from jaxmoe.train.evaluate import compressors, evaluate
-from jaxmoe.train.narrator import Narrator
+from jaxmoe.train.multiple_choice import read_questions, score_questions
 from launch import cli
 
 FLAGS = flags.FlagValues()

@@ -34,8 +34,8 @@ from jaxmoe.models.pretrained.tensors import Bound, Piece, bind
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.folder import check_folder
-from jaxmoe.train.state import PARAMS, as_stored
+from jaxmoe.train.run_folder import check_folder
+from jaxmoe.train.train_state import PARAMS, as_stored
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.carried import (

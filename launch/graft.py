@@ -27,10 +27,10 @@ from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import Constant
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.journal import Journal
+from jaxmoe.train.run_log import Journal
 from jaxmoe.train.saver import make_record
 from jaxmoe.train.session import Session
-from jaxmoe.train.state import PARAMS, State, StateSpec, came_from, read_state
+from jaxmoe.train.train_state import PARAMS, State, StateSpec, came_from, read_state
 from jaxmoe.train.workdir import Workdir
 from launch.carried import carry
 from launch.recipes import load_recipe, parse_changes

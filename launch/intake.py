@@ -22,8 +22,8 @@ from jaxmoe.models.pretrained.dtypes import dtypes_of
 from jaxmoe.models.transformer import DType
 from jaxmoe.optim import AdamW, Cosine, Optim
 from jaxmoe.train.experiment import Experiment, Samples, Train
-from jaxmoe.train.journal import Journal
-from jaxmoe.train.state import ONLY, PARAMS
+from jaxmoe.train.run_log import Journal
+from jaxmoe.train.train_state import ONLY, PARAMS
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.carried import (

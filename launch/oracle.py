@@ -20,7 +20,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.search import METHODS, LastToken, Patterns, study
-from jaxmoe.train.narrator import Narrator
+from jaxmoe.train.console_progress import Narrator
 from launch import cli
 
 FLAGS = flags.FlagValues()

@@ -23,7 +23,7 @@ from jax._src import distributed  # no public way to meet without the devices
 
 from jaxmoe.core import peers
 from jaxmoe.core.errors import InputError, PeerError, ToldError, of_machine
-from jaxmoe.train.narrator import Narrator
+from jaxmoe.train.console_progress import Narrator
 from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PROCESS, PROCESSES
 from launch.unread import patient
 

@@ -12,7 +12,7 @@ from absl import flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output
 from jaxmoe.report import write_comparison, write_report
-from jaxmoe.train.folder import holds_run
+from jaxmoe.train.run_folder import holds_run
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 

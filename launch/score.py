@@ -27,7 +27,13 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params, Transformer
-from jaxmoe.train.trace import choices_of, experts_by_depth, labels_of, read_trace, write_trace
+from jaxmoe.train.routing_record import (
+  choices_of,
+  experts_by_depth,
+  labels_of,
+  read_trace,
+  write_trace,
+)
 from launch import cli
 
 FLAGS = flags.FlagValues()

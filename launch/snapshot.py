@@ -13,10 +13,10 @@ from typing import Any
 
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.train.goodput import Goodput, goodput
-from jaxmoe.train.journal import read_lines
 from jaxmoe.train.lock import is_held
-from jaxmoe.train.saved import check_saved
-from jaxmoe.train.tail import clock_of, lines_back, parse
+from jaxmoe.train.reverse_lines import clock_of, lines_back, parse
+from jaxmoe.train.run_log import read_lines
+from jaxmoe.train.saved_steps import check_saved
 
 RECENT = 20
 """Lines whose median speed is told."""

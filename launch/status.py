@@ -17,8 +17,8 @@ from typing import Any
 from absl import flags
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.train.held_out_slice import slice_of
 from jaxmoe.train.progress import BESIDE, step_s
-from jaxmoe.train.slices import slice_of
 from launch import command
 from launch.columns import ago, clock, fit, labelled, shown
 from launch.load_table import BLOCKS, LETTERS, load_table

@@ -29,7 +29,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.layer import MoE
-from jaxmoe.train.usage import Usage, count_usage, held_out_batches, read_usage
+from jaxmoe.train.expert_counts import Usage, count_usage, held_out_batches, read_usage
 from launch import cli, graft
 from launch.command import follow_up, say
 from launch.recipes import PREFIX

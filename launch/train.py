@@ -24,11 +24,11 @@ from jaxmoe.parity import check_proven, selfcheck
 from jaxmoe.report import write_report
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
-from jaxmoe.train.journal import Journal, NoJournal, read_lines
-from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.profile import Profiler, parse_steps
+from jaxmoe.train.run_log import Journal, NoJournal, read_lines
 from jaxmoe.train.session import Around, Session
 from jaxmoe.train.sinks import Sink, Sinks
+from jaxmoe.train.wall_clock import Ledger
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.chats import settled

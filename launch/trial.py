@@ -20,7 +20,7 @@ import jax
 from jaxmoe.core.layout import one_device
 from jaxmoe.cost.peak import best_peak
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.train.journal import read_lines
+from jaxmoe.train.run_log import read_lines
 from jaxmoe.train.session import Session
 from jaxmoe.train.workdir import Workdir
 from launch import cli

@@ -13,7 +13,7 @@ from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import AllToAll, Capacity
 from jaxmoe.moe.layer import MoE
 from jaxmoe.parallel import Parallel
-from jaxmoe.train.fit import check_fit
+from jaxmoe.train.divisibility import check_fit
 
 
 def refused() -> list[dict[str, str]]:

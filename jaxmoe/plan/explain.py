@@ -21,10 +21,10 @@ from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.parallel import Copied
 from jaxmoe.plan.activations import Activations, activations
-from jaxmoe.train.copies import check_copies
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.program import batch_like, lower_step, state_like
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.replication_check import check_copies
+from jaxmoe.train.train_state import StateSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.report.numbers import finite
-from jaxmoe.train.tail import parse
+from jaxmoe.train.reverse_lines import parse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,8 @@ from jaxmoe.report.lines import (
 from jaxmoe.report.numbers import counted, finite
 from jaxmoe.report.samples import Sample, parse_samples
 from jaxmoe.train.goodput import Goodput, goodput
+from jaxmoe.train.held_out_slice import Slice, slice_of
 from jaxmoe.train.lock import is_held
-from jaxmoe.train.slices import Slice, slice_of
 
 ENDS = ("done", "stopped", "failed", "stalled")
 

@@ -22,7 +22,7 @@ from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.moe.layer import MoE
 from jaxmoe.search.patterns import SKIP, Patterns
-from jaxmoe.train.trace import choices_of
+from jaxmoe.train.routing_record import choices_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,8 @@ from jaxmoe.models.masks import Document
 from jaxmoe.models.masks import Window as Near
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.routers.forced import Forced
-from jaxmoe.train.routing import routing_table
-from jaxmoe.train.rows import Window, fitted_batches, packed_batches
+from jaxmoe.train.domain_routing import routing_table
+from jaxmoe.train.row_packing import Window, fitted_batches, packed_batches
 
 Domains = Mapping[str, Sequence[Any]]
 """Documents by domain; a document has `ids`, `scored` and `scored_bytes`."""

@@ -17,7 +17,7 @@ from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.optim import Masters, Optim, freeze, frozen_masks, frozen_names, make_optimizer
 from jaxmoe.optim.freeze import Masks
 from jaxmoe.parallel import Parallel
-from jaxmoe.train.fit import check_fit
+from jaxmoe.train.divisibility import check_fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Evaluation:
     max_bytes: Bytes of each domain that are scored on the way, in whole documents (at least one);
       `launch.evaluate` scores all.
     batch_size: Rows scored at a time, at most.
-    rows: `fitted` to as few and as short ones as the documents need, see `rows.py`; `full` is
-      always `batch_size` rows of the context's length.
+    rows: `fitted` to as few and as short ones as the documents need, see `row_packing.py`; `full`
+      is always `batch_size` rows of the context's length.
     overall: How domains weigh in the score of all of them: by their held-out bytes, as
       `launch.evaluate` has it, or by those that are scored on the way.
   """

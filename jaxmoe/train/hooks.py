@@ -16,12 +16,12 @@ from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.data.tokenizers.tokenizer import Ends
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.transformer import Decoder
-from jaxmoe.train.append import AppendFile
+from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.evaluate import evaluate, first_documents
 from jaxmoe.train.experiment import Evaluation, Samples
-from jaxmoe.train.slices import Slice
-from jaxmoe.train.state import State
-from jaxmoe.train.watch import Watch
+from jaxmoe.train.held_out_slice import Slice
+from jaxmoe.train.observers import Watch
+from jaxmoe.train.train_state import State
 
 
 class EvaluationHook:

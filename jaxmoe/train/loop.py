@@ -21,12 +21,12 @@ import jax
 
 from jaxmoe.core.errors import DropError, NotFiniteError
 from jaxmoe.core.names import Splits
-from jaxmoe.train.arrivals import Arrival, Arrivals
+from jaxmoe.train.completion import Arrival, Arrivals
 from jaxmoe.train.experiment import Train
-from jaxmoe.train.state import State
+from jaxmoe.train.observers import Watch
 from jaxmoe.train.step import Step
-from jaxmoe.train.summary import summarize
-from jaxmoe.train.watch import Watch
+from jaxmoe.train.step_summary import summarize
+from jaxmoe.train.train_state import State
 
 
 class Hook(Protocol):

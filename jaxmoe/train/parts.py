@@ -9,12 +9,12 @@ from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
-from jaxmoe.train.append import AppendFile
+from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.hooks import cut_samples
-from jaxmoe.train.journal import Cut
-from jaxmoe.train.state import StateSpec
-from jaxmoe.train.watch import Watch
+from jaxmoe.train.observers import Watch
+from jaxmoe.train.run_log import Cut
+from jaxmoe.train.train_state import StateSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.optim import hold, make_schedule
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.moves import Moves, may_stand_still
+from jaxmoe.train.param_update import Moves, may_stand_still
 from jaxmoe.train.spread import spread_gradients
-from jaxmoe.train.state import State, StateSpec
 from jaxmoe.train.step import make_step
+from jaxmoe.train.train_state import State, StateSpec
 
 
 def state_like(spec: StateSpec) -> State:

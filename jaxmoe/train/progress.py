@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from jaxmoe.train.narrator import SILENCE_S, Narrator
+from jaxmoe.train.console_progress import SILENCE_S, Narrator
 
 _RECENT = 20  # steps whose median speed is shown
 _PACE = 100  # steps whose mean says how long those to come take

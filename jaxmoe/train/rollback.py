@@ -6,12 +6,12 @@ import pathlib
 
 from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, NotFiniteError
-from jaxmoe.train.journal import read_lines
 from jaxmoe.train.loop import Harm
 from jaxmoe.train.parts import Parts
-from jaxmoe.train.saved import was_made
+from jaxmoe.train.run_log import read_lines
+from jaxmoe.train.saved_steps import was_made
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.state import State, read_state
+from jaxmoe.train.train_state import State, read_state
 
 
 class Rollback:

@@ -15,10 +15,10 @@ from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import Stream
-from jaxmoe.train import definitions
+from jaxmoe.train import changed_definitions
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.parts import Parts
-from jaxmoe.train.state import State
+from jaxmoe.train.train_state import State
 
 MAX_FAILED_SAVES = 3
 
@@ -34,7 +34,7 @@ def make_record(
     "corpus": corpus.identity,
     "data": stream.state(),
     "rollbacks": rollbacks,
-    definitions.KEY: list(definitions.MENDED),
+    changed_definitions.KEY: list(changed_definitions.MENDED),
   }
 
 

@@ -27,26 +27,26 @@ from jaxmoe.data.loader_callbacks import Watch as DataWatch
 from jaxmoe.data.stream import Stream
 from jaxmoe.models.transformer import Params
 from jaxmoe.parallel import share_of_rows
-from jaxmoe.train import slices
-from jaxmoe.train.copies import check_copies
+from jaxmoe.train import held_out_slice
 from jaxmoe.train.evaluate import compressors
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt
-from jaxmoe.train.journal import Journal, NoJournal
-from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.loop import Drawn, Hook, Job, Profiler, Rates, Sink, run
-from jaxmoe.train.moves import may_stand_still
+from jaxmoe.train.observers import Watch
+from jaxmoe.train.param_update import may_stand_still
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.program import batch_like, lower_step, state_like
 from jaxmoe.train.progress import Display
-from jaxmoe.train.resume import begin, check_own
+from jaxmoe.train.replication_check import check_copies
+from jaxmoe.train.restore import begin, check_own
 from jaxmoe.train.rollback import Rollback
+from jaxmoe.train.run_log import Journal, NoJournal
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.standstill import Standstill
-from jaxmoe.train.state import State, StateSpec, came_from
 from jaxmoe.train.step import Step
-from jaxmoe.train.watch import Watch
+from jaxmoe.train.train_state import State, StateSpec, came_from
+from jaxmoe.train.update_underflow import Standstill
+from jaxmoe.train.wall_clock import Ledger
 from jaxmoe.train.watchdog import Watchdog, dump_and_end
 from jaxmoe.train.workdir import Workdir
 
@@ -206,7 +206,7 @@ class Session:
     """Returns what the first event of a new run says."""
     corpus = self.corpus
     data = {"digest": corpus.digest, "domains": corpus.statistics, "skipped": corpus.skipped}
-    data[slices.KEY] = evaluation.slice.plain()
+    data[held_out_slice.KEY] = evaluation.slice.plain()
     data["compressors"] = compressors(evaluation.domains, evaluation.among)
     return {"params": self.decoder.num_params, "recipe": self._around.recipe, "data": data}
 

@@ -14,8 +14,8 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import gate_path
 from jaxmoe.ops.soft_tree import TreeSums
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, without
-from jaxmoe.train.moves import Moves, count_unmoved
-from jaxmoe.train.state import Recent, State
+from jaxmoe.train.param_update import Moves, count_unmoved
+from jaxmoe.train.train_state import Recent, State
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 # Least deviation of loss and gradient norm, as shares of their means. A loss that has stood still

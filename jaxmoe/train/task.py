@@ -34,8 +34,8 @@ from jaxmoe.parallel import (
   make_mesh,
   share_of_rows,
 )
-from jaxmoe.train.moves import Moves
-from jaxmoe.train.state import as_stored
+from jaxmoe.train.param_update import Moves
+from jaxmoe.train.train_state import as_stored
 
 Batch = Mapping[str, Any]
 Line = dict[str, Any]

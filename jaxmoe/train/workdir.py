@@ -15,8 +15,8 @@ from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import from_json, to_json
 from jaxmoe.train.experiment import Experiment, unsafe_changes
-from jaxmoe.train.folder import check_folder
-from jaxmoe.train.saved import check_saved
+from jaxmoe.train.run_folder import check_folder
+from jaxmoe.train.saved_steps import check_saved
 
 _TRIED_BYTES = 4096
 

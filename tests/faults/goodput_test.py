@@ -10,7 +10,7 @@ import time
 import pytest
 
 from jaxmoe.train.goodput import goodput
-from jaxmoe.train.journal import read_lines
+from jaxmoe.train.run_log import read_lines
 from tests.faults.runs import ROOT
 
 STEPS = 5000

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmoe.core.layout import one_device
 from jaxmoe.train.program import batch_like, lower_step, state_like
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.train_state import StateSpec
 from launch.recipes import load_recipe
 from tests.faults import numbers, plants, points, workers
 from tests.planted_faults import FAULTS

@@ -35,7 +35,7 @@ class File:
 
 SESSION, LOOP = "jaxmoe.train.session", "jaxmoe.train.loop"
 STORE = "jaxmoe.checkpoint.orbax_store:OrbaxStore"
-SAVER, JOURNAL = "jaxmoe.train.saver:Saver", "jaxmoe.train.journal:Journal"
+SAVER, JOURNAL = "jaxmoe.train.saver:Saver", "jaxmoe.train.run_log:Journal"
 POINTS = {
   "compile": (
     Place(f"{SESSION}:Session.compiled_step", within_s=0.9),

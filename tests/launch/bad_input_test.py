@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxmoe.core.errors import CheckpointError, DropError, InputError, NotFiniteError
 from jaxmoe.core.recipe import to_json, to_plain
-from jaxmoe.train.trace import labels_of, write_trace
+from jaxmoe.train.routing_record import labels_of, write_trace
 from launch import cli
 from launch.recipes import load_recipe
 

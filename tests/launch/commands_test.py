@@ -16,7 +16,7 @@ import pytest
 
 from jaxmoe.core.recipe import from_json
 from jaxmoe.models.generate import Sampling, generate
-from jaxmoe.train import narrator, progress
+from jaxmoe.train import console_progress, progress
 from jaxmoe.train.experiment import Experiment
 from launch import cli
 
@@ -412,7 +412,7 @@ def test_a_step_says_what_it_learned_or_why_it_did_not(capsys):
 
 
 def test_a_long_phase_says_what_it_is_at_every_interval(monkeypatch, capsys):
-  monkeypatch.setattr(narrator, "SILENCE_S", 0.01)
+  monkeypatch.setattr(console_progress, "SILENCE_S", 0.01)
   display = progress.Display(num_steps=10, log_every=5, bytes_per_token=1.0)
   with display.phase("compiling train_step"):
     deadline = time.monotonic() + 30

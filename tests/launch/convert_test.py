@@ -23,7 +23,7 @@ from jaxmoe.models import generate as generation
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.train.hooks import encode_prompt
-from jaxmoe.train.state import StateSpec, read_state
+from jaxmoe.train.train_state import StateSpec, read_state
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from tests.models.pretrained.checkpoint import bits, edit, tensors_of, write_tokenizer

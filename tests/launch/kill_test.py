@@ -32,7 +32,8 @@ def wrap(owner, name, before=None, after=None):
     return result
   setattr(owner, name, wrapped)
 
-from jaxmoe.train import journal, session
+from jaxmoe.train import session
+from jaxmoe.train import run_log
 
 def at(wanted, act=shoot):
   return lambda call, args: act() if call == wanted else None
@@ -46,7 +47,7 @@ def stay():
   print("here", flush=True)
   time.sleep(600)
 
-Journal, Session = journal.Journal, session.Session
+Journal, Session = run_log.Journal, session.Session
 {
   "compile": lambda: wrap(Session, "compiled_step", at(1, lambda: soon(0.2))),
   "line_2": lambda: wrap(Journal, "step", after=at(2)),

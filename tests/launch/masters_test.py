@@ -11,7 +11,7 @@ import pytest
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.streamed import Later, write_streamed
 from jaxmoe.core.layout import one_device
-from jaxmoe.train.state import read_params
+from jaxmoe.train.train_state import read_params
 from jaxmoe.train.workdir import Workdir
 from tests.models.pretrained.checkpoint import write_checkpoint
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.train import narrator
+from jaxmoe.train import console_progress
 from launch import local, processes
 
 
@@ -52,7 +52,7 @@ def test_a_port_that_is_free_or_another_s_is_none_of_our_business(meet, taken):
 
 
 def test_who_waits_for_the_others_says_so(meet, monkeypatch, capsys):
-  monkeypatch.setattr(narrator, "SILENCE_S", 0.01)
+  monkeypatch.setattr(console_progress, "SILENCE_S", 0.01)
   shown = []
 
   def wait(*arguments, **options):

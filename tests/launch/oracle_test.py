@@ -15,7 +15,7 @@ from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.experts.duo import Duo
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.train_state import StateSpec
 from jaxmoe.train.workdir import Workdir
 
 

@@ -38,7 +38,8 @@ def wrap(owner, name, wanted, after=False, delay_s=0.0):
   setattr(owner, name, wrapped)
 
 from jaxmoe.checkpoint.orbax_store import OrbaxStore
-from jaxmoe.train import hooks, loop, resume, session
+from jaxmoe.train import hooks, loop, session
+from jaxmoe.train import restore
 
 POINTS = {
   "compile": lambda: wrap(session.Session, "compiled_step", 1, delay_s=0.3),

@@ -18,7 +18,7 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.train_state import StateSpec
 from jaxmoe.train.workdir import Workdir
 from launch import graft
 

@@ -10,7 +10,7 @@ from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.train.program import batch_like, lower_step, state_like
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.train_state import StateSpec
 from launch.recipes import load_recipe
 
 DENSE = (Segment((Block(Attention(num_heads=2, num_kv_heads=2, head_dim=4), MLP(hidden=8)),), 1),)

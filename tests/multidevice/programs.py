@@ -15,7 +15,7 @@ from jaxmoe.parallel import make_layout
 from jaxmoe.train.experiment import Experiment, Train
 from jaxmoe.train.program import batch_like, lower_step, state_like
 from jaxmoe.train.spread import spread_gradients
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.train_state import StateSpec
 
 
 def decoder_of(block, layers, dim, vocab_size, **settings):

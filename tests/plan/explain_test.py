@@ -19,7 +19,7 @@ from jaxmoe.plan import explain, page
 from jaxmoe.plan.activations import kept_bytes
 from jaxmoe.plan.explain import compile_for, traffic, unread_bytes
 from jaxmoe.plan.page import size
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.train_state import StateSpec
 from launch.recipes import load_recipe
 
 AXES = ("data", "expert", "tensor")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxmoe.train.routing import routing_table
+from jaxmoe.train.domain_routing import routing_table
 
 DOMAINS, LAYERS, EXPERTS = ("code", "prose"), 3, 8
 START = 1_700_000_000.0

@@ -19,8 +19,8 @@ from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers.bias import AuxFree
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.state import State
 from jaxmoe.train.step import make_step
+from jaxmoe.train.train_state import State
 
 VOCAB, LENGTH, RATE = 19, 6, 0.125
 HEADS = StickBreaking(2, 1, 4, backend="reference")

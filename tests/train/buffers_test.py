@@ -20,9 +20,9 @@ from jaxmoe.moe.routers.expert_choice import CausalExpertChoice
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.state import State
 from jaxmoe.train.step import make_step
-from jaxmoe.train.summary import summarize
+from jaxmoe.train.step_summary import summarize
+from jaxmoe.train.train_state import State
 
 LENGTH, MICRO = 12, 4
 # Two rows a microbatch, full, half, of one token and of padding alone.

@@ -13,8 +13,8 @@ from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
-from jaxmoe.train.ledger import Ledger
-from jaxmoe.train.watch import Watch
+from jaxmoe.train.observers import Watch
+from jaxmoe.train.wall_clock import Ledger
 
 VOCAB = 19
 

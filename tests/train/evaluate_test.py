@@ -16,8 +16,8 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch import Capacity, Einsum
 from jaxmoe.moe.routers.expert_choice import ExpertChoice
 from jaxmoe.moe.routers.forced import Balanced
-from jaxmoe.train import choices
 from jaxmoe.train import evaluate as module
+from jaxmoe.train import multiple_choice
 from jaxmoe.train.evaluate import (
   compressors,
   document_windows,
@@ -25,7 +25,7 @@ from jaxmoe.train.evaluate import (
   first_documents,
   scored_alone,
 )
-from jaxmoe.train.rows import packed_batches
+from jaxmoe.train.row_packing import packed_batches
 
 L, EOD, VOCAB = 8, 18, 19
 LENGTHS = (1, L - 1, L, L + 1, 3 * L // 2, 10 * L)
@@ -265,7 +265,7 @@ def shapes(monkeypatch):
     return np.zeros(batch["ids"].shape)
 
   monkeypatch.setattr(module, "score_rows", no_rows)
-  monkeypatch.setattr(choices, "score_tokens", no_tokens)
+  monkeypatch.setattr(multiple_choice, "score_tokens", no_tokens)
   return found
 
 
@@ -289,10 +289,10 @@ def test_a_short_text_in_a_long_context_computes_its_tokens_alone(model, shapes)
 
 def test_questions_compute_no_more_than_their_tokens(model, shapes):
   answers = ("x", "y" * 200)
-  questions = [choices.Question("?" * (at * 7), answers, 0) for at in range(20)]
+  questions = [multiple_choice.Question("?" * (at * 7), answers, 0) for at in range(20)]
   encode = lambda text: np.array([ord(letter) % EOD for letter in text], np.int32)  # noqa: E731
   tokenizer = types.SimpleNamespace(start_id=EOD, encode=encode, encode_prompt=encode)
-  choices.score_questions(*model, tokenizer, questions, (16, 2048))
+  multiple_choice.score_questions(*model, tokenizer, questions, (16, 2048))
   tokens = sum(len(each.question) + len(answer) for each in questions for answer in answers)
   assert sum(rows * length for rows, length in shapes) <= 1.3 * tokens
   assert len(set(shapes)) <= 4

@@ -9,7 +9,7 @@ from jaxmoe.core.recipe import from_json
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
 from jaxmoe.models import generate as generation
 from jaxmoe.train import hooks
-from jaxmoe.train.append import AppendFile
+from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.evaluate import evaluate, first_documents
 from jaxmoe.train.experiment import Evaluation, Samples
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook, cut_samples, encode_prompt

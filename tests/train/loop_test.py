@@ -9,12 +9,12 @@ import pytest
 
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.core.metrics import Mean
-from jaxmoe.train import ledger, loop
-from jaxmoe.train.arrivals import Arrival, Arrivals
+from jaxmoe.train import loop, wall_clock
+from jaxmoe.train.completion import Arrival, Arrivals
 from jaxmoe.train.experiment import Recovery, Train
-from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.loop import Drawn, Harm, Job, Rates, run
-from jaxmoe.train.watch import Watch
+from jaxmoe.train.observers import Watch
+from jaxmoe.train.wall_clock import Ledger
 
 
 class Recorder:
@@ -333,7 +333,7 @@ def on_device(monkeypatch):
   def run_it(at_once=False, data_s=0.02, write_s=0.01, stalls=()):
     device, stalls = Device(at_once), dict(stalls)
     monkeypatch.setattr(loop, "Arrivals", lambda: device)
-    monkeypatch.setattr(ledger, "time", device)
+    monkeypatch.setattr(wall_clock, "time", device)
     fetch = loop.summarize
 
     def summarize(metrics, splits):

@@ -9,8 +9,8 @@ import pytest
 from jaxmoe.core.layout import one_device
 from jaxmoe.optim import make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.state import StateSpec
 from jaxmoe.train.step import make_step
+from jaxmoe.train.train_state import StateSpec
 from launch.recipes import load_recipe
 
 FLOPS, BYTES = 0.005, 0.02  # shares of the step's

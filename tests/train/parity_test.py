@@ -21,8 +21,8 @@ from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.tree import Tree
 from jaxmoe.optim import Constant, OnlineParity, Optim, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.state import State, StateSpec
 from jaxmoe.train.step import make_step
+from jaxmoe.train.train_state import State, StateSpec
 
 LENGTH, MICRO, S = 12, 4, 3
 # Two rows a microbatch, full, half, of one token and of padding alone.

@@ -14,8 +14,8 @@ from jaxmoe.optim import Optim, make_optimizer, make_schedule
 from jaxmoe.train import profile
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.profile import Profiler, parse_steps
-from jaxmoe.train.state import StateSpec
 from jaxmoe.train.step import make_step
+from jaxmoe.train.train_state import StateSpec
 
 BLOCK = ("attention", "mlp", "moe/route", "moe/move", "moe/experts", "moe/combine", "moe/shared")
 BACKWARD = (*BLOCK, "embed", "final_norm", "loss")

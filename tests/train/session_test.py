@@ -18,8 +18,8 @@ from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
 from jaxmoe.parallel import Parallel, make_layout
-from jaxmoe.train import definitions, program, rollback, session
-from jaxmoe.train.append import AppendFile
+from jaxmoe.train import changed_definitions, program, rollback, session
+from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
 from jaxmoe.train.session import Session
@@ -188,8 +188,8 @@ def test_a_run_may_be_stopped_again_and_again(train, straight, tmp_path):
 
 
 def test_a_definition_mended_since_the_checkpoint_is_told_once(train, again, monkeypatch, capsys):
-  monkeypatch.setitem(definitions.MENDED, "sums", lambda decoder: "sums are sums")
-  monkeypatch.setitem(definitions.MENDED, "others", lambda decoder: "")
+  monkeypatch.setitem(changed_definitions.MENDED, "sums", lambda decoder: "sums are sums")
+  monkeypatch.setitem(changed_definitions.MENDED, "others", lambda decoder: "")
   train(again)
   train(again, num_steps=STEPS + 1)
   (event,) = events(again, "mended")

@@ -10,8 +10,8 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
 from jaxmoe.optim import AdamW, Constant, Cosine, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.state import Recent, State
 from jaxmoe.train.step import is_spike, make_step, remember
+from jaxmoe.train.train_state import Recent, State
 
 RARE = 18  # an id that only the bad batch holds
 ROWS = ((12,), (7, 5))

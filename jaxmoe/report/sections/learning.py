@@ -11,7 +11,7 @@ from jaxmoe.report.layout import grid, more
 from jaxmoe.report.lines import levels
 from jaxmoe.report.numbers import counted, finite, short
 from jaxmoe.report.run import Run
-from jaxmoe.train.slices import KEY as SLICE
+from jaxmoe.train.held_out_slice import KEY as SLICE
 
 STEADY = (
   "loss", "total_loss", "grad_norm", "learning_rate", "skipped", "tokens", "labels", "unlabelled",

@@ -14,7 +14,7 @@ from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.parity.fixture import LENGTH, ROWS, VOCAB, batch_of
 from jaxmoe.train.experiment import Experiment, Train
 from jaxmoe.train.program import batch_like, lower_step, state_like
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.train_state import StateSpec
 from tests.models.pretrained.golden import FOLDER
 from tests.models.pretrained.ours import Ours
 

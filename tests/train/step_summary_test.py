@@ -8,7 +8,7 @@ import pytest
 from jaxmoe.core.metrics import Mean
 from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
-from jaxmoe.train.summary import layer_summary, number, summarize
+from jaxmoe.train.step_summary import layer_summary, number, summarize
 
 E = 6
 

@@ -13,7 +13,13 @@ from jaxmoe.models.stack import Segment
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import ROUTERS
-from jaxmoe.train.trace import choices_of, experts_by_depth, labels_of, read_trace, write_trace
+from jaxmoe.train.routing_record import (
+  choices_of,
+  experts_by_depth,
+  labels_of,
+  read_trace,
+  write_trace,
+)
 
 VOCAB = 19
 IDS = np.random.default_rng(0).integers(0, VOCAB, (2, 6)).astype(np.int32)

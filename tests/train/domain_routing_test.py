@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxmoe.train.routing import mutual_information, routing_table
+from jaxmoe.train.domain_routing import mutual_information, routing_table
 
 
 def oracle(table):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from jaxmoe.train.append import AppendFile
+from jaxmoe.train.append_file import AppendFile
 
 
 class Disk:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from jaxmoe.core.errors import CheckpointError, InputError
-from jaxmoe.train.saved import check_saved, last_saved
+from jaxmoe.train.saved_steps import check_saved, last_saved
 
 PROCESS, START, SURGERY = ({"event": kind} for kind in ("process", "start", "surgery"))
 

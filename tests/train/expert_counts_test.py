@@ -14,7 +14,7 @@ from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
-from jaxmoe.train.usage import LINES, count_usage, held_out_batches, read_usage
+from jaxmoe.train.expert_counts import LINES, count_usage, held_out_batches, read_usage
 
 EOD, L = 7, 6
 

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from jaxmoe.train.journal import Journal
-from jaxmoe.train.ledger import Ledger
 from jaxmoe.train.progress import Display
+from jaxmoe.train.run_log import Journal
+from jaxmoe.train.wall_clock import Ledger
 from jaxmoe.train.watchdog import Watchdog
 
 

@@ -22,7 +22,7 @@ from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.evaluate import least_row, score_tokens, scored_alone
 from jaxmoe.train.hooks import encode_prompt
-from jaxmoe.train.rows import Item, Window, batch_of, fitted_batches
+from jaxmoe.train.row_packing import Item, Window, batch_of, fitted_batches
 
 _BUCKET = 64
 

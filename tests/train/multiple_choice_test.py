@@ -14,8 +14,8 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
-from jaxmoe.train import choices
-from jaxmoe.train.choices import Question, read_questions, score_questions
+from jaxmoe.train import multiple_choice
+from jaxmoe.train.multiple_choice import Question, read_questions, score_questions
 
 TOKENIZER = ByteTokenizer()
 QUESTIONS = [
@@ -75,9 +75,9 @@ def test_an_answer_alone_is_scored_whole_whatever_is_put_before_a_prompt(model):
   alone = [Question("", ("yes", "no", "perhaps"), 2)]
   found = [score_questions(*model, of, alone, (4, 64)) for of in (TOKENIZER, Adds())]
   assert found[0] == found[1]
-  window, _ = choices._window(Adds(), "", "yes", 64)
+  window, _ = multiple_choice._window(Adds(), "", "yes", 64)
   assert [row.tolist() for row in window] == [[256, *b"ye"], [*b"yes"]]
-  window, _ = choices._window(Adds(), "ab", "yes", 64)
+  window, _ = multiple_choice._window(Adds(), "ab", "yes", 64)
   assert [row.tolist() for row in window] == [[*b"abye"], [-1, *b"yes"]]
 
 

@@ -16,8 +16,8 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.evaluate import document_windows, score_rows
-from jaxmoe.train.journal import read_lines
-from jaxmoe.train.rows import packed_batches
+from jaxmoe.train.row_packing import packed_batches
+from jaxmoe.train.run_log import read_lines
 
 Usage = list[np.ndarray]
 """(E,) float64 of each MoE layer, by depth."""

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxmoe.train.append import AppendFile, NoFile
-from jaxmoe.train.tail import parse
+from jaxmoe.train.append_file import AppendFile, NoFile
+from jaxmoe.train.reverse_lines import parse
 
 
 @dataclasses.dataclass(frozen=True)

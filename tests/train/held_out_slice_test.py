@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from jaxmoe.train.slices import Slice, slice_of
+from jaxmoe.train.held_out_slice import Slice, slice_of
 
 PART = Slice({"a": 10, "b": 10}, {"a": 30, "b": 90})
 

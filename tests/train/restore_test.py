@@ -6,7 +6,7 @@ import pytest
 
 from jaxmoe.core.recipe import override
 from jaxmoe.optim import SCHEDULES
-from jaxmoe.train.resume import redrawn
+from jaxmoe.train.restore import redrawn
 from launch.recipes import load_recipe
 
 

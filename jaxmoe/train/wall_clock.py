@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from jaxmoe.train.pulse import Pulse
+from jaxmoe.train.pause_detector import Pulse
 
 
 class Ledger:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.train.journal import read_lines
+from jaxmoe.train.run_log import read_lines
 
 BEFOREHAND = re.compile(r"\..*|lost\+found|lock|profile|logs?|(stdout|stderr).*|.*\.(log|out|err)")
 """Names of what may lie in a folder before a run begins there."""

@@ -8,7 +8,7 @@ from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import GIB, make_layout
-from jaxmoe.train.copies import check_copies, copies
+from jaxmoe.train.replication_check import check_copies, copies
 from launch.recipes import load_recipe
 
 FAMILIES = {

@@ -11,10 +11,10 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.models.stack import Segment
 from jaxmoe.optim import Constant, Cosine, Lion, Masters, Optim, make_optimizer
 from jaxmoe.parallel import Parallel, make_layout
-from jaxmoe.train.moves import Moves, count_unmoved, may_stand_still
-from jaxmoe.train.standstill import STEPS, Standstill
-from jaxmoe.train.state import StateSpec
+from jaxmoe.train.param_update import Moves, count_unmoved, may_stand_still
 from jaxmoe.train.step import make_step
+from jaxmoe.train.train_state import StateSpec
+from jaxmoe.train.update_underflow import STEPS, Standstill
 
 LAYOUTS = {
   "data": Parallel(data=8),

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from jaxmoe.core.errors import CheckpointError, InputError
-from jaxmoe.train.journal import read_lines
+from jaxmoe.train.run_log import read_lines
 
 _DAMAGED = ".damaged"  # as a store names what it sets aside; its package brings JAX along
 ORIGINS = ("surgery", "convert")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxmoe.train import rows as module
-from jaxmoe.train.rows import MOST, SHAPES, choose_shapes, fitted_batches, pack
+from jaxmoe.train import row_packing as module
+from jaxmoe.train.row_packing import MOST, SHAPES, choose_shapes, fitted_batches, pack
 
 RNG = np.random.default_rng(0)
 SIZES = {

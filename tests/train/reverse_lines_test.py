@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmoe.train import tail
-from jaxmoe.train.tail import clock_of, lines_back, parse
+from jaxmoe.train import reverse_lines
+from jaxmoe.train.reverse_lines import clock_of, lines_back, parse
 
 
 class Counted(io.BytesIO):
@@ -27,7 +27,7 @@ def test_the_lines_of_a_file_come_back_last_first_without_what_is_torn(lines, to
   file = io.BytesIO(b"".join(line + b"\n" for line in lines) + torn)
   with pytest.MonkeyPatch.context() as patch:
     for block in (1, 2, 7, 64, 1 << 16):
-      patch.setattr(tail, "_BLOCK", block)
+      patch.setattr(reverse_lines, "_BLOCK", block)
       assert list(lines_back(file)) == lines[::-1]
 
 

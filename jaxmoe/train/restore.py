@@ -14,11 +14,11 @@ from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.recipe import diff, from_plain
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.optim import make_schedule
-from jaxmoe.train.definitions import mended
+from jaxmoe.train.changed_definitions import mended
 from jaxmoe.train.experiment import Experiment, unsafe_changes
 from jaxmoe.train.parts import Parts
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.state import ONLY, Arrays, State, read_state
+from jaxmoe.train.train_state import ONLY, Arrays, State, read_state
 from jaxmoe.train.workdir import changes_line
 
 

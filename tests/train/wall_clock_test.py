@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from jaxmoe.train import ledger, pulse
-from jaxmoe.train.ledger import Ledger
-from jaxmoe.train.pulse import BEAT_S, Pulse
+from jaxmoe.train import pause_detector, wall_clock
+from jaxmoe.train.pause_detector import BEAT_S, Pulse
+from jaxmoe.train.wall_clock import Ledger
 
 
 class Time:
@@ -37,8 +37,8 @@ class Time:
 @pytest.fixture
 def clock(monkeypatch):
   made = Time()
-  monkeypatch.setattr(ledger, "time", made)
-  monkeypatch.setattr(pulse, "time", made)
+  monkeypatch.setattr(wall_clock, "time", made)
+  monkeypatch.setattr(pause_detector, "time", made)
   return made
 
 
@@ -152,7 +152,7 @@ def test_a_process_that_was_stopped_finds_out():
   """The real thread, in a process that a signal stops for two seconds."""
   program = (
     "import os, time\n"
-    "from jaxmoe.train.pulse import Pulse\n"
+    "from jaxmoe.train.pause_detector import Pulse\n"
     "pulse = Pulse()\n"
     "with pulse.running():\n"
     "  print('ready', flush=True)\n"

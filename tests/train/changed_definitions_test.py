@@ -7,7 +7,7 @@ from jaxmoe.moe.balance import Heterogeneous, LoadBalance, NullAveraged, RouterZ
 from jaxmoe.moe.experts.null import Null
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import ROUTERS, TopK
-from jaxmoe.train.definitions import KEY, MENDED, mended
+from jaxmoe.train.changed_definitions import KEY, MENDED, mended
 
 SIGMOID = TopK(score="sigmoid")
 

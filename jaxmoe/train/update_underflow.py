@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.optim import Optim
-from jaxmoe.train.watch import Watch
+from jaxmoe.train.observers import Watch
 
 STEPS = 20
 

@@ -12,7 +12,7 @@ from jaxmoe.core.layout import one_device
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import OPTIMIZERS, Constant, Masters, Optim, make_optimizer
-from jaxmoe.train.state import (
+from jaxmoe.train.train_state import (
   ONLY,
   PARAMS,
   StateSpec,

@@ -3,8 +3,8 @@ import types
 
 import pytest
 
-from jaxmoe.train.append import AppendFile
-from jaxmoe.train.journal import Cut, Journal, read_lines
+from jaxmoe.train.append_file import AppendFile
+from jaxmoe.train.run_log import Cut, Journal, read_lines
 
 
 @pytest.fixture
