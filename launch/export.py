@@ -24,13 +24,13 @@ from jaxmoe.data.format_selection import template_of
 from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.data.tokenizers.template_file import template_beside
 from jaxmoe.models.pretrained import FAMILIES
+from jaxmoe.models.pretrained.casting import Caster
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.pretrained.dtypes import Dtypes, is_buffer, read_dtypes
-from jaxmoe.models.pretrained.family import differences
+from jaxmoe.models.pretrained.model_family import differences
 from jaxmoe.models.pretrained.origin import with_origin
-from jaxmoe.models.pretrained.rounding import Rounding
-from jaxmoe.models.pretrained.shards import Tensor, plan_shards, write_shards
-from jaxmoe.models.pretrained.tensors import Bound, Piece, bind
+from jaxmoe.models.pretrained.safetensors_writer import TensorSpec, plan_shards, write_shards
+from jaxmoe.models.pretrained.tensor_mapping import BoundParam, TensorSlice, bind_params
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
@@ -64,22 +64,22 @@ class Target:
   """
 
   kind: str
-  bound: list[Bound]
+  bound: list[BoundParam]
   asked: str | None
   own: Dtypes | None
   limit_bytes: int
 
-  def tensors(self) -> list[Tensor]:
+  def tensors(self) -> list[TensorSpec]:
     """Returns what is written, in order."""
     found = {
-      name: Tensor(name, bound.tensor_shape(bound.form), self.dtype_of(bound, name))
+      name: TensorSpec(name, bound.tensor_shape(bound.layout), self.dtype_of(bound, name))
       for bound in self.bound
-      if bound.form is not None
-      for name, _ in bound.tensors(bound.form)
+      if bound.layout is not None
+      for name, _ in bound.tensors(bound.layout)
     }
     return list(found.values())
 
-  def dtype_of(self, bound: Bound, tensor: str) -> np.dtype:
+  def dtype_of(self, bound: BoundParam, tensor: str) -> np.dtype:
     """Returns the dtype of a tensor of a weight."""
     if self.asked and not is_buffer(bound):
       return np.dtype(jax.numpy.dtype(self.asked))
@@ -119,26 +119,26 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
   if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
     print("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
   cli.set_up_jax(keep_memory=False)
-  bound = bind(FAMILIES[kind].leaves, shapes_by_name(experiment.decoder()))
+  bound = bind_params(FAMILIES[kind].mappings, shapes_by_name(experiment.decoder()))
   target = Target(kind, bound, dtype, own, limit_bytes)
   for step in reversed(store.steps()):
-    rounding = Rounding()
+    caster = Caster()
     try:
       with folder_for(out) as half:
-        _write(half, workdir, experiment, target, _pieces(target, store, step, rounding))
+        _write(half, workdir, experiment, target, _pieces(target, store, step, caster))
     except DamagedStepError as error:
       print(f"checkpoint {step} is damaged, trying the one before: {error}", file=sys.stderr)
     else:
-      _tell_rounding(rounding, target)
+      _tell_rounding(caster, target)
       told = " and ".join(target.dtypes())
       print(f"wrote {out}: {FAMILIES[kind].architecture} of step {step}, in {told}")
       return
   raise CheckpointError(f"no intact checkpoint in {store}")
 
 
-def _tell_rounding(rounding: Rounding, target: Target) -> None:
+def _tell_rounding(caster: Caster, target: Target) -> None:
   """Says how many values are not written as the run has them."""
-  changed = {name: number for name, number in rounding.changed.items() if number}
+  changed = {name: number for name, number in caster.changed.items() if number}
   if not changed:
     return
   told = " and ".join(f"{number:,} values to {name}" for name, number in changed.items())
@@ -172,7 +172,7 @@ def family_of(model: Transformer, carried: str | None) -> str:
 
 def _write(
   folder: pathlib.Path, workdir: Workdir, experiment: Experiment, target: Target,
-  pieces: Iterator[Piece],
+  pieces: Iterator[TensorSlice],
 ) -> None:
   """Writes all files of a checkpoint."""
   tensors = target.tensors()
@@ -195,8 +195,8 @@ def _write(
 
 
 def _pieces(
-  target: Target, store: OrbaxStore, step: int, rounding: Rounding
-) -> Iterator[Piece]:
+  target: Target, store: OrbaxStore, step: int, caster: Caster
+) -> Iterator[TensorSlice]:
   """Yields what each weight is of its tensors; those of one layer are in memory at a time."""
   sharding, there = one_device().replicated, store.contents(step)
   for under, group in itertools.groupby(target.bound, key=_part):
@@ -208,16 +208,16 @@ def _pieces(
     arrays, _ = store.read(step, as_stored(like, there), under=PARAMS + under)
     for bound in of:
       whole = np.asarray(arrays[PARAMS + bound.name])
-      if bound.form is not None:
-        for piece in bound.scatter(bound.form, whole):
-          yield from rounding.cast(piece, target.dtype_of(bound, piece.name))
+      if bound.layout is not None:
+        for piece in bound.slices(bound.layout, whole):
+          yield from caster.cast(piece, target.dtype_of(bound, piece.name))
       elif whole.any():
         raise InputError(
           f"{bound.name} is not zero, and {FAMILIES[target.kind].architecture} has no place for it"
         )
 
 
-def _part(bound: Bound) -> str:
+def _part(bound: BoundParam) -> str:
   """Returns what the names of a layer's weights start with, or of those outside of layers."""
   pieces = bound.name.split("/")
   return "/".join(pieces[: 1 if bound.depth is None else 2]) + "/"

@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Any
 
-from jaxmoe.checkpoint.streamed import Later, write_streamed
+from jaxmoe.checkpoint.streamed import LazyArray, write_streamed
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import override, to_json, to_plain
@@ -140,11 +140,11 @@ def _write(
     "step": 0, "seed": experiment.train.seed, "config": to_plain(experiment), "rollbacks": 0,
     ONLY: "params",
   }  # fmt: skip
-  progress = Progress(checkpoint.folder.num_bytes)
-  weights = {PARAMS + bound.name: (bound, form) for bound, form in checkpoint.weights}
+  progress = Progress(checkpoint.files.num_bytes)
+  weights = {PARAMS + bound.name: (bound, layout) for bound, layout in checkpoint.weights}
   arrays = {
-    name: Later(bound.shape, bound.dtype, functools.partial(checkpoint.gather, bound, form))
-    for name, (bound, form) in weights.items()
+    name: LazyArray(bound.shape, bound.dtype, functools.partial(checkpoint.gather, bound, layout))
+    for name, (bound, layout) in weights.items()
   }
   write_streamed(
     workdir.checkpoints, 0, arrays, record,

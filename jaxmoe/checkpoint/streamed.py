@@ -26,7 +26,7 @@ from jaxmoe.core.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
-class Later:
+class LazyArray:
   """An array that is made when its turn has come, and forgotten once it is written."""
 
   shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Later:
 def write_streamed(
   path: str | os.PathLike[str],
   step: int,
-  arrays: Mapping[str, Later],
+  arrays: Mapping[str, LazyArray],
   record: Record,
   alive: Callable[[str], None] = lambda name: None,
 ) -> None:
@@ -55,7 +55,7 @@ def write_streamed(
   """
   folder = pathlib.Path(path).absolute() / str(step)
   handler = _LaterHandler(alive)
-  registry = type_handlers.create_type_handler_registry((Later, handler))
+  registry = type_handlers.create_type_handler_registry((LazyArray, handler))
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
       writer.save(folder / "arrays", args=ocp.args.PyTreeSave(dict(arrays)))
@@ -103,7 +103,7 @@ class _LaterHandler(type_handlers.ArrayHandler):
       self._alive(info.name)
     return []
 
-  def _made(self, value: Later, name: str) -> jax.Array:
+  def _made(self, value: LazyArray, name: str) -> jax.Array:
     try:
       array = jnp.asarray(value.make())
     except Exception as error:

@@ -143,7 +143,7 @@ WRITERS = {
   "jaxmoe/data/tokenizers/subword.py": "the same",
   "jaxmoe/data/worker.py": "a pipe",
   "jaxmoe/models/pretrained/dtypes.py": "a folder that is renamed when it is whole",
-  "jaxmoe/models/pretrained/shards.py": "the same",
+  "jaxmoe/models/pretrained/safetensors_writer.py": "the same",
   "jaxmoe/train/append_file.py": "files of a run that only grow",
   "jaxmoe/train/run_log.py": "files of a run that are cut",
   "jaxmoe/train/routing_record.py": "an open file",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.checkpoint import OrbaxStore
-from jaxmoe.checkpoint.streamed import Later, write_streamed
+from jaxmoe.checkpoint.streamed import LazyArray, write_streamed
 from jaxmoe.core.layout import one_device
 from jaxmoe.train.train_state import read_params
 from jaxmoe.train.workdir import Workdir
@@ -129,7 +129,7 @@ def test_a_run_whose_weights_are_of_two_dtypes_is_written_back_rounded(convert, 
     else (np.float32(x) * (1 + rng.normal(0, 1e-3, x.shape))).astype(np.float32)
     for name, x in arrays.items()
   }  # fmt: skip
-  later = {name: Later(x.shape, x.dtype, lambda x=x: x) for name, x in trained.items()}
+  later = {name: LazyArray(x.shape, x.dtype, lambda x=x: x) for name, x in trained.items()}
   label = json.loads((run / "checkpoints/0/label/metadata").read_text())
   write_streamed(run / "checkpoints", 7, later, {**label["record"], "step": 7})
   assert params_in(run)[0] == 7

@@ -13,10 +13,15 @@ import numpy as np
 
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.pretrained.family import Family
-from jaxmoe.models.pretrained.folder import Folder
-from jaxmoe.models.pretrained.settings import read_settings
-from jaxmoe.models.pretrained.tensors import Bound, Form, bind, choose_forms
+from jaxmoe.models.pretrained.checkpoint_files import CheckpointFiles
+from jaxmoe.models.pretrained.config_reader import read_config
+from jaxmoe.models.pretrained.model_family import ModelFamily
+from jaxmoe.models.pretrained.tensor_mapping import (
+  BoundParam,
+  TensorLayout,
+  bind_params,
+  choose_layouts,
+)
 from jaxmoe.models.transformer import Decoder, DType, Transformer
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
@@ -36,31 +41,31 @@ class Checkpoint:
     weights: Each of the model's weights, and how it lies there.
   """
 
-  family: Family
+  family: ModelFamily
   plain: Mapping[str, Any]
   unread: list[str]
   model: Transformer
   vocab_size: int
-  folder: Folder
-  weights: list[tuple[Bound, Form | None]]
+  files: CheckpointFiles
+  weights: list[tuple[BoundParam, TensorLayout | None]]
 
   @property
   def decoder(self) -> Decoder:
     """The functions of the model."""
     return Decoder(self.model, self.vocab_size)
 
-  def gather(self, bound: Bound, form: Form | None) -> np.ndarray:
+  def gather(self, bound: BoundParam, layout: TensorLayout | None) -> np.ndarray:
     """Returns one weight."""
-    return bound.gather(form, self.folder.read)
+    return bound.gather(layout, self.files.read)
 
-  def num_bytes(self, bound: Bound, form: Form | None) -> int:
+  def num_bytes(self, bound: BoundParam, layout: TensorLayout | None) -> int:
     """Returns how many bytes a weight has in the folder."""
-    name = next((name for name, _ in bound.tensors(form)), None)
-    return 0 if name is None else math.prod(bound.shape) * self.folder.dtypes[name].itemsize
+    name = next((name for name, _ in bound.tensors(layout)), None)
+    return 0 if name is None else math.prod(bound.shape) * self.files.dtypes[name].itemsize
 
 
 def open_checkpoint(
-  families: Mapping[str, Family], path: str | os.PathLike[str], dtype: DType | None = None
+  families: Mapping[str, ModelFamily], path: str | os.PathLike[str], dtype: DType | None = None
 ) -> Checkpoint:
   """Returns the checkpoint in a folder; reads headers and no weight.
 
@@ -73,15 +78,15 @@ def open_checkpoint(
     InputError: a family, key or dtype that is not known, a damaged or missing file, or tensors that
       are missing, left over or of another shape; in one line.
   """
-  plain, settings = read_settings(path)
-  kind = settings.get(str, "model_type")
+  plain, config = read_config(path)
+  kind = config.get(str, "model_type")
   if kind not in families:
     raise InputError(
-      f"{settings.where}: model_type={kind!r} is not known; there are: {', '.join(families)}"
+      f"{config.where}: model_type={kind!r} is not known; there are: {', '.join(families)}"
     )
   family = families[kind]
-  model, vocab_size = family.read(settings), settings.get(int, "vocab_size")
-  folder = Folder(path)
+  model, vocab_size = family.read(config), config.get(int, "vocab_size")
+  folder = CheckpointFiles(path)
   wide = {found for name, found in folder.dtypes.items() if not name.endswith("correction_bias")}
   on_disk: DType = "bfloat16" if {found.name for found in wide} == {"bfloat16"} else "float32"
   model = dataclasses.replace(model, dtype=on_disk, param_dtype=dtype or on_disk)
@@ -89,13 +94,15 @@ def open_checkpoint(
   if model.tied and HEAD in there and _same(folder, HEAD, TABLE):
     there.remove(HEAD)  # some write the head, too
   try:
-    weights = choose_forms(
-      bind(family.leaves, shapes_by_name(Decoder(model, vocab_size))), there, family.ignored
+    weights = choose_layouts(
+      bind_params(family.mappings, shapes_by_name(Decoder(model, vocab_size))),
+      there,
+      family.ignored,
     )
     _check_shapes(folder, weights)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
-  return Checkpoint(family, plain, settings.unread, model, vocab_size, folder, weights)
+  return Checkpoint(family, plain, config.unread, model, vocab_size, folder, weights)
 
 
 def shapes_by_name(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
@@ -116,20 +123,22 @@ def _order(name: str) -> tuple[int, int, str]:
   return (0 if pieces[0] == "embed" else 2), 0, name
 
 
-def _same(folder: Folder, one: str, other: str) -> bool:
+def _same(folder: CheckpointFiles, one: str, other: str) -> bool:
   """Whether two tensors hold the same bits."""
   if other not in folder.shapes or folder.shapes[one] != folder.shapes[other]:
     return False
   return folder.read(one).tobytes() == folder.read(other).tobytes()
 
 
-def _check_shapes(folder: Folder, weights: list[tuple[Bound, Form | None]]) -> None:
+def _check_shapes(
+  folder: CheckpointFiles, weights: list[tuple[BoundParam, TensorLayout | None]]
+) -> None:
   """Refuses tensors of another shape than the config asks for, before any is read."""
-  for bound, form in weights:
-    if form is None:
+  for bound, layout in weights:
+    if layout is None:
       continue
-    shape = bound.tensor_shape(form)
-    for name, _ in bound.tensors(form):
+    shape = bound.tensor_shape(layout)
+    for name, _ in bound.tensors(layout):
       if folder.shapes[name] != shape:
         raise InputError(
           f"{name} has the shape {list(folder.shapes[name])}, and config.json asks for "

@@ -11,12 +11,12 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.models.block import MLP as DenseMLP
 from jaxmoe.models.block import Block
 from jaxmoe.models.latent_attention import LatentAttention
-from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, blocks, only_mlp, only_moe
-from jaxmoe.models.pretrained.leaves import AT, ENDS, EXPERTS, GATE, MLP, NORMS, leaf
-from jaxmoe.models.pretrained.ropes import read_rope, rope_keys
-from jaxmoe.models.pretrained.settings import Settings
-from jaxmoe.models.pretrained.tensors import GATE_UP, Form, Leaf
+from jaxmoe.models.pretrained import config_keys
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp, only_moe
+from jaxmoe.models.pretrained.rope_config import read_rope, rope_keys
+from jaxmoe.models.pretrained.shared_mappings import AT, ENDS, EXPERTS, GATE, MLP, NORMS, mapping
+from jaxmoe.models.pretrained.tensor_mapping import GATE_UP, ParamMapping, TensorLayout
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
@@ -24,41 +24,43 @@ from jaxmoe.moe.routers.bias import AuxFree
 
 SHARED, SELF = AT + "mlp.shared_experts.", AT + "self_attn."
 LATENT = (
-  Leaf(
+  ParamMapping(
     "attention/q",
     "c n h",
     (
-      Form(SELF + "q_b_proj.weight", "(n h) c", needs="attention/q_down"),
-      Form(SELF + "q_proj.weight", "(n h) c"),
+      TensorLayout(SELF + "q_b_proj.weight", "(n h) c", needs="attention/q_down"),
+      TensorLayout(SELF + "q_proj.weight", "(n h) c"),
     ),
   ),
-  leaf("attention/q_down", "d c", (SELF + "q_a_proj.weight", "c d")),
-  leaf("attention/q_norm/scale", "c", (SELF + "q_a_layernorm.weight", "c")),
-  leaf("attention/down", "d c", (SELF + "kv_a_proj_with_mqa.weight", "c+r d")),
-  leaf("attention/k_rope", "d r", (SELF + "kv_a_proj_with_mqa.weight", "c+r d")),
-  leaf("attention/norm/scale", "c", (SELF + "kv_a_layernorm.weight", "c")),
-  leaf("attention/k", "c n h", (SELF + "kv_b_proj.weight", "(n h+v) c")),
-  leaf("attention/v", "c n v", (SELF + "kv_b_proj.weight", "(n h+v) c")),
-  leaf("attention/o", "n v d", (SELF + "o_proj.weight", "d (n v)")),
+  mapping("attention/q_down", "d c", (SELF + "q_a_proj.weight", "c d")),
+  mapping("attention/q_norm/scale", "c", (SELF + "q_a_layernorm.weight", "c")),
+  mapping("attention/down", "d c", (SELF + "kv_a_proj_with_mqa.weight", "c+r d")),
+  mapping("attention/k_rope", "d r", (SELF + "kv_a_proj_with_mqa.weight", "c+r d")),
+  mapping("attention/norm/scale", "c", (SELF + "kv_a_layernorm.weight", "c")),
+  mapping("attention/k", "c n h", (SELF + "kv_b_proj.weight", "(n h+v) c")),
+  mapping("attention/v", "c n v", (SELF + "kv_b_proj.weight", "(n h+v) c")),
+  mapping("attention/o", "n v d", (SELF + "o_proj.weight", "d (n v)")),
 )
 SHARED_LEAVES = (
-  Leaf("moe/shared/gate_up", "d g f", (Form(SHARED + "{g}_proj.weight", "f d", GATE_UP),)),
-  leaf("moe/shared/down", "f d", (SHARED + "down_proj.weight", "d f")),
+  ParamMapping(
+    "moe/shared/gate_up", "d g f", (TensorLayout(SHARED + "{g}_proj.weight", "f d", GATE_UP),)
+  ),
+  mapping("moe/shared/down", "f d", (SHARED + "down_proj.weight", "d f")),
 )
 
 
-def latent_attention(settings: Settings, neighbours: bool) -> LatentAttention:
+def latent_attention(config: ConfigReader, neighbours: bool) -> LatentAttention:
   """Returns the attention of a layer."""
-  settings.only("attention_bias", False)
-  settings.skip("head_dim", "qk_head_dim", "num_key_value_heads")
-  theta, scaling = read_rope(settings, 10_000.0)
+  config.only("attention_bias", False)
+  config.skip("head_dim", "qk_head_dim", "num_key_value_heads")
+  theta, scaling = read_rope(config, 10_000.0)
   return LatentAttention(
-    num_heads=settings.get(int, "num_attention_heads"),
-    head_dim=settings.get(int, "qk_nope_head_dim"),
-    rope_dim=settings.get(int, "qk_rope_head_dim"),
-    value_dim=settings.get(int, "v_head_dim"),
-    latent_dim=settings.get(int, "kv_lora_rank"),
-    query_dim=settings.get(int, "q_lora_rank", default=None),
+    num_heads=config.get(int, "num_attention_heads"),
+    head_dim=config.get(int, "qk_nope_head_dim"),
+    rope_dim=config.get(int, "qk_rope_head_dim"),
+    value_dim=config.get(int, "v_head_dim"),
+    latent_dim=config.get(int, "kv_lora_rank"),
+    query_dim=config.get(int, "q_lora_rank", default=None),
     rope_theta=theta,
     rope=scaling,
     neighbours=neighbours,
@@ -81,12 +83,12 @@ def latent_attention_keys(model: Transformer) -> dict[str, Any]:
   }
 
 
-def first_dense(settings: Settings, attention: Any, moe: MoE) -> list[Block]:
+def first_dense(config: ConfigReader, attention: Any, moe: MoE) -> list[Block]:
   """Returns the blocks: the first ones dense, the rest with experts."""
-  settings.only("moe_layer_freq", 1)
-  dense = settings.get(int, "first_k_dense_replace", default=0)
-  mlp = DenseMLP(settings.get(int, "intermediate_size"))
-  depths = range(keys.num_layers(settings))
+  config.only("moe_layer_freq", 1)
+  dense = config.get(int, "first_k_dense_replace", default=0)
+  mlp = DenseMLP(config.get(int, "intermediate_size"))
+  depths = range(config_keys.num_layers(config))
   return [Block(attention, mlp if depth < dense else moe) for depth in depths]
 
 
@@ -107,42 +109,42 @@ def first_dense_keys(model: Transformer, moe: MoE) -> dict[str, Any]:
   }
 
 
-def expert_sizes(settings: Settings) -> dict[str, Any]:
+def expert_sizes(config: ConfigReader) -> dict[str, Any]:
   """Returns the fields of a layer of experts that say how many there are, and how wide."""
-  width = settings.get(int, "moe_intermediate_size")
-  shared = settings.get(int, "n_shared_experts", default=1)
+  width = config.get(int, "moe_intermediate_size")
+  shared = config.get(int, "n_shared_experts", default=1)
   if shared < 1:
-    raise InputError(f"{settings.where}: n_shared_experts={shared} must be at least 1")
+    raise InputError(f"{config.where}: n_shared_experts={shared} must be at least 1")
   return {
-    "num_experts": settings.get(int, "n_routed_experts", "num_local_experts", "num_experts"),
-    "num_active": settings.get(int, "num_experts_per_tok"),
+    "num_experts": config.get(int, "n_routed_experts", "num_local_experts", "num_experts"),
+    "num_active": config.get(int, "num_experts_per_tok"),
     "experts": SwiGLU(hidden=width),
     "shared_hidden": width * shared,
   }
 
 
-def read(settings: Settings) -> Transformer:
+def read(config: ConfigReader) -> Transformer:
   """Returns the record that a config.json describes."""
-  settings.only("scoring_func", "sigmoid")
-  settings.only("topk_method", "noaux_tc")
-  settings.skip("aux_loss_alpha", "ep_size", "seq_aux")
-  settings.skip("num_mtp_layers", "num_nextn_predict_layers")
+  config.only("scoring_func", "sigmoid")
+  config.only("topk_method", "noaux_tc")
+  config.skip("aux_loss_alpha", "ep_size", "seq_aux")
+  config.skip("num_mtp_layers", "num_nextn_predict_layers")
   router = AuxFree(
-    normalize=settings.get(bool, "norm_topk_prob", default=True),
-    scale=settings.get(float, "routed_scaling_factor", default=2.5),
-    num_groups=settings.get(int, "n_group", default=1),
-    groups_active=settings.get(int, "topk_group", default=1),
+    normalize=config.get(bool, "norm_topk_prob", default=True),
+    scale=config.get(float, "routed_scaling_factor", default=2.5),
+    num_groups=config.get(int, "n_group", default=1),
+    groups_active=config.get(int, "topk_group", default=1),
   )
-  moe = MoE(router=router, balance=(), **expert_sizes(settings))
-  attention = latent_attention(settings, settings.get(bool, "rope_interleave", default=True))
-  return keys.decoder(settings, first_dense(settings, attention, moe), eps=1e-6)
+  moe = MoE(router=router, balance=(), **expert_sizes(config))
+  attention = latent_attention(config, config.get(bool, "rope_interleave", default=True))
+  return config_keys.decoder(config, first_dense(config, attention, moe), eps=1e-6)
 
 
 def write(model: Transformer) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe = only_moe(model)
   return {
-    **keys.decoder_keys(model),
+    **config_keys.decoder_keys(model),
     **latent_attention_keys(model),
     **first_dense_keys(model, moe),
     "n_group": moe.router.num_groups,
@@ -155,13 +157,13 @@ def write(model: Transformer) -> dict[str, Any]:
   }
 
 
-DEEPSEEK_V3 = Family(
+DEEPSEEK_V3 = ModelFamily(
   "DeepseekV3ForCausalLM",
   read,
   write,
   (
     *ENDS, *NORMS, *LATENT, *GATE, *EXPERTS, *MLP, *SHARED_LEAVES,
-    leaf("moe/router/buffers/bias", "e", (AT + "mlp.gate.e_score_correction_bias", "e")),
+    mapping("moe/router/buffers/bias", "e", (AT + "mlp.gate.e_score_correction_bias", "e")),
   ),
   (r".*\.rotary_emb\.inv_freq", r"model\.layers\.61\..*"),
 )  # fmt: skip

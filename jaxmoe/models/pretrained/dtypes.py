@@ -1,4 +1,4 @@
-"""Which dtype each tensor of a checkpoint has, kept beside the run that is made of it.
+"""The dtype of each tensor of a checkpoint, kept beside the run that is made of it.
 
 In a run a weight may be of a wider one, and training makes it so: float16 is read into float32,
 what trains has float32 masters, buffers are float32. What is made of the run has these dtypes
@@ -18,8 +18,8 @@ import numpy as np
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.checkpoint import Checkpoint
-from jaxmoe.models.pretrained.folder import DTYPES
-from jaxmoe.models.pretrained.tensors import Bound
+from jaxmoe.models.pretrained.checkpoint_files import DTYPES
+from jaxmoe.models.pretrained.tensor_mapping import BoundParam
 
 NAMES = {dtype.name for dtype in DTYPES.values()}
 
@@ -36,7 +36,7 @@ class Dtypes:
   weights: Mapping[str, str | Mapping[str, str]]
   asked: str | None = None
 
-  def of(self, bound: Bound, tensor: str) -> np.dtype:
+  def of(self, bound: BoundParam, tensor: str) -> np.dtype:
     """Returns the dtype of a tensor of a weight."""
     found = self.weights.get(bound.name)
     if found is None:
@@ -59,7 +59,7 @@ class Dtypes:
     return collections.Counter(flat).most_common(1)[0][0]
 
 
-def is_buffer(bound: Bound) -> bool:
+def is_buffer(bound: BoundParam) -> bool:
   """Whether a weight is moved by rules, not trained; it keeps its dtype whatever is asked."""
   return "/buffers/" in bound.name
 
@@ -72,13 +72,13 @@ def dtypes_of(checkpoint: Checkpoint, asked: str | None = None) -> Dtypes:
     asked: What all but buffers are to be in its place.
   """
   weights: dict[str, str | dict[str, str]] = {}
-  for bound, form in checkpoint.weights:
-    if form is None:
+  for bound, layout in checkpoint.weights:
+    if layout is None:
       continue
-    there = {name: checkpoint.folder.dtypes[name] for name, _ in bound.tensors(form)}
+    there = {name: checkpoint.files.dtypes[name] for name, _ in bound.tensors(layout)}
     if asked and not is_buffer(bound):
       weights[bound.name] = asked
-    elif form == bound.form and len(set(there.values())) > 1:
+    elif layout == bound.layout and len(set(there.values())) > 1:
       weights[bound.name] = {name: dtype.name for name, dtype in there.items()}
     else:
       weights[bound.name] = _widest(there.values()).name

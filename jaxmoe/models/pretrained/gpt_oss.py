@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.models.block import Block
-from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, blocks, only_moe
-from jaxmoe.models.pretrained.leaves import AT, BIASES, DECODER, leaf
-from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.pretrained import config_keys
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
+from jaxmoe.models.pretrained.shared_mappings import AT, BIASES, DECODER, mapping
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
 from jaxmoe.moe.layer import MoE
@@ -16,46 +16,46 @@ from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import Linear
 
 
-def read(settings: Settings) -> Transformer:
+def read(config: ConfigReader) -> Transformer:
   """Returns the record that a config.json describes."""
-  settings.get(dict, "rope_parameters", "rope_scaling")  # without, transformers takes a YaRN
+  config.get(dict, "rope_parameters", "rope_scaling")  # without, transformers takes a YaRN
   moe = MoE(
-    num_experts=settings.get(int, "num_local_experts", "num_experts", default=128),
-    num_active=settings.get(int, "num_experts_per_tok", "experts_per_token", default=4),
+    num_experts=config.get(int, "num_local_experts", "num_experts", default=128),
+    num_active=config.get(int, "num_experts_per_tok", "experts_per_token", default=4),
     router=TopK(gate=Linear(bias=True), normalize=True),
     experts=ClampedSwiGLU(
-      hidden=settings.get(int, "intermediate_size"),
-      limit=settings.get(float, "swiglu_limit", default=7.0),
-      alpha=settings.get(float, "swiglu_alpha", default=1.702),
+      hidden=config.get(int, "intermediate_size"),
+      limit=config.get(float, "swiglu_limit", default=7.0),
+      alpha=config.get(float, "swiglu_alpha", default=1.702),
     ),
-    balance=keys.balance(settings, default=0.001),
+    balance=config_keys.balance(config, default=0.001),
   )
-  kinds = settings.get(list, "layer_types", default=None)
+  kinds = config.get(list, "layer_types", default=None)
   if kinds is None:
-    depths = range(keys.num_layers(settings))
+    depths = range(config_keys.num_layers(config))
     kinds = ["full_attention" if depth % 2 else "sliding_attention" for depth in depths]
-  size = settings.get(int, "sliding_window", default=128)
-  bias = "all" if settings.get(bool, "attention_bias", default=True) else "none"
+  size = config.get(int, "sliding_window", default=128)
+  bias = "all" if config.get(bool, "attention_bias", default=True) else "none"
   layers = [
-    Block(keys.attention(settings, window, theta=150_000.0, bias=bias, sinks=True), moe)
-    for window in keys.windows_of_types(settings, kinds, size)
+    Block(config_keys.attention(config, window, theta=150_000.0, bias=bias, sinks=True), moe)
+    for window in config_keys.windows_of_types(config, kinds, size)
   ]
-  settings.skip("initial_context_length")
-  return keys.decoder(settings, layers, eps=1e-5)
+  config.skip("initial_context_length")
+  return config_keys.decoder(config, layers, eps=1e-5)
 
 
 def write(model: Transformer) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe = only_moe(model)
-  attention = keys.attention_keys(model)
+  attention = config_keys.attention_keys(model)
   if attention["rope_scaling"] is None:
     attention["rope_scaling"] = {"rope_type": "default"}
-  windows = keys.windows_keys(model)
+  windows = config_keys.windows_keys(model)
   full = ["full_attention"] * model.num_layers
   return {
-    **keys.decoder_keys(model),
+    **config_keys.decoder_keys(model),
     **attention,
-    **keys.balance_keys(moe),
+    **config_keys.balance_keys(moe),
     "attention_bias": blocks(model)[0].attention.bias == "all",
     "intermediate_size": moe.experts.hidden,
     "layer_types": windows.get("layer_types", full),
@@ -68,19 +68,19 @@ def write(model: Transformer) -> dict[str, Any]:
 
 
 MLP = AT + "mlp."
-GPT_OSS = Family(
+GPT_OSS = ModelFamily(
   "GptOssForCausalLM",
   read,
   write,
   (
     *DECODER,
     *BIASES,
-    leaf("attention/sink_bias", "n", (AT + "self_attn.sinks", "n")),
-    leaf("moe/router/gate/weight", "d e", (MLP + "router.weight", "e d")),
-    leaf("moe/router/gate/bias", "e", (MLP + "router.bias", "e")),
-    leaf("moe/experts/gate_up", "e d g f", (MLP + "experts.gate_up_proj", "e d (f g)")),
-    leaf("moe/experts/gate_up_bias", "e g f", (MLP + "experts.gate_up_proj_bias", "e (f g)")),
-    leaf("moe/experts/down", "e f d", (MLP + "experts.down_proj", "e f d")),
-    leaf("moe/experts/down_bias", "e d", (MLP + "experts.down_proj_bias", "e d")),
+    mapping("attention/sink_bias", "n", (AT + "self_attn.sinks", "n")),
+    mapping("moe/router/gate/weight", "d e", (MLP + "router.weight", "e d")),
+    mapping("moe/router/gate/bias", "e", (MLP + "router.bias", "e")),
+    mapping("moe/experts/gate_up", "e d g f", (MLP + "experts.gate_up_proj", "e d (f g)")),
+    mapping("moe/experts/gate_up_bias", "e g f", (MLP + "experts.gate_up_proj_bias", "e (f g)")),
+    mapping("moe/experts/down", "e f d", (MLP + "experts.down_proj", "e f d")),
+    mapping("moe/experts/down_bias", "e d", (MLP + "experts.down_proj_bias", "e d")),
   ),
 )

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from jaxmoe.models.block import Block
-from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, blocks, only_moe
-from jaxmoe.models.pretrained.leaves import AT, BIASES, DECODER, leaf
-from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.pretrained import config_keys
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
+from jaxmoe.models.pretrained.shared_mappings import AT, BIASES, DECODER, mapping
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
@@ -18,25 +18,27 @@ from jaxmoe.moe.routers import TopK
 SPARSE = AT + "block_sparse_moe."
 
 
-def read(settings: Settings) -> Transformer:
+def read(config: ConfigReader) -> Transformer:
   """Returns the record that a config.json describes."""
   moe = MoE(
-    num_experts=settings.get(int, "num_local_experts", default=8),
-    num_active=settings.get(int, "num_experts_per_tok", default=2),
+    num_experts=config.get(int, "num_local_experts", default=8),
+    num_active=config.get(int, "num_experts_per_tok", default=2),
     router=TopK(normalize=True),
-    experts=SwiGLU(hidden=settings.get(int, "intermediate_size")),
-    balance=keys.balance(settings, default=0.001),
+    experts=SwiGLU(hidden=config.get(int, "intermediate_size")),
+    balance=config_keys.balance(config, default=0.001),
   )
-  attention = keys.attention(
-    settings, bias=keys.bias(settings),
-    scale=settings.get(float, "attention_multiplier", default=1.0),
+  attention = config_keys.attention(
+    config, bias=config_keys.bias(config),
+    scale=config.get(float, "attention_multiplier", default=1.0),
   )  # fmt: skip
-  model = keys.decoder(settings, [Block(attention, moe)] * keys.num_layers(settings), eps=1e-6)
+  model = config_keys.decoder(
+    config, [Block(attention, moe)] * config_keys.num_layers(config), eps=1e-6
+  )
   return dataclasses.replace(
     model,
-    embed_scale=settings.get(float, "embedding_multiplier", default=1.0),
-    residual_scale=settings.get(float, "residual_multiplier", default=1.0),
-    logit_scale=1 / settings.get(float, "logits_scaling", default=1.0),
+    embed_scale=config.get(float, "embedding_multiplier", default=1.0),
+    residual_scale=config.get(float, "residual_multiplier", default=1.0),
+    logit_scale=1 / config.get(float, "logits_scaling", default=1.0),
   )
 
 
@@ -45,9 +47,9 @@ def write(model: Transformer) -> dict[str, Any]:
   moe, attention = only_moe(model), blocks(model)[0].attention
   scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale
   return {
-    **keys.decoder_keys(model),
-    **keys.attention_keys(model),
-    **keys.balance_keys(moe),
+    **config_keys.decoder_keys(model),
+    **config_keys.attention_keys(model),
+    **config_keys.balance_keys(moe),
     "attention_bias": attention.bias == "all",
     "attention_multiplier": scale,
     "embedding_multiplier": model.embed_scale,
@@ -65,18 +67,18 @@ def _inverse(number: float) -> float:
   return short if 1 / short == number else 1 / number
 
 
-GRANITEMOE = Family(
+GRANITEMOE = ModelFamily(
   "GraniteMoeForCausalLM",
   read,
   write,
   (
     *DECODER,
     *BIASES,
-    leaf("moe/router/gate/weight", "d e", (SPARSE + "router.layer.weight", "e d"),
+    mapping("moe/router/gate/weight", "d e", (SPARSE + "router.layer.weight", "e d"),
          (SPARSE + "router.weight", "e d")),
-    leaf("moe/experts/gate_up", "e d g f", (SPARSE + "input_linear.weight", "e (g f) d"),
+    mapping("moe/experts/gate_up", "e d g f", (SPARSE + "input_linear.weight", "e (g f) d"),
          (SPARSE + "experts.gate_up_proj", "e (g f) d")),
-    leaf("moe/experts/down", "e f d", (SPARSE + "output_linear.weight", "e d f"),
+    mapping("moe/experts/down", "e f d", (SPARSE + "output_linear.weight", "e d f"),
          (SPARSE + "experts.down_proj", "e d f")),
   ),
 )  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.models.block import Block
-from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, blocks, only_moe
-from jaxmoe.models.pretrained.leaves import AT, DECODER, FUSED, leaf
-from jaxmoe.models.pretrained.settings import Settings
-from jaxmoe.models.pretrained.tensors import Form, Leaf
+from jaxmoe.models.pretrained import config_keys
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
+from jaxmoe.models.pretrained.shared_mappings import AT, DECODER, FUSED, mapping
+from jaxmoe.models.pretrained.tensor_mapping import ParamMapping, TensorLayout
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
@@ -18,46 +18,46 @@ from jaxmoe.moe.routers import TopK
 OLD = AT + "block_sparse_moe."
 
 
-def read(settings: Settings) -> Transformer:
+def read(config: ConfigReader) -> Transformer:
   """Returns the record that a config.json describes."""
-  window = settings.get(int, "sliding_window", default=None)
+  window = config.get(int, "sliding_window", default=None)
   moe = MoE(
-    num_experts=settings.get(int, "num_local_experts", default=8),
-    num_active=settings.get(int, "num_experts_per_tok", default=2),
+    num_experts=config.get(int, "num_local_experts", default=8),
+    num_active=config.get(int, "num_experts_per_tok", default=2),
     router=TopK(normalize=True),
-    experts=SwiGLU(hidden=settings.get(int, "intermediate_size")),
-    balance=keys.balance(settings, default=0.001),
+    experts=SwiGLU(hidden=config.get(int, "intermediate_size")),
+    balance=config_keys.balance(config, default=0.001),
   )
-  block = Block(keys.attention(settings, window=window, theta=1e6), moe)
-  return keys.decoder(settings, [block] * keys.num_layers(settings), eps=1e-5)
+  block = Block(config_keys.attention(config, window=window, theta=1e6), moe)
+  return config_keys.decoder(config, [block] * config_keys.num_layers(config), eps=1e-5)
 
 
 def write(model: Transformer) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe = only_moe(model)
   return {
-    **keys.decoder_keys(model),
-    **keys.attention_keys(model),
-    **keys.balance_keys(moe),
+    **config_keys.decoder_keys(model),
+    **config_keys.attention_keys(model),
+    **config_keys.balance_keys(moe),
     "intermediate_size": moe.experts.hidden,
     "num_experts_per_tok": moe.num_active,
     "num_local_experts": moe.num_experts,
-    "sliding_window": keys.window_of(blocks(model)[0]),
+    "sliding_window": config_keys.window_of(blocks(model)[0]),
   }
 
 
 OLD_EXPERTS = (
-  Leaf(
+  ParamMapping(
     "moe/experts/gate_up",
     "e d g f",
     (
-      Form(OLD + "experts.{e}.{g}.weight", "f d", (("g", ("w1", "w3")),)),
-      Form(FUSED[0], "e (g f) d"),
+      TensorLayout(OLD + "experts.{e}.{g}.weight", "f d", (("g", ("w1", "w3")),)),
+      TensorLayout(FUSED[0], "e (g f) d"),
     ),
   ),
-  leaf("moe/experts/down", "e f d", (OLD + "experts.{e}.w2.weight", "d f"), (FUSED[1], "e d f")),
+  mapping("moe/experts/down", "e f d", (OLD + "experts.{e}.w2.weight", "d f"), (FUSED[1], "e d f")),
 )
-GATE = leaf(
+GATE = mapping(
   "moe/router/gate/weight", "d e", (OLD + "gate.weight", "e d"), (AT + "mlp.gate.weight", "e d")
 )
-MIXTRAL = Family("MixtralForCausalLM", read, write, (*DECODER, GATE, *OLD_EXPERTS))
+MIXTRAL = ModelFamily("MixtralForCausalLM", read, write, (*DECODER, GATE, *OLD_EXPERTS))

@@ -5,39 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.models.block import Block
-from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, blocks, only_moe
-from jaxmoe.models.pretrained.leaves import AT, BIASES, DECODER, EXPERTS, GATE, leaf
-from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.pretrained import config_keys
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
+from jaxmoe.models.pretrained.shared_mappings import AT, BIASES, DECODER, EXPERTS, GATE, mapping
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import TopK
 
 
-def read(settings: Settings) -> Transformer:
+def read(config: ConfigReader) -> Transformer:
   """Returns the record that a config.json describes."""
   moe = MoE(
-    num_experts=settings.get(int, "num_experts", "num_local_experts", default=64),
-    num_active=settings.get(int, "num_experts_per_tok", default=8),
-    router=TopK(normalize=settings.get(bool, "norm_topk_prob", default=False)),
-    experts=SwiGLU(hidden=settings.get(int, "intermediate_size")),
-    balance=keys.balance(settings, default=0.01),
+    num_experts=config.get(int, "num_experts", "num_local_experts", default=64),
+    num_active=config.get(int, "num_experts_per_tok", default=8),
+    router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
+    experts=SwiGLU(hidden=config.get(int, "intermediate_size")),
+    balance=config_keys.balance(config, default=0.01),
   )
-  attention = keys.attention(
-    settings, qk_norm="all", bias=keys.bias(settings),
-    clip=settings.get(float, "clip_qkv", default=None),
+  attention = config_keys.attention(
+    config, qk_norm="all", bias=config_keys.bias(config),
+    clip=config.get(float, "clip_qkv", default=None),
   )  # fmt: skip
-  return keys.decoder(settings, [Block(attention, moe)] * keys.num_layers(settings), eps=1e-5)
+  return config_keys.decoder(
+    config, [Block(attention, moe)] * config_keys.num_layers(config), eps=1e-5
+  )
 
 
 def write(model: Transformer) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe, attention = only_moe(model), blocks(model)[0].attention
   return {
-    **keys.decoder_keys(model),
-    **keys.attention_keys(model),
-    **keys.balance_keys(moe),
+    **config_keys.decoder_keys(model),
+    **config_keys.attention_keys(model),
+    **config_keys.balance_keys(moe),
     "attention_bias": attention.bias == "all",
     "clip_qkv": attention.clip,
     "intermediate_size": moe.experts.hidden,
@@ -48,7 +50,7 @@ def write(model: Transformer) -> dict[str, Any]:
 
 
 NORMS = (
-  leaf("attention/q_norm/scale", "n h", (AT + "self_attn.q_norm.weight", "(n h)")),
-  leaf("attention/k_norm/scale", "k h", (AT + "self_attn.k_norm.weight", "(k h)")),
+  mapping("attention/q_norm/scale", "n h", (AT + "self_attn.q_norm.weight", "(n h)")),
+  mapping("attention/k_norm/scale", "k h", (AT + "self_attn.k_norm.weight", "(k h)")),
 )
-OLMOE = Family("OlmoeForCausalLM", read, write, DECODER + NORMS + BIASES + GATE + EXPERTS)
+OLMOE = ModelFamily("OlmoeForCausalLM", read, write, DECODER + NORMS + BIASES + GATE + EXPERTS)

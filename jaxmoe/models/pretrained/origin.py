@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.pretrained.family import Family, essence
-from jaxmoe.models.pretrained.settings import INERT, LOSSES, Settings
+from jaxmoe.models.pretrained.config_reader import INERT, LOSSES, ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, essence
 from jaxmoe.models.transformer import Transformer
 
 UNSAID = "architectures", "model_type", *LOSSES
@@ -19,7 +19,7 @@ UNSAID = "architectures", "model_type", *LOSSES
 
 
 def with_origin(
-  families: Mapping[str, Family], kind: str, model: Transformer, origin: Mapping[str, Any]
+  families: Mapping[str, ModelFamily], kind: str, model: Transformer, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns the keys of config.json for a model of a family.
 
@@ -35,26 +35,26 @@ def with_origin(
   if origin.get("model_type") != kind:
     kept = {key: value for key, value in origin.items() if key in INERT and key not in named}
     return {**kept, **own}
-  settings = Settings(origin, "config.json")
+  config = ConfigReader(origin, "config.json")
   try:
-    before = family.write(family.read(settings))
+    before = family.write(family.read(config))
   except InputError:  # edited since
     return {**origin, **own}
   changed = [key for key in own if key not in UNSAID and own[key] != before.get(key, own)]
-  replaced = {other for key in changed for other in settings.alike(key)}
+  replaced = {other for key in changed for other in config.alike(key)}
   kept = {key: value for key, value in origin.items() if key not in replaced}
   plain = {**own, **kept, **{key: own[key] for key in changed}}
   if not plain["architectures"]:
     plain["architectures"] = named["architectures"]
   if _says(family, plain, model):
     return plain
-  kept = {key: origin[key] for key in (*settings.unread, *INERT) if key in origin}
+  kept = {key: origin[key] for key in (*config.unread, *INERT) if key in origin}
   return {**own, **kept, **{key: value for key, value in own.items() if key not in UNSAID}}
 
 
-def _says(family: Family, plain: Mapping[str, Any], model: Transformer) -> bool:
+def _says(family: ModelFamily, plain: Mapping[str, Any], model: Transformer) -> bool:
   """Whether a config.json describes a model."""
   try:
-    return essence(family.read(Settings(plain, "config.json"))) == essence(model)
+    return essence(family.read(ConfigReader(plain, "config.json"))) == essence(model)
   except InputError:
     return False

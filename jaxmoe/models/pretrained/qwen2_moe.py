@@ -6,11 +6,19 @@ from typing import Any
 
 from jaxmoe.models.block import MLP as DenseMLP
 from jaxmoe.models.block import Block
-from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, blocks, only_mlp, only_moe
-from jaxmoe.models.pretrained.leaves import AT, BIASES, DECODER, EXPERTS, GATE, MLP, leaf
-from jaxmoe.models.pretrained.settings import Settings
-from jaxmoe.models.pretrained.tensors import GATE_UP, Form, Leaf
+from jaxmoe.models.pretrained import config_keys
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp, only_moe
+from jaxmoe.models.pretrained.shared_mappings import (
+  AT,
+  BIASES,
+  DECODER,
+  EXPERTS,
+  GATE,
+  MLP,
+  mapping,
+)
+from jaxmoe.models.pretrained.tensor_mapping import GATE_UP, ParamMapping, TensorLayout
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
@@ -19,50 +27,50 @@ from jaxmoe.moe.routers import TopK
 SHARED = AT + "mlp.shared_expert."
 
 
-def read(settings: Settings) -> Transformer:
+def read(config: ConfigReader) -> Transformer:
   """Returns the record that a config.json describes."""
-  bias = "qkv" if settings.get(bool, "qkv_bias", default=True) else "none"
+  bias = "qkv" if config.get(bool, "qkv_bias", default=True) else "none"
   moe = MoE(
-    num_experts=settings.get(int, "num_experts", "num_local_experts", default=60),
-    num_active=settings.get(int, "num_experts_per_tok", default=4),
-    router=TopK(normalize=settings.get(bool, "norm_topk_prob", default=False)),
-    experts=SwiGLU(hidden=settings.get(int, "moe_intermediate_size")),
-    shared_hidden=settings.get(int, "shared_expert_intermediate_size"),
+    num_experts=config.get(int, "num_experts", "num_local_experts", default=60),
+    num_active=config.get(int, "num_experts_per_tok", default=4),
+    router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
+    experts=SwiGLU(hidden=config.get(int, "moe_intermediate_size")),
+    shared_hidden=config.get(int, "shared_expert_intermediate_size"),
     shared_gate=True,
-    balance=keys.balance(settings, default=0.001),
+    balance=config_keys.balance(config, default=0.001),
   )
-  mlp = DenseMLP(settings.get(int, "intermediate_size", default=5632))
+  mlp = DenseMLP(config.get(int, "intermediate_size", default=5632))
   layers = [
-    Block(keys.attention(settings, window, bias=bias), mlp if dense else moe)
-    for window, dense in zip(windows(settings), keys.dense_layers(settings))
+    Block(config_keys.attention(config, window, bias=bias), mlp if dense else moe)
+    for window, dense in zip(windows(config), config_keys.dense_layers(config))
   ]
-  return keys.decoder(settings, layers, eps=1e-6)
+  return config_keys.decoder(config, layers, eps=1e-6)
 
 
-def windows(settings: Settings) -> list[int | None]:
+def windows(config: ConfigReader) -> list[int | None]:
   """Returns the window of each block; where no list says it, every other one of the first has it.
   """
-  size = settings.get(int, "sliding_window", default=4096)
-  used = settings.get(bool, "use_sliding_window", default=False)
-  first = settings.get(int, "max_window_layers", default=28)
-  kinds = settings.get(list, "layer_types", default=None)
+  size = config.get(int, "sliding_window", default=4096)
+  used = config.get(bool, "use_sliding_window", default=False)
+  first = config.get(int, "max_window_layers", default=28)
+  kinds = config.get(list, "layer_types", default=None)
   if kinds is None:
     kinds = [
       "sliding_attention" if used and depth % 2 == 0 and depth < first else "full_attention"
-      for depth in range(keys.num_layers(settings))
+      for depth in range(config_keys.num_layers(config))
     ]
-  return keys.windows_of_types(settings, kinds, size if used else None)
+  return config_keys.windows_of_types(config, kinds, size if used else None)
 
 
 def write(model: Transformer) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe, mlp = only_moe(model), only_mlp(model)
   return {
-    **keys.decoder_keys(model),
-    **keys.attention_keys(model),
-    **keys.balance_keys(moe),
-    **keys.dense_layers_keys(model),
-    **keys.windows_keys(model),
+    **config_keys.decoder_keys(model),
+    **config_keys.attention_keys(model),
+    **config_keys.balance_keys(moe),
+    **config_keys.dense_layers_keys(model),
+    **config_keys.windows_keys(model),
     "intermediate_size": mlp.hidden if mlp else moe.experts.hidden,
     "moe_intermediate_size": moe.experts.hidden,
     "norm_topk_prob": moe.router.normalize,
@@ -73,14 +81,16 @@ def write(model: Transformer) -> dict[str, Any]:
   }
 
 
-QWEN2_MOE = Family(
+QWEN2_MOE = ModelFamily(
   "Qwen2MoeForCausalLM",
   read,
   write,
   (
     *DECODER, *BIASES, *GATE, *EXPERTS, *MLP,
-    Leaf("moe/shared/gate_up", "d g f", (Form(SHARED + "{g}_proj.weight", "f d", GATE_UP),)),
-    leaf("moe/shared/down", "f d", (SHARED + "down_proj.weight", "d f")),
-    leaf("moe/shared_gate", "d g", (AT + "mlp.shared_expert_gate.weight", "g d")),
+    ParamMapping(
+      "moe/shared/gate_up", "d g f", (TensorLayout(SHARED + "{g}_proj.weight", "f d", GATE_UP),)
+    ),
+    mapping("moe/shared/down", "f d", (SHARED + "down_proj.weight", "d f")),
+    mapping("moe/shared_gate", "d g", (AT + "mlp.shared_expert_gate.weight", "g d")),
   ),
 )  # fmt: skip

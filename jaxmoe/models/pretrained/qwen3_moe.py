@@ -6,45 +6,47 @@ from typing import Any
 
 from jaxmoe.models.block import MLP as DenseMLP
 from jaxmoe.models.block import Block
-from jaxmoe.models.pretrained import keys
-from jaxmoe.models.pretrained.family import Family, blocks, only_mlp, only_moe
-from jaxmoe.models.pretrained.leaves import BIASES, DECODER, EXPERTS, GATE, MLP, QK_NORMS
-from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.pretrained import config_keys
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp, only_moe
+from jaxmoe.models.pretrained.shared_mappings import BIASES, DECODER, EXPERTS, GATE, MLP, QK_NORMS
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import TopK
 
 
-def read(settings: Settings) -> Transformer:
+def read(config: ConfigReader) -> Transformer:
   """Returns the record that a config.json describes."""
-  settings.skip("max_window_layers")
-  window = settings.get(int, "sliding_window", default=None)
-  used = settings.get(bool, "use_sliding_window", default=False)
-  attention = keys.attention(
-    settings, window if used else None, qk_norm="head", bias=keys.bias(settings)
+  config.skip("max_window_layers")
+  window = config.get(int, "sliding_window", default=None)
+  used = config.get(bool, "use_sliding_window", default=False)
+  attention = config_keys.attention(
+    config, window if used else None, qk_norm="head", bias=config_keys.bias(config)
   )
   moe = MoE(
-    num_experts=settings.get(int, "num_experts", "num_local_experts", default=128),
-    num_active=settings.get(int, "num_experts_per_tok", default=8),
-    router=TopK(normalize=settings.get(bool, "norm_topk_prob", default=False)),
-    experts=SwiGLU(hidden=settings.get(int, "moe_intermediate_size")),
-    balance=keys.balance(settings, default=0.001),
+    num_experts=config.get(int, "num_experts", "num_local_experts", default=128),
+    num_active=config.get(int, "num_experts_per_tok", default=8),
+    router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
+    experts=SwiGLU(hidden=config.get(int, "moe_intermediate_size")),
+    balance=config_keys.balance(config, default=0.001),
   )
-  dense = keys.dense_layers(settings)
-  width = settings.get(int, "intermediate_size", default=6144)
+  dense = config_keys.dense_layers(config)
+  width = config.get(int, "intermediate_size", default=6144)
   mlp = DenseMLP(width)
-  return keys.decoder(settings, [Block(attention, mlp if of else moe) for of in dense], eps=1e-6)
+  return config_keys.decoder(
+    config, [Block(attention, mlp if of else moe) for of in dense], eps=1e-6
+  )
 
 
 def write(model: Transformer) -> dict[str, Any]:
   """Returns the keys of config.json."""
-  moe, mlp, window = only_moe(model), only_mlp(model), keys.window_of(blocks(model)[0])
+  moe, mlp, window = only_moe(model), only_mlp(model), config_keys.window_of(blocks(model)[0])
   return {
-    **keys.decoder_keys(model),
-    **keys.attention_keys(model),
-    **keys.balance_keys(moe),
-    **keys.dense_layers_keys(model),
+    **config_keys.decoder_keys(model),
+    **config_keys.attention_keys(model),
+    **config_keys.balance_keys(moe),
+    **config_keys.dense_layers_keys(model),
     "attention_bias": blocks(model)[0].attention.bias == "all",
     "intermediate_size": mlp.hidden if mlp else moe.experts.hidden,
     "moe_intermediate_size": moe.experts.hidden,
@@ -57,4 +59,4 @@ def write(model: Transformer) -> dict[str, Any]:
 
 
 LEAVES = DECODER + BIASES + QK_NORMS + GATE + EXPERTS + MLP
-QWEN3_MOE = Family("Qwen3MoeForCausalLM", read, write, LEAVES)
+QWEN3_MOE = ModelFamily("Qwen3MoeForCausalLM", read, write, LEAVES)

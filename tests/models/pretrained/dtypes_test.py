@@ -6,12 +6,12 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained import FAMILIES
-from jaxmoe.models.pretrained import rounding as module
+from jaxmoe.models.pretrained import casting as module
+from jaxmoe.models.pretrained.casting import Caster
 from jaxmoe.models.pretrained.checkpoint import open_checkpoint
 from jaxmoe.models.pretrained.dtypes import Dtypes, dtypes_of, read_dtypes
-from jaxmoe.models.pretrained.leaves import leaf
-from jaxmoe.models.pretrained.rounding import Rounding
-from jaxmoe.models.pretrained.tensors import Bound, Piece
+from jaxmoe.models.pretrained.shared_mappings import mapping
+from jaxmoe.models.pretrained.tensor_mapping import BoundParam, TensorSlice
 from tests.models.pretrained.checkpoint import tensors_of, write_checkpoint
 
 KEPT = Dtypes({
@@ -21,7 +21,7 @@ KEPT = Dtypes({
 
 
 def bound(name):
-  return Bound(name, (2, 3), np.dtype(np.float32), leaf("x", "e d", ("down.{e}", "d")), 0)
+  return BoundParam(name, (2, 3), np.dtype(np.float32), mapping("x", "e d", ("down.{e}", "d")), 0)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_dtypes_are_those_of_the_tensors_and_come_back_from_a_file(tmp_path):
   assert {x.dtype.name for x in tensors.values()} == {"float32", "bfloat16", "float16"}
   told = {
     name: found.of(bound, name)
-    for bound, form in checkpoint.weights
-    for name, _ in bound.tensors(form)
+    for bound, layout in checkpoint.weights
+    for name, _ in bound.tensors(layout)
   }
   assert told == {name: x.dtype for name, x in tensors.items()}
 
@@ -65,8 +65,8 @@ def test_a_damaged_file_of_dtypes_is_named(tmp_path, text):
 def test_casting_in_parts_counts_what_changes(monkeypatch):
   monkeypatch.setattr(module, "_AT_A_TIME", 6)
   values = np.array([[1.0, 1.5, 3.0001], [np.nan, np.inf, 0.1]] * 4, np.float32)
-  piece = Piece("x", (9, 3), (slice(1, 9), slice(0, 3)), values)
-  rounding, whole = Rounding(), np.zeros((9, 3), jnp.bfloat16)
+  piece = TensorSlice("x", (9, 3), (slice(1, 9), slice(0, 3)), values)
+  rounding, whole = Caster(), np.zeros((9, 3), jnp.bfloat16)
   parts = list(rounding.cast(piece, whole.dtype))
   for part in parts:
     whole[part.place] = part.values
@@ -78,6 +78,6 @@ def test_casting_in_parts_counts_what_changes(monkeypatch):
 
 
 def test_a_number_that_becomes_infinite_is_refused():
-  piece = Piece("some.weight", (2,), (slice(0, 2),), np.array([1.0, 7e4], np.float32))
+  piece = TensorSlice("some.weight", (2,), (slice(0, 2),), np.array([1.0, 7e4], np.float32))
   with pytest.raises(InputError, match=r"some\.weight has numbers that float16 cannot hold"):
-    list(Rounding().cast(piece, np.dtype(np.float16)))
+    list(Caster().cast(piece, np.dtype(np.float16)))

@@ -4,7 +4,7 @@ import pytest
 import safetensors.numpy
 
 from jaxmoe.models.pretrained import FAMILIES
-from jaxmoe.models.pretrained.family import differences
+from jaxmoe.models.pretrained.model_family import differences
 from tests.models.pretrained.golden import FOLDER, PROMPT
 from tests.models.pretrained.ours import Ours, check_forward, check_gradients, check_greedy
 

@@ -71,10 +71,10 @@ def test_fused_experts_and_shards_are_read_alike(model_type, tmp_path):
   )
   assert len(list((tmp_path / "fused").glob("*.safetensors"))) > 1
   fused = Ours(tmp_path / "fused")
-  names = set(fused.checkpoint.folder.shapes)
+  names = set(fused.checkpoint.files.shapes)
   assert any(name.endswith("gate_up_proj") for name in names)
-  for (one, form), (other, of) in zip(ours.checkpoint.weights, fused.checkpoint.weights):
+  for (one, layout), (other, of) in zip(ours.checkpoint.weights, fused.checkpoint.weights):
     assert one.name == other.name
     np.testing.assert_array_equal(
-      ours.checkpoint.gather(one, form), fused.checkpoint.gather(other, of)
+      ours.checkpoint.gather(one, layout), fused.checkpoint.gather(other, of)
     )

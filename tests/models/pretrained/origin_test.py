@@ -6,9 +6,9 @@ import json
 import pytest
 
 from jaxmoe.models.pretrained import FAMILIES
-from jaxmoe.models.pretrained.family import essence
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import essence
 from jaxmoe.models.pretrained.origin import with_origin
-from jaxmoe.models.pretrained.settings import Settings
 from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.layer import MoE
 from tests.models.pretrained.golden import FOLDER
@@ -30,7 +30,7 @@ def golden(kind, **changes):
 
 
 def read(kind, plain):
-  return FAMILIES[kind].read(Settings(plain, "config.json"))
+  return FAMILIES[kind].read(ConfigReader(plain, "config.json"))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -12,7 +12,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import open_checkpoint
-from jaxmoe.models.pretrained.tensors import choose_forms
+from jaxmoe.models.pretrained.tensor_mapping import choose_layouts
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.layer import MoE
@@ -28,8 +28,8 @@ class Ours:
   def __init__(self, folder):
     self.checkpoint = open_checkpoint(FAMILIES, folder)
     self.decoder = self.checkpoint.decoder
-    named = {bound.name: self.checkpoint.gather(bound, form)
-             for bound, form in self.checkpoint.weights}  # fmt: skip
+    named = {bound.name: self.checkpoint.gather(bound, layout)
+             for bound, layout in self.checkpoint.weights}  # fmt: skip
     self.params = self.tree(named)
 
   def with_dispatch(self, name):
@@ -74,8 +74,8 @@ class Ours:
     """Gradients in transformers' names by our canonical names; linear, as weights are."""
     bound = [one for one, _ in self.checkpoint.weights if "/buffers/" not in one.name]
     return {
-      one.name: one.gather(form, gradients.__getitem__)
-      for one, form in choose_forms(bound, gradients)
+      one.name: one.gather(layout, gradients.__getitem__)
+      for one, layout in choose_layouts(bound, gradients)
     }
 
 

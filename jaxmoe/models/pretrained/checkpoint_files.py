@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.pretrained.tensors import Shape, some
+from jaxmoe.models.pretrained.tensor_mapping import Shape, some
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ".bin", ".pt", ".pth", ".ckpt"
@@ -23,7 +23,7 @@ DTYPES = {
 }
 
 
-class Folder:
+class CheckpointFiles:
   """Tensors by name, read when asked for; files are mapped, not loaded.
 
   Attributes:

@@ -8,9 +8,9 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.masks import Document, Window
-from jaxmoe.models.pretrained.family import blocks, stack_of
-from jaxmoe.models.pretrained.ropes import read_rope, rope_keys
-from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import blocks, stack_of
+from jaxmoe.models.pretrained.rope_config import read_rope, rope_keys
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.layer import MoE
@@ -18,20 +18,20 @@ from jaxmoe.moe.layer import MoE
 ACTIVATIONS = "silu", "swish"
 
 
-def decoder(settings: Settings, layers: list[Block], eps: float) -> Transformer:
+def decoder(config: ConfigReader, layers: list[Block], eps: float) -> Transformer:
   """Returns the record of blocks by depth, with the sizes that every family has.
 
   Args:
-    settings: The config.
+    config: Of the checkpoint.
     layers: The blocks.
     eps: Of norms, where the config does not say it.
   """
-  settings.only("hidden_act", *ACTIVATIONS)
+  config.only("hidden_act", *ACTIVATIONS)
   return Transformer(
-    dim=settings.get(int, "hidden_size"),
+    dim=config.get(int, "hidden_size"),
     stack=stack_of(layers),
-    tied=settings.get(bool, "tie_word_embeddings", default=False),
-    norm_eps=settings.get(float, "rms_norm_eps", default=eps),
+    tied=config.get(bool, "tie_word_embeddings", default=False),
+    norm_eps=config.get(float, "rms_norm_eps", default=eps),
   )
 
 
@@ -46,36 +46,36 @@ def decoder_keys(model: Transformer) -> dict[str, Any]:
   }
 
 
-def num_layers(settings: Settings) -> int:
+def num_layers(config: ConfigReader) -> int:
   """Returns the number of blocks.
 
   Raises:
     InputError: it is no number of blocks.
   """
-  number = settings.get(int, "num_hidden_layers")
+  number = config.get(int, "num_hidden_layers")
   if number < 1:
-    raise InputError(f"{settings.where}: num_hidden_layers={number} must be at least 1")
+    raise InputError(f"{config.where}: num_hidden_layers={number} must be at least 1")
   return number
 
 
 def attention(
-  settings: Settings, window: int | None = None, theta: float = 10_000.0, **others: Any
+  config: ConfigReader, window: int | None = None, theta: float = 10_000.0, **others: Any
 ) -> Attention:
   """Returns the attention of a layer.
 
   Args:
-    settings: The config.
+    config: Of the checkpoint.
     window: How many tokens a token sees, None for all.
     theta: The base of the rotary angles where the config does not say it.
     **others: More fields of the record.
   """
-  num_heads = settings.get(int, "num_attention_heads")
-  theta, scaling = read_rope(settings, theta)
+  num_heads = config.get(int, "num_attention_heads")
+  theta, scaling = read_rope(config, theta)
   return Attention(
     num_heads=num_heads,
-    num_kv_heads=settings.get(int, "num_key_value_heads", default=num_heads),
-    head_dim=settings.get(
-      int, "head_dim", default=settings.get(int, "hidden_size") // max(num_heads, 1)
+    num_kv_heads=config.get(int, "num_key_value_heads", default=num_heads),
+    head_dim=config.get(
+      int, "head_dim", default=config.get(int, "hidden_size") // max(num_heads, 1)
     ),
     mask=Document() if window is None else Window(window),
     rope_theta=theta,
@@ -95,9 +95,9 @@ def attention_keys(model: Transformer) -> dict[str, Any]:
   }
 
 
-def bias(settings: Settings, key: str = "attention_bias") -> str:
+def bias(config: ConfigReader, key: str = "attention_bias") -> str:
   """Returns what has a bias in attention where one key says it: nothing or all."""
-  return "all" if settings.get(bool, key, default=False) else "none"
+  return "all" if config.get(bool, key, default=False) else "none"
 
 
 def window_of(block: Block) -> int | None:
@@ -106,13 +106,13 @@ def window_of(block: Block) -> int | None:
   return mask.size if isinstance(mask, Window) else None
 
 
-def balance(settings: Settings, default: float) -> tuple[LoadBalance, ...]:
+def balance(config: ConfigReader, default: float) -> tuple[LoadBalance, ...]:
   """Returns the loss that keeps experts even as the model is trained on, if there is one.
 
   That of transformers counts every choice, so it is `num_experts_per_tok` times ours.
   """
-  weight = settings.get(float, "router_aux_loss_coef", default=default)
-  active = settings.get(int, "num_experts_per_tok")
+  weight = config.get(float, "router_aux_loss_coef", default=default)
+  active = config.get(int, "num_experts_per_tok")
   return (LoadBalance(weight=weight * active),) if weight > 0 else ()
 
 
@@ -122,13 +122,13 @@ def balance_keys(moe: MoE) -> dict[str, Any]:
   return {"router_aux_loss_coef": weight / moe.num_active}
 
 
-def dense_layers(settings: Settings) -> list[bool]:
+def dense_layers(config: ConfigReader) -> list[bool]:
   """Returns which blocks of a Qwen MoE are dense: those named, and all but every n-th."""
-  depths = range(num_layers(settings))
-  named = settings.get(list, "mlp_only_layers", default=[])
-  step = settings.get(int, "decoder_sparse_step", default=1)
+  depths = range(num_layers(config))
+  named = config.get(list, "mlp_only_layers", default=[])
+  step = config.get(int, "decoder_sparse_step", default=1)
   if step < 1:
-    raise InputError(f"{settings.where}: decoder_sparse_step={step} must be at least 1")
+    raise InputError(f"{config.where}: decoder_sparse_step={step} must be at least 1")
   return [depth in named or (depth + 1) % step != 0 for depth in depths]
 
 
@@ -138,37 +138,37 @@ def dense_layers_keys(model: Transformer) -> dict[str, Any]:
   return {"mlp_only_layers": dense, "decoder_sparse_step": 1}
 
 
-def windows(settings: Settings, after: int) -> list[int | None]:
+def windows(config: ConfigReader, after: int) -> list[int | None]:
   """Returns the window of each block, told by `layer_types` or, without it, by depth (Qwen).
 
   Args:
-    settings: The config.
+    config: Of the checkpoint.
     after: `max_window_layers` where the config does not say it: the first block with a window.
   """
-  depths = range(num_layers(settings))
-  size = settings.get(int, "sliding_window", default=4096)
-  used = settings.get(bool, "use_sliding_window", default=False)
-  first = settings.get(int, "max_window_layers", default=after)
-  kinds = settings.get(list, "layer_types", default=None)
+  depths = range(num_layers(config))
+  size = config.get(int, "sliding_window", default=4096)
+  used = config.get(bool, "use_sliding_window", default=False)
+  first = config.get(int, "max_window_layers", default=after)
+  kinds = config.get(list, "layer_types", default=None)
   if kinds is None:
     return [size if used and depth >= first else None for depth in depths]
-  return windows_of_types(settings, kinds, size if used else None)
+  return windows_of_types(config, kinds, size if used else None)
 
 
-def windows_of_types(settings: Settings, kinds: list, size: int | None) -> list[int | None]:
+def windows_of_types(config: ConfigReader, kinds: list, size: int | None) -> list[int | None]:
   """Returns the window of each block by the entries of `layer_types`.
 
   Raises:
     InputError: an entry that is not known, too few, or a window without a size.
   """
-  depths = num_layers(settings)
+  depths = num_layers(config)
   if len(kinds) != depths or not set(kinds) <= {"sliding_attention", "full_attention"}:
     raise InputError(
-      f"{settings.where}: layer_types={kinds} must name sliding_attention or full_attention for "
+      f"{config.where}: layer_types={kinds} must name sliding_attention or full_attention for "
       f"each of {depths} layers"
     )
   if size is None and "sliding_attention" in kinds:
-    raise InputError(f"{settings.where}: layer_types has windows, and sliding_window no size")
+    raise InputError(f"{config.where}: layer_types has windows, and sliding_window no size")
   return [size if kind == "sliding_attention" else None for kind in kinds]
 
 

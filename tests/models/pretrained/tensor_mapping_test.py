@@ -11,9 +11,9 @@ import safetensors.numpy
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import open_checkpoint
-from jaxmoe.models.pretrained.family import blocks, stack_of
-from jaxmoe.models.pretrained.settings import Settings
-from jaxmoe.models.pretrained.tensors import Form, Leaf, bind
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.model_family import blocks, stack_of
+from jaxmoe.models.pretrained.tensor_mapping import ParamMapping, TensorLayout, bind_params
 from tests.models.pretrained.cases import GOLDEN
 from tests.models.pretrained.golden import FOLDER
 
@@ -31,10 +31,10 @@ def test_tensors_come_back_bit_for_bit_in_their_old_names(model_type, dtype, tmp
   checkpoint = open_checkpoint(FAMILIES, tmp_path)
   back = {name: np.zeros_like(x) for name, x in tensors.items()}
   written = dict.fromkeys(tensors, 0)
-  for bound, form in checkpoint.weights:
-    if form is None:
+  for bound, layout in checkpoint.weights:
+    if layout is None:
       continue
-    for piece in bound.scatter(bound.form, checkpoint.gather(bound, form)):
+    for piece in bound.slices(bound.layout, checkpoint.gather(bound, layout)):
       back[piece.name].reshape(piece.apart)[piece.place] = piece.values
       written[piece.name] += piece.values.size
   assert written == {name: x.size for name, x in tensors.items()}
@@ -42,43 +42,44 @@ def test_tensors_come_back_bit_for_bit_in_their_old_names(model_type, dtype, tmp
     assert back[name].tobytes() == x.tobytes(), name
 
 
-def bound_of(dims, shape, form, **beside):
-  (bound,) = bind([Leaf("x", dims, (form,))], {"x": np.zeros(shape, np.float32)})
+def bound_of(dims, shape, layout, **beside):
+  (bound,) = bind_params([ParamMapping("x", dims, (layout,))], {"x": np.zeros(shape, np.float32)})
   return bound
 
 
 @pytest.mark.parametrize(
-  ("form", "expected"),
+  ("layout", "expected"),
   [
-    (Form("t", "(n h) d"), lambda x: x.transpose(1, 2, 0).reshape(6, 4)),
-    (Form("t", "d (h n)"), lambda x: x.transpose(0, 2, 1).reshape(4, 6)),
-    (Form("t", "n h d"), lambda x: x.transpose(1, 2, 0)),
+    (TensorLayout("t", "(n h) d"), lambda x: x.transpose(1, 2, 0).reshape(6, 4)),
+    (TensorLayout("t", "d (h n)"), lambda x: x.transpose(0, 2, 1).reshape(4, 6)),
+    (TensorLayout("t", "n h d"), lambda x: x.transpose(1, 2, 0)),
   ],
 )
-def test_a_form_says_how_dims_lie(form, expected):
+def test_a_layout_says_how_dims_lie(layout, expected):
   x_DNH = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
-  bound = bound_of("d n h", x_DNH.shape, form)
-  (piece,) = bound.scatter(form, x_DNH)
-  tensor = np.empty(bound.tensor_shape(form), np.float32)
+  bound = bound_of("d n h", x_DNH.shape, layout)
+  (piece,) = bound.slices(layout, x_DNH)
+  tensor = np.empty(bound.tensor_shape(layout), np.float32)
   tensor.reshape(piece.apart)[piece.place] = piece.values
   np.testing.assert_array_equal(tensor, expected(x_DNH))
-  np.testing.assert_array_equal(bound.gather(form, lambda name: tensor), x_DNH)
+  np.testing.assert_array_equal(bound.gather(layout, lambda name: tensor), x_DNH)
 
 
 def test_two_leaves_share_a_tensor():
-  leaves = [
-    Leaf("k", "c n h", (Form("kv", "(n h+v) c"),)), Leaf("v", "c n v", (Form("kv", "(n h+v) c"),))
+  mappings = [
+    ParamMapping("k", "c n h", (TensorLayout("kv", "(n h+v) c"),)),
+    ParamMapping("v", "c n v", (TensorLayout("kv", "(n h+v) c"),)),
   ]  # fmt: skip
   tensor = np.arange(2 * 5 * 3, dtype=np.float32).reshape(10, 3)
   shapes = {"k": np.zeros((3, 2, 4), np.float32), "v": np.zeros((3, 2, 1), np.float32)}
-  k, v = (one.gather(one.form, lambda name: tensor) for one in bind(leaves, shapes))
+  k, v = (one.gather(one.layout, lambda name: tensor) for one in bind_params(mappings, shapes))
   np.testing.assert_array_equal(k, tensor.reshape(2, 5, 3)[:, :4].transpose(2, 0, 1))
   np.testing.assert_array_equal(v, tensor.reshape(2, 5, 3)[:, 4:].transpose(2, 0, 1))
 
 
 def settings_of(model_type, **changes):
   plain = json.loads((FOLDER / model_type / "config.json").read_text())
-  return Settings({**plain, **changes}, "config.json")
+  return ConfigReader({**plain, **changes}, "config.json")
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.pretrained.tensors import Piece
+from jaxmoe.models.pretrained.tensor_mapping import TensorSlice
 
 _AT_A_TIME = 2**24
 
 
-class Rounding:
+class Caster:
   """Casts pieces of tensors.
 
   Attributes:
@@ -24,7 +24,7 @@ class Rounding:
   def __init__(self) -> None:
     self.changed: collections.Counter[str] = collections.Counter()
 
-  def cast(self, piece: Piece, dtype: np.dtype) -> Iterator[Piece]:
+  def cast(self, piece: TensorSlice, dtype: np.dtype) -> Iterator[TensorSlice]:
     """Yields a piece in a dtype, in parts that need little memory.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a family of public models is: its config both ways, and the names of its weights."""
+"""A family of public models: its config.json both ways, and the names of its weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
 from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.pretrained.settings import Settings
-from jaxmoe.models.pretrained.tensors import Leaf
+from jaxmoe.models.pretrained.config_reader import ConfigReader
+from jaxmoe.models.pretrained.tensor_mapping import ParamMapping
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import Dropless
@@ -20,7 +20,7 @@ _LONGEST_PATTERN = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
+class ModelFamily:
   """Models of one `model_type`.
 
   Attributes:
@@ -28,25 +28,25 @@ class Family:
     read: Returns the record that a config.json describes.
     write: Returns the keys of config.json for a record, as transformers 4 and 5 read them. They
       need not describe a model that the family does not have, see `differences`.
-    leaves: The names of all weights that models of the family may have.
+    mappings: Where all weights lie that models of the family may have.
     ignored: Patterns of tensors that transformers leaves aside too.
   """
 
   architecture: str
-  read: Callable[[Settings], Transformer]
+  read: Callable[[ConfigReader], Transformer]
   write: Callable[[Transformer], dict[str, Any]]
-  leaves: tuple[Leaf, ...]
+  mappings: tuple[ParamMapping, ...]
   ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
 
 
-def differences(family: Family, model: Transformer) -> list[str]:
+def differences(family: ModelFamily, model: Transformer) -> list[str]:
   """Returns what a model has that `family.write` cannot say, in words; empty if it can say all.
 
   Raises:
     InputError: the model has parts of kinds that the family does not know at all.
   """
   try:
-    said = family.read(Settings(family.write(model), "config.json"))
+    said = family.read(ConfigReader(family.write(model), "config.json"))
   except AttributeError as error:
     raise InputError(f"{family.architecture} has no such parts: {error}") from None
   ours, theirs = essence(model), essence(said)

@@ -1,4 +1,4 @@
-"""Writing safetensors in shards with an index, one tensor in memory at a time.
+"""Writing safetensors files in shards with an index, one tensor in memory at a time.
 
 A shard is first laid out in a file beside it, mapped into memory, from which the safetensors
 library writes it: what is kept is pages of a file, which the system may write back and drop. The
@@ -19,14 +19,14 @@ import numpy as np
 import safetensors.numpy
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.pretrained.folder import INDEX, WHOLE
-from jaxmoe.models.pretrained.tensors import Piece, Shape
+from jaxmoe.models.pretrained.checkpoint_files import INDEX, WHOLE
+from jaxmoe.models.pretrained.tensor_mapping import Shape, TensorSlice
 
 _ALIGN = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class TensorSpec:
   """Name, shape and dtype of a tensor that is to be written."""
 
   name: str
@@ -39,9 +39,9 @@ class Tensor:
     return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
-def plan_shards(tensors: Sequence[Tensor], limit_bytes: int) -> dict[str, list[Tensor]]:
+def plan_shards(tensors: Sequence[TensorSpec], limit_bytes: int) -> dict[str, list[TensorSpec]]:
   """Returns the tensors of each file, in order, each file below the limit or of one tensor."""
-  shards: list[list[Tensor]] = [[]]
+  shards: list[list[TensorSpec]] = [[]]
   for tensor in tensors:
     filled = sum(other.num_bytes for other in shards[-1])
     if shards[-1] and filled + tensor.num_bytes > limit_bytes:
@@ -55,8 +55,8 @@ def plan_shards(tensors: Sequence[Tensor], limit_bytes: int) -> dict[str, list[T
 
 def write_shards(
   folder: pathlib.Path,
-  shards: Mapping[str, list[Tensor]],
-  pieces: Iterator[Piece],
+  shards: Mapping[str, list[TensorSpec]],
+  pieces: Iterator[TensorSlice],
   alive: Callable[[int], None],
 ) -> None:
   """Writes the files of a plan, and their index where there are several.
@@ -94,7 +94,7 @@ def write_shards(
     raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from None
 
 
-def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> tuple[dict[str, np.ndarray], int]:
+def _laid_out(path: pathlib.Path, tensors: list[TensorSpec]) -> tuple[dict[str, np.ndarray], int]:
   """Returns an array for each tensor, in a file that has no name any more, and its mode."""
   starts, end = [], 0
   for tensor in tensors:
@@ -112,7 +112,7 @@ def _laid_out(path: pathlib.Path, tensors: list[Tensor]) -> tuple[dict[str, np.n
   return views, mode
 
 
-def _write_index(path: pathlib.Path, shards: Mapping[str, list[Tensor]]) -> None:
+def _write_index(path: pathlib.Path, shards: Mapping[str, list[TensorSpec]]) -> None:
   total = sum(tensor.num_bytes for tensors in shards.values() for tensor in tensors)
   files = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
   index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}

@@ -1,4 +1,4 @@
-"""What stretches rotary angles, between config.json (`rope_scaling`) and our records, both ways."""
+"""RoPE scaling between config.json (`rope_scaling`) and our records, both ways."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models import rope
-from jaxmoe.models.pretrained.settings import Settings
+from jaxmoe.models.pretrained.config_reader import ConfigReader
 
 ORIGINAL, LONGEST = "original_max_position_embeddings", "max_position_embeddings"
 FIELDS: dict[str, tuple[type[rope.Scaling], dict[str, str]]] = {
@@ -46,49 +46,49 @@ DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 """What transformers takes where a key is not there; our records have the same."""
 
 
-def read_rope(settings: Settings, default: float) -> tuple[float, Any]:
+def read_rope(config: ConfigReader, default: float) -> tuple[float, Any]:
   """Returns the base of the angles, `default` where the config has none, and our record.
 
   Raises:
     InputError: a `rope_type` or a key that is not known, or a missing one.
   """
-  theta, plain = settings.rope(default)
+  theta, plain = config.rope(default)
   kind = plain.pop("rope_type")
   kind = OLD_NAMES.get(kind, kind)
   if kind not in FIELDS:
     raise InputError(
-      f"{settings.where}: rope_type={kind!r} is not known here, only {', '.join(FIELDS)}"
+      f"{config.where}: rope_type={kind!r} is not known here, only {', '.join(FIELDS)}"
     )
   if plain.pop("partial_rotary_factor", 1.0) != 1:
-    raise InputError(f"{settings.where}: a partial_rotary_factor is not known here")
+    raise InputError(f"{config.where}: a partial_rotary_factor is not known here")
   cls, fields = FIELDS[kind]
-  plain = _completed(settings, kind, plain)
+  plain = _completed(config, kind, plain)
   strange = sorted(plain.keys() - set(fields.values()))
   if strange:
-    raise InputError(f"{settings.where}: {strange[0]} of a rope {kind} is not known here")
+    raise InputError(f"{config.where}: {strange[0]} of a rope {kind} is not known here")
   missing = [
     key for key in fields.values() if key not in {*ABSENT, *DEFAULTS} and plain.get(key) is None
   ]
   if missing:
-    raise InputError(f"{settings.where}: a rope {kind} needs {missing[0]}; is the file whole?")
+    raise InputError(f"{config.where}: a rope {kind} needs {missing[0]}; is the file whole?")
   values = {
     field: _value(plain[key])
     for field, key in fields.items()
     if plain.get(key) is not None and not (key in ABSENT and not plain[key])
   }
   if kind == "dynamic":
-    values["original"] = settings.get(int, LONGEST)
+    values["original"] = config.get(int, LONGEST)
   return theta, cls(**values)
 
 
-def _completed(settings: Settings, kind: str, plain: dict[str, Any]) -> dict[str, Any]:
+def _completed(config: ConfigReader, kind: str, plain: dict[str, Any]) -> dict[str, Any]:
   """Returns the keys with what the rest of the config says of them."""
   plain = dict(plain)
   if kind in ("llama3", "yarn", "longrope"):
-    outside = settings.get(int, ORIGINAL, default=None)
-    plain[ORIGINAL] = outside or plain.get(ORIGINAL) or settings.get(int, LONGEST)
+    outside = config.get(int, ORIGINAL, default=None)
+    plain[ORIGINAL] = outside or plain.get(ORIGINAL) or config.get(int, LONGEST)
     if plain.get("factor") is None:
-      plain["factor"] = settings.get(int, LONGEST) / plain[ORIGINAL]
+      plain["factor"] = config.get(int, LONGEST) / plain[ORIGINAL]
   else:
     plain.pop(ORIGINAL, None)  # nobody reads it
   if kind == "longrope" and (gain := plain.pop("attention_factor", None)):

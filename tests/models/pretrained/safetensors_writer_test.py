@@ -6,8 +6,8 @@ import stat
 import numpy as np
 import pytest
 
-from jaxmoe.models.pretrained.shards import Tensor, plan_shards, write_shards
-from jaxmoe.models.pretrained.tensors import Piece
+from jaxmoe.models.pretrained.safetensors_writer import TensorSpec, plan_shards, write_shards
+from jaxmoe.models.pretrained.tensor_mapping import TensorSlice
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def masked():
 @pytest.mark.parametrize("limit_bytes", [16, 10**9])
 def test_files_may_be_read_by_whom_the_umask_lets(tmp_path, masked, umask, limit_bytes):
   masked(umask)
-  tensors = [Tensor(name, (4,), np.dtype(np.float32)) for name in "ab"]
-  pieces = [Piece(name, (4,), (slice(0, 4),), np.arange(4.0)) for name in "ab"]
+  tensors = [TensorSpec(name, (4,), np.dtype(np.float32)) for name in "ab"]
+  pieces = [TensorSlice(name, (4,), (slice(0, 4),), np.arange(4.0)) for name in "ab"]
   write_shards(tmp_path, plan_shards(tensors, limit_bytes), iter(pieces), lambda size: None)
   modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
   assert set(modes.values()) == {0o666 & ~umask}

@@ -1,4 +1,4 @@
-"""A checkpoint's config.json, read key by key.
+"""A reader of a checkpoint's config.json, key by key.
 
 Each value is asked for by every name that releases of transformers have given it. What is never
 asked for is told to the user, unless it is known to change no number; what cannot be done is
@@ -30,7 +30,7 @@ LOSSES = "aux_loss_alpha", "router_aux_loss_coef"
 ROPE = "rope_parameters", "rope_scaling", "rope_theta"
 
 
-class Settings:
+class ConfigReader:
   """The values of a config.json.
 
   Args:
@@ -107,7 +107,7 @@ class Settings:
     return float(theta), {"rope_type": kind, **scaling}
 
 
-def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Settings]:
+def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], ConfigReader]:
   """Returns what config.json of a checkpoint's folder holds, plain and to be read by key.
 
   Raises:
@@ -135,4 +135,4 @@ def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Setti
       f"{path}: quantization_config ({method}) is not handled; save the checkpoint dequantized, in "
       "bfloat16 or float32"
     )
-  return plain, Settings(plain, str(path))
+  return plain, ConfigReader(plain, str(path))
