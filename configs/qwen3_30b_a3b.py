@@ -1,53 +1,9 @@
 """The shape of Qwen3-30B-A3B: 128 experts of which 8 are active, 30.5B parameters, 3.3B active.
 
-python -m launch.train --config=configs/qwen3_30b_a3b.py --workdir=runs/qwen3_30b_a3b \
-  --config.data.parts.0.source.path=TEXTS --config.data.tokenizer.path=tokenizer.json
-
-Hardware: hundreds of accelerators with 80 GB. Time and score: not measured; on a
-laptop the recipe builds abstractly (`get_config().decoder()`), which allocates nothing.
-Source: Qwen3 technical report 2025, arXiv:2505.09388, table 2 and the released config.
+python -m launch.train --config=configs/qwen3_30b_a3b.py --workdir=runs/qwen3_30b_a3b
+The recipe and what is known of it: jaxmoe/recipes/qwen3_30b_a3b.py.
 """
 
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources import Text
-from jaxmoe.data.tokenizers.tokenizer_file import File
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
-from jaxmoe.moe.balance import LoadBalance
-from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
-from jaxmoe.moe.routers import TopK
-from jaxmoe.optim import AdamW, Cosine, Optim
-from jaxmoe.train.experiment import Experiment, Train
+from jaxmoe.recipes.qwen3_30b_a3b import get_config
 
-
-def get_config(seq_len: int = 32768) -> Experiment:
-  """Returns the recipe."""
-  attention = Attention(
-    num_heads=32, num_kv_heads=4, head_dim=128, rope_theta=1_000_000.0, qk_norm="head"
-  )
-  moe = MoE(
-    num_experts=128,
-    num_active=8,
-    router=TopK(normalize=True),
-    experts=SwiGLU(hidden=768),
-    balance=(LoadBalance(weight=1e-3, scope="global"),),
-  )
-  return Experiment(
-    data=Data(
-      parts=(Part(Text(path="data")),),
-      tokenizer=File(path="tokenizer.json", vocab_size=151936),
-      seq_len=seq_len,
-    ),
-    model=Transformer(
-      dim=2048,
-      stack=(Segment((Block(attention, moe),), repeats=48),),
-      norm_eps=1e-6,
-      dtype="bfloat16",
-      remat="full",
-    ),
-    optim=Optim(AdamW(weight_decay=0.1), Cosine(warmup_steps=2000), learning_rate=3e-4),
-    train=Train(num_steps=100_000, batch_size=128, num_micro=16),
-  )
+__all__ = ["get_config"]

@@ -1,4 +1,4 @@
-"""From `--config=configs/NAME.py:router=topk` and `--config.x.y=V` to a checked recipe.
+"""From `--config=NAME:router=topk` or a path in its place, and `--config.x.y=V`, to a recipe.
 
 The config.json of a run is a recipe too, without names.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import as_begun, diff, from_json, override, unknown
+from jaxmoe.recipes import RECIPES
 from jaxmoe.train.experiment import Experiment
 
 PREFIX = "--config."
@@ -27,20 +28,23 @@ def load_recipe(spec: str | None, overrides: Sequence[str], begun: Any = None) -
   """Returns the recipe of a config argument with its overrides.
 
   Args:
-    spec: A path, and after a colon `name=value` keywords of its `get_config`; or a config.json.
+    spec: A name of RECIPES or the path of a file, and after a colon `name=value` keywords of its
+      `get_config`; or a config.json.
     overrides: Arguments such as `--config.train.num_steps=100`.
     begun: What the config.json of the run holds that is to go on, where there is one: fields that
       came later are as it has them, unless an override names them.
 
   Raises:
-    InputError: no such file or keyword, or a value that does not fit.
+    InputError: no such recipe, file or keyword, or a value that does not fit.
   """
   if not spec:
-    raise InputError("--config is missing; give a recipe, such as --config=configs/tiny.py")
+    raise InputError(
+      "--config is missing; give a recipe, such as --config=tiny or --config=configs/tiny.py"
+    )
   if spec.endswith(".json"):
     return override(_read_json(spec), parse_changes(overrides))
   path, names = file_of(spec), spec.partition(":")[2]
-  get_config = _get_config(pathlib.Path(path))
+  get_config = _get_config(path)
   keywords = _keywords(get_config, names, path)
   changes = parse_changes(overrides)
   experiment = _run(path, lambda: get_config(**keywords))
@@ -51,7 +55,7 @@ def load_recipe(spec: str | None, overrides: Sequence[str], begun: Any = None) -
 
 
 def file_of(spec: str) -> str:
-  """Returns the path of the file that a config argument names."""
+  """Returns the path of the file, or the name of the recipe, that a config argument gives."""
   return spec if spec.endswith(".json") else spec.partition(":")[0]
 
 
@@ -83,7 +87,7 @@ def recipe_origin(spec: str, experiment: Experiment) -> dict[str, Any]:
     changed = diff(_read_json(spec), experiment)
     return {"name": spec, "changes": {name: list(pair) for name, pair in changed.items()}}
   path = file_of(spec)
-  get_config = _get_config(pathlib.Path(path))
+  get_config = _get_config(path)
   try:
     changes = {name: list(pair) for name, pair in diff(_run(path, get_config), experiment).items()}
   except InputError:
@@ -102,11 +106,13 @@ def _read_json(path: str) -> Experiment:
   return from_json(Experiment, text, path)
 
 
-def _get_config(path: pathlib.Path) -> Callable[..., Experiment]:
+def _get_config(path: str) -> Callable[..., Experiment]:
+  if path in RECIPES:
+    return RECIPES[path]
   if not os.path.isfile(path):  # pathlib's form raises where a name is too long
-    there = sorted(str(other) for other in pathlib.Path("configs").glob("*.py"))
-    raise InputError(f"--config={path}: no such file; there are: {', '.join(there) or 'none here'}")
-  spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    there = [*RECIPES, *sorted(str(other) for other in pathlib.Path("configs").glob("*.py"))]
+    raise InputError(f"--config={path}: no such recipe or file; there are: {', '.join(there)}")
+  spec = importlib.util.spec_from_file_location(f"recipe_{pathlib.Path(path).stem}", path)
   if spec is None or spec.loader is None:
     raise InputError(f"--config={path}: not a Python file")
   module = importlib.util.module_from_spec(spec)

@@ -1,17 +1,20 @@
-"""Every recipe under configs/: it loads, comes back from JSON, and builds without allocating."""
+"""Every recipe: by name and path it is one, comes back from JSON, and builds without allocating."""
 
 import dataclasses
+import importlib
 import pathlib
 
 import jax
 import pytest
 
 from jaxmoe.core.recipe import from_json, from_plain, to_json, to_plain
+from jaxmoe.recipes import RECIPES
 from jaxmoe.train.experiment import Experiment, unsafe_changes
-from launch.recipes import kept_line, load_recipe
+from launch.recipes import file_of, kept_line, load_recipe, recipe_origin
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-RECIPES = sorted(CONFIGS.glob("*.py"))
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS_FOLDER, NAMED = ROOT / "configs", ROOT / "jaxmoe" / "recipes"
+CONFIGS = sorted(CONFIGS_FOLDER.glob("*.py"))
 PUBLISHED = {  # parameters of the released weights, and the active ones in billions as printed
   "olmoe_1b_7b": (6_919_161_856, 1.28),
   "mixtral_8x7b": (46_702_792_704, 12.9),
@@ -19,7 +22,7 @@ PUBLISHED = {  # parameters of the released weights, and the active ones in bill
 }
 
 
-@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def recipe(request):
   return request.param
 
@@ -47,10 +50,28 @@ def test_a_recipe_comes_back_from_json_as_it_was(recipe):
 
 
 def test_a_recipe_says_how_it_is_run(recipe):
-  text = recipe.read_text()
-  doc = text.split('"""')[1]
-  assert f"python -m launch.train --config=configs/{recipe.name} --workdir=" in doc
-  assert all(len(line) <= 100 for line in text.splitlines())
+  by_path, by_name = (path.read_text() for path in (recipe, NAMED / recipe.name))
+  assert f"python -m launch.train --config=configs/{recipe.name} --workdir=" in by_path
+  assert f"jaxmoe train --config={recipe.stem} --workdir=" in by_name
+  assert all(len(line) <= 100 for text in (by_path, by_name) for line in text.splitlines())
+
+
+def test_a_name_and_a_path_are_the_same_objects():
+  named = {path.stem for path in NAMED.glob("*.py")} - {"__init__"}
+  assert set(RECIPES) == named == {path.stem for path in CONFIGS}
+  for name, get_config in RECIPES.items():
+    assert importlib.import_module(f"configs.{name}").get_config is get_config
+    assert get_config.__module__ == f"jaxmoe.recipes.{name}"
+
+
+def test_a_name_loads_from_any_folder(tmp_path, monkeypatch):
+  here = load_recipe(f"{CONFIGS_FOLDER / 'tiny.py'}:router=switch", ["--config.train.num_steps=7"])
+  monkeypatch.chdir(tmp_path)
+  assert load_recipe("tiny:router=switch", ["--config.train.num_steps=7"]) == here
+  assert file_of("tiny:router=switch") == "tiny"
+  origin = recipe_origin("tiny:router=switch", here)
+  assert origin["name"] == "tiny:router=switch"
+  assert origin["changes"]["train.num_steps"] == [30, 7]
 
 
 def test_a_recipe_builds_its_decoder_without_allocating_its_parameters(recipe):
@@ -63,7 +84,7 @@ def test_a_recipe_builds_its_decoder_without_allocating_its_parameters(recipe):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_shape_has_the_published_numbers_of_parameters(name):
-  experiment = load_recipe(str(CONFIGS / f"{name}.py"), [])
+  experiment = load_recipe(str(CONFIGS_FOLDER / f"{name}.py"), [])
   decoder = experiment.decoder()
   total, active = PUBLISHED[name]
   assert decoder.num_params == total
@@ -84,13 +105,13 @@ def test_the_active_parameters_of_the_record_are_those_of_the_leaves(recipe):
 
 @pytest.mark.parametrize("keyword", ["dispatch=dense", "dispatch=capacity,optimizer=lion"])
 def test_components_are_named_in_the_config_argument(keyword):
-  experiment = load_recipe(f"{CONFIGS / 'tiny.py'}:{keyword}", [])
+  experiment = load_recipe(f"{CONFIGS_FOLDER / 'tiny.py'}:{keyword}", [])
   plain = to_json(experiment)
   assert all(f'"kind": "{pair.split("=")[1]}"' in plain for pair in keyword.split(","))
 
 
 def test_a_keyword_has_the_type_its_annotation_says():
-  path = str(CONFIGS / "quickstart.py")
+  path = str(CONFIGS_FOLDER / "quickstart.py")
   experiment = load_recipe(f"{path}:num_experts=4,num_steps=500", ["--config.train.seed=7"])
   assert experiment.train.num_steps == 500
   assert experiment.train.seed == 7

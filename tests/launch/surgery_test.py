@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs.tiny import get_config
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -18,6 +17,7 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
+from jaxmoe.recipes.tiny import get_config
 from jaxmoe.train.train_state import StateSpec
 from jaxmoe.train.workdir import Workdir
 from launch import graft

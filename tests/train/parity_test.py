@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from configs import tiny
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import one_device
@@ -20,6 +19,7 @@ from jaxmoe.core.tokens import Compare, Tokens
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.tree import Tree
 from jaxmoe.optim import Constant, OnlineParity, Optim, make_schedule
+from jaxmoe.recipes import tiny
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.step import make_step
 from jaxmoe.train.train_state import State, StateSpec

@@ -1,0 +1,53 @@
+"""The shape of OLMoE-1B-7B: 64 experts of which 8 are active, 6.9B parameters, 1.3B active.
+
+jaxmoe train --config=olmoe_1b_7b --workdir=runs/olmoe_1b_7b \
+  --config.data.parts.0.source.path=TEXTS --config.data.tokenizer.path=tokenizer.json
+
+Hardware: 64 or more accelerators with 80 GB. Time and score: not measured; on a
+laptop the recipe builds abstractly (`get_config().decoder()`), which allocates nothing.
+Source: Muennighoff et al. 2024, arXiv:2409.02060, table 10 and the released config.
+"""
+
+from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.sources import Text
+from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.models.attention import Attention
+from jaxmoe.models.block import Block
+from jaxmoe.models.stack import Segment
+from jaxmoe.models.transformer import Transformer
+from jaxmoe.moe.balance import LoadBalance, RouterZ
+from jaxmoe.moe.experts import SwiGLU
+from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.routers import TopK
+from jaxmoe.optim import AdamW, Cosine, Optim
+from jaxmoe.train.experiment import Experiment, Train
+
+
+def get_config(seq_len: int = 4096) -> Experiment:
+  """Returns the recipe."""
+  attention = Attention(
+    num_heads=16, num_kv_heads=16, head_dim=128, rope_theta=10_000.0, qk_norm="all"
+  )
+  moe = MoE(
+    num_experts=64,
+    num_active=8,
+    router=TopK(normalize=False),
+    experts=SwiGLU(hidden=1024),
+    balance=(LoadBalance(weight=0.01, scope="micro"), RouterZ(weight=1e-3)),
+  )
+  return Experiment(
+    data=Data(
+      parts=(Part(Text(path="data")),),
+      tokenizer=File(path="tokenizer.json", vocab_size=50304),
+      seq_len=seq_len,
+    ),
+    model=Transformer(
+      dim=2048,
+      stack=(Segment((Block(attention, moe),), repeats=16),),
+      norm_eps=1e-5,
+      dtype="bfloat16",
+      remat="full",
+    ),
+    optim=Optim(AdamW(weight_decay=0.1), Cosine(warmup_steps=2000), learning_rate=4e-4),
+    train=Train(num_steps=100_000, batch_size=1024, num_micro=16),
+  )
