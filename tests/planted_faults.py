@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxmoe.moe import layer
 from jaxmoe.moe.dispatch import exchange
 from jaxmoe.ops import cross_entropy
-from jaxmoe.parallel import Gathers, MeshWays, Parallel, Reduction
+from jaxmoe.parallel import Gathers, MeshContext, Parallel, Reduction
 from jaxmoe.parity import Cell, compare, is_green
 from jaxmoe.train import gradients
 
@@ -95,7 +95,7 @@ def embed_alone(original: Any) -> Any:
   """An embedding of the rows that a device has."""
 
   def embed(self, *args: Any) -> Any:
-    with mock.patch.object(MeshWays, "leave", as_is(None)):
+    with mock.patch.object(MeshContext, "reduce_tensor", as_is(None)):
       return original(self, *args)
 
   return embed
@@ -105,7 +105,7 @@ def next_part(original: Any) -> Any:
   """The part of the sequence of the next device."""
 
   def mine(self, x_BLF: jax.Array) -> jax.Array:
-    size = x_BLF.shape[1] // self.copies
+    size = x_BLF.shape[1] // self.tensor_size
     return original(self, jnp.roll(x_BLF, -size, axis=1))
 
   return mine
@@ -114,9 +114,9 @@ def next_part(original: Any) -> Any:
 def whole_summed(original: Any) -> Any:
   """Outputs that all devices of a tensor group have are added up like parts."""
 
-  def stream(self, ways: Any) -> jax.Array:
+  def stream(self, parallel: Any) -> jax.Array:
     parts = [part for part in (self.parts, self.whole) if part is not None]
-    return original(dataclasses.replace(self, parts=sum(parts), whole=None), ways)
+    return original(dataclasses.replace(self, parts=sum(parts), whole=None), parallel)
 
   return stream
 
@@ -133,7 +133,7 @@ def counts_of_each(original: Any) -> Any:
 
 def drops_of_each(original: Any) -> Any:
   """Drops as a device counts its own."""
-  return lambda sums, ways: dataclasses.replace(original(sums, ways), dropped=sums.dropped)
+  return lambda sums, parallel: dataclasses.replace(original(sums, parallel), dropped=sums.dropped)
 
 
 def share_of_copies(original: Any) -> Any:
@@ -141,7 +141,7 @@ def share_of_copies(original: Any) -> Any:
 
   def loss(decoder: Any, *args: Any) -> Any:
     value, metrics = original(decoder, *args)
-    return value * decoder.ways.copies, metrics
+    return value * decoder.parallel.tensor_size, metrics
 
   return loss
 
@@ -297,16 +297,23 @@ def weights_detached(original: Any) -> Any:
 
 
 FAULTS = {
-  "a sum at the end of a pair is missing": Fault(TENSOR, MeshWays, "over_tensor", as_is),
+  "a sum at the end of a pair is missing": Fault(TENSOR, MeshContext, "psum_tensor", as_is),
   "a device leaves its part of the sequence without a sum": Fault(
-    SEQUENCE, MeshWays, "leave", lambda _: MeshWays.own
+    SEQUENCE, MeshContext, "reduce_tensor", lambda _: MeshContext.slice_sequence
   ),
-  "rows of the embedding are not summed": Fault(TENSOR, MeshWays, "embed", embed_alone),
+  "rows of the embedding are not summed": Fault(TENSOR, MeshContext, "embed", embed_alone),
   "what all devices found is summed": Fault(CONSTANT, layer.Found, "stream", whole_summed),
-  "a part of the sequence is the next device's": Fault(FOLD_TENSOR, MeshWays, "_mine", next_part),
-  "a layer is made again from the next device's part": Fault(PARTS, MeshWays, "split", next_part),
+  "a part of the sequence is the next device's": Fault(
+    FOLD_TENSOR, MeshContext, "_mine", next_part
+  ),
+  "a layer is made again from the next device's part": Fault(
+    PARTS, MeshContext, "slice_tokens", next_part
+  ),
   "shares of tokens are not put together": Fault(
-    FOLD_TENSOR, MeshWays, "join", lambda _: lambda self, y_BLD: jnp.tile(y_BLD, (1, 2, 1))
+    FOLD_TENSOR,
+    MeshContext,
+    "all_gather_tokens",
+    lambda _: lambda self, y_BLD: jnp.tile(y_BLD, (1, 2, 1)),
   ),
   "every copy adds its loss whole": Fault(TENSOR, gradients, "_loss", share_of_copies),
   "the vocabulary's part begins one late": Fault(
@@ -314,15 +321,15 @@ FAULTS = {
   ),
   "a query head reads another's keys": Fault(KEY_HEADS, Gathers, "_cut", other_key_head),
   "a bias of a sum is added by every device": Fault(BIASED, Gathers, "_arrive", on_every_device),
-  "token groups have one key": Fault(NOISY, MeshWays, "group", lambda _: lambda self: 0),
-  "a total forgets an axis": Fault(BOTH, MeshWays, "total", total_of_less),
-  "labels are counted by device": Fault(DATA, MeshWays, "total", counts_of_each),
+  "token groups have one key": Fault(NOISY, MeshContext, "token_group", lambda _: lambda self: 0),
+  "a total forgets an axis": Fault(BOTH, MeshContext, "psum_tokens", total_of_less),
+  "labels are counted by device": Fault(DATA, MeshContext, "psum_tokens", counts_of_each),
   "drops are counted by device": Fault(CAPACITY, gradients, "_of_all", drops_of_each),
   "a router learns from one device's load": Fault(
-    AUX_FREE, gradients, "_of_all", lambda _: lambda sums, ways: sums
+    AUX_FREE, gradients, "_of_all", lambda _: lambda sums, parallel: sums
   ),
   "the balance loss grows with an axis": Fault(
-    DATA, MeshWays, "num_groups", property_of(lambda groups: 1)
+    DATA, MeshContext, "num_token_groups", property_of(lambda groups: 1)
   ),
   "gradients miss an axis": Fault(
     BOTH, Reduction, "__init__", sums_over(lambda path, axes: axes[:-1])
@@ -338,7 +345,7 @@ FAULTS = {
   "gathered weights are out of order": Fault(ZERO_3, Gathers, "_arrive", gathered_in_turn),
   "gathered weights are detached": Fault(ZERO_3, Gathers, "_arrive", gathered_for_good),
   "axes of experts are swapped": Fault(
-    FOLD_DATA, MeshWays, "expert_mesh", property_of(lambda mesh: (mesh[0][::-1], mesh[1][::-1]))
+    FOLD_DATA, MeshContext, "expert_mesh", property_of(lambda mesh: (mesh[0][::-1], mesh[1][::-1]))
   ),
   "levels of an exchange are swapped": Fault(FOLD_DATA, exchange.Group, "swap", far_before_near),
   "sizes of groups stay where they are": Fault(EXPERT, exchange.Group, "swap", sizes_not_swapped),
@@ -347,9 +354,7 @@ FAULTS = {
   ),
   "a combine is dropped": Fault(EXPERT, exchange.Group, "swap", on_return(jnp.zeros_like)),
   "pieces are put together backwards": Fault(CHUNKED, exchange, "_spans", spans_backwards),
-  "outputs of experts elsewhere are left out": Fault(
-    GATHERED, exchange.Group, "scatter", own_rows
-  ),
+  "outputs of experts elsewhere are left out": Fault(GATHERED, exchange.Group, "scatter", own_rows),
   "the router is detached by an all-gather": Fault(
     GATHERED, exchange.Group, "gather", weights_detached
   ),

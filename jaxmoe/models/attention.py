@@ -11,10 +11,10 @@ from flax import nnx
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import ONCE, Dims
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.heads import Heads, HeadsLayer
 from jaxmoe.models.norm import HeadsNorm, RMSNorm
 from jaxmoe.models.rope import ROPES, Plain
@@ -61,10 +61,15 @@ class Attention(Heads):
         raise InputError(f"{name} must be above 0: {name}={value}; or none to go without")
 
   def build(
-    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+    self,
+    init: Init,
+    dim: int,
+    eps: float,
+    num_experts: int = 0,
+    parallel: ParallelContext = ONE_DEVICE,
   ) -> AttentionLayer:
     """Returns the module with its weights."""
-    return AttentionLayer(self, init, dim, eps, num_experts, ways)
+    return AttentionLayer(self, init, dim, eps, num_experts, parallel)
 
 
 class AttentionLayer(HeadsLayer):
@@ -74,12 +79,12 @@ class AttentionLayer(HeadsLayer):
 
   def __init__(
     self, config: Attention, init: Init, dim: int, eps: float, num_experts: int = 0,
-    ways: Ways = ONE_DEVICE,
+    parallel: ParallelContext = ONE_DEVICE,
   ):
     super().__init__(config, init, dim, num_experts)
     queries, keys, size = config.num_heads, config.num_kv_heads, config.head_dim
-    self.q_norm = self._norm(init / "q_norm", (queries, size), ("heads", "head"), eps, ways)
-    self.k_norm = self._norm(init / "k_norm", (keys, size), ("kv_heads", "head"), eps, ways)
+    self.q_norm = self._norm(init / "q_norm", (queries, size), ("heads", "head"), eps, parallel)
+    self.k_norm = self._norm(init / "k_norm", (keys, size), ("kv_heads", "head"), eps, parallel)
     has = config.bias != "none"
     self.q_bias = init.zeros((queries, size), ("heads", "head")) if has else None
     self.k_bias = init.zeros((keys, size), ("kv_heads", "head")) if has else None
@@ -122,11 +127,11 @@ class AttentionLayer(HeadsLayer):
     return heads_BLNH if limit is None else jnp.clip(heads_BLNH, -limit, limit)
 
   def _norm(
-    self, init: Init, shape: tuple[int, int], dims: Dims, eps: float, ways: Ways
+    self, init: Init, shape: tuple[int, int], dims: Dims, eps: float, parallel: ParallelContext
   ) -> RMSNorm | HeadsNorm | None:
     if self.config.qk_norm == "head":
       return RMSNorm(init, shape[1], eps, "head")
-    return HeadsNorm(init, shape, dims, eps, ways) if self.config.qk_norm == "all" else None
+    return HeadsNorm(init, shape, dims, eps, parallel) if self.config.qk_norm == "all" else None
 
 
 def _plus(x: jax.Array, bias: nnx.Param | None) -> jax.Array:

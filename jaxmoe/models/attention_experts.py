@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import grouped_dot
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.cache import Cache
@@ -83,10 +83,10 @@ class AttentionExperts:
         )
 
   def build(
-    self, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE
+    self, init: Init, dim: int, eps: float, parallel: ParallelContext = ONE_DEVICE
   ) -> AttentionExpertsLayer:
     """Returns the module with its weights."""
-    del ways
+    del parallel
     return AttentionExpertsLayer(self, init, dim, eps)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:

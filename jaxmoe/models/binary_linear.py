@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.cache import Fresh
 from jaxmoe.models.heads import Heads, HeadsLayer
@@ -41,10 +41,15 @@ class BinaryLinear(Heads):
       raise InputError(f"linear attention has the document mask alone: mask={self.mask}")
 
   def build(
-    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+    self,
+    init: Init,
+    dim: int,
+    eps: float,
+    num_experts: int = 0,
+    parallel: ParallelContext = ONE_DEVICE,
   ) -> BinaryLinearLayer:
     """Returns the module with its weights."""
-    del eps, ways
+    del eps, parallel
     return BinaryLinearLayer(self, init, dim, num_experts)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Recurrent:

@@ -9,11 +9,11 @@ import jax
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import HEADS, AttentionExperts
 from jaxmoe.models.binary_linear import BinaryLinear
@@ -76,9 +76,9 @@ class Block:
     if isinstance(self.ffn, MoE):
       self.ffn.check_causal()
 
-  def build(self, init: Init, stream: Stream, ways: Ways = ONE_DEVICE) -> BlockLayer:
+  def build(self, init: Init, stream: Stream, parallel: ParallelContext = ONE_DEVICE) -> BlockLayer:
     """Returns the module with its weights."""
-    return BlockLayer(self, init, stream, ways)
+    return BlockLayer(self, init, stream, parallel)
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters of the block's matrices act on one token."""
@@ -88,13 +88,15 @@ class Block:
 class BlockLayer(nnx.Module):
   """The pieces of a block; the feed-forward part is called `moe` or `mlp` after what it is."""
 
-  def __init__(self, config: Block, init: Init, stream: Stream, ways: Ways = ONE_DEVICE):
-    self.ways, self.stream, dim = ways, stream, stream.dim
+  def __init__(
+    self, config: Block, init: Init, stream: Stream, parallel: ParallelContext = ONE_DEVICE
+  ):
+    self.parallel, self.stream, dim = parallel, stream, stream.dim
     self.attention_norm = stream.make_norm(init / "attention_norm")
-    self.attention = config.attention.build(init / "attention", dim, stream.eps, ways=ways)
+    self.attention = config.attention.build(init / "attention", dim, stream.eps, parallel=parallel)
     self.ffn_norm = stream.make_norm(init / "ffn_norm")
     is_moe = isinstance(config.ffn, MoE)
-    self.moe = config.ffn.build(init / "moe", dim, ways) if is_moe else None
+    self.moe = config.ffn.build(init / "moe", dim, parallel) if is_moe else None
     self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.hidden)
 
   def __call__(
@@ -107,14 +109,16 @@ class BlockLayer(nnx.Module):
     sums: dict[str, MoESums] = {}
     with jax.named_scope("attention"):
       here = None if keys is None else keys / "attention"
-      normed_BLD = self.ways.enter(self.attention_norm(x_BLD))
+      normed_BLD = self.parallel.all_gather_sequence(self.attention_norm(x_BLD))
       attended_BLD, cache, found = self.attention(normed_BLD, tokens, cache, here)
       if found is not None:
         sums["attention"] = found
-      x_BLD = self.stream.add(x_BLD, self.ways.leave(attended_BLD))
+      x_BLD = self.stream.add(x_BLD, self.parallel.reduce_tensor(attended_BLD))
     if self.mlp is not None:
       with jax.named_scope("mlp"):
-        y_BLD = self.ways.leave(self.mlp(self.ways.enter(self.ffn_norm(x_BLD))))
+        y_BLD = self.parallel.reduce_tensor(
+          self.mlp(self.parallel.all_gather_sequence(self.ffn_norm(x_BLD)))
+        )
         return self.stream.add(x_BLD, y_BLD), carry, cache, sums
     assert self.moe is not None
     with jax.named_scope("moe"):

@@ -14,11 +14,11 @@ import jax
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.cache import Cache, Contiguous
 from jaxmoe.models.masks import MASKS, Document
@@ -53,7 +53,12 @@ class Heads:
       )
 
   def build(
-    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+    self,
+    init: Init,
+    dim: int,
+    eps: float,
+    num_experts: int = 0,
+    parallel: ParallelContext = ONE_DEVICE,
   ) -> HeadsLayer:
     """Returns the module with its weights; with experts, each has its own queries and outputs."""
     raise NotImplementedError

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.cache import Cache, Contiguous
 from jaxmoe.models.masks import MASKS, Document
@@ -83,10 +83,10 @@ class LatentAttention:
     return (self.head_dim + self.rope_dim) ** -0.5 * self.rope.softmax_gain
 
   def build(
-    self, init: Init, dim: int, eps: float, ways: Ways = ONE_DEVICE
+    self, init: Init, dim: int, eps: float, parallel: ParallelContext = ONE_DEVICE
   ) -> LatentAttentionLayer:
     """Returns the module with its weights."""
-    del eps, ways
+    del eps, parallel
     return LatentAttentionLayer(self, init, dim)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.layout import Dims
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.parameters import Init
-from jaxmoe.core.ways import Ways
 from jaxmoe.ops.norm import layer_norm, rms_norm
 
 
@@ -32,8 +32,10 @@ class HeadsNorm(nnx.Module):
   Where devices hold copies of key heads every head has as many, and the mean is the same.
   """
 
-  def __init__(self, init: Init, shape: tuple[int, int], dims: Dims, eps: float, ways: Ways):
-    self.eps, self.ways = eps, ways
+  def __init__(
+    self, init: Init, shape: tuple[int, int], dims: Dims, eps: float, parallel: ParallelContext
+  ):
+    self.eps, self.parallel = eps, parallel
     self.scale = init.ones(shape, dims)
 
   def __call__(self, x_BLMH: jax.Array) -> jax.Array:
@@ -44,8 +46,8 @@ class HeadsNorm(nnx.Module):
     return normed_BLANH.reshape(x_BLMH.shape)
 
   def _mean(self, x_BLANH: jax.Array) -> jax.Array:
-    total_BLA11 = self.ways.over_tensor(jnp.sum(x_BLANH, axis=(-2, -1), keepdims=True))
-    return total_BLA11 / (self.scale.size * self.ways.copies)
+    total_BLA11 = self.parallel.psum_tensor(jnp.sum(x_BLANH, axis=(-2, -1), keepdims=True))
+    return total_BLA11 / (self.scale.size * self.parallel.tensor_size)
 
 
 class LayerNorm(nnx.Module):

@@ -19,10 +19,10 @@ from flax import nnx
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.names import Splits
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.block import Block
 from jaxmoe.models.cache import Fresh
 from jaxmoe.models.stream import Stream
@@ -48,8 +48,10 @@ class Segment:
 class Stack:
   """The functions of a stack: it holds graph definitions and no arrays."""
 
-  def __init__(self, segments: tuple[Segment, ...], stream: Stream, ways: Ways = ONE_DEVICE):
-    self.segments, self.stream, self.ways = segments, stream, ways
+  def __init__(
+    self, segments: tuple[Segment, ...], stream: Stream, parallel: ParallelContext = ONE_DEVICE
+  ):
+    self.segments, self.stream, self.parallel = segments, stream, parallel
 
   @property
   def splits(self) -> Splits:
@@ -83,7 +85,7 @@ class Stack:
     return {
       str(s): {
         str(j): nnx.graphdef(
-          nnx.eval_shape(lambda b=block: b.build(init, self.stream, self.ways))
+          nnx.eval_shape(lambda b=block: b.build(init, self.stream, self.parallel))
         )
         for j, block in enumerate(segment.pattern)
       }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.models.heads import Heads, HeadsLayer
 from jaxmoe.ops.attention import STICK_BREAKING
 
@@ -22,10 +22,15 @@ class StickBreaking(Heads):
   backend: Literal["blocks", "reference"] = "blocks"
 
   def build(
-    self, init: Init, dim: int, eps: float, num_experts: int = 0, ways: Ways = ONE_DEVICE
+    self,
+    init: Init,
+    dim: int,
+    eps: float,
+    num_experts: int = 0,
+    parallel: ParallelContext = ONE_DEVICE,
   ) -> StickBreakingLayer:
     """Returns the module with its weights."""
-    del eps, ways
+    del eps, parallel
     return StickBreakingLayer(self, init, dim, num_experts)
 
 

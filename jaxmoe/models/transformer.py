@@ -17,10 +17,10 @@ from flax import nnx
 
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
@@ -184,7 +184,7 @@ class Decoder:
   Attributes:
     config: The record.
     vocab_size: V.
-    ways: What happens where arrays cross devices.
+    parallel: What happens where arrays cross devices.
     flow: How the stack is run.
     outside: Makes the parameters beside the stack ready from how they are stored.
   """
@@ -193,15 +193,15 @@ class Decoder:
     self,
     config: Transformer,
     vocab_size: int,
-    ways: Ways = ONE_DEVICE,
+    parallel: ParallelContext = ONE_DEVICE,
     flow: Flow | None = None,
     outside: Callable[[Params], Params] | None = None,
   ):
-    self.config, self.vocab_size, self.ways = config, vocab_size, ways
+    self.config, self.vocab_size, self.parallel = config, vocab_size, parallel
     self.outside = outside or (lambda params: params)
     self.dtype = jnp.dtype(config.dtype)
     self.flow = flow or Flow(config.scan, config.remat)
-    self._stack = Stack(config.stack, config.stream, ways)
+    self._stack = Stack(config.stack, config.stream, parallel)
     state = jax.eval_shape(self._build, jax.random.key(0))
     shape_init = Init(Keys(jax.random.key(0)))
     self._graphs: dict[str, Any] = {
@@ -264,7 +264,7 @@ class Decoder:
     """Returns (B, L, D) in the model's dtype; NaN for an id outside the vocabulary."""
     with jax.named_scope("embed"):
       table = params["embed"]["table"]
-      x_BLD = self.ways.embed(table, ids_BL, self.dtype, self.vocab_size)
+      x_BLD = self.parallel.embed(table, ids_BL, self.dtype, self.vocab_size)
       scale = self.config.embed_scale
       return x_BLD if scale == 1 else x_BLD * scale
 
@@ -334,8 +334,10 @@ class Decoder:
   def nll(self, params: Params, hidden_BLD: jax.Array, labels_BL: jax.Array) -> jax.Array:
     """Returns (B, L) float32 nats, 0 where the label is negative; never holds (B, L, V)."""
     weight, spec = self.head(params)
-    hidden_TD = self._scaled(self.ways.enter(hidden_BLD).reshape(-1, hidden_BLD.shape[-1]))
-    part = Part(self.ways.vocab_axis, self.vocab_size) if self.ways.vocab_axis else None
+    hidden_TD = self._scaled(
+      self.parallel.all_gather_sequence(hidden_BLD).reshape(-1, hidden_BLD.shape[-1])
+    )
+    part = Part(self.parallel.vocab_axis, self.vocab_size) if self.parallel.vocab_axis else None
     nll_T = cross_entropy(
       hidden_TD, weight, spec, labels_BL.reshape(-1), self.config.loss_chunk, part
     )

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE, Ways
 from jaxmoe.core.weights import dot
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES, AllToAll, Counts, Dropless, Group, Site
@@ -115,9 +115,9 @@ class MoE:
     """The share of its choices above which drops end the run."""
     return min(self.dispatch.drop_limit, self.exchange.drop_limit)
 
-  def build(self, init: Init, dim: int, ways: Ways = ONE_DEVICE) -> MoELayer:
+  def build(self, init: Init, dim: int, parallel: ParallelContext = ONE_DEVICE) -> MoELayer:
     """Returns the module with its weights."""
-    return MoELayer(self, init, dim, ways)
+    return MoELayer(self, init, dim, parallel)
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""
@@ -188,9 +188,13 @@ class Found:
     had = getattr(self, where)
     return dataclasses.replace(self, **{where: y_BLD if had is None else had + y_BLD})
 
-  def stream(self, ways: Ways) -> jax.Array:
+  def stream(self, parallel: ParallelContext) -> jax.Array:
     """Returns the sum of all as the stream lies."""
-    pairs = (self.parts, ways.leave), (self.whole, ways.own), (self.shares, ways.join)
+    pairs = (
+      (self.parts, parallel.reduce_tensor),
+      (self.whole, parallel.slice_sequence),
+      (self.shares, parallel.all_gather_tokens),
+    )
     total, *rest = [arrange(y_BLD) for y_BLD, arrange in pairs if y_BLD is not None]
     return sum(rest, total)
 
@@ -198,8 +202,8 @@ class Found:
 class MoELayer(nnx.Module):
   """The parts of a MoE layer, in the order in which a token meets them."""
 
-  def __init__(self, config: MoE, init: Init, dim: int, ways: Ways = ONE_DEVICE):
-    self.dispatch, self.exchange, self.ways = config.dispatch, config.exchange, ways
+  def __init__(self, config: MoE, init: Init, dim: int, parallel: ParallelContext = ONE_DEVICE):
+    self.dispatch, self.exchange, self.parallel = config.dispatch, config.exchange, parallel
     self.num_experts, self.num_open = config.num_experts, config.num_open
     self.num_idle = config.experts.num_idle(config.num_experts)
     self.placement = config.placement
@@ -220,7 +224,7 @@ class MoELayer(nnx.Module):
 
     A token that is not valid gets zeros from the experts.
     """
-    whole_BLD = self.ways.enter(x_BLD)
+    whole_BLD = self.parallel.all_gather_sequence(x_BLD)
     x_TD = whole_BLD.reshape(-1, x_BLD.shape[-1])
     with jax.named_scope("route"):
       routing, carry = self.router(x_TD, tokens, carry, keys)
@@ -230,7 +234,7 @@ class MoELayer(nnx.Module):
         found = found.add("parts", self._shared(x_TD).reshape(whole_BLD.shape))
     with jax.named_scope("sums"):
       sums = layer_sums(routing, tokens, counts, self.needs_rows, self.num_idle)
-    return found.stream(self.ways), carry, sums
+    return found.stream(self.parallel), carry, sums
 
   def _shared(self, x_TD: jax.Array) -> jax.Array:
     """Returns the shared expert's output, times its gate (float32 inside) where there is one."""
@@ -266,17 +270,17 @@ class MoELayer(nnx.Module):
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     if not part.takes_rows:
       return "whole", part.module.at_tokens(x_TD, routing).reshape(x_BLD.shape), Counts({}, {})
-    site, spread = self._site(part, keys), self.ways.expert_degree
+    site, spread = self._site(part, keys), self.parallel.expert_degree
     if spread == 1 or (part.stop - part.start) % spread:
       y_TD, counts = self.dispatch(x_TD, routing, part.module, site)
       return _where(part.module), y_TD.reshape(x_BLD.shape), counts
-    split = self.ways.splits_tokens
+    split = self.parallel.splits_tokens
     if split:
-      x_BLD, routing = _split(self.ways, x_BLD, routing)
+      x_BLD, routing = _split(self.parallel, x_BLD, routing)
       x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
-    group = Group(*self.ways.expert_mesh)
+    group = Group(*self.parallel.expert_mesh)
     y_TD, counts = self.exchange(self.dispatch, x_TD, routing, part.module, site, group)
-    counts = self.ways.over_tensor(counts) if split else counts
+    counts = self.parallel.psum_tensor(counts) if split else counts
     return "shares" if split else _where(part.module), y_TD.reshape(x_BLD.shape), counts
 
   def _open(self) -> Any:
@@ -308,15 +312,17 @@ def _where(module: Any) -> str:
   return "parts" if any("mlp" in leaf.get_metadata()["dims"] for leaf in leaves) else "whole"
 
 
-def _split(ways: Ways, x_BLD: jax.Array, routing: Routing) -> tuple[jax.Array, Routing]:
+def _split(
+  parallel: ParallelContext, x_BLD: jax.Array, routing: Routing
+) -> tuple[jax.Array, Routing]:
   """Returns a device's share of the tokens that its tensor group has, and of their routing."""
   rows = x_BLD.shape[:2]
 
   def share(leaf_TF: jax.Array) -> jax.Array:
-    part = ways.split(leaf_TF.reshape(*rows, *leaf_TF.shape[1:]))
+    part = parallel.slice_tokens(leaf_TF.reshape(*rows, *leaf_TF.shape[1:]))
     return part.reshape(-1, *leaf_TF.shape[1:])
 
-  return ways.split(x_BLD), jax.tree.map(share, routing)
+  return parallel.slice_tokens(x_BLD), jax.tree.map(share, routing)
 
 
 def layer_sums(

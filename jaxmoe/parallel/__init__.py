@@ -6,11 +6,11 @@ from jaxmoe.parallel.copies import GIB, Copied, Given, find_copies
 from jaxmoe.parallel.degrees import AXES, TOKEN_AXES, Parallel, make_mesh
 from jaxmoe.parallel.idle import idle_line
 from jaxmoe.parallel.layouts import make_layout, share_of_rows
-from jaxmoe.parallel.ways import MeshWays
+from jaxmoe.parallel.mesh_context import MeshContext
 from jaxmoe.parallel.zero import Gathers, Reduction, keep_no_weights
 
 __all__ = [
-  "AXES", "GIB", "TOKEN_AXES", "Automatic", "Copied", "Gathers", "Given", "MeshWays", "Parallel",
+  "AXES", "GIB", "TOKEN_AXES", "Automatic", "Copied", "Gathers", "Given", "MeshContext", "Parallel",
   "Reduction", "automatic_layout", "find_copies", "idle_line", "keep_no_weights", "make_layout",
   "make_mesh", "scan_ahead", "share_of_rows",
 ]

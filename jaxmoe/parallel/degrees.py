@@ -60,7 +60,7 @@ class Parallel:
   max_copy_gib: float = 2.0
 
   def __post_init__(self) -> None:
-    for name, degree in self.degrees.items():
+    for name, degree in self.axis_sizes.items():
       if degree < 1:
         raise InputError(f"a degree must be at least 1: {name}={degree}")
     if self.sequence and self.tensor == 1:
@@ -81,17 +81,17 @@ class Parallel:
       raise InputError(f"fold names an axis twice: fold={self.fold}")
 
   @property
-  def degrees(self) -> dict[str, int]:
+  def axis_sizes(self) -> dict[str, int]:
     """The degree of each axis of the mesh, outermost first."""
     return {axis: getattr(self, axis) for axis in AXES}
 
   @property
   def num_devices(self) -> int:
     """How many devices the mesh has."""
-    return math.prod(self.degrees.values())
+    return math.prod(self.axis_sizes.values())
 
   @property
-  def num_groups(self) -> int:
+  def num_token_groups(self) -> int:
     """On how many devices, or groups of tensor devices, different tokens lie."""
     return math.prod(getattr(self, axis) for axis in TOKEN_AXES)
 
@@ -103,7 +103,7 @@ class Parallel:
   @property
   def expert_degree(self) -> int:
     """Over how many devices experts are spread."""
-    return math.prod(self.degrees[axis] for axis in self.expert_axes)
+    return math.prod(self.axis_sizes[axis] for axis in self.expert_axes)
 
 
 def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -116,10 +116,10 @@ def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -
   need = parallel.num_devices
   processes = len({device.process_index for device in devices})
   if need > len(devices) or (processes > 1 and need != len(devices)):
-    asked = " * ".join(f"{axis}={degree}" for axis, degree in parallel.degrees.items())
+    asked = " * ".join(f"{axis}={degree}" for axis, degree in parallel.axis_sizes.items())
     raise InputError(
       f"parallel asks for {need} devices ({asked}), {processes} process(es) have {len(devices)}; "
       f"set degrees whose product is {len(devices)}"
     )
-  grid = np.array(list(devices)[:need]).reshape(tuple(parallel.degrees.values()))
+  grid = np.array(list(devices)[:need]).reshape(tuple(parallel.axis_sizes.values()))
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

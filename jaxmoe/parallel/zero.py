@@ -125,7 +125,7 @@ class Reduction:
 
   def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
     self._stage = parallel.zero
-    degrees = parallel.degrees
+    degrees = parallel.axis_sizes
     flat_dims = dims_by_path(dims, shapes)
     self._scatters: dict[str, int] = {}
     self._sums: dict[str, tuple[str, ...]] = {}

@@ -63,7 +63,7 @@ class Cell:
 
 def layout_key(parallel: Parallel) -> str:
   """Returns the part of a key that is about the layout; degrees of 1 are not named."""
-  axes = "+".join(axis for axis in AXES if parallel.degrees[axis] > 1)
+  axes = "+".join(axis for axis in AXES if parallel.axis_sizes[axis] > 1)
   extras = []
   if parallel.fsdp > 1:
     extras.append(f"zero{parallel.zero}")
@@ -71,7 +71,7 @@ def layout_key(parallel: Parallel) -> str:
     extras.append("sequence")
   if parallel.partition_activations:
     extras.append(PARTITION)
-  folds = [axis for axis in AXES if axis in parallel.fold and parallel.degrees[axis] > 1]
+  folds = [axis for axis in AXES if axis in parallel.fold and parallel.axis_sizes[axis] > 1]
   if folds:
     extras.append("fold_" + "_".join(folds))
   return "/".join([axes, *extras])

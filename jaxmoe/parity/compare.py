@@ -38,7 +38,7 @@ def compare(cell: Cell, micro: int = 1) -> dict[str, float]:
     cell: What is tried, on the first devices of this process.
     micro: Microbatches of the spread step.
   """
-  groups, degree = cell.parallel.num_groups, cell.parallel.expert_degree
+  groups, degree = cell.parallel.num_token_groups, cell.parallel.expert_degree
   decoder = decoder_of(cell)
   in_turn = groups if any(moe.by_group for moe in decoder.config.moe_records()) else 1
   reference = _reference(alone(decoder.config, degree), in_turn * micro, groups // in_turn)

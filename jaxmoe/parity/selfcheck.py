@@ -66,9 +66,11 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   device = jax.local_devices()[0]
   params, batch = jax.tree.map(lambda leaf: jax.device_put(_local(leaf), device), whole)
   by_group = any(moe.by_group for moe in decoder.config.moe_records())
-  groups = parallel.num_groups if by_group else 1
+  groups = parallel.num_token_groups if by_group else 1
   dense = _dense(decoder, parallel.expert_degree)
-  oracle = make_gradients(dense, train.num_micro * groups, parallel.num_groups // groups, compare)
+  oracle = make_gradients(
+    dense, train.num_micro * groups, parallel.num_token_groups // groups, compare
+  )
 
   def on_one(params: Any, batch: Any, root: jax.Array) -> Any:
     return oracle(params, batch, Keys(root))[0]

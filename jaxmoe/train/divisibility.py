@@ -24,7 +24,7 @@ def check_fit(
   Raises:
     InputError: what, why and what would work, in one line.
   """
-  tokens = batch_size * seq_len // (parallel.num_groups * num_micro)
+  tokens = batch_size * seq_len // (parallel.num_token_groups * num_micro)
   experts = max((moe.num_experts for moe in model.moe_records()), default=1)
   if tokens * experts > MOST_COUNTED:
     raise InputError(
@@ -35,7 +35,7 @@ def check_fit(
   if parallel.num_devices == 1:
     return
   _divides(
-    batch_size, parallel.num_groups * num_micro, "train.batch_size",
+    batch_size, parallel.num_token_groups * num_micro, "train.batch_size",
     "data * fsdp * expert * num_micro, for every device has as many rows of a microbatch",
   )
   if parallel.partition_activations and model.remat != "full":
@@ -95,7 +95,7 @@ def _check_experts(layer: MoE, parallel: Parallel) -> None:
       "capacity is counted over a device's tokens, which with fold=tensor are a part of a row: "
       f"{type(layer.dispatch).__name__}; set dispatch=dropless, or leave tensor out of fold"
     )
-  axes = [axis for axis in parallel.expert_axes if parallel.degrees[axis] > 1]
+  axes = [axis for axis in parallel.expert_axes if parallel.axis_sizes[axis] > 1]
   if isinstance(layer.exchange, AllToAll) and layer.exchange.two_level and len(axes) < 2:
     raise InputError(
       f"two levels need experts over two axes of several devices: {axes}; fold another axis, "

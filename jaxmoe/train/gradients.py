@@ -2,8 +2,9 @@
 
 Token losses are divided by the labels of the whole step, and balance losses are given what they
 must know of it (`moe/balance/term.py`), so that the microbatches' losses, gradients and metrics are
-shares that add up. Devices' shares are added up alike (`core/ways.py`): everything below runs on
-each device for its rows of the batch, and the lines with `ways.total` sum over devices.
+shares that add up. Devices' shares are added up alike (`core/parallel_context.py`): everything
+below runs on each device for its rows of the batch, and the lines with `parallel.psum_tokens` sum
+over devices.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.metrics import Mean
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare, Tokens
-from jaxmoe.core.ways import Ways
 from jaxmoe.models.transformer import Decoder, Params, Routed
 from jaxmoe.moe.balance import Reference
 from jaxmoe.moe.layer import MoESums
@@ -98,17 +99,17 @@ def make_gradients(
   each microbatch counts as lying on `num_groups` data-parallel devices in equal parts.
   Where domains are to be compared, layers' sums in the metrics hold what a step needs for it.
 
-  Inside `shard_map` the decoder's `ways` say which part of the batch is here: the batch is this
-  device's, parameters are as they are stored, gradients come as `summing` makes them, and metrics
-  are those of all devices but for `samples`, which are of this device's tokens.
+  Inside `shard_map` the decoder's `parallel` says which part of the batch is here: the batch is
+  this device's, parameters are as they are stored, gradients come as `summing` makes them, and
+  metrics are those of all devices but for `samples`, which are of this device's tokens.
   """
-  ways, summing = decoder.ways, summing or Alone()
+  parallel, summing = decoder.parallel, summing or Alone()
   count_first = counts_first(decoder, num_micro)
 
   def gradients(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
     zeros = _zero_sums(decoder)
     valid_BL = batch["segment"] > 0
-    labels, tokens, rows = ways.total(tuple(
+    labels, tokens, rows = parallel.psum_tokens(tuple(
       jnp.sum(counted).astype(jnp.float32)
       for counted in (batch["labels"] >= 0, valid_BL, jnp.any(valid_BL, axis=1))
     ))
@@ -120,7 +121,7 @@ def make_gradients(
 
     def one(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Params, Metrics]:
       known = dataclasses.replace(whole, running=running)
-      here = ways.group() * num_micro + index
+      here = parallel.token_group() * num_micro + index
       (_, metrics), grads = share(params, batch, keys.at(here), known)
       # Those of bfloat16 parameters are bfloat16, in which sums over microbatches lose small ones.
       grads = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
@@ -131,7 +132,7 @@ def make_gradients(
     else:
       grads, metrics = _accumulate(one, zeros, micro, num_micro)
     layers = metrics.pop("layers")
-    metrics = {**ways.total(metrics), "layers": layers}
+    metrics = {**parallel.psum_tokens(metrics), "layers": layers}
     corrections = _corrections(decoder, metrics, count_first)
     return summing.last(grads), {**metrics, "tokens": tokens, **corrections}
 
@@ -142,12 +143,12 @@ def _loss(
   decoder: Decoder, compare: Compare | None, params: Params, batch: Batch, keys: Keys, whole: Whole
 ) -> tuple[jax.Array, Metrics]:
   """Returns a microbatch's share of the step's loss, and its shares of the metrics."""
-  tokens, ways = Tokens.of_batch(batch), decoder.ways
+  tokens, parallel = Tokens.of_batch(batch), decoder.parallel
   if compare is not None:
     tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=compare)
   params = decoder.outside(params)
   hidden_BLD, _, sums = decoder.hidden(params, tokens, keys=keys)
-  sums = map_layers(lambda of_layer: _of_all(of_layer, ways), sums)
+  sums = map_layers(lambda of_layer: _of_all(of_layer, parallel), sums)
   with jax.named_scope("loss"):
     nll_BL = decoder.nll(params, hidden_BLD, batch["labels"])
     nll = Mean.of(nll_BL, batch["labels"] >= 0)
@@ -157,18 +158,18 @@ def _loss(
     known = None if whole.sums is None else whole.sums[s][j]
     share, weighted = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
     if not term.by_row:  # every token group has it
-      share, weighted = share / ways.num_groups, weighted / ways.num_groups
+      share, weighted = share / parallel.num_token_groups, weighted / parallel.num_token_groups
     balance[term.name] = balance.get(term.name, 0.0) + share
     total = total + weighted
   layers = without(sums, "by_row")
   metrics = {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
-  return total / ways.copies, metrics
+  return total / parallel.tensor_size, metrics
 
 
-def _of_all(sums: MoESums, ways: Ways) -> MoESums:
+def _of_all(sums: MoESums, parallel: ParallelContext) -> MoESums:
   """Returns a layer's sums over the tokens of all devices; those by row, and samples, of this."""
   mine = dataclasses.replace(sums, by_row=None, samples=None, routing=None)
-  return dataclasses.replace(ways.total(mine), by_row=sums.by_row, samples=sums.samples)
+  return dataclasses.replace(parallel.psum_tokens(mine), by_row=sums.by_row, samples=sums.samples)
 
 
 @jax.named_scope("balance")
@@ -236,7 +237,7 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
   def body(total: Sums, inputs: Any) -> tuple[Sums, None]:
     batch, index = inputs
     tokens = Tokens.of_batch(batch)
-    here = decoder.ways.group() * num_micro + index
+    here = decoder.parallel.token_group() * num_micro + index
     ready = decoder.outside(params)
     x_BLD = decoder.embed(ready, tokens.id)
     _, _, sums = decoder.blocks(ready, x_BLD, tokens, keys=keys.at(here))
@@ -245,7 +246,7 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
   num_micro = micro["ids"].shape[0]
   with jax.named_scope("count_choices"):
     sums, _ = jax.lax.scan(body, _zero_sums(decoder), (micro, jnp.arange(num_micro)))
-  return jax.lax.stop_gradient(decoder.ways.total(sums))
+  return jax.lax.stop_gradient(decoder.parallel.psum_tokens(sums))
 
 
 def map_layers(function: Callable[[MoESums], Any], layers: Any) -> Any:

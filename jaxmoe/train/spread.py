@@ -21,7 +21,7 @@ from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import (
   TOKEN_AXES,
   Gathers,
-  MeshWays,
+  MeshContext,
   Parallel,
   Reduction,
   keep_no_weights,
@@ -51,11 +51,13 @@ def on_one_device(
     The functions, and how gradients are summed over devices.
   """
   of = (parallel, layout, decoder.dims, decoder.shapes)
-  gathers, ways = Gathers(*of), MeshWays(parallel)
+  gathers, context = Gathers(*of), MeshContext(parallel)
   ahead, keep = (scan_ahead, keep_no_weights) if gathers.any else (None, None)
-  parts = (ways.split, ways.join) if parallel.partition_activations else None
+  parts = (
+    (context.slice_tokens, context.all_gather_tokens) if parallel.partition_activations else None
+  )
   flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep, parts)
-  here = Decoder(decoder.config, decoder.vocab_size, ways, flow, gathers.outside)
+  here = Decoder(decoder.config, decoder.vocab_size, context, flow, gathers.outside)
   return here, Reduction(*of)
 
 

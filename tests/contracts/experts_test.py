@@ -236,7 +236,7 @@ def run_layer(graph, state, x, scores_TA, expert_TA, valid_TA, grad_y):
     routing = Routing(expert_TA, weight_TA, valid_TA, jnp.ones((T, E)), jnp.zeros(T))
     layer = nnx.merge(graph, state)
     found, counts = layer._experts(x[None], routing, Keys.from_seed(1))
-    y = found.stream(layer.ways)[0]
+    y = found.stream(layer.parallel)[0]
     return y, sum(counts.dropped.values())
 
   y, vjp, dropped = jax.vjp(compute, state, x, scores_TA, has_aux=True)

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxmoe.core.parallel_context import ONE_DEVICE
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.ways import ONE_DEVICE
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, BlockLayer, MoE
 from jaxmoe.models.cache import Fresh
@@ -121,7 +121,7 @@ def test_attention_and_the_feed_forward_part_draw_from_keys_of_their_own():
 
   same = lambda x: x  # noqa: E731
   parts = types.SimpleNamespace(
-    attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None, ways=ONE_DEVICE,
+    attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None, parallel=ONE_DEVICE,
     stream=Stream(1, 1e-6),
   )
   BlockLayer.__call__(parts, jnp.zeros(1), None, None, Fresh(), Keys.from_seed(0))

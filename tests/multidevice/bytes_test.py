@@ -155,7 +155,7 @@ class Moved:
 
   @property
   def tokens(self):
-    return TOKENS / self.parallel.num_groups / (
+    return TOKENS / self.parallel.num_token_groups / (
       self.parallel.tensor if "tensor" in self.parallel.fold else 1
     )
 

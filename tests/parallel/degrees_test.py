@@ -16,7 +16,7 @@ def test_experts_are_spread_over_the_axes_that_fold_outermost_first():
   parallel = Parallel(data=2, fsdp=3, expert=5, tensor=7, fold=("tensor", "data"))
   assert parallel.expert_axes == ("data", "expert", "tensor")
   assert parallel.expert_degree == 70
-  assert parallel.num_groups == 30
+  assert parallel.num_token_groups == 30
   assert parallel.num_devices == 210
 
 

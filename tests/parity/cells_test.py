@@ -11,6 +11,7 @@ from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import Parallel
 from jaxmoe.parity import Cell, Results, Row, all_cells, cells_of, check_proven, smoke_cells
+from jaxmoe.parity import results as results_file
 from jaxmoe.parity.cells import cell_called
 from jaxmoe.parity.refused import refused
 from launch.recipes import load_recipe
@@ -27,7 +28,7 @@ def test_the_table_has_at_least_150_cells_each_once():
 
 def test_every_set_of_axes_is_in_the_table():
   found = {
-    tuple(axis for axis in AXES if cell.parallel.degrees[axis] > 1)
+    tuple(axis for axis in AXES if cell.parallel.axis_sizes[axis] > 1)
     for cell in all_cells()
     if not cell.parallel.fold and not cell.parallel.sequence
   }
@@ -112,6 +113,12 @@ def test_a_table_has_the_cells_asked_for_and_no_other():
   assert len(both.table(both.rows).splitlines()) == 3
   _, row = both.table(["other", "not run yet"]).splitlines()
   assert row.split() == ["5.0e-01", "-", "0.0e+00", "-", "other", "RED", "loss", "5.0e-01"]
+
+
+def test_a_source_that_moved_is_missed_aloud(monkeypatch):
+  monkeypatch.setattr(results_file, "_SOURCES", ("core/layout.py", "core/gone.py"))
+  with pytest.raises(AssertionError, match=r"no source matches 'core/gone\.py'"):
+    results_file.source_digest()
 
 
 def test_results_survive_a_file(tmp_path):

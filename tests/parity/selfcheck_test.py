@@ -5,7 +5,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
-from jaxmoe.parallel import MeshWays, make_layout
+from jaxmoe.parallel import MeshContext, make_layout
 from jaxmoe.parity import selfcheck
 from jaxmoe.parity.fixture import batch_of
 from launch.recipes import load_recipe
@@ -23,7 +23,7 @@ def given(*changes, recipe="configs/tiny.py"):
 def test_a_layout_is_found_equal_and_a_lost_sum_is_refused(monkeypatch):
   args = given("parallel.tensor=2", "parallel.expert=2")
   assert "on 4 devices equal those of one" in selfcheck(*args)
-  monkeypatch.setattr(MeshWays, "leave", lambda self, y_BLD: y_BLD)
+  monkeypatch.setattr(MeshContext, "reduce_tensor", lambda self, y_BLD: y_BLD)
   with pytest.raises(InputError, match="differ from those of one"):
     selfcheck(*args)
 

@@ -26,7 +26,7 @@ def run(chosen, experts=EXPERTS, weight=(0.3, 0.5)):
   weight_TA = jnp.tile(jnp.asarray(weight, jnp.float32), (5, 1))
   routing = Routing(expert_TA, weight_TA, weight_TA > 0, jnp.ones((5, E)), jnp.zeros(5))
   found, _ = layer._experts(x[None], routing, None)
-  return x, found.stream(layer.ways)[0], layer
+  return x, found.stream(layer.parallel)[0], layer
 
 
 @pytest.mark.parametrize("order", [(ZERO, 1), (1, ZERO)])

@@ -1,8 +1,9 @@
-"""Where a layer's arrays cross devices: seams that model code calls and a layout fills in.
+"""Where a layer's arrays cross devices: the collectives that model code asks for by name.
 
 Model code is written for one device. Where the arrays of a layer may lie on several it says what
-it is about to do, `enter` a pair of products, `leave` it, and never names an axis of the mesh.
-`Ways` is one device, where nothing moves; `jaxmoe/parallel/ways.py` has the mesh.
+it needs, `all_gather_sequence` before a pair of products, `reduce_tensor` after it, and never names
+an axis of the mesh. `ParallelContext` is one device, where nothing moves;
+`jaxmoe/parallel/mesh_context.py` has the mesh (tensor and sequence parallelism, TP and SP).
 
 One convention makes every gradient right: **what each device adds to the loss sums to the loss
 over all devices, and the gradient of a parameter is the sum over the devices that hold it.** A
@@ -21,7 +22,7 @@ from jaxmoe.core.weights import take_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Ways:
+class ParallelContext:
   """One device: every array is whole where it is.
 
   Devices of a *tensor group* see the same tokens and hold parts of heads, hidden units and the
@@ -29,7 +30,7 @@ class Ways:
   """
 
   @property
-  def copies(self) -> int:
+  def tensor_size(self) -> int:
     """How many devices compute the same share of the loss: the size of a tensor group."""
     return 1
 
@@ -49,39 +50,39 @@ class Ways:
     return False
 
   @property
-  def num_groups(self) -> int:
+  def num_token_groups(self) -> int:
     """How many token groups there are."""
     return 1
 
-  def group(self) -> jax.Array | int:
+  def token_group(self) -> jax.Array | int:
     """Returns which token group this device is of; rows of a batch lie on them in order."""
     return 0
 
-  def total(self, tree: Any) -> Any:
+  def psum_tokens(self, tree: Any) -> Any:
     """Returns sums over token groups."""
     return tree
 
-  def over_tensor(self, tree: Any) -> Any:
+  def psum_tensor(self, tree: Any) -> Any:
     """Returns sums over this device's tensor group."""
     return tree
 
-  def enter(self, x_BLD: jax.Array) -> jax.Array:
+  def all_gather_sequence(self, x_BLD: jax.Array) -> jax.Array:
     """Returns all of a row's tokens, for products whose outputs are spread over a tensor group."""
     return x_BLD
 
-  def leave(self, y_BLD: jax.Array) -> jax.Array:
+  def reduce_tensor(self, y_BLD: jax.Array) -> jax.Array:
     """Returns the stream's part of what the devices of a tensor group found together."""
     return y_BLD
 
-  def own(self, y_BLD: jax.Array) -> jax.Array:
+  def slice_sequence(self, y_BLD: jax.Array) -> jax.Array:
     """Returns the stream's part of what every device of a tensor group found by itself."""
     return y_BLD
 
-  def split(self, x_BLF: jax.Array) -> jax.Array:
+  def slice_tokens(self, x_BLF: jax.Array) -> jax.Array:
     """Returns this device's share of a row's tokens, of which its tensor group has them all."""
     return x_BLF
 
-  def join(self, y_BLD: jax.Array) -> jax.Array:
+  def all_gather_tokens(self, y_BLD: jax.Array) -> jax.Array:
     """Returns the stream's part of what devices found for their shares of a row's tokens."""
     return y_BLD
 
@@ -96,4 +97,4 @@ class Ways:
     return None
 
 
-ONE_DEVICE = Ways()
+ONE_DEVICE = ParallelContext()

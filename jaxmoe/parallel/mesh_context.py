@@ -1,13 +1,13 @@
-"""The seams of a model over the axes of a mesh; each collective is a line of this file.
+"""The parallel context over the axes of a mesh; each collective of TP and SP is a line here.
 
 Tensor parallelism splits heads, hidden units and the vocabulary (Megatron, Shoeybi et al. 2019,
 section 3): products into them need no exchange, products out of them give parts of a sum. With
 `sequence` the stream between lies spread along the sequence (Korthikanti et al. 2022, section
 4.2.2), so that the all-reduce is a reduce-scatter, and an all-gather before the next pair.
 
-The functions that Megatron calls f and g are not needed: under the convention of `core/ways.py` an
-all-reduce is its own transpose, and the sums that f makes of gradients at the start of a pair are
-those that the transpose at the end of the pair before makes.
+The functions that Megatron calls f and g are not needed: under the convention of
+`core/parallel_context.py` an all-reduce is its own transpose, and the sums that f makes of
+gradients at the start of a pair are those that the transpose at the end of the pair before makes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core.ways import Ways
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.weights import take_rows
 from jaxmoe.parallel.degrees import TOKEN_AXES, Parallel
 
@@ -27,74 +27,74 @@ LENGTH = 1  # the dim of (B, L, ...) along which a sequence lies
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshWays(Ways):
+class MeshContext(ParallelContext):
   """Seams between the devices of `parallel`'s mesh, for use inside `shard_map` over it."""
 
-  parallel: Parallel
+  degrees: Parallel
 
   @property
-  def copies(self) -> int:
+  def tensor_size(self) -> int:
     """The size of a tensor group."""
-    return self.parallel.tensor
+    return self.degrees.tensor
 
   @property
   def expert_degree(self) -> int:
     """Over how many devices experts are spread."""
-    return self.parallel.expert_degree
+    return self.degrees.expert_degree
 
   @property
   def expert_mesh(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The axes experts are spread over, outermost first, and their degrees."""
-    axes = tuple(axis for axis in self.parallel.expert_axes if self.parallel.degrees[axis] > 1)
-    return axes, tuple(self.parallel.degrees[axis] for axis in axes)
+    axes = tuple(axis for axis in self.degrees.expert_axes if self.degrees.axis_sizes[axis] > 1)
+    return axes, tuple(self.degrees.axis_sizes[axis] for axis in axes)
 
   @property
   def splits_tokens(self) -> bool:
     """Whether experts fold over tensor groups."""
-    return TENSOR in self.parallel.fold and self.parallel.tensor > 1
+    return TENSOR in self.degrees.fold and self.degrees.tensor > 1
 
   @property
-  def num_groups(self) -> int:
+  def num_token_groups(self) -> int:
     """How many token groups there are."""
-    return self.parallel.num_groups
+    return self.degrees.num_token_groups
 
-  def group(self) -> jax.Array | int:
+  def token_group(self) -> jax.Array | int:
     """Returns which token group this device is of."""
     axes = self._token_axes
     return jax.lax.axis_index(axes) if axes else 0
 
-  def total(self, tree: Any) -> Any:
+  def psum_tokens(self, tree: Any) -> Any:
     """Returns sums over token groups."""
     axes = self._token_axes
     return jax.lax.psum(tree, axes) if axes else tree
 
-  def over_tensor(self, tree: Any) -> Any:
+  def psum_tensor(self, tree: Any) -> Any:
     """Returns sums over this device's tensor group."""
-    return jax.lax.psum(tree, TENSOR) if self.copies > 1 else tree
+    return jax.lax.psum(tree, TENSOR) if self.tensor_size > 1 else tree
 
-  def enter(self, x_BLD: jax.Array) -> jax.Array:
+  def all_gather_sequence(self, x_BLD: jax.Array) -> jax.Array:
     """Returns all of a row's tokens."""
-    if not self.parallel.sequence:
+    if not self.degrees.sequence:
       return x_BLD
     return jax.lax.all_gather(x_BLD, TENSOR, axis=LENGTH, tiled=True)
 
-  def leave(self, y_BLD: jax.Array) -> jax.Array:
+  def reduce_tensor(self, y_BLD: jax.Array) -> jax.Array:
     """Returns the sum over a tensor group, or this device's part of the sequence of it."""
-    if self.parallel.sequence:
+    if self.degrees.sequence:
       return jax.lax.psum_scatter(y_BLD, TENSOR, scatter_dimension=LENGTH, tiled=True)
-    return self.over_tensor(y_BLD)
+    return self.psum_tensor(y_BLD)
 
-  def own(self, y_BLD: jax.Array) -> jax.Array:
+  def slice_sequence(self, y_BLD: jax.Array) -> jax.Array:
     """Returns this device's part of the sequence, or all."""
-    return self._mine(y_BLD) if self.parallel.sequence else y_BLD
+    return self._mine(y_BLD) if self.degrees.sequence else y_BLD
 
-  def split(self, x_BLF: jax.Array) -> jax.Array:
+  def slice_tokens(self, x_BLF: jax.Array) -> jax.Array:
     """Returns this device's part of the sequence."""
     return self._mine(x_BLF)
 
-  def join(self, y_BLD: jax.Array) -> jax.Array:
+  def all_gather_tokens(self, y_BLD: jax.Array) -> jax.Array:
     """Returns the parts of all devices of the group, or this device's, which it has already."""
-    if self.parallel.sequence:
+    if self.degrees.sequence:
       return y_BLD
     return jax.lax.all_gather(y_BLD, TENSOR, axis=LENGTH, tiled=True)
 
@@ -103,7 +103,7 @@ class MeshWays(Ways):
 
     All but one device add zeros, so that the sum is exact.
     """
-    if self.copies == 1:
+    if self.tensor_size == 1:
       return take_rows(table, ids_BL, dtype)
     size = table.shape[0]
     first = jax.lax.axis_index(TENSOR) * size
@@ -111,21 +111,21 @@ class MeshWays(Ways):
     rows_BLD = take_rows(table, jnp.where(here_BL, ids_BL - first, 0), dtype)
     known_BL1 = ((ids_BL >= 0) & (ids_BL < vocab_size))[..., None]
     missing_BL1 = jnp.where(known_BL1, 0, jnp.nan).astype(dtype)
-    return self.leave(jnp.where(here_BL[..., None], rows_BLD, missing_BL1))
+    return self.reduce_tensor(jnp.where(here_BL[..., None], rows_BLD, missing_BL1))
 
   @property
   def vocab_axis(self) -> str | None:
     """The axis over which the head is spread along the vocabulary."""
-    return TENSOR if self.copies > 1 else None
+    return TENSOR if self.tensor_size > 1 else None
 
   @property
   def _token_axes(self) -> tuple[str, ...]:
     """Axes of more than one device whose devices hold different tokens."""
-    return tuple(axis for axis in TOKEN_AXES if self.parallel.degrees[axis] > 1)
+    return tuple(axis for axis in TOKEN_AXES if self.degrees.axis_sizes[axis] > 1)
 
   def _mine(self, x_BLF: jax.Array) -> jax.Array:
     """Returns this device's part of a row."""
-    size = x_BLF.shape[LENGTH] // self.copies
+    size = x_BLF.shape[LENGTH] // self.tensor_size
     return jax.lax.dynamic_slice_in_dim(
       x_BLF, jax.lax.axis_index(TENSOR) * size, size, axis=LENGTH
     )
