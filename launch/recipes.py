@@ -17,6 +17,7 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import as_begun, diff, from_json, override, unknown
+from jaxmoe.core.renamed import advice
 from jaxmoe.recipes import RECIPES
 from jaxmoe.train.experiment import Experiment
 
@@ -137,8 +138,10 @@ def _run(path: str | pathlib.Path, code: Callable[[], Any]) -> Any:
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     place = f"{path}:{line}" if line else str(path)
+    advised = advice(Experiment, str(error)) if isinstance(error, TypeError) else ""
     raise InputError(
-      f"--config={place}: the recipe fails with {type(error).__name__}: {error}; mend the file"
+      f"--config={place}: the recipe fails with {type(error).__name__}: {error}; "
+      f"{advised}mend the file"
     ) from None
 
 

@@ -10,7 +10,8 @@ every check in a `__post_init__` sees final values and the order of overrides do
 
 A field that came later than the first config.json is declared with `added(default, before)`: files
 that have no such field get `before`, so runs begun earlier go on as they were; `as_begun` does so
-for the recipe that a run came from.
+for the recipe that a run came from. A field whose name changed is declared with `renamed` of
+core/renamed.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.renamed import name_before, name_today, value_of
 
 Family = Mapping[str, tuple[type, Any]]
 Record = TypeVar("Record")
@@ -67,8 +69,8 @@ def to_plain(record: Any, family: Family | None = None, as_before: bool = False)
   Args:
     record: A record, a tuple of them, or a scalar.
     family: What `record` is a component of.
-    as_before: Leaves out fields that came later and have the value of the time before, so that a
-      digest of what is left is that of files which have no such field.
+    as_before: Leaves out fields that came later and have the value of the time before, and gives
+      others the names they had, so that a digest of what is left is that of files of that time.
   """
   if isinstance(record, tuple):
     return [to_plain(item, family, as_before) for item in record]
@@ -79,7 +81,8 @@ def to_plain(record: Any, family: Family | None = None, as_before: bool = False)
     value = getattr(record, field.name)
     if as_before and _BEFORE in field.metadata and value == field.metadata[_BEFORE]:
       continue
-    plain[field.name] = to_plain(value, field.metadata.get("family"), as_before)
+    name = name_before(field) if as_before else field.name
+    plain[name] = to_plain(value, field.metadata.get("family"), as_before)
   return plain
 
 
@@ -115,11 +118,12 @@ def as_begun(record: Any, plain: Any, family: Family | None = None) -> Any:
     value, before = getattr(record, field.name), field.metadata.get(_BEFORE)
     if _BEFORE in field.metadata and value == field.default:
       inner = field.metadata.get("family")
-      if plain.get(field.name, to_plain(before, inner)) == to_plain(before, inner):
+      if value_of(plain, field, to_plain(before, inner)) == to_plain(before, inner):
         changes[field.name] = before
         continue
-    if field.name in plain:
-      changes[field.name] = as_begun(value, plain[field.name], field.metadata.get("family"))
+    if field.name in plain or name_before(field) in plain:
+      old = value_of(plain, field)
+      changes[field.name] = as_begun(value, old, field.metadata.get("family"))
   return dataclasses.replace(record, **changes)  # type: ignore[type-var]
 
 
@@ -213,11 +217,14 @@ def _record(cls: type[Record], plain: Any, where: str, skip_kind: bool) -> Recor
   hints = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
   values = {}
-  for name, value in plain.items():
-    if skip_kind and name == KIND:
+  for written, value in plain.items():
+    if skip_kind and written == KIND:
       continue
+    name = name_today(cls, written)
     if name not in fields:
       raise unknown(where, f"field of {cls.__name__}", name, fields)
+    if name in values:
+      raise InputError(f"{where}: {name} is given twice, as {written} too; keep one")
     family = fields[name].metadata.get("family")
     values[name] = _value(hints[name], value, f"{where}.{name}", family)
   for name, field in fields.items():
@@ -293,7 +300,7 @@ def _set_path(cls: Any, plain: Any, path: list[str], text: str) -> None:
       owner = _component_class(parent, family, where) if family is not None else hint
       fields = {field.name: field for field in dataclasses.fields(owner)}
       if name not in fields:
-        raise unknown(where, f"field of {owner.__name__}", name, fields)
+        raise _no_field(owner, where, name)
       hint, family = typing.get_type_hints(owner)[name], fields[name].metadata.get("family")
     else:
       raise InputError(f"{where}: has no field {name!r}; it holds {parent!r}")
@@ -303,6 +310,15 @@ def _set_path(cls: Any, plain: Any, path: list[str], text: str) -> None:
     elif parent[key] is None and family is None:
       parent[key] = _defaults(_strip_none(hint))
     plain = parent[key]
+
+
+def _no_field(owner: type, where: str, name: str) -> InputError:
+  """Returns the error for a name on the command line that is no field of a record."""
+  now = name_today(owner, name)
+  if now != name:
+    return InputError(f"{where}.{name}: is called {now} now; set {where}.{now}")
+  names = [field.name for field in dataclasses.fields(owner)]
+  return unknown(where, f"field of {owner.__name__}", name, names)
 
 
 def _defaults(hint: Any) -> Any:
