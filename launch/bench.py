@@ -1,6 +1,6 @@
 """Times back ends against a dense layer of equal FLOPs, values checked first.
 
-python -m launch.bench experts [--tokens=1024 --dim=512 --hidden=512 --num_experts=8
+python -m launch.bench experts [--tokens=1024 --dim=512 --mlp_dim=512 --num_experts=8
   --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]
 
 python -m launch.bench latency --experts=dense,shift,low_rank,identity --num_experts=4
@@ -37,7 +37,7 @@ from launch.memory import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 SUITES = ("experts", "latency")
-SIZES = ("tokens", "dim", "hidden", "num_experts", "num_active")
+SIZES = ("tokens", "dim", "mlp_dim", "num_experts", "num_active")
 for _size in SIZES:
   flags.DEFINE_integer(_size, None, "One size instead of the three shapes.", flag_values=FLAGS)
 flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", flag_values=FLAGS)
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
 
 def print_latencies(shape: Shape) -> int:
   """Prints microseconds a row of each expert as a setting of the loss; returns the exit code."""
-  family = family_of(FLAGS.experts, shape.hidden, shape.num_experts)
+  family = family_of(FLAGS.experts, shape.mlp_dim, shape.num_experts)
   sizes = shape.tokens, shape.dim, shape.num_experts, shape.num_active
   costs = latencies(family, *sizes, FLAGS.repeats, _time)
   print(f"LatencyAware(latency={costs})")

@@ -23,13 +23,13 @@ class Shape:
 
   tokens: int = 1024
   dim: int = 512
-  hidden: int = 512
+  mlp_dim: int = 512
   num_experts: int = 8
   num_active: int = 2
   skew: float = 0.0
 
   def __post_init__(self) -> None:
-    for name in ("tokens", "dim", "hidden", "num_experts", "num_active"):
+    for name in ("tokens", "dim", "mlp_dim", "num_experts", "num_active"):
       if getattr(self, name) < 1:
         raise InputError(f"--{name}={getattr(self, name)} must be at least 1")
     if self.num_active > self.num_experts:
@@ -42,9 +42,9 @@ class Shape:
 
 
 SHAPES = (
-  Shape(hidden=512, num_experts=8, num_active=2),
-  Shape(hidden=128, num_experts=64, num_active=8),
-  Shape(hidden=128, num_experts=128, num_active=8),
+  Shape(mlp_dim=512, num_experts=8, num_active=2),
+  Shape(mlp_dim=128, num_experts=64, num_active=8),
+  Shape(mlp_dim=128, num_experts=128, num_active=8),
 )
 
 
@@ -78,11 +78,11 @@ def matmul_race(shape: Shape, dtype: str) -> Race:
   rows = shape.tokens * shape.num_active
   sizes_E = np.bincount(choose(shape).ravel(), minlength=shape.num_experts)
   rows_RD = _normal(0, dtype, rows, shape.dim)
-  weight_EDF = _normal(1, dtype, shape.num_experts, shape.dim, shape.hidden)
+  weight_EDF = _normal(1, dtype, shape.num_experts, shape.dim, shape.mlp_dim)
   backends = {name: f for name, f in grouped_matmul.BACKENDS.items() if name != "loop"}
   sizes = jnp.asarray(sizes_E, jnp.int32)
   return Race(
-    title=f"grouped matmul ({rows}, {shape.dim}) x ({shape.dim}, {shape.hidden})",
+    title=f"grouped matmul ({rows}, {shape.dim}) x ({shape.dim}, {shape.mlp_dim})",
     contestants={name: _with_sizes(f, sizes) for name, f in backends.items()},
     args=(rows_RD, weight_EDF),
     oracle=_with_sizes(grouped_matmul.loop, sizes),
@@ -96,7 +96,7 @@ def layer_race(shape: Shape, dtype: str) -> Race:
   slot = choose(shape)
   slot_TA = jnp.asarray(slot)
   busiest = int(np.bincount(slot.ravel()).max())
-  sizes = shape.num_experts, shape.dim, shape.hidden
+  sizes = shape.num_experts, shape.dim, shape.mlp_dim
   x_TD = _normal(0, dtype, shape.tokens, shape.dim)
   gate_up_EDGF = _normal(1, dtype, sizes[0], sizes[1], 2, sizes[2])
   down_EFD = _normal(2, dtype, sizes[0], sizes[2], sizes[1])
@@ -110,7 +110,7 @@ def layer_race(shape: Shape, dtype: str) -> Race:
     if name != "loop":
       contestants[f"sort + {name}"] = _sorted_layer(matmul, slot_TA)
   contestants["one-hot einsum"] = _onehot_layer(slot_TA, busiest)
-  active = shape.num_active * shape.hidden
+  active = shape.num_active * shape.mlp_dim
   return Race(
     title=f"expert layer, {shape.num_experts} experts top-{shape.num_active}",
     contestants=contestants,

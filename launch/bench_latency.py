@@ -28,17 +28,17 @@ from jaxmoe.ops.grouped_matmul import blocks
 Timer = Callable[[Callable[[], Any]], float]
 
 
-def family_of(name: str, hidden: int, num_experts: int) -> Any:
+def family_of(name: str, mlp_dim: int, num_experts: int) -> Any:
   """Returns the experts that a name stands for, of a width where they have one.
 
   A name is one of EXPERTS, or kinds of primitive experts, one for each: `dense,shift,shift`.
   """
   if name in EXPERTS:
     family = component(EXPERTS, "experts", name)
-    plain = {"hidden": hidden} if hasattr(family, "hidden") else {}
+    plain = {"mlp_dim": mlp_dim} if hasattr(family, "mlp_dim") else {}
     family = type(family)(**{**vars(family), **plain})
   else:
-    family = Primitives(hidden, tuple(name.split(",")))
+    family = Primitives(mlp_dim, tuple(name.split(",")))
   family.check(num_experts)
   return family
 

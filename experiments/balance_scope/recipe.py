@@ -31,7 +31,7 @@ def get_config(scope: str = "global", mixed: str = "", num_steps: int = 1000) ->
   moe = MoE(
     num_experts=8,
     num_active=2,
-    experts=SwiGLU(hidden=64),
+    experts=SwiGLU(mlp_dim=64),
     balance=(LoadBalance(weight=0.02, scope=scope), RouterZ()),
   )
   block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=32), moe)

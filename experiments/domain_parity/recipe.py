@@ -30,7 +30,7 @@ def get_config(
     num_experts=8,
     num_active=2,
     router=component(ROUTERS, "router", router),
-    experts=SwiGLU(hidden=64),
+    experts=SwiGLU(mlp_dim=64),
     balance=(LoadBalance(weight=0.01, scope="global"),),
   )
   block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=32), moe)

@@ -175,7 +175,7 @@ def upcycle(model: Transformer, moe: MoE, variety: Variety = ALIKE) -> Surgery:
   depths = [depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MLP)]
   if not depths:
     raise InputError("no block has a dense feed-forward part (mlp); there is nothing to upcycle")
-  if not isinstance(moe.experts, SwiGLU) or moe.closed or moe.shared_hidden:
+  if not isinstance(moe.experts, SwiGLU) or moe.closed or moe.shared_mlp_dim:
     raise InputError("upcycling makes swiglu experts, open, without a shared one; ask for these")
   origins = dict.fromkeys(depths, (0,) * moe.num_experts)
   routed = dict.fromkeys(depths, (NEW,) * moe.num_experts)
@@ -183,7 +183,7 @@ def upcycle(model: Transformer, moe: MoE, variety: Variety = ALIKE) -> Surgery:
   def sparse(ffn: MLP | MoE) -> MLP | MoE:
     if isinstance(ffn, MoE):
       return ffn
-    return dataclasses.replace(moe, experts=SwiGLU(hidden=ffn.hidden))
+    return dataclasses.replace(moe, experts=SwiGLU(mlp_dim=ffn.mlp_dim))
 
   return Surgery(model.map_ffns(sparse), origins, routed, True, variety)
 

@@ -1,9 +1,9 @@
 """Fields of recipes that files of earlier runs have under other names.
 
-Such a field is declared with `renamed("old name", ...)`, where it stands. A config.json with the old
-name opens; what is written has the new one; an old name on the command line, or in the code of a
-recipe, is refused in one line that says the new one. Digests of recipes hash the old name, so they
-are what they were.
+Such a field is declared with `renamed("old name", ...)`, where it stands. A config.json with the
+old name opens; what is written has the new one; an old name on the command line, or in the code of
+a recipe, is refused in one line that says the new one. Digests of recipes hash the old name, so
+they are what they were.
 """
 
 from __future__ import annotations

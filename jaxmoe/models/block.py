@@ -12,6 +12,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
+from jaxmoe.core.renamed import renamed
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
@@ -28,17 +29,17 @@ from jaxmoe.moe.layer import MoE, MoESums
 
 @dataclasses.dataclass(frozen=True)
 class MLP:
-  """A dense SwiGLU feed-forward layer of width `hidden`."""
+  """A dense SwiGLU feed-forward layer of width `mlp_dim`."""
 
-  hidden: int = 512
+  mlp_dim: int = renamed("hidden", 512)
 
   def __post_init__(self) -> None:
-    if self.hidden < 1:
-      raise InputError(f"hidden must be at least 1: hidden={self.hidden}")
+    if self.mlp_dim < 1:
+      raise InputError(f"mlp_dim must be at least 1: mlp_dim={self.mlp_dim}")
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""
-    return 3 * dim * self.hidden
+    return 3 * dim * self.mlp_dim
 
 
 ATTENTION = {
@@ -62,7 +63,7 @@ ATTENTION = {
   "experts": (AttentionExperts, AttentionExperts(3, 2, HEADS["stick_breaking"][1])),
   "binary_linear": (BinaryLinear, BinaryLinear(num_heads=2, num_kv_heads=1, head_dim=16)),
 }
-FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(hidden=32))}
+FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(mlp_dim=32))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class BlockLayer(nnx.Module):
     self.ffn_norm = stream.make_norm(init / "ffn_norm")
     is_moe = isinstance(config.ffn, MoE)
     self.moe = config.ffn.build(init / "moe", dim, parallel) if is_moe else None
-    self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.hidden)
+    self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.mlp_dim)
 
   def __call__(
     self, x_BLD: jax.Array, carry: Any, tokens: Tokens, cache: Cache, keys: Keys | None

@@ -14,6 +14,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
+from jaxmoe.core.renamed import renamed
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
@@ -40,7 +41,7 @@ class MoE:
     experts: What an expert computes.
     dispatch: How rows reach experts, and what happens where too many do.
     exchange: How rows reach experts on other devices, where experts are spread over several.
-    shared_hidden: Width of a shared expert that every token passes; 0 for none.
+    shared_mlp_dim: Width of a shared expert that every token passes; 0 for none.
     shared_gate: Whether its output is multiplied by sigmoid(w x) (Qwen2-MoE).
     balance: Losses that keep the load of experts even.
     closed: How many experts, the last ones, no token is sent to: they have weights, but the router
@@ -51,10 +52,10 @@ class MoE:
   num_experts: int = 8
   num_active: int = 2
   router: Any = choice(ROUTERS, TopK())
-  experts: Any = choice(EXPERTS, SwiGLU(hidden=128))
+  experts: Any = choice(EXPERTS, SwiGLU(mlp_dim=128))
   dispatch: Any = choice(DISPATCHERS, Dropless())
   exchange: Any = choice(EXCHANGES, AllToAll())
-  shared_hidden: int = 0
+  shared_mlp_dim: int = renamed("shared_hidden", 0)
   shared_gate: bool = False
   balance: tuple[Any, ...] = choice(BALANCE, (LoadBalance(), RouterZ()))
   closed: int = 0
@@ -66,10 +67,14 @@ class MoE:
         "num_active must lie between 1 and num_experts: "
         f"num_active={self.num_active}, num_experts={self.num_experts}"
       )
-    if self.shared_hidden < 0:
-      raise InputError(f"shared_hidden must not be negative: shared_hidden={self.shared_hidden}")
-    if self.shared_gate and not self.shared_hidden:
-      raise InputError("shared_gate needs a shared expert; set shared_hidden, or shared_gate=false")
+    if self.shared_mlp_dim < 0:
+      raise InputError(
+        f"shared_mlp_dim must not be negative: shared_mlp_dim={self.shared_mlp_dim}"
+      )
+    if self.shared_gate and not self.shared_mlp_dim:
+      raise InputError(
+        "shared_gate needs a shared expert; set shared_mlp_dim, or shared_gate=false"
+      )
     if not 0 <= self.closed <= self.num_experts - self.num_active:
       raise InputError(
         "closed must leave num_active experts open: "
@@ -121,7 +126,7 @@ class MoE:
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters act on one token."""
-    shared = 3 * dim * self.shared_hidden + dim * self.shared_gate
+    shared = 3 * dim * self.shared_mlp_dim + dim * self.shared_gate
     num_active = round(self.router.mean_active(self.num_active))
     routed = self.experts.active_params(dim, self.num_experts, num_active)
     return self.router.num_params(dim, self.num_open) + routed + shared
@@ -212,7 +217,7 @@ class MoELayer(nnx.Module):
       init / "router", dim, config.num_open, config.num_active
     )
     self.experts = config.experts.build(init / "experts", dim, config.num_experts)
-    width = config.shared_hidden
+    width = config.shared_mlp_dim
     self.shared = SwiGLUMLP(init / "shared", dim, width) if width else None
     weight = functools.partial(init.weight, "shared_gate", (dim, 1), ("embed", None), fan_in=dim)
     self.shared_gate = weight() if config.shared_gate else None

@@ -51,7 +51,7 @@ def decoder_of(cell: Cell) -> Decoder:
     experts=parts["experts"],
     dispatch=dispatch,
     exchange=exchange,
-    shared_hidden=24,
+    shared_mlp_dim=24,
     balance=BALANCE,
   )
   attention = parts["attention"]

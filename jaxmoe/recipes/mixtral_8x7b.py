@@ -32,7 +32,7 @@ def get_config(seq_len: int = 32768) -> Experiment:
     num_experts=8,
     num_active=2,
     router=TopK(normalize=True),
-    experts=SwiGLU(hidden=14336),
+    experts=SwiGLU(mlp_dim=14336),
     balance=(LoadBalance(weight=0.02, scope="micro"),),
   )
   return Experiment(

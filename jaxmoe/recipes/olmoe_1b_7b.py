@@ -32,7 +32,7 @@ def get_config(seq_len: int = 4096) -> Experiment:
     num_experts=64,
     num_active=8,
     router=TopK(normalize=False),
-    experts=SwiGLU(hidden=1024),
+    experts=SwiGLU(mlp_dim=1024),
     balance=(LoadBalance(weight=0.01, scope="micro"), RouterZ(weight=1e-3)),
   )
   return Experiment(

@@ -30,7 +30,7 @@ def get_config(
   moe = MoE(
     num_experts=num_experts,
     num_active=2,
-    experts=SwiGLU(hidden=128),
+    experts=SwiGLU(mlp_dim=128),
     balance=(LoadBalance(weight=0.01), RouterZ(weight=1e-3)),
   )
   block = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=32, qk_norm="head"), moe)

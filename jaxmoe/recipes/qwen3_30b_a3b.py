@@ -32,7 +32,7 @@ def get_config(seq_len: int = 32768) -> Experiment:
     num_experts=128,
     num_active=8,
     router=TopK(normalize=True),
-    experts=SwiGLU(hidden=768),
+    experts=SwiGLU(mlp_dim=768),
     balance=(LoadBalance(weight=1e-3, scope="global"),),
   )
   return Experiment(

@@ -51,7 +51,7 @@ def check_fit(
       if isinstance(block.ffn, MoE):
         _check_experts(block.ffn, parallel)
       elif isinstance(block.ffn, MLP):
-        _divides(block.ffn.hidden, parallel.tensor, "hidden of a dense layer", "tensor")
+        _divides(block.ffn.mlp_dim, parallel.tensor, "mlp_dim of a dense layer", "tensor")
 
 
 def _check_attention(attention: Any, tensor: int) -> None:
@@ -74,11 +74,11 @@ def _check_attention(attention: Any, tensor: int) -> None:
 
 def _check_experts(layer: MoE, parallel: Parallel) -> None:
   if parallel.tensor > 1:
-    _divides(layer.shared_hidden, parallel.tensor, "shared_hidden", "tensor")
+    _divides(layer.shared_mlp_dim, parallel.tensor, "shared_mlp_dim", "tensor")
     folds = "tensor" in parallel.fold
-    hidden = None if folds else getattr(layer.experts, "hidden", None)
-    if hidden is not None and not layer.experts.mixed:
-      _divides(hidden, parallel.tensor, "hidden of experts", "tensor, or set fold=(tensor,)")
+    mlp_dim = None if folds else getattr(layer.experts, "mlp_dim", None)
+    if mlp_dim is not None and not layer.experts.mixed:
+      _divides(mlp_dim, parallel.tensor, "mlp_dim of experts", "tensor, or set fold=(tensor,)")
   degree = parallel.expert_degree
   if degree == 1:
     return

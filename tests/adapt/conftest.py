@@ -23,8 +23,8 @@ VOCAB = 11
 def make_model(ffn=None, **moe):
   """Returns dense, MoE, dense, MoE, MoE: a pattern that repeats, and a segment of its own."""
   attention = Attention(num_heads=1, num_kv_heads=1, head_dim=4)
-  moe = MoE(**{"num_experts": 5, "num_active": 2, "experts": SwiGLU(hidden=12)} | moe)
-  dense = Block(attention, MLP(hidden=12))
+  moe = MoE(**{"num_experts": 5, "num_active": 2, "experts": SwiGLU(mlp_dim=12)} | moe)
+  dense = Block(attention, MLP(mlp_dim=12))
   sparse = dataclasses.replace(dense, ffn=moe if ffn is None else ffn)
   return Transformer(dim=12, stack=(Segment((dense, sparse), 2), Segment((sparse,), 1)))
 

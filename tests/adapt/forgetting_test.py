@@ -71,7 +71,7 @@ WAYS = {
 
 
 def make_decoder(**moe):
-  layer = MoE(**{"num_experts": OLD, "experts": SwiGLU(hidden=32), "balance": ()} | moe)
+  layer = MoE(**{"num_experts": OLD, "experts": SwiGLU(mlp_dim=32), "balance": ()} | moe)
   block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=16), layer)
   return Decoder(Transformer(dim=32, stack=(Segment((block,), 1),)), VOCAB)
 

@@ -18,7 +18,7 @@ from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.ops.grouped_matmul import BACKENDS
 
 ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=4)
-MIXED = MoE(5, 2, experts=SwiGLU(hidden=6), shared_hidden=6)
+MIXED = MoE(5, 2, experts=SwiGLU(mlp_dim=6), shared_mlp_dim=6)
 RANK, SCALE = 2, 0.5
 MATRICES = ("*/table", "*/attention/?", "*/gate_up", "*/down", "*/gate/weight")
 B, L, VOCAB = 2, 7, 11
@@ -219,7 +219,7 @@ def test_an_update_over_an_update_merges_to_one_array():
 
 
 def test_draws_depend_on_the_name_of_a_layer_and_not_on_the_split_of_the_stack():
-  block = Block(ATTENTION, MLP(hidden=6))
+  block = Block(ATTENTION, MLP(mlp_dim=6))
   drawn = []
   for segments in ((Segment((block,), 4),), (Segment((block, block), 2),)):
     model = Decoder(Transformer(dim=8, stack=segments), VOCAB)

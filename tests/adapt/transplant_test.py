@@ -109,7 +109,7 @@ def test_cloning_leaves_logits_as_they_were(model, top_k, logits_of):
 
 
 def test_upcycling_leaves_logits_as_they_were(model, logits_of, by_name):
-  dense = Decoder(model(ffn=MLP(hidden=12)), VOCAB)
+  dense = Decoder(model(ffn=MLP(mlp_dim=12)), VOCAB)
   params = draw(dense)
   right, _ = logits_of(dense, params, IDS)
   sparse, grown = operate(upcycle(dense.config, MoE(4, 2)), dense, params)
@@ -121,11 +121,11 @@ def test_upcycling_leaves_logits_as_they_were(model, logits_of, by_name):
     for leaf in ("gate_up", "down"):
       for copy in after[f"layers/{depth}/moe/experts/{leaf}"]:
         np.testing.assert_array_equal(copy, before[f"layers/{depth}/mlp/{leaf}"])
-  assert sparse.config.moe_records()[0].experts == SwiGLU(hidden=12)
+  assert sparse.config.moe_records()[0].experts == SwiGLU(mlp_dim=12)
 
 
 def test_upcycled_experts_differ_where_that_is_asked_for(model, logits_of, by_name):
-  dense = Decoder(model(ffn=MLP(hidden=12)), VOCAB)
+  dense = Decoder(model(ffn=MLP(mlp_dim=12)), VOCAB)
   params = draw(dense)
   right, _ = logits_of(dense, params, IDS)
   surgery = upcycle(dense.config, MoE(4, 2), Variety(noise=1e-3))
@@ -263,7 +263,7 @@ def test_moments_are_copied_exactly_and_those_of_new_experts_are_zero(
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_of_an_upcycled_network_are_those_of_the_dense_one(name, model, by_name):
-  dense = Decoder(model(ffn=MLP(hidden=12)), VOCAB)
+  dense = Decoder(model(ffn=MLP(mlp_dim=12)), VOCAB)
   params = draw(dense)
   transform = transform_of(optimizer_of(name), dense)
   _, state = jax.jit(transform.update)(params, transform.init(params), params)
@@ -307,7 +307,7 @@ REFUSED = [
   (lambda model: prune(model, USAGE * np.nan, 3), "finite"),
   (lambda model: clone(model, 1), "at least 2"),
   (lambda model: clone(insert(model, 1).model, 2), "open them first"),
-  (lambda model: upcycle(model, MoE(4, 2, shared_hidden=3)), "without a shared one"),
+  (lambda model: upcycle(model, MoE(4, 2, shared_mlp_dim=3)), "without a shared one"),
 ]
 
 
@@ -319,7 +319,7 @@ def test_an_operation_that_does_not_fit_is_refused_in_one_line(operation, why, m
 
 
 def test_a_model_without_what_an_operation_needs_is_refused(model):
-  dense = model(ffn=MLP(hidden=12))
+  dense = model(ffn=MLP(mlp_dim=12))
   for operation in (lambda: insert(dense, 1), lambda: clone(dense, 2)):
     with pytest.raises(InputError, match="no MoE layer; upcycle"):
       operation()

@@ -61,7 +61,7 @@ class WithIdle(SwiGLU):
     return 2
 
 
-LAYER = MoE(num_experts=E, num_active=A, experts=WithIdle(hidden=4))
+LAYER = MoE(num_experts=E, num_active=A, experts=WithIdle(mlp_dim=4))
 
 
 def draw(case, seed=0):

@@ -279,7 +279,7 @@ def test_every_dropless_back_end_equals_every_other():
 
 def layer_of(dispatch, seed=0):
   """Returns (graph, state) of a whole layer, router included."""
-  config = MoE(E, A, experts=SwiGLU(F), dispatch=dispatch, shared_hidden=3)
+  config = MoE(E, A, experts=SwiGLU(F), dispatch=dispatch, shared_mlp_dim=3)
   layer = config.build(Init(Keys.from_seed(seed)), D)
   return nnx.graphdef(layer), nnx.to_pure_dict(nnx.state(layer))
 

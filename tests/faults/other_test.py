@@ -10,7 +10,7 @@ FFN = "model.stack.0.pattern.0.ffn"
 CHANGES = {
   "model": {
     "model.dim": 48, "model.stack.0.repeats": 3, f"{FFN}.num_experts": 8, f"{FFN}.num_active": 1,
-    f"{FFN}.experts.hidden": 24, "model.stack.0.pattern.0.attention.num_heads": 4,
+    f"{FFN}.experts.mlp_dim": 24, "model.stack.0.pattern.0.attention.num_heads": 4,
   },
   "data": {
     "data.seq_len": 32, "data.parts.0.weight": 2.0, "data.parts.1.source.num_documents": 300,

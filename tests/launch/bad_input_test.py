@@ -270,7 +270,7 @@ def test_a_value_of_another_type_is_refused(refuses, tiny, tmp_path, change, wor
     ("data.parts.0.weight=0", ("config.data.parts.0", "weight")),
     ("model.dim=0", ("config.model", "dim")),
     ("model.stack.0.repeats=0", ("config.model.stack.0", "repeats")),
-    (f"{FFN}.experts.hidden=-4", (f"config.{FFN}.experts", "hidden")),
+    (f"{FFN}.experts.mlp_dim=-4", (f"config.{FFN}.experts", "mlp_dim")),
     (f"{FFN}.balance.0.weight=-1", (f"config.{FFN}.balance.0", "weight")),
   ],
 )
@@ -572,7 +572,7 @@ def test_routing_of_a_model_without_experts_is_refused(refuses, shallow, save_id
   plain = json.loads(path.read_text())
   for segment in plain["model"]["stack"]:
     for block in segment["pattern"]:
-      block["ffn"] = {"kind": "mlp", "hidden": 8}
+      block["ffn"] = {"kind": "mlp", "mlp_dim": 8}
   path.write_text(json.dumps(plain))
   ids = save_ids(np.zeros((1, 4), np.int32))
   flags = (f"--workdir={shallow}", *ids, "--record_routing=x.npz")

@@ -16,7 +16,7 @@ from launch import bench
 from launch.bench_experts import Shape, layer_race, matmul_race
 from launch.bench_latency import family_of, latencies
 
-TINY = Shape(tokens=12, dim=4, hidden=3, num_experts=3, num_active=2, skew=0.5)
+TINY = Shape(tokens=12, dim=4, mlp_dim=3, num_experts=3, num_active=2, skew=0.5)
 
 
 def run(race, repeats=1):
@@ -78,7 +78,7 @@ def latency_of(capsys, *arguments):
   bench.FLAGS.unparse_flags()
   for name in bench.FLAGS:
     bench.FLAGS[name].unparse()
-  sizes = ("--tokens=24", "--dim=4", "--hidden=3", "--num_active=1", "--repeats=1")
+  sizes = ("--tokens=24", "--dim=4", "--mlp_dim=3", "--num_active=1", "--repeats=1")
   bench.FLAGS(["bench", *sizes, *arguments])
   assert bench.main(["latency"]) == 0
   return capsys.readouterr().out.strip()

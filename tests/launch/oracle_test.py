@@ -37,7 +37,7 @@ def write_run(trained, workdir, moe):
 @pytest.fixture(scope="module")
 def switch(trained, tmp_path_factory):
   """Returns a run of which each layer has two experts alike."""
-  return write_run(trained, tmp_path_factory.mktemp("switch"), MoE(2, 1, experts=SwiGLU(hidden=8)))
+  return write_run(trained, tmp_path_factory.mktemp("switch"), MoE(2, 1, experts=SwiGLU(mlp_dim=8)))
 
 
 def test_budgets_are_those_of_the_widths_of_big_and_small(here, trained, tmp_path):

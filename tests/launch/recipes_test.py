@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib
+import json
 import pathlib
 
 import jax
 import pytest
 
+from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, from_plain, to_json, to_plain
 from jaxmoe.recipes import RECIPES
 from jaxmoe.train.experiment import Experiment, unsafe_changes
@@ -116,6 +118,32 @@ def test_a_keyword_has_the_type_its_annotation_says():
   assert experiment.train.num_steps == 500
   assert experiment.train.seed == 7
   assert experiment.model.stack[0].pattern[0].ffn.num_experts == 4
+
+
+def test_a_config_json_with_names_of_before_opens_and_nothing_differs():
+  path = pathlib.Path(__file__).parent / "before" / "bfloat16" / "config.json"
+  old = json.loads(path.read_text())
+  experiment = load_recipe(str(path), [])
+  plain = to_plain(experiment)
+  expert = lambda tree: tree["model"]["stack"][0]["pattern"][0]["ffn"]["experts"]  # noqa: E731
+  assert expert(old)["hidden"] == expert(plain)["mlp_dim"] == 16
+  assert "hidden" not in expert(plain)
+  assert unsafe_changes(experiment, from_plain(Experiment, plain)) == {}
+  assert experiment == from_plain(Experiment, old)
+
+
+def test_an_old_name_of_a_field_is_refused_with_the_new_one(tmp_path):
+  tiny = str(CONFIGS_FOLDER / "tiny.py")
+  where = "config.model.stack.0.pattern.0.ffn.experts"
+  with pytest.raises(InputError, match=rf"{where}\.hidden: is called mlp_dim now; set {where}"):
+    load_recipe(tiny, [f"--{where}.hidden=64"])
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from jaxmoe.moe.experts.swiglu import SwiGLU\n\n\ndef get_config():\n  SwiGLU(hidden=4)\n"
+  )
+  with pytest.raises(InputError, match=r"mine.py:5: .*hidden is called mlp_dim now; mend") as told:
+    load_recipe(str(path), [])
+  assert "\n" not in str(told.value)
 
 
 def as_before(record):

@@ -171,7 +171,7 @@ def test_opened_and_cloned_runs_are_written_and_a_cloned_one_scores_as_before(
 
 @pytest.mark.slow
 def test_an_upcycled_run_scores_as_the_dense_one(operate, logits, trained, tmp_path):
-  block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), MLP(hidden=16))
+  block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), MLP(mlp_dim=16))
   sparse = Workdir(trained).experiment()
   model = Transformer(dim=32, stack=(Segment((block,), 2),))
   dense = graft.dataclasses.replace(sparse, model=model)

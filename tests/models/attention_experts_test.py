@@ -117,7 +117,7 @@ def test_what_the_layer_cannot_serve_is_refused():
 
 def test_a_decoder_reports_its_attention_experts_beside_its_layers_by_scan_and_without():
   config = AttentionExperts(3, 2, STICK)
-  stack = (Segment((Block(config, MLP(hidden=4)),), 2),)
+  stack = (Segment((Block(config, MLP(mlp_dim=4)),), 2),)
   found, ids = {}, jnp.asarray(np.random.default_rng(0).integers(0, 9, (2, L)))
   for scan in (True, False):
     decoder = Decoder(Transformer(dim=D, stack=stack, scan=scan), 9)

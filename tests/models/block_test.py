@@ -19,7 +19,7 @@ from jaxmoe.moe.experts import SwiGLU
 
 D, E, A, B, L, TRIALS = 8, 5, 2, 3, 12, 60
 SEGMENT = np.array([[1] * 5 + [2] * 7, [1] * 4 + [2] * 6 + [0] * 2, [1] * 12], np.int32)
-TIGHT = MoE(E, A, experts=SwiGLU(hidden=6), dispatch=Capacity(0.8))
+TIGHT = MoE(E, A, experts=SwiGLU(mlp_dim=6), dispatch=Capacity(0.8))
 
 
 def build(layer, ffn=TIGHT):
@@ -81,7 +81,7 @@ def test_where_choices_drop_only_the_drop_pattern_depends_on_other_documents():
 
 
 def test_a_dense_block_adds_its_two_parts_to_the_stream():
-  graph, state = build(0, MLP(hidden=6))
+  graph, state = build(0, MLP(mlp_dim=6))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(B, L, D)), jnp.float32)
 
   @jax.jit

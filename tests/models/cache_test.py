@@ -18,9 +18,9 @@ from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
 
 VOCAB, SLOTS, LENGTHS = 11, 14, (12, 8)
-MOE = MoE(5, 2, experts=SwiGLU(hidden=6), shared_hidden=3)
+MOE = MoE(5, 2, experts=SwiGLU(mlp_dim=6), shared_mlp_dim=3)
 LOCAL = Attention(4, 2, 4, qk_norm="head", mask=Window(3))
-STACK = (Segment((Block(LOCAL, MLP(hidden=6)), Block(Attention(4, 2, 4), MOE)), 2),)
+STACK = (Segment((Block(LOCAL, MLP(mlp_dim=6)), Block(Attention(4, 2, 4), MOE)), 2),)
 # Float32 sums over keys in rows of other lengths.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 

@@ -21,9 +21,9 @@ from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import Residual
 
 VOCAB, ROWS, LENGTH = 11, ([4, 1], [6]), 6
-RESIDUAL = MoE(5, 2, TopK(gate=Residual()), SwiGLU(hidden=4), Dense())
-OTHER = MoE(3, 1, TopK(normalize=False), SwiGLU(hidden=4), Dense())
-BLOCKS = tuple(Block(Attention(2, 1, 4), ffn) for ffn in (RESIDUAL, MLP(hidden=6), OTHER))
+RESIDUAL = MoE(5, 2, TopK(gate=Residual()), SwiGLU(mlp_dim=4), Dense())
+OTHER = MoE(3, 1, TopK(normalize=False), SwiGLU(mlp_dim=4), Dense())
+BLOCKS = tuple(Block(Attention(2, 1, 4), ffn) for ffn in (RESIDUAL, MLP(mlp_dim=6), OTHER))
 MODEL = Transformer(dim=8, stack=(Segment(BLOCKS, 2), Segment(BLOCKS[:1], 1)))
 
 

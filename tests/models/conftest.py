@@ -99,7 +99,7 @@ def _moe(x, weights, config, tokens, logits_of):
     for expert, share in zip(chosen, weight, strict=True):
       gate_up, down = weights["experts/gate_up"][expert], weights["experts/down"][expert]
       out[token] += share * _swiglu(x[token], gate_up, down)
-  if config.shared_hidden:
+  if config.shared_mlp_dim:
     out += _swiglu(x, weights["shared/gate_up"], weights["shared/down"])
   return out
 

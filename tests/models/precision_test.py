@@ -22,7 +22,7 @@ CAREFUL = (
 
 def decoder(dtype, dispatch="dropless"):
   moe = MoE(
-    EXPERTS, 2, experts=SwiGLU(hidden=6), dispatch=DISPATCHERS[dispatch][1], shared_hidden=3
+    EXPERTS, 2, experts=SwiGLU(mlp_dim=6), dispatch=DISPATCHERS[dispatch][1], shared_mlp_dim=3
   )
   attention = Attention(4, 2, 4, qk_norm="head")
   segment = Segment((Block(attention, moe),), 2)

@@ -16,10 +16,10 @@ from jaxmoe.moe.dispatch import Dense
 from jaxmoe.moe.experts import SwiGLU
 
 VOCAB, ROWS, LENGTH = 11, ([4, 3], [9]), 9
-BLOCK = Block(Attention(4, 2, 4), MoE(5, 2, experts=SwiGLU(hidden=6)))
+BLOCK = Block(Attention(4, 2, 4), MoE(5, 2, experts=SwiGLU(mlp_dim=6)))
 # Every expert on every token: the dispatch that compiles in no time.
-DENSE = Block(Attention(4, 2, 4), MoE(5, 2, experts=SwiGLU(hidden=6), dispatch=Dense()))
-OTHER = Block(Attention(2, 2, 4), MoE(3, 1, experts=SwiGLU(hidden=4), dispatch=Dense()))
+DENSE = Block(Attention(4, 2, 4), MoE(5, 2, experts=SwiGLU(mlp_dim=6), dispatch=Dense()))
+OTHER = Block(Attention(2, 2, 4), MoE(3, 1, experts=SwiGLU(mlp_dim=4), dispatch=Dense()))
 PLAIN = Transformer(dim=8, stack=(Segment((BLOCK,), 3),))
 SPLITS = {
   "one by one": (Segment((DENSE,), 4),),

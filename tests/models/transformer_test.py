@@ -29,7 +29,7 @@ LONG = LongRope((1.0, 1.5), (1.0, 9.0), original=4, long_gain=1.4)
 
 def moe(dispatch=Dropless(), shared=0, normalize=True):  # noqa: B008
   return MoE(
-    5, 2, TopK(normalize=normalize), SwiGLU(hidden=6), dispatch=dispatch, shared_hidden=shared
+    5, 2, TopK(normalize=normalize), SwiGLU(mlp_dim=6), dispatch=dispatch, shared_mlp_dim=shared
   )
 
 
@@ -43,7 +43,7 @@ def blocks(attention, *ffns):
 
 VARIANTS = {
   "grouped queries, dense layers with windows between": decoder(
-    Segment((Block(Attention(4, 2, 4, mask=Window(3)), MLP(hidden=6)), Block(DOCUMENT, moe())), 2),
+    Segment((Block(Attention(4, 2, 4, mask=Window(3)), MLP(mlp_dim=6)), Block(DOCUMENT, moe())), 2),
   ),
   "tied, a norm over each head": decoder(
     Segment(blocks(Attention(2, 2, 6, qk_norm="head", rope_theta=100.0), moe(Dense())), 2),
@@ -56,29 +56,29 @@ VARIANTS = {
   ),
   "biases, scores of sinks, a window between": decoder(
     Segment(
-      blocks(Attention(4, 2, 4, mask=Window(2), bias="all", scale=0.3, sinks=True), MLP(hidden=6))
+      blocks(Attention(4, 2, 4, mask=Window(2), bias="all", scale=0.3, sinks=True), MLP(mlp_dim=6))
       + blocks(Attention(4, 2, 4, bias="all", sinks=True, rope=Yarn(original=8)), moe()), 2
     )
   ),
   "a norm over all heads, then a limit; biases before": decoder(
     Segment(
       blocks(
-        Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG), MLP(hidden=6)
+        Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG), MLP(mlp_dim=6)
       ), 2
     )
   ),
   "LayerNorm, a head with a bias, parts of the stream scaled": decoder(
-    Segment(blocks(DOCUMENT, MLP(hidden=6), moe()), 1),
+    Segment(blocks(DOCUMENT, MLP(mlp_dim=6), moe()), 1),
     norm="layer", norm_eps=1e-2, head_bias=True, embed_scale=3.0, residual_scale=0.4,
     logit_scale=0.7,
   ),
   "tied, with a bias": decoder(
-    Segment(blocks(DOCUMENT, MLP(hidden=6)), 1), tied=True, head_bias=True
+    Segment(blocks(DOCUMENT, MLP(mlp_dim=6)), 1), tied=True, head_bias=True
   ),
-  "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(hidden=6)), 2)),
+  "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(mlp_dim=6)), 2)),
 }  # fmt: skip
 variant = pytest.mark.parametrize("name", VARIANTS)
-MIXED = decoder(Segment(blocks(DOCUMENT, MLP(hidden=6), moe()), 2))
+MIXED = decoder(Segment(blocks(DOCUMENT, MLP(mlp_dim=6), moe()), 2))
 
 
 @variant
@@ -226,7 +226,7 @@ def test_numbers_of_parameters_follow_the_formula():
   attention = 2 * dim * heads * size + 2 * dim * kv_heads * size
   dense = 3 * dim * hidden
   mixed = dim * experts + experts * dense + 3 * dim * shared
-  stack = (Segment(blocks(DOCUMENT, MLP(hidden=6), moe(shared=3)), 3),)
+  stack = (Segment(blocks(DOCUMENT, MLP(mlp_dim=6), moe(shared=3)), 3),)
   for tied in (True, False):
     model = decoder(*stack, tied=tied)
     embedding = VOCAB * dim * (1 if tied else 2)
@@ -238,9 +238,9 @@ def test_numbers_of_parameters_follow_the_formula():
   visible = (10 + 1) / 2
   flops = 6 * (active + dim * VOCAB) + 12 * 6 * heads * size * visible
   assert model.config.train_flops_per_token(VOCAB, 10) == flops
-  normed = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="all"), MLP(hidden=6)), 1))
-  each = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="head"), MLP(hidden=6)), 1))
-  plain = decoder(Segment(blocks(DOCUMENT, MLP(hidden=6)), 1))
+  normed = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="all"), MLP(mlp_dim=6)), 1))
+  each = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="head"), MLP(mlp_dim=6)), 1))
+  plain = decoder(Segment(blocks(DOCUMENT, MLP(mlp_dim=6)), 1))
   assert normed.num_params - plain.num_params == (heads + kv_heads) * size
   assert each.num_params - plain.num_params == 2 * size
 
@@ -271,11 +271,11 @@ def test_dims_and_names_match_the_parameters():
     (lambda: LatentAttention(rope_dim=5), "rope_dim must be even"),
     (lambda: LatentAttention(rope_theta=1.0), "rope_theta must be above 1"),
     (lambda: LatentAttention(rope=LONG), "each of the 32 pairs"),
-    (lambda: MLP(hidden=0), "at least 1"),
-    (lambda: SwiGLU(hidden=0), "at least 1"),
+    (lambda: MLP(mlp_dim=0), "at least 1"),
+    (lambda: SwiGLU(mlp_dim=0), "at least 1"),
     (lambda: MoE(num_experts=8, num_active=99), "num_active must lie between"),
     (lambda: MoE(num_active=0), "num_active must lie between"),
-    (lambda: MoE(shared_hidden=-1), "must not be negative"),
+    (lambda: MoE(shared_mlp_dim=-1), "must not be negative"),
     (lambda: Capacity(factor=0.0), "must be above 0"),
     (lambda: Window(size=0), "at least 1"),
     (lambda: Segment(repeats=0), "at least 1"),

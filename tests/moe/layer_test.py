@@ -37,7 +37,7 @@ def draw():
 
 
 def test_a_shared_expert_adds_its_dense_network_to_every_token():
-  config = MoE(E, A, experts=SwiGLU(4), shared_hidden=3)
+  config = MoE(E, A, experts=SwiGLU(4), shared_mlp_dim=3)
   x = draw()
   y, _, state = run(config, x)
   without = {name: child for name, child in state.items() if name != "shared"}
@@ -49,7 +49,7 @@ def test_a_shared_expert_adds_its_dense_network_to_every_token():
 
 
 def test_a_gate_multiplies_the_shared_expert_by_the_sigmoid_of_its_logit():
-  config = MoE(E, A, experts=SwiGLU(4), shared_hidden=3, shared_gate=True)
+  config = MoE(E, A, experts=SwiGLU(4), shared_mlp_dim=3, shared_gate=True)
   x = draw()
   y, _, state = run(config, x)
   gate = state.pop("shared_gate")
@@ -108,7 +108,7 @@ def test_a_run_of_before_has_the_rows_of_float_products():
 
 
 def test_the_stated_active_parameters_are_those_one_token_meets():
-  config = MoE(E, A, experts=SwiGLU(4), shared_hidden=3)
+  config = MoE(E, A, experts=SwiGLU(4), shared_mlp_dim=3)
   _, _, state = run(config, draw())
   sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(child)) for name, child in state.items()}
   active = sizes["router"] + A * sizes["experts"] // E + sizes["shared"]

@@ -13,7 +13,7 @@ from jaxmoe.train.program import batch_like, lower_step, state_like
 from jaxmoe.train.train_state import StateSpec
 from launch.recipes import load_recipe
 
-DENSE = (Segment((Block(Attention(num_heads=2, num_kv_heads=2, head_dim=4), MLP(hidden=8)),), 1),)
+DENSE = (Segment((Block(Attention(num_heads=2, num_kv_heads=2, head_dim=4), MLP(mlp_dim=8)),), 1),)
 TINY = load_recipe("configs/tiny.py", []).model.stack
 LAYOUTS = [
   (Parallel(fsdp=2), DENSE),

@@ -37,9 +37,9 @@ from jaxmoe.search import (
 VOCAB, BIG, SMALL = 11, 0, 1
 ATTENTION = Attention(num_heads=1, num_kv_heads=1, head_dim=4)
 # Of a capacity that would drop: the oracle must see what an expert does, not whether it was full.
-SPARSE = Block(ATTENTION, MoE(2, 1, experts=SwiGLU(hidden=6), dispatch=Capacity(factor=0.5)))
+SPARSE = Block(ATTENTION, MoE(2, 1, experts=SwiGLU(mlp_dim=6), dispatch=Capacity(factor=0.5)))
 MODEL = Transformer(
-  dim=8, stack=(Segment((SPARSE, Block(ATTENTION, MLP(hidden=4))), 2), Segment((SPARSE,), 2))
+  dim=8, stack=(Segment((SPARSE, Block(ATTENTION, MLP(mlp_dim=4))), 2), Segment((SPARSE,), 2))
 )
 IDS = np.random.default_rng(0).integers(0, VOCAB, 5)
 LABELS = (3, 7)

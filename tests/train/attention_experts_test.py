@@ -57,7 +57,7 @@ def written_out(x, gate, rows):
 @pytest.mark.parametrize("num_micro", [1, 2])
 def test_balance_losses_reach_the_gate_as_they_are_written(params_of, batch_of, num_micro):
   balance = (LoadBalance(3.0, "sequence"), RouterZ(0.5))
-  decoder = decoder_of(AttentionExperts(4, 2, HEADS, balance=balance), MLP(hidden=4), 1)
+  decoder = decoder_of(AttentionExperts(4, 2, HEADS, balance=balance), MLP(mlp_dim=4), 1)
   params, batch = params_of(decoder), batch_of(ROWS, LENGTH)
   batch["labels"] = np.full_like(batch["labels"], -1)  # nothing else has a gradient
   gradients = make_gradients(decoder, num_micro)
@@ -76,7 +76,7 @@ def test_a_step_moves_the_bias_of_attention_and_feed_forward_experts_each_by_its
   params_of, batch_of
 ):
   router = AuxFree(bias_rate=RATE)
-  ffn = MoE(4, 2, router, SwiGLU(hidden=4), Dense())
+  ffn = MoE(4, 2, router, SwiGLU(mlp_dim=4), Dense())
   decoder = decoder_of(AttentionExperts(4, 2, HEADS, router), ffn, 2)
   optim = Optim(AdamW(weight_decay=0.5), Constant(), learning_rate=0.1)
   transform = make_optimizer(optim, 9, decoder.parameter_names, decoder.dims)

@@ -24,7 +24,7 @@ def decoder_of():
   """Returns a function that makes a decoder of two MoE layers; its keywords are fields of MoE."""
 
   def make(stack=None, vocab_size=VOCAB, scan=True, tied=False, **fields):
-    moe = MoE(**{"num_experts": 4, "experts": SwiGLU(hidden=8), **fields})
+    moe = MoE(**{"num_experts": 4, "experts": SwiGLU(mlp_dim=8), **fields})
     block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=4), moe)
     stack = stack(block) if stack else (Segment((block,), repeats=2),)
     return Decoder(Transformer(dim=8, stack=stack, tied=tied, scan=scan), vocab_size)

@@ -36,8 +36,8 @@ class Documents:
 
 def test_every_choice_of_every_token_of_held_out_documents_is_counted_once():
   attention = Attention(num_heads=1, num_kv_heads=1, head_dim=4)
-  sparse = Block(attention, MoE(5, 2, experts=SwiGLU(hidden=4)))
-  stack = (Segment((sparse, Block(attention, MLP(hidden=4))), 1), Segment((sparse,), 1))
+  sparse = Block(attention, MoE(5, 2, experts=SwiGLU(mlp_dim=4)))
+  stack = (Segment((sparse, Block(attention, MLP(mlp_dim=4))), 1), Segment((sparse,), 1))
   decoder = Decoder(Transformer(dim=4, stack=stack), EOD + 1)
   params = decoder.init(Keys.from_seed(0))
   batches = list(held_out_batches(Documents(), (2, L)))

@@ -32,7 +32,7 @@ def _names_are_fresh():
 
 
 def dense_then(block):
-  dense = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=4), MLP(hidden=8))
+  dense = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=4), MLP(mlp_dim=8))
   return (Segment((dense, block), repeats=2),)
 
 
@@ -41,7 +41,7 @@ def compiled(decoder_of, batch_of, _names_are_fresh):
   """Returns a function from fields of MoE to the compiled step, a state and a batch."""
 
   def make(**fields):
-    decoder = decoder_of(stack=dense_then, shared_hidden=8, **fields)
+    decoder = decoder_of(stack=dense_then, shared_mlp_dim=8, **fields)
     optim = Optim()
     transform = make_optimizer(optim, 1000, decoder.parameter_names, decoder.dims)
     step = make_step(make_gradients(decoder, 2), transform, make_schedule(optim, 1000), 0)

@@ -26,14 +26,14 @@ IDS = np.random.default_rng(0).integers(0, VOCAB, (2, 6)).astype(np.int32)
 
 
 def moe_block(num_experts, num_active, **fields):
-  moe = MoE(num_experts, num_active, experts=SwiGLU(hidden=4), **fields)
+  moe = MoE(num_experts, num_active, experts=SwiGLU(mlp_dim=4), **fields)
   return Block(Attention(num_heads=1, num_kv_heads=1, head_dim=4), moe)
 
 
 @pytest.fixture(scope="module")
 def mixed(decoder_of):
   """A decoder of a dense layer, two layers top-1 of 3 and one top-2 of 5 with one closed."""
-  dense = Block(Attention(num_heads=1, num_kv_heads=1, head_dim=4), MLP(hidden=4))
+  dense = Block(Attention(num_heads=1, num_kv_heads=1, head_dim=4), MLP(mlp_dim=4))
   return decoder_of(stack=lambda block: (
     Segment((dense,), repeats=1),
     Segment((moe_block(3, 1, router=ROUTERS["sigmoid"][1]),), repeats=2),

@@ -94,16 +94,16 @@ def first_dense(config: ConfigReader, attention: Any, moe: MoE) -> list[Block]:
 
 def first_dense_keys(model: Transformer, moe: MoE) -> dict[str, Any]:
   """Returns the inverse of `first_dense`, and of `expert_sizes`."""
-  mlp, width = only_mlp(model), moe.experts.hidden
+  mlp, width = only_mlp(model), moe.experts.mlp_dim
   return {
     "first_k_dense_replace": next(
       depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoE)
     ),
-    "intermediate_size": mlp.hidden if mlp else width,
+    "intermediate_size": mlp.mlp_dim if mlp else width,
     "moe_intermediate_size": width,
     "moe_layer_freq": 1,
     "n_routed_experts": moe.num_experts,
-    "n_shared_experts": moe.shared_hidden // width,
+    "n_shared_experts": moe.shared_mlp_dim // width,
     "num_experts_per_tok": moe.num_active,
     "routed_scaling_factor": moe.router.scale,
   }
@@ -118,8 +118,8 @@ def expert_sizes(config: ConfigReader) -> dict[str, Any]:
   return {
     "num_experts": config.get(int, "n_routed_experts", "num_local_experts", "num_experts"),
     "num_active": config.get(int, "num_experts_per_tok"),
-    "experts": SwiGLU(hidden=width),
-    "shared_hidden": width * shared,
+    "experts": SwiGLU(mlp_dim=width),
+    "shared_mlp_dim": width * shared,
   }
 
 

@@ -24,7 +24,7 @@ def read(config: ConfigReader) -> Transformer:
     num_active=config.get(int, "num_experts_per_tok", "experts_per_token", default=4),
     router=TopK(gate=Linear(bias=True), normalize=True),
     experts=ClampedSwiGLU(
-      hidden=config.get(int, "intermediate_size"),
+      mlp_dim=config.get(int, "intermediate_size"),
       limit=config.get(float, "swiglu_limit", default=7.0),
       alpha=config.get(float, "swiglu_alpha", default=1.702),
     ),
@@ -57,7 +57,7 @@ def write(model: Transformer) -> dict[str, Any]:
     **attention,
     **config_keys.balance_keys(moe),
     "attention_bias": blocks(model)[0].attention.bias == "all",
-    "intermediate_size": moe.experts.hidden,
+    "intermediate_size": moe.experts.mlp_dim,
     "layer_types": windows.get("layer_types", full),
     "num_experts_per_tok": moe.num_active,
     "num_local_experts": moe.num_experts,

@@ -24,7 +24,7 @@ def read(config: ConfigReader) -> Transformer:
     num_experts=config.get(int, "num_local_experts", default=8),
     num_active=config.get(int, "num_experts_per_tok", default=2),
     router=TopK(normalize=True),
-    experts=SwiGLU(hidden=config.get(int, "intermediate_size")),
+    experts=SwiGLU(mlp_dim=config.get(int, "intermediate_size")),
     balance=config_keys.balance(config, default=0.001),
   )
   attention = config_keys.attention(
@@ -53,7 +53,7 @@ def write(model: Transformer) -> dict[str, Any]:
     "attention_bias": attention.bias == "all",
     "attention_multiplier": scale,
     "embedding_multiplier": model.embed_scale,
-    "intermediate_size": moe.experts.hidden,
+    "intermediate_size": moe.experts.mlp_dim,
     "logits_scaling": _inverse(model.logit_scale),
     "num_experts_per_tok": moe.num_active,
     "num_local_experts": moe.num_experts,

@@ -30,7 +30,7 @@ def write(model: Transformer) -> dict[str, Any]:
     **config_keys.decoder_keys(model),
     **config_keys.attention_keys(model),
     "attention_bias": blocks(model)[0].attention.bias == "all",
-    "intermediate_size": mlp.hidden if mlp else None,
+    "intermediate_size": mlp.mlp_dim if mlp else None,
     "mlp_bias": False,
   }
 

@@ -25,7 +25,7 @@ def read(config: ConfigReader) -> Transformer:
     num_experts=config.get(int, "num_local_experts", default=8),
     num_active=config.get(int, "num_experts_per_tok", default=2),
     router=TopK(normalize=True),
-    experts=SwiGLU(hidden=config.get(int, "intermediate_size")),
+    experts=SwiGLU(mlp_dim=config.get(int, "intermediate_size")),
     balance=config_keys.balance(config, default=0.001),
   )
   block = Block(config_keys.attention(config, window=window, theta=1e6), moe)
@@ -39,7 +39,7 @@ def write(model: Transformer) -> dict[str, Any]:
     **config_keys.decoder_keys(model),
     **config_keys.attention_keys(model),
     **config_keys.balance_keys(moe),
-    "intermediate_size": moe.experts.hidden,
+    "intermediate_size": moe.experts.mlp_dim,
     "num_experts_per_tok": moe.num_active,
     "num_local_experts": moe.num_experts,
     "sliding_window": config_keys.window_of(blocks(model)[0]),

@@ -21,7 +21,7 @@ def read(config: ConfigReader) -> Transformer:
     num_experts=config.get(int, "num_experts", "num_local_experts", default=64),
     num_active=config.get(int, "num_experts_per_tok", default=8),
     router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
-    experts=SwiGLU(hidden=config.get(int, "intermediate_size")),
+    experts=SwiGLU(mlp_dim=config.get(int, "intermediate_size")),
     balance=config_keys.balance(config, default=0.01),
   )
   attention = config_keys.attention(
@@ -42,7 +42,7 @@ def write(model: Transformer) -> dict[str, Any]:
     **config_keys.balance_keys(moe),
     "attention_bias": attention.bias == "all",
     "clip_qkv": attention.clip,
-    "intermediate_size": moe.experts.hidden,
+    "intermediate_size": moe.experts.mlp_dim,
     "norm_topk_prob": moe.router.normalize,
     "num_experts": moe.num_experts,
     "num_experts_per_tok": moe.num_active,

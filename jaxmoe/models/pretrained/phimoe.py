@@ -27,7 +27,7 @@ def read(config: ConfigReader) -> Transformer:
     num_experts=config.get(int, "num_local_experts", default=16),
     num_active=config.get(int, "num_experts_per_tok", default=2),
     router=SparseMixer(band=config.get(float, "router_jitter_noise", default=0.01)),
-    experts=SwiGLU(hidden=config.get(int, "intermediate_size")),
+    experts=SwiGLU(mlp_dim=config.get(int, "intermediate_size")),
     balance=config_keys.balance(config, default=0.001),
   )
   window = config.get(int, "sliding_window", default=None)
@@ -47,7 +47,7 @@ def write(model: Transformer) -> dict[str, Any]:
     **config_keys.attention_keys(model),
     **config_keys.balance_keys(moe),
     "attention_bias": first.attention.bias == "all",
-    "intermediate_size": moe.experts.hidden,
+    "intermediate_size": moe.experts.mlp_dim,
     "lm_head_bias": model.head_bias,
     "num_experts_per_tok": moe.num_active,
     "num_local_experts": moe.num_experts,

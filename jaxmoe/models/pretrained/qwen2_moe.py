@@ -34,8 +34,8 @@ def read(config: ConfigReader) -> Transformer:
     num_experts=config.get(int, "num_experts", "num_local_experts", default=60),
     num_active=config.get(int, "num_experts_per_tok", default=4),
     router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
-    experts=SwiGLU(hidden=config.get(int, "moe_intermediate_size")),
-    shared_hidden=config.get(int, "shared_expert_intermediate_size"),
+    experts=SwiGLU(mlp_dim=config.get(int, "moe_intermediate_size")),
+    shared_mlp_dim=config.get(int, "shared_expert_intermediate_size"),
     shared_gate=True,
     balance=config_keys.balance(config, default=0.001),
   )
@@ -71,13 +71,13 @@ def write(model: Transformer) -> dict[str, Any]:
     **config_keys.balance_keys(moe),
     **config_keys.dense_layers_keys(model),
     **config_keys.windows_keys(model),
-    "intermediate_size": mlp.hidden if mlp else moe.experts.hidden,
-    "moe_intermediate_size": moe.experts.hidden,
+    "intermediate_size": mlp.mlp_dim if mlp else moe.experts.mlp_dim,
+    "moe_intermediate_size": moe.experts.mlp_dim,
     "norm_topk_prob": moe.router.normalize,
     "num_experts": moe.num_experts,
     "num_experts_per_tok": moe.num_active,
     "qkv_bias": blocks(model)[0].attention.bias == "qkv",
-    "shared_expert_intermediate_size": moe.shared_hidden,
+    "shared_expert_intermediate_size": moe.shared_mlp_dim,
   }
 
 

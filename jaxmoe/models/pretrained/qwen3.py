@@ -31,7 +31,7 @@ def write(model: Transformer) -> dict[str, Any]:
     **config_keys.attention_keys(model),
     **config_keys.windows_keys(model),
     "attention_bias": blocks(model)[0].attention.bias == "all",
-    "intermediate_size": mlp.hidden if mlp else None,
+    "intermediate_size": mlp.mlp_dim if mlp else None,
   }
 
 

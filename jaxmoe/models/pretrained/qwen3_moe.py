@@ -28,7 +28,7 @@ def read(config: ConfigReader) -> Transformer:
     num_experts=config.get(int, "num_experts", "num_local_experts", default=128),
     num_active=config.get(int, "num_experts_per_tok", default=8),
     router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
-    experts=SwiGLU(hidden=config.get(int, "moe_intermediate_size")),
+    experts=SwiGLU(mlp_dim=config.get(int, "moe_intermediate_size")),
     balance=config_keys.balance(config, default=0.001),
   )
   dense = config_keys.dense_layers(config)
@@ -48,8 +48,8 @@ def write(model: Transformer) -> dict[str, Any]:
     **config_keys.balance_keys(moe),
     **config_keys.dense_layers_keys(model),
     "attention_bias": blocks(model)[0].attention.bias == "all",
-    "intermediate_size": mlp.hidden if mlp else moe.experts.hidden,
-    "moe_intermediate_size": moe.experts.hidden,
+    "intermediate_size": mlp.mlp_dim if mlp else moe.experts.mlp_dim,
+    "moe_intermediate_size": moe.experts.mlp_dim,
     "norm_topk_prob": moe.router.normalize,
     "num_experts": moe.num_experts,
     "num_experts_per_tok": moe.num_active,

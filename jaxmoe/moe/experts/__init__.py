@@ -12,14 +12,14 @@ from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 
-_SMALL = SwiGLU(hidden=32)
+_SMALL = SwiGLU(mlp_dim=32)
 EXPERTS = {
   **NETWORKS,
   "null": (Null, Null(_SMALL, num_null=2)),
   "zero_copy_constant": (ZeroCopyConstant, ZeroCopyConstant(_SMALL)),
   "duo": (Duo, Duo(widths=(32, 32, 8, 0))),
   "primitives": (
-    Primitives, Primitives(hidden=32, kinds=("dense", "shift", "low_rank", "identity"), rank=2)
+    Primitives, Primitives(mlp_dim=32, kinds=("dense", "shift", "low_rank", "identity"), rank=2)
   ),
   "latent": (Latent, Latent(_SMALL, dim=16)),
 }

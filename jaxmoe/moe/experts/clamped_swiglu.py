@@ -43,7 +43,7 @@ class ClampedSwiGLU(FeedForward):
 
   def expert_params(self, dim: int, num_experts: int) -> tuple[int, ...]:
     """Returns the same number for every expert, biases included."""
-    return (3 * dim * self.hidden + 2 * self.hidden + dim,) * num_experts
+    return (3 * dim * self.mlp_dim + 2 * self.mlp_dim + dim,) * num_experts
 
   def build(self, init: Init, dim: int, num_experts: int) -> ClampedSwiGLUExperts:
     """Returns the module with the weights of all experts."""
@@ -54,12 +54,12 @@ class ClampedSwiGLUExperts(ExpertFamily):
   """The weights of E experts; no fused back end knows of biases, so it offers none."""
 
   def __init__(self, config: ClampedSwiGLU, init: Init, dim: int, num_experts: int):
-    self.config, hidden = config, config.hidden
-    shape = (num_experts, dim, 2, hidden)
+    self.config, mlp_dim = config, config.mlp_dim
+    shape = (num_experts, dim, 2, mlp_dim)
     self.gate_up = init.weight("gate_up", shape, ("expert", "embed", "gate", "mlp"), fan_in=dim)
-    self.gate_up_bias = init.zeros((num_experts, 2, hidden), ("expert", "gate", "mlp"))
-    shape_down = (num_experts, hidden, dim)
-    self.down = init.residual("down", shape_down, ("expert", "mlp", "embed"), fan_in=hidden)
+    self.gate_up_bias = init.zeros((num_experts, 2, mlp_dim), ("expert", "gate", "mlp"))
+    shape_down = (num_experts, mlp_dim, dim)
+    self.down = init.residual("down", shape_down, ("expert", "mlp", "embed"), fan_in=mlp_dim)
     self.down_bias = init.zeros((num_experts, dim), ("expert", ONCE))
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:

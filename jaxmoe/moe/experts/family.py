@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.renamed import renamed
 from jaxmoe.moe.routing import Routing
 
 
@@ -60,21 +61,21 @@ class FeedForward(Experts):
   """The base of families of one kind of network with a hidden layer.
 
   Attributes:
-    hidden: F, the width of one expert.
+    mlp_dim: F, the width of one expert.
   """
 
-  hidden: int
+  mlp_dim: int = renamed("hidden")
 
   matrices: ClassVar[int]
   """How many matrices of D times F an expert has."""
 
   def __post_init__(self) -> None:
-    if self.hidden < 1:
-      raise InputError(f"hidden must be at least 1: hidden={self.hidden}")
+    if self.mlp_dim < 1:
+      raise InputError(f"mlp_dim must be at least 1: mlp_dim={self.mlp_dim}")
 
   def expert_params(self, dim: int, num_experts: int) -> tuple[int, ...]:
     """Returns the same number for every expert."""
-    return (self.matrices * dim * self.hidden,) * num_experts
+    return (self.matrices * dim * self.mlp_dim,) * num_experts
 
 
 @dataclasses.dataclass(frozen=True)

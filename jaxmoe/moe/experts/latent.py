@@ -30,7 +30,7 @@ class Latent(Experts):
     dim: K, the width of what is dispatched.
   """
 
-  network: Any = choice(NETWORKS, SwiGLU(hidden=128))
+  network: Any = choice(NETWORKS, SwiGLU(mlp_dim=128))
   dim: int = 64
 
   def __post_init__(self) -> None:

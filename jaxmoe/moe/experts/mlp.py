@@ -40,7 +40,7 @@ class MLP(FeedForward):
 
   def build(self, init: Init, dim: int, num_experts: int) -> MLPExperts:
     """Returns the module with the weights of all experts."""
-    return MLPExperts(init, dim, self.hidden, num_experts, type(self).activation)
+    return MLPExperts(init, dim, self.mlp_dim, num_experts, type(self).activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +67,16 @@ class MLPExperts(ExpertFamily):
     self,
     init: Init,
     dim: int,
-    hidden: int,
+    mlp_dim: int,
     num_experts: int,
     activation: Activation,
     view: Callable[[Any], Any] | None = None,
   ):
-    shape_up, shape_down = (num_experts, dim, hidden), (num_experts, hidden, dim)
+    shape_up, shape_down = (num_experts, dim, mlp_dim), (num_experts, mlp_dim, dim)
     # What a view sees of one number may depend on others of its row, so they stay together.
     mlp = "mlp" if view is None else "width"
     self.up = init.weight("up", shape_up, ("expert", "embed", mlp), fan_in=dim)
-    self.down = init.residual("down", shape_down, ("expert", mlp, "embed"), fan_in=hidden)
+    self.down = init.residual("down", shape_down, ("expert", mlp, "embed"), fan_in=mlp_dim)
     self.activation, self.view = activation, view
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:

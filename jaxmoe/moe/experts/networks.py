@@ -5,8 +5,8 @@ from jaxmoe.moe.experts.mlp import GELU, ReLUSquared
 from jaxmoe.moe.experts.swiglu import SwiGLU
 
 NETWORKS = {
-  "swiglu": (SwiGLU, SwiGLU(hidden=32)),
-  "clamped_swiglu": (ClampedSwiGLU, ClampedSwiGLU(hidden=32, limit=1.0)),
-  "gelu": (GELU, GELU(hidden=32)),
-  "relu_squared": (ReLUSquared, ReLUSquared(hidden=32)),
+  "swiglu": (SwiGLU, SwiGLU(mlp_dim=32)),
+  "clamped_swiglu": (ClampedSwiGLU, ClampedSwiGLU(mlp_dim=32, limit=1.0)),
+  "gelu": (GELU, GELU(mlp_dim=32)),
+  "relu_squared": (ReLUSquared, ReLUSquared(mlp_dim=32)),
 }

@@ -28,7 +28,7 @@ class Null(Experts):
     num_null: m, how many of the layer's experts are null; 0 is the network alone, bit for bit.
   """
 
-  network: Any = choice(NETWORKS, SwiGLU(hidden=128))
+  network: Any = choice(NETWORKS, SwiGLU(mlp_dim=128))
   num_null: int = 4
 
   mixed: ClassVar[bool] = True

@@ -17,6 +17,7 @@ from flax import nnx
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
+from jaxmoe.core.renamed import renamed
 from jaxmoe.core.weights import Groups, grouped_dot
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, gates, runs
 from jaxmoe.moe.experts.mlp import MLPExperts, gelu
@@ -36,22 +37,22 @@ class Primitives(Experts):
   """Experts of several kinds.
 
   Attributes:
-    hidden: F, the width of all networks.
+    mlp_dim: F, the width of all networks.
     kinds: What each expert of the layer is, equal ones next to each other: dense, shift, int8,
       low_rank or, the last ones, identity, which takes no rows.
     rank: r, of the two matrices that stand for one in a low_rank expert.
   """
 
-  hidden: int = 128
+  mlp_dim: int = renamed("hidden", 128)
   kinds: tuple[str, ...] = ("dense", "shift")
   rank: int = 8
 
   mixed: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
-    if self.hidden < 1 or self.rank < 1:
+    if self.mlp_dim < 1 or self.rank < 1:
       raise InputError(
-        f"hidden and rank must be at least 1: hidden={self.hidden}, rank={self.rank}"
+        f"mlp_dim and rank must be at least 1: mlp_dim={self.mlp_dim}, rank={self.rank}"
       )
     names = [name for name, _, _ in runs(self.kinds)]
     known = set(names) <= set(KINDS) and len(names) == len(set(names))
@@ -74,7 +75,7 @@ class Primitives(Experts):
 
   def expert_params(self, dim: int, num_experts: int) -> tuple[int, ...]:
     """Returns each expert's number, whatever the bits of one."""
-    full, low = 2 * dim * self.hidden, 2 * self.rank * (dim + self.hidden)
+    full, low = 2 * dim * self.mlp_dim, 2 * self.rank * (dim + self.mlp_dim)
     return tuple({"low_rank": low, "identity": 0}.get(kind, full) for kind in self.kinds)
 
   def build(self, init: Init, dim: int, num_experts: int) -> SeveralKinds:
@@ -88,21 +89,21 @@ class Primitives(Experts):
     if kind == "identity":
       return Identity()
     if kind == "low_rank":
-      return LowRankExperts(init, dim, self.hidden, self.rank, num_experts)
-    return MLPExperts(init, dim, self.hidden, num_experts, gelu, VIEWS[kind])
+      return LowRankExperts(init, dim, self.mlp_dim, self.rank, num_experts)
+    return MLPExperts(init, dim, self.mlp_dim, num_experts, gelu, VIEWS[kind])
 
 
 class LowRankExperts(nnx.Module):
   """GELU experts each of whose matrices is a product of two."""
 
-  def __init__(self, init: Init, dim: int, hidden: int, rank: int, num_experts: int):
+  def __init__(self, init: Init, dim: int, mlp_dim: int, rank: int, num_experts: int):
     def weight(name: str, rows: int, columns: int, dims: tuple[str, str]) -> nnx.Param:
       make = init.residual if name == "down_right" else init.weight
       return make(name, (num_experts, rows, columns), ("expert", *dims), fan_in=rows)
 
     self.up_left = weight("up_left", dim, rank, ("embed", "rank"))
-    self.up_right = weight("up_right", rank, hidden, ("rank", "width"))
-    self.down_left = weight("down_left", hidden, rank, ("width", "rank"))
+    self.up_right = weight("up_right", rank, mlp_dim, ("rank", "width"))
+    self.down_left = weight("down_left", mlp_dim, rank, ("width", "rank"))
     self.down_right = weight("down_right", rank, dim, ("rank", "embed"))
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:

@@ -39,17 +39,17 @@ class SwiGLU(FeedForward):
 
   def build(self, init: Init, dim: int, num_experts: int) -> SwiGLUExperts:
     """Returns the module with the weights of all experts."""
-    return SwiGLUExperts(init, dim, self.hidden, num_experts)
+    return SwiGLUExperts(init, dim, self.mlp_dim, num_experts)
 
 
 class SwiGLUExperts(ExpertFamily):
   """The weights of E SwiGLU experts, gate and up side by side so that one product makes both."""
 
-  def __init__(self, init: Init, dim: int, hidden: int, num_experts: int):
-    shape = (num_experts, dim, 2, hidden)
+  def __init__(self, init: Init, dim: int, mlp_dim: int, num_experts: int):
+    shape = (num_experts, dim, 2, mlp_dim)
     self.gate_up = init.weight("gate_up", shape, ("expert", "embed", "gate", "mlp"), fan_in=dim)
-    shape_down = (num_experts, hidden, dim)
-    self.down = init.residual("down", shape_down, ("expert", "mlp", "embed"), fan_in=hidden)
+    shape_down = (num_experts, mlp_dim, dim)
+    self.down = init.residual("down", shape_down, ("expert", "mlp", "embed"), fan_in=mlp_dim)
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
     """Returns (R, D) in rows.dtype."""
@@ -65,9 +65,9 @@ class SwiGLUExperts(ExpertFamily):
 class SwiGLUMLP(nnx.Module):
   """One SwiGLU network for every token: the dense layer, and the shared expert."""
 
-  def __init__(self, init: Init, dim: int, hidden: int):
-    self.gate_up = init.weight("gate_up", (dim, 2, hidden), ("embed", "gate", "mlp"), fan_in=dim)
-    self.down = init.residual("down", (hidden, dim), ("mlp", "embed"), fan_in=hidden)
+  def __init__(self, init: Init, dim: int, mlp_dim: int):
+    self.gate_up = init.weight("gate_up", (dim, 2, mlp_dim), ("embed", "gate", "mlp"), fan_in=dim)
+    self.down = init.residual("down", (mlp_dim, dim), ("mlp", "embed"), fan_in=mlp_dim)
 
   def __call__(self, x_TD: jax.Array) -> jax.Array:
     """Returns (..., D) in x.dtype."""

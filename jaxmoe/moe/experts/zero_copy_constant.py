@@ -37,7 +37,7 @@ class ZeroCopyConstant(Experts):
       released code, so that one expert beside it weighs 1; else its weight is lost.
   """
 
-  network: Any = choice(NETWORKS, SwiGLU(hidden=128))
+  network: Any = choice(NETWORKS, SwiGLU(mlp_dim=128))
   num_zero: int = 1
   num_copy: int = 1
   num_constant: int = 1

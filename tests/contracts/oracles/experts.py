@@ -101,7 +101,7 @@ def primitives(config, params, e, x):
   if kind == "low_rank":
     pre = x @ params["up_left"][e] @ params["up_right"][e]
     return gelu(config, pre[None])[0] @ params["down_left"][e] @ params["down_right"][e]
-  return network(GELU(config.hidden), params, e, x)
+  return network(GELU(config.mlp_dim), params, e, x)
 
 
 def power_of_two(weight):

@@ -88,7 +88,7 @@ def test_with_projections_that_change_nothing_it_is_the_bare_network():
 
 def test_the_router_and_the_shared_expert_see_what_the_projection_does_not():
   x = draw()
-  call, state = build(MoE(E, A, experts=LATENT, shared_hidden=3))
+  call, state = build(MoE(E, A, experts=LATENT, shared_mlp_dim=3))
   # A direction that no row of the projection looks at.
   blind = np.linalg.svd(np.asarray(state["experts"]["down"]).T)[2][-1]
   np.testing.assert_allclose(blind @ state["experts"]["down"], 0, atol=1e-6)
