@@ -15,15 +15,15 @@ from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.heads import Heads, HeadsLayer
-from jaxmoe.models.norm import HeadsNorm, RMSNorm
-from jaxmoe.models.rope import ROPES, Plain
+from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
+from jaxmoe.models.norm_layers import HeadsNorm, RMSNorm
+from jaxmoe.models.rope_scaling import ROPES, PlainRope
 from jaxmoe.ops import attention
 from jaxmoe.ops.rope import rope
 
 
 @dataclasses.dataclass(frozen=True)
-class Attention(Heads):
+class Attention(AttentionBase):
   """Softmax attention; head_dim must be even, because positions turn pairs.
 
   Attributes:
@@ -41,7 +41,7 @@ class Attention(Heads):
   """
 
   rope_theta: float = 10_000.0
-  rope: Any = choice(ROPES, Plain())
+  rope: Any = choice(ROPES, PlainRope())
   qk_norm: Literal["none", "head", "all"] = "none"
   bias: Literal["none", "qkv", "all"] = "none"
   clip: float | None = None
@@ -72,7 +72,7 @@ class Attention(Heads):
     return AttentionLayer(self, init, dim, eps, num_experts, parallel)
 
 
-class AttentionLayer(HeadsLayer):
+class AttentionLayer(AttentionBaseLayer):
   """The weights of softmax attention."""
 
   config: Attention
@@ -98,7 +98,7 @@ class AttentionLayer(HeadsLayer):
     heads_BLNH = _plus(super().project(x_BLD, which), bias)
     return self._clip(heads_BLNH) if which == "v" else heads_BLNH
 
-  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
+  def apply_rope(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
     """Returns heads normalised, within the limit and turned by their positions."""
     norm = self.q_norm if which == "q" else self.k_norm
     if norm is not None:
@@ -115,9 +115,9 @@ class AttentionLayer(HeadsLayer):
     sink_N = None if self.sink_bias is None else self.sink_bias.get_value()
     return attention.reference(q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale, sink_N)
 
-  def finish(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
+  def project_out(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
     """Returns (B, L, D) of what all heads found; zeros for padding."""
-    y_BLD = super().finish(out_BLNH, tokens)
+    y_BLD = super().project_out(out_BLNH, tokens)
     if self.o_bias is None:
       return y_BLD
     return jnp.where(tokens.valid[:, :, None], _plus(y_BLD, self.o_bias), y_BLD)

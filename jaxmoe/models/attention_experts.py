@@ -24,7 +24,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import grouped_dot
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.cache import Cache
-from jaxmoe.models.stick_breaking import StickBreaking
+from jaxmoe.models.stick_breaking_attention import StickBreaking
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import Counts, Dropless
 from jaxmoe.moe.experts.family import Experts
@@ -144,7 +144,7 @@ class AttentionExpertsLayer(nnx.Module):
     choices = routing.expert_TA.size
     q_RNH = grouped_dot(self.experts.q.get_value(), plan.move(x_TD), plan.groups)
     q_TANH = q_RNH.at[plan.row_TA].get(mode="fill", fill_value=0)
-    cache = self.experts.remember(x_BLD, tokens, cache)
+    cache = self.experts.update_cache(x_BLD, tokens, cache)
     out_TANH = self._attend(q_TANH, tokens, cache)
     rows_RP = jnp.zeros((choices, q_RNH[0].size), x_BLD.dtype)
     rows_RP = rows_RP.at[plan.row_TA.reshape(-1)].set(
@@ -159,7 +159,7 @@ class AttentionExpertsLayer(nnx.Module):
     active, _, size = q_TANH.shape[1:]
     shape = (*tokens.id.shape, active, self.config.heads.num_kv_heads, -1, size)
     q_BLMH = q_TANH.reshape(*shape[:2], -1, size)
-    q_BLMH = self.experts.turn(q_BLMH, tokens, "q", cache.room(tokens))
+    q_BLMH = self.experts.apply_rope(q_BLMH, tokens, "q", cache.max_length(tokens))
     # Query head m reads key head m // (A N / K): what reads one key head stands together.
     q_BLMH = q_BLMH.reshape(shape).swapaxes(2, 3).reshape(q_BLMH.shape)
     out_BLMH = cache.attend(q_BLMH, tokens, self.config.heads.mask, self.experts.attend)

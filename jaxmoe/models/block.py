@@ -17,12 +17,12 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import HEADS, AttentionExperts
-from jaxmoe.models.binary_linear import BinaryLinear
+from jaxmoe.models.binary_linear_attention import BinaryLinear
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.latent_attention import LatentAttention
-from jaxmoe.models.rope import Yarn
-from jaxmoe.models.stick_breaking import StickBreaking
-from jaxmoe.models.stream import Stream
+from jaxmoe.models.residual import ResidualStream
+from jaxmoe.models.rope_scaling import Yarn
+from jaxmoe.models.stick_breaking_attention import StickBreaking
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.layer import MoE, MoESums
 
@@ -77,7 +77,9 @@ class Block:
     if isinstance(self.ffn, MoE):
       self.ffn.check_causal()
 
-  def build(self, init: Init, stream: Stream, parallel: ParallelContext = ONE_DEVICE) -> BlockLayer:
+  def build(
+    self, init: Init, stream: ResidualStream, parallel: ParallelContext = ONE_DEVICE
+  ) -> BlockLayer:
     """Returns the module with its weights."""
     return BlockLayer(self, init, stream, parallel)
 
@@ -90,7 +92,7 @@ class BlockLayer(nnx.Module):
   """The pieces of a block; the feed-forward part is called `moe` or `mlp` after what it is."""
 
   def __init__(
-    self, config: Block, init: Init, stream: Stream, parallel: ParallelContext = ONE_DEVICE
+    self, config: Block, init: Init, stream: ResidualStream, parallel: ParallelContext = ONE_DEVICE
   ):
     self.parallel, self.stream, dim = parallel, stream, stream.dim
     self.attention_norm = stream.make_norm(init / "attention_norm")

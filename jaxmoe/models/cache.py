@@ -1,6 +1,6 @@
-"""Keys and values of attention behind two methods, `append` and `attend`, and their `room`.
+"""The KV cache behind two methods, `append` and `attend`, and its `max_length`.
 
-Training attends to the keys just made (`Fresh`); generation keeps them (`Contiguous`). Attention
+Training attends to the keys just made (`NoCache`); generation keeps them (`KVCache`). Attention
 cannot tell them apart, and neither will it a paged cache.
 """
 
@@ -23,7 +23,7 @@ Attend = Callable[..., jax.Array]
 class Cache(Protocol):
   """What attention needs of a cache; a cache is a pytree."""
 
-  def room(self, tokens: Tokens) -> int:
+  def max_length(self, tokens: Tokens) -> int:
     """Returns how many tokens a row has room for."""
 
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Cache:
@@ -36,18 +36,18 @@ class Cache(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fresh:
+class NoCache:
   """No memory: queries see the keys of the same call."""
 
   keys: Any = None
 
-  def room(self, tokens: Tokens) -> int:
+  def max_length(self, tokens: Tokens) -> int:
     """Returns the length of the rows."""
     return tokens.slot.shape[1]
 
-  def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Fresh:
+  def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> NoCache:
     """Returns a cache of just these tokens."""
-    return Fresh((k_BLKH, v_BLKH, tokens))
+    return NoCache((k_BLKH, v_BLKH, tokens))
 
   def attend(
     self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
@@ -61,7 +61,7 @@ class Fresh:
   jax.tree_util.register_dataclass, data_fields=["k_BSKH", "v_BSKH", "tokens"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
-class Contiguous:
+class KVCache:
   """S slots a row; token of slot s lies at index s; an empty slot is padding."""
 
   k_BSKH: jax.Array
@@ -76,7 +76,7 @@ class Contiguous:
     heads: tuple[int, int],
     dtype: Any,
     values: tuple[int, int] | None = None,
-  ) -> Contiguous:
+  ) -> KVCache:
     """Returns an empty cache; `heads` is (number of kv heads, head size), and `values` of values.
 
     `values` is None where they are of the size of keys.
@@ -86,12 +86,12 @@ class Contiguous:
     none = jnp.zeros((batch, slots), jnp.int32)
     return cls(k_BSKH, v_BSKH, Tokens(none, none, none, none))
 
-  def room(self, tokens: Tokens) -> int:
+  def max_length(self, tokens: Tokens) -> int:
     """Returns S."""
     del tokens
     return self.k_BSKH.shape[1]
 
-  def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Contiguous:
+  def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> KVCache:
     """Returns the cache with each valid token written at its slot."""
     rows_B1 = jnp.arange(k_BLKH.shape[0])[:, None]
     # An index past the end is dropped by the scatter.
@@ -102,7 +102,7 @@ class Contiguous:
 
     # What is asked of routers is no business of those who look back.
     plain = dataclasses.replace(tokens, given=None, by_row=False, record=False)
-    return Contiguous(
+    return KVCache(
       write(self.k_BSKH, k_BLKH),
       write(self.v_BSKH, v_BLKH),
       jax.tree.map(write, self.tokens, plain),

@@ -26,7 +26,7 @@ class Head(nnx.Module):
   jax.tree_util.register_dataclass, data_fields=["weight", "bias_V"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
-class Biased:
+class BiasedWeight:
   """A weight format: another weight, and a bias of what is made with it."""
 
   weight: Any

@@ -22,10 +22,10 @@ from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
-from jaxmoe.models.cache import Cache, Contiguous
-from jaxmoe.models.masks import MASKS, Document
-from jaxmoe.models.norm import RMSNorm
-from jaxmoe.models.rope import ROPES, Plain
+from jaxmoe.models.cache import Cache, KVCache
+from jaxmoe.models.masks import MASKS, DocumentMask
+from jaxmoe.models.norm_layers import RMSNorm
+from jaxmoe.models.rope_scaling import ROPES, PlainRope
 from jaxmoe.ops import attention
 from jaxmoe.ops.rope import rope
 
@@ -55,9 +55,9 @@ class LatentAttention:
   value_dim: int = 128
   latent_dim: int = 512
   query_dim: int | None = 1536
-  mask: Any = choice(MASKS, Document())
+  mask: Any = choice(MASKS, DocumentMask())
   rope_theta: float = 10_000.0
-  rope: Any = choice(ROPES, Plain())
+  rope: Any = choice(ROPES, PlainRope())
   neighbours: bool = True
   norm_eps: float = 1e-6
 
@@ -91,7 +91,7 @@ class LatentAttention:
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:
     """Returns a cache of C + rope_dim numbers a token, whatever the number of heads."""
-    return Contiguous.empty(batch, slots, (1, self.latent_dim), dtype, (1, self.rope_dim))
+    return KVCache.empty(batch, slots, (1, self.latent_dim), dtype, (1, self.rope_dim))
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters of matrices act on one token."""
@@ -104,7 +104,7 @@ class LatentAttention:
     return queries + down + up + heads * self.value_dim * dim
 
   def mixing_flops(self, seq_len: int) -> float:
-    """Returns FLOPs a token, forward and backward, of what mixes tokens, see `Heads`."""
+    """Returns FLOPs a token, forward and backward, of what mixes tokens, see `AttentionBase`."""
     wide = self.head_dim + self.rope_dim + self.value_dim
     return 6.0 * self.num_heads * wide * (seq_len + 1) / 2
 
@@ -138,10 +138,10 @@ class LatentAttentionLayer(nnx.Module):
   ) -> tuple[jax.Array, Cache, None]:
     """Returns (B, L, D) in x.dtype, the cache with these tokens in it, and no sums."""
     del keys
-    q_BLNH = self._queries(x_BLD, tokens, cache.room(tokens))
+    q_BLNH = self._queries(x_BLD, tokens, cache.max_length(tokens))
     latent_BLC = self.norm(dot(self.down.get_value(), x_BLD, "bld,dc->blc"))
     turned_BLR = dot(self.k_rope.get_value(), x_BLD, "bld,dr->blr")
-    turned_BL1R = self._turn(turned_BLR[:, :, None], tokens, cache.room(tokens))
+    turned_BL1R = self._apply_rope(turned_BLR[:, :, None], tokens, cache.max_length(tokens))
     cache = cache.append(latent_BLC[:, :, None], turned_BL1R, tokens)
     out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self._attend)
     return dot(self.o.get_value(), out_BLNH, "blnh,nhd->bld"), cache, None
@@ -153,9 +153,9 @@ class LatentAttentionLayer(nnx.Module):
       x_BLD = self.q_norm(dot(self.q_down.get_value(), x_BLD, "bld,dc->blc"))
     q_BLNH = dot(self.q.get_value(), x_BLD, "bld,dnh->blnh")
     still, turned = jnp.split(q_BLNH, [self.config.head_dim], axis=-1)
-    return jnp.concatenate([still, self._turn(turned, tokens, length)], axis=-1)
+    return jnp.concatenate([still, self._apply_rope(turned, tokens, length)], axis=-1)
 
-  def _turn(self, heads_BLNR: jax.Array, tokens: Tokens, length: int) -> jax.Array:
+  def _apply_rope(self, heads_BLNR: jax.Array, tokens: Tokens, length: int) -> jax.Array:
     config = self.config
     frequency_P = config.rope.frequencies(config.rope_theta, config.rope_dim, length)
     gain = config.rope.gain(length)

@@ -1,4 +1,4 @@
-"""Which earlier tokens a token sees. A mask is a record called on query and key tokens.
+"""Attention masks: which earlier tokens a token sees; records called on query and key tokens.
 
 Padding sees nothing and is seen by nothing under every mask.
 """
@@ -14,7 +14,7 @@ from jaxmoe.core.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
+class DocumentMask:
   """A token sees itself and what comes before it in its document."""
 
   def __call__(self, query: Tokens, key: Tokens) -> jax.Array:
@@ -24,7 +24,7 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class WindowMask:
   """A token sees itself and the `size - 1` tokens before it in its document (Mistral)."""
 
   size: int = 4096
@@ -36,11 +36,11 @@ class Window:
   def __call__(self, query: Tokens, key: Tokens) -> jax.Array:
     """Returns (B, L, S) bool."""
     near = query.slot[:, :, None] - key.slot[:, None, :] < self.size
-    return near & Document()(query, key)
+    return near & DocumentMask()(query, key)
 
 
 @dataclasses.dataclass(frozen=True)
-class Causal:
+class CausalMask:
   """A token sees everything before it in its row, also across documents (GPT-2's packing)."""
 
   def __call__(self, query: Tokens, key: Tokens) -> jax.Array:
@@ -49,9 +49,9 @@ class Causal:
 
 
 MASKS = {
-  "document": (Document, Document()),
-  "window": (Window, Window(size=3)),
-  "causal": (Causal, Causal()),
+  "document": (DocumentMask, DocumentMask()),
+  "window": (WindowMask, WindowMask(size=3)),
+  "causal": (CausalMask, CausalMask()),
 }
 
 

@@ -24,8 +24,8 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import Block
-from jaxmoe.models.cache import Fresh
-from jaxmoe.models.stream import Stream
+from jaxmoe.models.cache import NoCache
+from jaxmoe.models.residual import ResidualStream
 
 Remat = Literal["none", "full", "dots"]
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -49,7 +49,10 @@ class Stack:
   """The functions of a stack: it holds graph definitions and no arrays."""
 
   def __init__(
-    self, segments: tuple[Segment, ...], stream: Stream, parallel: ParallelContext = ONE_DEVICE
+    self,
+    segments: tuple[Segment, ...],
+    stream: ResidualStream,
+    parallel: ParallelContext = ONE_DEVICE,
   ):
     self.segments, self.stream, self.parallel = segments, stream, parallel
 
@@ -174,7 +177,7 @@ def _segment_step(
     new_caches, sums = {}, {}
     for j, block_params in (params if arrive is None else arrive(params)).items():
       block, depth = nnx.merge(graphs[j], block_params), index + int(j)
-      cache = Fresh() if caches is None else caches[j]
+      cache = NoCache() if caches is None else caches[j]
       here = None if keys is None else keys.at(depth)
       x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)
       sums[j] = found.get("moe")

@@ -24,9 +24,9 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
-from jaxmoe.models.head import Biased, Head
+from jaxmoe.models.head import BiasedWeight, Head
+from jaxmoe.models.residual import NormKind, ResidualStream
 from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
-from jaxmoe.models.stream import NormKind, Stream
 from jaxmoe.ops.cross_entropy import Part, cross_entropy
 
 Params = dict[str, Any]
@@ -131,9 +131,9 @@ class Transformer:
     return {depth: limit for depth, limit in limits.items() if limit < 1}
 
   @property
-  def stream(self) -> Stream:
+  def stream(self) -> ResidualStream:
     """What all blocks share."""
-    return Stream(self.dim, self.norm_eps, self.norm, self.residual_scale)
+    return ResidualStream(self.dim, self.norm_eps, self.norm, self.residual_scale)
 
   @property
   def num_layers(self) -> int:
@@ -314,7 +314,7 @@ class Decoder:
       weight, spec = params["embed"]["table"], "td,vd->tv"
     else:
       weight, spec = params["head"]["weight"], "td,dv->tv"
-    return (Biased(weight, params["head"]["bias"]) if self.config.head_bias else weight), spec
+    return (BiasedWeight(weight, params["head"]["bias"]) if self.config.head_bias else weight), spec
 
   def hidden(
     self, params: Params, tokens: Tokens, caches: Any = None, keys: Keys | None = None

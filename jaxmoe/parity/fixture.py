@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.attention_base import AttentionBase
 from jaxmoe.models.block import Block
-from jaxmoe.models.heads import Heads
 from jaxmoe.models.stack import Remat, Segment
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.balance import LoadBalance, RouterZ
@@ -55,7 +55,7 @@ def decoder_of(cell: Cell) -> Decoder:
     balance=BALANCE,
   )
   attention = parts["attention"]
-  if isinstance(attention, Heads):
+  if isinstance(attention, AttentionBase):
     attention = dataclasses.replace(attention, num_heads=4, num_kv_heads=2, head_dim=4)
   block = Block(attention, moe)
   remat: Remat = "full" if cell.parallel.partition_activations else "none"

@@ -27,8 +27,7 @@ from jaxmoe.core.names import by_layer
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.data.document import behind_start
 from jaxmoe.data.tokenizers.tokenizer import Ends
-from jaxmoe.models.masks import Document
-from jaxmoe.models.masks import Window as Near
+from jaxmoe.models.masks import DocumentMask, WindowMask
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.routers.forced import Forced
 from jaxmoe.train.domain_routing import routing_table
@@ -148,7 +147,9 @@ def scored_alone(model: Transformer) -> bool:
   placed = any(isinstance(router, Forced) or getattr(router, "always", False) for router in routers)
   limited = any(moe.dispatch.by_group for moe in model.moe_records())
   masks = [heads.mask for heads in _heads(model)]
-  return not (placed or limited) and all(isinstance(mask, (Document, Near)) for mask in masks)
+  return not (placed or limited) and all(
+    isinstance(mask, (DocumentMask, WindowMask)) for mask in masks
+  )
 
 
 def least_row(model: Transformer, length: int) -> int:

@@ -13,7 +13,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import ATTENTION
-from jaxmoe.models.cache import Fresh
+from jaxmoe.models.cache import NoCache
 from tests.contracts.oracles.attention import ORACLES
 
 D, L = 8, 11
@@ -45,7 +45,7 @@ def built(name):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(graph, state, x, tokens, cache=None):
-  y, after, _ = nnx.merge(graph, state)(x, tokens, cache or Fresh())
+  y, after, _ = nnx.merge(graph, state)(x, tokens, cache or NoCache())
   return y, None if cache is None else after
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.masks import MASKS, Causal, Document, Window
+from jaxmoe.models.masks import MASKS, CausalMask, DocumentMask, WindowMask
 
 MEMBERS = {
   **{name: instance for name, (_, instance) in MASKS.items()},
-  "window of one": Window(size=1),
-  "window wider than the row": Window(size=100),
+  "window of one": WindowMask(size=1),
+  "window wider than the row": WindowMask(size=100),
 }
 member = pytest.mark.parametrize("mask", MEMBERS.values(), ids=MEMBERS.keys())
 # Rows: two documents and padding at the end; padding between; one document; nothing at all.
@@ -17,11 +17,11 @@ SEGMENT = np.array(
   [[1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0], [1, 1, 1, 0, 0, 2, 2, 2, 3, 3, 3], [1] * 11, [0] * 11]
 )
 SEES = {
-  Document: lambda mask, query, key: query["segment"] == key["segment"],
-  Window: lambda mask, query, key: (
+  DocumentMask: lambda mask, query, key: query["segment"] == key["segment"],
+  WindowMask: lambda mask, query, key: (
     query["segment"] == key["segment"] and query["slot"] - key["slot"] < mask.size
   ),
-  Causal: lambda mask, query, key: True,
+  CausalMask: lambda mask, query, key: True,
 }
 
 

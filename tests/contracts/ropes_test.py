@@ -7,7 +7,15 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.attention import Attention
-from jaxmoe.models.rope import ROPES, Dynamic, Linear, Llama3, LongRope, Plain, Yarn
+from jaxmoe.models.rope_scaling import (
+  ROPES,
+  DynamicRope,
+  LinearRope,
+  Llama3Rope,
+  LongRope,
+  PlainRope,
+  Yarn,
+)
 from tests.contracts.oracles import ropes
 
 SIZE, THETA = 8, 1e4
@@ -19,7 +27,7 @@ MEMBERS = {
   "yarn of DeepSeek-V2-Lite": Yarn(40.0, 4096, mscale=0.707, mscale_all=0.5),
   "yarn, a gain given": Yarn(4.0, 64, fast=16.0, slow=2.0, attention_factor=1.3),
   "longrope, gains given": dataclasses.replace(FACTORS, short_gain=1.2, long_gain=1.25),
-  "llama3, closer": Llama3(4.0, low=0.5, high=8.0, original=32),
+  "llama3, closer": Llama3Rope(4.0, low=0.5, high=8.0, original=32),
 }
 member = pytest.mark.parametrize("name", MEMBERS)
 
@@ -44,7 +52,7 @@ def test_frequencies_and_gain_equal_the_definition(name, length, theta):
 
 @member
 def test_no_pair_turns_faster_and_slow_ones_turn_slower_in_long_rows(name):
-  turns, plain = found(MEMBERS[name], length=64)[0], found(Plain())[0]
+  turns, plain = found(MEMBERS[name], length=64)[0], found(PlainRope())[0]
   assert (turns <= plain * (1 + 1e-6)).all()
   if name != "plain":
     assert turns[-1] < plain[-1] / 1.5
@@ -77,14 +85,14 @@ def test_rows_from_the_least_length_that_is_alike_on_turn_alike_and_shorter_ones
 @pytest.mark.parametrize(
   "make, message",
   [
-    (lambda: Linear(0.0), "factor must be above 0"),
-    (lambda: Dynamic(original=0), "original must be above 0"),
+    (lambda: LinearRope(0.0), "factor must be above 0"),
+    (lambda: DynamicRope(original=0), "original must be above 0"),
     (lambda: Yarn(fast=1.0, slow=1.0), "fast must be above slow"),
     (lambda: Yarn(mscale=-1.0), "mscale must be above 0"),
-    (lambda: Llama3(low=4.0), "high must be above low"),
+    (lambda: Llama3Rope(low=4.0), "high must be above low"),
     (lambda: LongRope((1.0,), (0.0,)), "factors must be above 0"),
     (lambda: Attention(head_dim=6, rope=FACTORS), "factor for each of the 3 pairs"),
-    (lambda: Attention(head_dim=2, rope=Dynamic()), "two pairs"),
+    (lambda: Attention(head_dim=2, rope=DynamicRope()), "two pairs"),
   ],
 )
 def test_what_cannot_be_is_refused(make, message):
@@ -116,7 +124,7 @@ def test_they_are_those_of_transformers(name, length):
   from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
   rope = MEMBERS[name]
-  if type(rope) is Plain:
+  if type(rope) is PlainRope:
     pytest.skip("transformers has it in each model")
   parameters, longest = public(rope, THETA, getattr(rope, "original", 64))
   config = LlamaConfig(

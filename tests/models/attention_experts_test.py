@@ -15,9 +15,9 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.cache import Fresh
+from jaxmoe.models.cache import NoCache
 from jaxmoe.models.stack import Segment
-from jaxmoe.models.stick_breaking import StickBreaking
+from jaxmoe.models.stick_breaking_attention import StickBreaking
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.routers import ROUTERS, TopK
@@ -30,7 +30,7 @@ STICK = StickBreaking(4, 2, 4)
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(graph, state, x, tokens):
-  y, _, sums = nnx.merge(graph, state)(x, tokens, Fresh(), None)
+  y, _, sums = nnx.merge(graph, state)(x, tokens, NoCache(), None)
   return y, sums
 
 

@@ -10,8 +10,8 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
-from jaxmoe.models.cache import Fresh
-from jaxmoe.models.masks import Window
+from jaxmoe.models.cache import NoCache
+from jaxmoe.models.masks import WindowMask
 
 D, L = 6, 7
 
@@ -23,7 +23,7 @@ def build(config, seed=0):
 
 @functools.partial(jax.jit, static_argnums=0)
 def attend(graph, state, x, tokens):
-  return nnx.merge(graph, state)(x, tokens, Fresh())[0]
+  return nnx.merge(graph, state)(x, tokens, NoCache())[0]
 
 
 def draw(rows=2, seed=1):
@@ -63,7 +63,7 @@ def test_a_norm_over_heads_makes_attention_blind_to_the_scale_of_queries_and_key
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_window_shows_exactly_its_last_tokens(size):
-  graph, state = build(Attention(2, 2, 4, mask=Window(size)))
+  graph, state = build(Attention(2, 2, 4, mask=WindowMask(size)))
   tokens, x = Tokens.of_ids(jnp.zeros((1, L), jnp.int32)), draw(1)
 
   @jax.jit

@@ -12,8 +12,8 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, BlockLayer, MoE
-from jaxmoe.models.cache import Fresh
-from jaxmoe.models.stream import Stream
+from jaxmoe.models.cache import NoCache
+from jaxmoe.models.residual import ResidualStream
 from jaxmoe.moe.dispatch import Capacity
 from jaxmoe.moe.experts import SwiGLU
 
@@ -23,7 +23,7 @@ TIGHT = MoE(E, A, experts=SwiGLU(mlp_dim=6), dispatch=Capacity(0.8))
 
 
 def build(layer, ffn=TIGHT):
-  block = Block(Attention(4, 2, 4), ffn).build(Init(Keys.from_seed(layer)), Stream(D, 1e-6))
+  block = Block(Attention(4, 2, 4), ffn).build(Init(Keys.from_seed(layer)), ResidualStream(D, 1e-6))
   return nnx.graphdef(block), nnx.to_pure_dict(nnx.state(block))
 
 
@@ -40,12 +40,12 @@ def two_blocks(graphs, states, inputs, tokens):
     streams, kept = [], []
     for graph, state in zip(graphs, states, strict=True):
       block = nnx.merge(graph, state)
-      attended, _, _ = block.attention(block.attention_norm(x), tokens, Fresh())
+      attended, _, _ = block.attention(block.attention_norm(x), tokens, NoCache())
       normed = block.ffn_norm(x + attended).reshape(-1, D)
       routing, _ = block.moe.router(normed, tokens, None, None)
       plan = block.moe.dispatch.plan(routing)
       kept.append((plan.row_TA < plan.token_R.shape[0]).reshape(B, L, A))
-      x = block(x, None, tokens, Fresh(), None)[0]
+      x = block(x, None, tokens, NoCache(), None)[0]
       streams.append(x)
     return jnp.stack(streams), jnp.stack(kept)
 
@@ -86,7 +86,7 @@ def test_a_dense_block_adds_its_two_parts_to_the_stream():
 
   @jax.jit
   def run(state):
-    return nnx.merge(graph, state)(x, "carried", tokens_of(SEGMENT), Fresh(), None)[0]
+    return nnx.merge(graph, state)(x, "carried", tokens_of(SEGMENT), NoCache(), None)[0]
 
   cut = {name: dict(child) for name, child in state.items()}
   cut["attention"]["o"] = jnp.zeros_like(cut["attention"]["o"])
@@ -101,7 +101,7 @@ def test_a_block_hands_on_the_carry_and_gives_padding_nothing_from_experts():
   block = nnx.merge(graph, state)
   x = jnp.asarray(np.random.default_rng(0).normal(size=(B, L, D)), jnp.float32)
   carry = {"scores": jnp.ones(3)}
-  y, handed, _, sums = block(x, carry, tokens_of(SEGMENT), Fresh(), None)
+  y, handed, _, sums = block(x, carry, tokens_of(SEGMENT), NoCache(), None)
   assert handed is carry
   # Padding sees no key and reaches no expert: the stream passes as it came.
   np.testing.assert_array_equal(np.asarray(y)[SEGMENT == 0], np.asarray(x)[SEGMENT == 0])
@@ -122,7 +122,7 @@ def test_attention_and_the_feed_forward_part_draw_from_keys_of_their_own():
   same = lambda x: x  # noqa: E731
   parts = types.SimpleNamespace(
     attention_norm=same, ffn_norm=same, attention=attention, moe=moe, mlp=None, parallel=ONE_DEVICE,
-    stream=Stream(1, 1e-6),
+    stream=ResidualStream(1, 1e-6),
   )
-  BlockLayer.__call__(parts, jnp.zeros(1), None, None, Fresh(), Keys.from_seed(0))
+  BlockLayer.__call__(parts, jnp.zeros(1), None, None, NoCache(), Keys.from_seed(0))
   assert seen["attention"]("router/noise") != seen["moe"]("router/noise")

@@ -11,15 +11,15 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block, MoE
 from jaxmoe.models.latent_attention import LatentAttention
-from jaxmoe.models.masks import Window
-from jaxmoe.models.rope import Dynamic, LongRope, Yarn
+from jaxmoe.models.masks import WindowMask
+from jaxmoe.models.rope_scaling import DynamicRope, LongRope, Yarn
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
 
 VOCAB, SLOTS, LENGTHS = 11, 14, (12, 8)
 MOE = MoE(5, 2, experts=SwiGLU(mlp_dim=6), shared_mlp_dim=3)
-LOCAL = Attention(4, 2, 4, qk_norm="head", mask=Window(3))
+LOCAL = Attention(4, 2, 4, qk_norm="head", mask=WindowMask(3))
 STACK = (Segment((Block(LOCAL, MLP(mlp_dim=6)), Block(Attention(4, 2, 4), MOE)), 2),)
 # Float32 sums over keys in rows of other lengths.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -101,7 +101,7 @@ def test_a_prefill_and_then_token_by_token_equals_the_whole_row(model, prefill):
 
 FULL = Attention(4, 2, 4)
 # Rows are past the original length of either, and the prompt is not.
-STRETCHED = (Dynamic(original=6), LongRope((1.0, 1.5), (1.0, 9.0), original=6, long_gain=1.4))
+STRETCHED = (DynamicRope(original=6), LongRope((1.0, 1.5), (1.0, 9.0), original=6, long_gain=1.4))
 LATENT = LatentAttention(
   3, head_dim=6, rope_dim=4, value_dim=5, latent_dim=7, query_dim=None, rope=Yarn(original=8)
 )
@@ -111,7 +111,8 @@ VARIANTS = {
     stack=(
       Segment(
         tuple(
-          Block(dataclasses.replace(LATENT, mask=mask), MLP(6)) for mask in (Window(3), LATENT.mask)
+          Block(dataclasses.replace(LATENT, mask=mask), MLP(6))
+          for mask in (WindowMask(3), LATENT.mask)
         ), 2,
       ),
     ),
@@ -125,7 +126,7 @@ VARIANTS = {
       Segment(
         tuple(
           Block(Attention(4, 2, 4, mask=mask, bias="all", clip=0.9, scale=0.4, sinks=True), MLP(6))
-          for mask in (Window(2), FULL.mask)
+          for mask in (WindowMask(2), FULL.mask)
         ), 2,
       ),
     ),

@@ -7,7 +7,7 @@ import pytest
 
 from jaxmoe.core import names
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.masks import Document, Window
+from jaxmoe.models.masks import DocumentMask, WindowMask
 from jaxmoe.moe.layer import MoE
 from tests.contracts.oracles import ropes
 
@@ -74,9 +74,9 @@ def _attention(x, weights, config, tokens, eps):
 def _sees(mask, segment, query, key):
   if segment[query] == 0 or segment[key] == 0:
     return False
-  if isinstance(mask, Window) and query - key >= mask.size:
+  if isinstance(mask, WindowMask) and query - key >= mask.size:
     return False
-  return segment[query] == segment[key] or not isinstance(mask, (Document, Window))
+  return segment[query] == segment[key] or not isinstance(mask, (DocumentMask, WindowMask))
 
 
 def _gate(x, weights, before):

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.latent_attention import LatentAttention
-from jaxmoe.models.rope import Yarn
+from jaxmoe.models.rope_scaling import Yarn
 
 SMALL = LatentAttention(3, head_dim=6, rope_dim=4, value_dim=5, latent_dim=7, query_dim=8)
 

@@ -12,10 +12,10 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import Attention
-from jaxmoe.models.cache import Fresh
+from jaxmoe.models.cache import NoCache
 from jaxmoe.models.latent_attention import LatentAttention
-from jaxmoe.models.masks import Document, Window
-from jaxmoe.models.rope import Plain, Yarn
+from jaxmoe.models.masks import DocumentMask, WindowMask
+from jaxmoe.models.rope_scaling import PlainRope, Yarn
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -36,7 +36,7 @@ def drawn(config):
 
 def ours(config, x):
   tokens = Tokens.of_ids(jnp.zeros(x.shape[:2], jnp.int32))
-  return np.asarray(drawn(config)(jnp.asarray(x, jnp.float32), tokens, Fresh())[0])
+  return np.asarray(drawn(config)(jnp.asarray(x, jnp.float32), tokens, NoCache())[0])
 
 
 def tensor(leaf, *shape):
@@ -52,7 +52,7 @@ def mask_of(window):
 
 
 def rope_of(rope, theta=THETA):
-  if isinstance(rope, Plain):
+  if isinstance(rope, PlainRope):
     return {"rope_type": "default", "rope_theta": theta}
   fields = {"factor": rope.factor, "original_max_position_embeddings": rope.original}
   if rope.mscale_all:
@@ -69,7 +69,7 @@ def test_biases_sinks_windows_and_yarn_are_those_of_gpt_oss(window):
   from transformers import GptOssConfig
   from transformers.models.gpt_oss import modeling_gpt_oss as public
 
-  mask = Window(window) if window < L else Document()
+  mask = WindowMask(window) if window < L else DocumentMask()
   yarn = Yarn(8.0, original=8, truncate=False)
   config = Attention(4, 2, 8, bias="all", sinks=True, mask=mask, rope=yarn, rope_theta=THETA)
   layer = drawn(config)

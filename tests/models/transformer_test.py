@@ -12,8 +12,8 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block, MoE
 from jaxmoe.models.latent_attention import LatentAttention
-from jaxmoe.models.masks import Causal, Document, Window
-from jaxmoe.models.rope import LongRope, Yarn
+from jaxmoe.models.masks import CausalMask, DocumentMask, WindowMask
+from jaxmoe.models.rope_scaling import LongRope, Yarn
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, Dropless
@@ -41,9 +41,11 @@ def blocks(attention, *ffns):
   return tuple(Block(attention, ffn) for ffn in ffns)
 
 
+LOCAL = Attention(4, 2, 4, mask=WindowMask(3))
+BIASED = Attention(4, 2, 4, mask=WindowMask(2), bias="all", scale=0.3, sinks=True)
 VARIANTS = {
   "grouped queries, dense layers with windows between": decoder(
-    Segment((Block(Attention(4, 2, 4, mask=Window(3)), MLP(mlp_dim=6)), Block(DOCUMENT, moe())), 2),
+    Segment((Block(LOCAL, MLP(mlp_dim=6)), Block(DOCUMENT, moe())), 2),
   ),
   "tied, a norm over each head": decoder(
     Segment(blocks(Attention(2, 2, 6, qk_norm="head", rope_theta=100.0), moe(Dense())), 2),
@@ -51,12 +53,12 @@ VARIANTS = {
   ),
   "norm over all heads, a shared expert, across documents": decoder(
     Segment(
-      blocks(Attention(4, 2, 4, qk_norm="all", mask=Causal()), moe(Capacity(9.0), 3, False)), 2
+      blocks(Attention(4, 2, 4, qk_norm="all", mask=CausalMask()), moe(Capacity(9.0), 3, False)), 2
     )
   ),
   "biases, scores of sinks, a window between": decoder(
     Segment(
-      blocks(Attention(4, 2, 4, mask=Window(2), bias="all", scale=0.3, sinks=True), MLP(mlp_dim=6))
+      blocks(BIASED, MLP(mlp_dim=6))
       + blocks(Attention(4, 2, 4, bias="all", sinks=True, rope=Yarn(original=8)), moe()), 2
     )
   ),
@@ -277,7 +279,7 @@ def test_dims_and_names_match_the_parameters():
     (lambda: MoE(num_active=0), "num_active must lie between"),
     (lambda: MoE(shared_mlp_dim=-1), "must not be negative"),
     (lambda: Capacity(factor=0.0), "must be above 0"),
-    (lambda: Window(size=0), "at least 1"),
+    (lambda: WindowMask(size=0), "at least 1"),
     (lambda: Segment(repeats=0), "at least 1"),
     (lambda: Segment(pattern=()), "at least one block"),
     (lambda: Transformer(stack=()), "at least one segment"),
@@ -292,4 +294,4 @@ def test_a_size_that_cannot_be_is_refused(make, message):
 
 
 def test_the_default_mask_is_by_document():
-  assert Attention().mask == Document()
+  assert Attention().mask == DocumentMask()

@@ -10,7 +10,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
-from jaxmoe.models.stick_breaking import StickBreaking
+from jaxmoe.models.stick_breaking_attention import StickBreaking
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import Dense

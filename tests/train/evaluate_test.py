@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.masks import Causal, Document
-from jaxmoe.models.rope import Dynamic, LongRope, Plain
+from jaxmoe.models.masks import CausalMask, DocumentMask
+from jaxmoe.models.rope_scaling import DynamicRope, LongRope, PlainRope
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch import Capacity, Einsum
 from jaxmoe.moe.routers.expert_choice import ExpertChoice
@@ -299,7 +299,7 @@ def test_questions_compute_no_more_than_their_tokens(model, shapes):
 
 
 ELSEWHERE = {
-  "a mask over documents": {"mask": Causal()},
+  "a mask over documents": {"mask": CausalMask()},
   "capacity": {"dispatch": Capacity(1.0)},
   "einsum": {"dispatch": Einsum(1.0)},
   "experts that choose": {"router": ExpertChoice(always=True, allow_future=True)},
@@ -310,7 +310,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("fields", ELSEWHERE.values(), ids=ELSEWHERE.keys())
 def test_what_depends_on_its_neighbours_is_scored_in_full_batches(decoder_of, fields):
   fields = dict(fields)
-  mask = fields.pop("mask", Document())
+  mask = fields.pop("mask", DocumentMask())
   model = decoder_of(**fields).config
   change = lambda block: dataclasses.replace(  # noqa: E731
     block, attention=dataclasses.replace(block.attention, mask=mask)
@@ -323,9 +323,9 @@ def test_what_depends_on_its_neighbours_is_scored_in_full_batches(decoder_of, fi
 @pytest.mark.parametrize(
   ("rope", "least"),
   [
-    (Plain(), 1),
-    (Dynamic(original=16), 32),
-    (Dynamic(original=32), 1),
+    (PlainRope(), 1),
+    (DynamicRope(original=16), 32),
+    (DynamicRope(original=32), 1),
     (LongRope((1.0, 1.1), (1.0, 2.0), original=8), 9),
     (LongRope((1.0, 1.1), (1.0, 2.0), original=32), 1),
   ],

@@ -7,7 +7,7 @@ from typing import Any
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.masks import Document, Window
+from jaxmoe.models.masks import DocumentMask, WindowMask
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import blocks, stack_of
 from jaxmoe.models.pretrained.rope_config import read_rope, rope_keys
@@ -77,7 +77,7 @@ def attention(
     head_dim=config.get(
       int, "head_dim", default=config.get(int, "hidden_size") // max(num_heads, 1)
     ),
-    mask=Document() if window is None else Window(window),
+    mask=DocumentMask() if window is None else WindowMask(window),
     rope_theta=theta,
     rope=scaling,
     **others,
@@ -103,7 +103,7 @@ def bias(config: ConfigReader, key: str = "attention_bias") -> str:
 def window_of(block: Block) -> int | None:
   """Returns how many tokens a block's attention sees, None for all."""
   mask = block.attention.mask
-  return mask.size if isinstance(mask, Window) else None
+  return mask.size if isinstance(mask, WindowMask) else None
 
 
 def balance(config: ConfigReader, default: float) -> tuple[LoadBalance, ...]:

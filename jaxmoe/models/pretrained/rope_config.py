@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models import rope
+from jaxmoe.models import rope_scaling
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 
 ORIGINAL, LONGEST = "original_max_position_embeddings", "max_position_embeddings"
-FIELDS: dict[str, tuple[type[rope.Scaling], dict[str, str]]] = {
-  "default": (rope.Plain, {}),
-  "linear": (rope.Linear, {"factor": "factor"}),
-  "dynamic": (rope.Dynamic, {"factor": "factor"}),
+FIELDS: dict[str, tuple[type[rope_scaling.RopeScaling], dict[str, str]]] = {
+  "default": (rope_scaling.PlainRope, {}),
+  "linear": (rope_scaling.LinearRope, {"factor": "factor"}),
+  "dynamic": (rope_scaling.DynamicRope, {"factor": "factor"}),
   "llama3": (
-    rope.Llama3,
+    rope_scaling.Llama3Rope,
     {
       "factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor",
       "original": ORIGINAL,
     },
   ),
   "yarn": (
-    rope.Yarn,
+    rope_scaling.Yarn,
     {
       "factor": "factor", "original": ORIGINAL, "fast": "beta_fast", "slow": "beta_slow",
       "attention_factor": "attention_factor", "mscale": "mscale", "mscale_all": "mscale_all_dim",
@@ -29,7 +29,7 @@ FIELDS: dict[str, tuple[type[rope.Scaling], dict[str, str]]] = {
     },
   ),
   "longrope": (
-    rope.LongRope,
+    rope_scaling.LongRope,
     {
       "short": "short_factor", "long": "long_factor", "original": ORIGINAL, "factor": "factor",
       "short_gain": "short_mscale", "long_gain": "long_mscale",

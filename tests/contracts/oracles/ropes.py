@@ -2,7 +2,14 @@
 
 import math
 
-from jaxmoe.models.rope import Dynamic, Linear, Llama3, LongRope, Plain, Yarn
+from jaxmoe.models.rope_scaling import (
+  DynamicRope,
+  LinearRope,
+  Llama3Rope,
+  LongRope,
+  PlainRope,
+  Yarn,
+)
 
 
 def plain(rope, theta, size, pair, length):
@@ -55,7 +62,8 @@ def longrope(rope, theta, size, pair, length):
 
 
 TURNS = {
-  Plain: plain, Linear: linear, Dynamic: dynamic, Llama3: llama3, Yarn: yarn, LongRope: longrope,
+  PlainRope: plain, LinearRope: linear, DynamicRope: dynamic, Llama3Rope: llama3,
+  Yarn: yarn, LongRope: longrope,
 }  # fmt: skip
 
 

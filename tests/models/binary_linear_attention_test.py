@@ -11,9 +11,9 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.binary_linear import BinaryLinear
-from jaxmoe.models.cache import Fresh
-from jaxmoe.models.masks import Window
+from jaxmoe.models.binary_linear_attention import BinaryLinear
+from jaxmoe.models.cache import NoCache
+from jaxmoe.models.masks import WindowMask
 from tests.contracts.oracles.attention import binary_linear as oracle
 
 D, L = 6, 7
@@ -26,7 +26,7 @@ def test_grouped_heads_equal_the_loop_also_in_what_the_convolution_adds():
   x, segment = np.random.default_rng(1).normal(size=(L, D)), np.array([1, 1, 1, 1, 1, 2, 2])
   slot = np.arange(L)[None]
   tokens = Tokens(*(jnp.asarray(f, jnp.int32) for f in (0 * slot, slot, segment[None], slot)))
-  y = jax.jit(lambda x: layer(x, tokens, Fresh())[0])(jnp.asarray(x, jnp.float32)[None])
+  y = jax.jit(lambda x: layer(x, tokens, NoCache())[0])(jnp.asarray(x, jnp.float32)[None])
   weights = {path: np.asarray(leaf, np.float64) for path, leaf in flat.items()}
   right = oracle(CONFIG, weights, x, segment)
   assert right.std() > 0.05
@@ -35,7 +35,7 @@ def test_grouped_heads_equal_the_loop_also_in_what_the_convolution_adds():
 
 
 @pytest.mark.parametrize(
-  "fields, why", [({"conv_width": 1}, "conv_width"), ({"mask": Window(3)}, "document mask")]
+  "fields, why", [({"conv_width": 1}, "conv_width"), ({"mask": WindowMask(3)}, "document mask")]
 )
 def test_what_sums_over_keys_cannot_do_is_refused(fields, why):
   with pytest.raises(InputError, match=why):

@@ -7,12 +7,12 @@ from typing import Literal
 
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
-from jaxmoe.models.heads import Heads, HeadsLayer
+from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
 from jaxmoe.ops.attention import STICK_BREAKING
 
 
 @dataclasses.dataclass(frozen=True)
-class StickBreaking(Heads):
+class StickBreaking(AttentionBase):
   """Near keys take their share first; the order of tokens is known from nothing else.
 
   Attributes:
@@ -34,7 +34,7 @@ class StickBreaking(Heads):
     return StickBreakingLayer(self, init, dim, num_experts)
 
 
-class StickBreakingLayer(HeadsLayer):
+class StickBreakingLayer(AttentionBaseLayer):
   """The weights of stick-breaking attention."""
 
   def __init__(self, config: StickBreaking, init: Init, dim: int, num_experts: int = 0):

@@ -1,8 +1,8 @@
-"""What kinds of attention share: heads of queries over grouped keys and values, and their weights.
+"""The base of all kinds of attention: grouped-query heads over a KV cache, and their weights.
 
-A kind is a record derived from `Heads`; ATTENTION in `block.py` lists them. Its module is called as
-`layer(x_BLD, tokens, cache, keys)` and returns the output, the cache with these tokens in it and
-the sums of its router, None where it has none.
+A kind is a record derived from `AttentionBase`; ATTENTION in `block.py` lists them. Its module is
+called as `layer(x_BLD, tokens, cache, keys)` and returns the output, the cache with these tokens in
+it and the sums of its router, None where it has none.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
-from jaxmoe.models.cache import Cache, Contiguous
-from jaxmoe.models.masks import MASKS, Document
+from jaxmoe.models.cache import Cache, KVCache
+from jaxmoe.models.masks import MASKS, DocumentMask
 
 
 @dataclasses.dataclass(frozen=True)
-class Heads:
+class AttentionBase:
   """The base of kinds of attention (grouped queries: Ainslie et al. 2023).
 
   Attributes:
@@ -38,7 +38,7 @@ class Heads:
   num_heads: int = 4
   num_kv_heads: int = 4
   head_dim: int = 32
-  mask: Any = choice(MASKS, Document())
+  mask: Any = choice(MASKS, DocumentMask())
 
   def __post_init__(self) -> None:
     if min(self.num_heads, self.num_kv_heads, self.head_dim) < 1:
@@ -59,13 +59,13 @@ class Heads:
     eps: float,
     num_experts: int = 0,
     parallel: ParallelContext = ONE_DEVICE,
-  ) -> HeadsLayer:
+  ) -> AttentionBaseLayer:
     """Returns the module with its weights; with experts, each has its own queries and outputs."""
     raise NotImplementedError
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:
     """Returns a cache of `slots` tokens a row."""
-    return Contiguous.empty(batch, slots, (self.num_kv_heads, self.head_dim), dtype)
+    return KVCache.empty(batch, slots, (self.num_kv_heads, self.head_dim), dtype)
 
   def active_params(self, dim: int) -> int:
     """Returns how many parameters of matrices act on one token."""
@@ -80,16 +80,16 @@ class Heads:
     return 12.0 * self.num_heads * self.head_dim * (seq_len + 1) / 2
 
 
-class HeadsLayer(nnx.Module):
+class AttentionBaseLayer(nnx.Module):
   """Projections to queries, keys and values; a cache attends; a projection back.
 
-  A kind overrides `project`, `turn` or `finish`, and says what attends by `kernel`, one of the
-  functions of `ops/attention`.
+  A kind overrides `project`, `apply_rope` or `project_out`, and says what attends by `kernel`,
+  one of the functions of `ops/attention`.
   """
 
   kernel: Any
 
-  def __init__(self, config: Heads, init: Init, dim: int, num_experts: int = 0):
+  def __init__(self, config: AttentionBase, init: Init, dim: int, num_experts: int = 0):
     self.config = config
     queries, keys, size = config.num_heads, config.num_kv_heads, config.head_dim
     wide = queries * size
@@ -108,14 +108,14 @@ class HeadsLayer(nnx.Module):
   ) -> tuple[jax.Array, Cache, None]:
     """Returns (B, L, D) in x.dtype, the cache with these tokens in it, and no sums."""
     del keys
-    q_BLNH = self.turn(self.project(x_BLD, "q"), tokens, "q", cache.room(tokens))
-    cache = self.remember(x_BLD, tokens, cache)
+    q_BLNH = self.apply_rope(self.project(x_BLD, "q"), tokens, "q", cache.max_length(tokens))
+    cache = self.update_cache(x_BLD, tokens, cache)
     out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.attend)
-    return self.finish(out_BLNH, tokens), cache, None
+    return self.project_out(out_BLNH, tokens), cache, None
 
-  def remember(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
+  def update_cache(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
     """Returns the cache with the keys and values of these tokens in it."""
-    k_BLKH = self.turn(self.project(x_BLD, "k"), tokens, "k", cache.room(tokens))
+    k_BLKH = self.apply_rope(self.project(x_BLD, "k"), tokens, "k", cache.max_length(tokens))
     return cache.append(k_BLKH, self.project(x_BLD, "v"), tokens)
 
   def project(self, x_BLD: jax.Array, which: str) -> jax.Array:
@@ -123,7 +123,7 @@ class HeadsLayer(nnx.Module):
     letter = "n" if which == "q" else "k"
     return dot(getattr(self, which).get_value(), x_BLD, f"bld,d{letter}h->bl{letter}h")
 
-  def turn(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
+  def apply_rope(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
     """Returns queries (`which` is q) or keys (k) as they meet in rows of so many tokens."""
     del tokens, which, length
     return heads_BLNH
@@ -134,7 +134,7 @@ class HeadsLayer(nnx.Module):
     """Returns (B, L, N, H), what queries find among keys."""
     return self.kernel(q_BLNH, k_BSKH, v_BSKH, mask_BLS, q_BLNH.shape[-1] ** -0.5)
 
-  def finish(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
+  def project_out(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
     """Returns (B, L, D) of what all heads found; zeros for padding."""
     del tokens  # it has found nothing
     return dot(self.o.get_value(), out_BLNH, "blnh,nhd->bld")

@@ -1,4 +1,4 @@
-"""Norms as modules."""
+"""Norms as modules: RMSNorm, LayerNorm, and RMSNorm over all heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all blocks of a model share: the stream that they read and add to."""
+"""The residual stream: what all blocks of a model read and add to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 import jax
 
 from jaxmoe.core.parameters import Init
-from jaxmoe.models.norm import NORMS, LayerNorm, RMSNorm
+from jaxmoe.models.norm_layers import NORMS, LayerNorm, RMSNorm
 
 NormKind = Literal["rms", "layer"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
+class ResidualStream:
   """The residual stream.
 
   Attributes:

@@ -1,4 +1,4 @@
-"""How far each position turns: rotary frequencies, and how they are stretched for longer texts.
+"""RoPE scaling: rotary frequencies, and how they are stretched for longer texts.
 
 A record is asked for `frequencies` and a `gain` of what is turned. `length` is how many tokens a
 row has room for (of a batch in training, of the cache in generation), known before anything
@@ -20,7 +20,7 @@ from jaxmoe.ops import rope
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaling:
+class RopeScaling:
   """The base of records of frequencies, which override `stretch`."""
 
   def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain(Scaling):
+class PlainRope(RopeScaling):
   """Frequencies as they are."""
 
   def frequencies(self, theta: float, size: int, length: int) -> jax.Array:
@@ -72,7 +72,7 @@ class Plain(Scaling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(Scaling):
+class LinearRope(RopeScaling):
   """Every position counts 1 / factor (position interpolation, Chen et al. 2023)."""
 
   factor: float = 4.0
@@ -84,7 +84,7 @@ class Linear(Scaling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dynamic(Scaling):
+class DynamicRope(RopeScaling):
   """A larger base in rows longer than the model was trained with (dynamic NTK).
 
   Attributes:
@@ -114,7 +114,7 @@ class Dynamic(Scaling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama3(Scaling):
+class Llama3Rope(RopeScaling):
   """Slow pairs are slowed down, fast ones are not, and those between by degrees (Llama 3.1).
 
   Attributes:
@@ -143,7 +143,7 @@ class Llama3(Scaling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Yarn(Scaling):
+class Yarn(RopeScaling):
   """YaRN (Peng et al. 2023, arXiv:2309.00071, section 3), as transformers computes it.
 
   Attributes:
@@ -208,7 +208,7 @@ class Yarn(Scaling):
 
 
 @dataclasses.dataclass(frozen=True)
-class LongRope(Scaling):
+class LongRope(RopeScaling):
   """Frequencies over factors that were searched for (Ding et al. 2024, arXiv:2402.13753).
 
   Attributes:
@@ -262,10 +262,10 @@ class LongRope(Scaling):
 
 
 ROPES = {
-  "plain": (Plain, Plain()),
-  "linear": (Linear, Linear()),
-  "dynamic": (Dynamic, Dynamic(original=8)),
-  "llama3": (Llama3, Llama3(original=64)),
+  "plain": (PlainRope, PlainRope()),
+  "linear": (LinearRope, LinearRope()),
+  "dynamic": (DynamicRope, DynamicRope(original=8)),
+  "llama3": (Llama3Rope, Llama3Rope(original=64)),
   "yarn": (Yarn, Yarn(original=64)),
   "longrope": (
     LongRope,

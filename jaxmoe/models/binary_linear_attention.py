@@ -15,14 +15,14 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
-from jaxmoe.models.cache import Fresh
-from jaxmoe.models.heads import Heads, HeadsLayer
-from jaxmoe.models.masks import Document
+from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
+from jaxmoe.models.cache import NoCache
+from jaxmoe.models.masks import DocumentMask
 from jaxmoe.ops.attention import binary_linear, empty_state
 
 
 @dataclasses.dataclass(frozen=True)
-class BinaryLinear(Heads):
+class BinaryLinear(AttentionBase):
   """Linear attention; a token sees its document so far, which no other mask can be.
 
   Attributes:
@@ -37,7 +37,7 @@ class BinaryLinear(Heads):
     super().__post_init__()
     if self.conv_width < 2:
       raise InputError(f"conv_width must be at least 2: conv_width={self.conv_width}")
-    if self.mask != Document():
+    if self.mask != DocumentMask():
       raise InputError(f"linear attention has the document mask alone: mask={self.mask}")
 
   def build(
@@ -84,7 +84,7 @@ class Recurrent:
   segment_BW: jax.Array
 
 
-class BinaryLinearLayer(HeadsLayer):
+class BinaryLinearLayer(AttentionBaseLayer):
   """The projections and the convolution's weights."""
 
   config: BinaryLinear
@@ -102,7 +102,7 @@ class BinaryLinearLayer(HeadsLayer):
     A state is read and brought up to date at once, so it is no cache of `append` and `attend`.
     """
     del keys
-    fresh = isinstance(cache, Fresh)
+    fresh = isinstance(cache, NoCache)
     q_BLNH = dot(self.q.get_value(), x_BLD, "bld,dnh->blnh")
     k_BLKH = dot(self.k.get_value(), x_BLD, "bld,dkh->blkh")
     v_BLKH = dot(self.v.get_value(), x_BLD, "bld,dkh->blkh")
