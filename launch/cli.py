@@ -29,7 +29,7 @@ from jaxmoe.parallel import idle_line
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.saved_steps import check_saved
 from jaxmoe.train.train_state import ONLY, params_from_arrays, read_params
-from jaxmoe.train.wall_clock import Ledger
+from jaxmoe.train.wall_clock import WallClock
 from jaxmoe.train.workdir import Workdir
 from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks, stops
 from launch.command import run as run
@@ -70,12 +70,12 @@ def _threads_for_virtual_devices() -> None:
     os.environ.setdefault("NPROC", str(max(2 * devices, os.cpu_count() or 1)))
 
 
-def process_ledger() -> Ledger:
-  """Returns a ledger that counts from the start of this process, interpreter and imports included.
+def process_clock() -> WallClock:
+  """Returns a clock that counts from the start of this process, interpreter and imports included.
 
   What any program costs to compile is booked as such from `set_up_jax` on.
   """
-  return Ledger(_process_start(), lambda: _COMPILING.seconds)
+  return WallClock(_process_start(), lambda: _COMPILING.seconds)
 
 
 _COMPILE_EVENTS = tuple(

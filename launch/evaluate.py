@@ -29,7 +29,7 @@ from jaxmoe.data.corpus import open_corpus, read_documents
 from jaxmoe.data.skip_report import plural
 from jaxmoe.data.sources.mixed_files import sources_of
 from jaxmoe.data.tokenizers import Tokenizer
-from jaxmoe.train.console_progress import Narrator
+from jaxmoe.train.console_progress import ConsoleProgress
 from jaxmoe.train.evaluate import compressors, evaluate
 from jaxmoe.train.multiple_choice import read_questions, score_questions
 from launch import cli
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     check_output(out, str(out), read, "score a copy of the run, or make it writable")
 
   run = cli.load_run(FLAGS.workdir, check)
-  narrator = Narrator()
+  narrator = ConsoleProgress()
   if questions is not None:
     shape = (FLAGS.batch_size, run.experiment.data.seq_len)
     with narrator.phase(f"answering {len(questions):,} questions at step {run.step}"):
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def held_out(run: cli.Trained, narrator: Narrator) -> Domains:
+def held_out(run: cli.Trained, narrator: ConsoleProgress) -> Domains:
   """Returns the documents that a run holds out, by domain.
 
   Raises:
@@ -99,7 +99,7 @@ def held_out(run: cli.Trained, narrator: Narrator) -> Domains:
 
 
 def score(
-  run: cli.Trained, domains: Domains, what: str, path: pathlib.Path, narrator: Narrator,
+  run: cli.Trained, domains: Domains, what: str, path: pathlib.Path, narrator: ConsoleProgress,
   told: Mapping[str, Any] | None = None,
 ) -> None:
   """Scores documents, prints the table and writes the file, with what else is told."""

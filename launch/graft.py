@@ -27,7 +27,7 @@ from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import Constant
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.run_log import Journal
+from jaxmoe.train.run_log import RunLog
 from jaxmoe.train.saver import make_record
 from jaxmoe.train.session import Session
 from jaxmoe.train.train_state import PARAMS, State, StateSpec, came_from, read_state
@@ -169,9 +169,9 @@ def write_run(
       record = make_record(0, experiment, corpus, stream, 0)
       store.write(0, spec.to_arrays(state), record)
       store.close()
-      journal = Journal(workdir.metrics, workdir.events)
-      journal.event("surgery", of=str(source.workdir.path), step=source.step, **told)
-      journal.sync()
+      log = RunLog(workdir.metrics, workdir.events)
+      log.event("surgery", of=str(source.workdir.path), step=source.step, **told)
+      log.sync()
       half.rename(out)
     except CheckpointError as error:  # which names a folder that is gone
       raise CheckpointError(str(error).replace(str(half), str(out))) from None
@@ -207,7 +207,7 @@ def _carried(
       transplant_moments(surgery, source.decoder, new, source.state.optimizer, like)
     )
   window = session.experiment.train.recovery.spike_window
-  return jax.device_put(State.first(spec.cast(params), optimizer, window), spec.shardings)
+  return jax.device_put(State.create(spec.cast(params), optimizer, window), spec.shardings)
 
 
 def _first_update(optimizer: Any) -> Any:

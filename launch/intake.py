@@ -22,7 +22,7 @@ from jaxmoe.models.pretrained.dtypes import dtypes_of
 from jaxmoe.models.transformer import DType
 from jaxmoe.optim import AdamW, Cosine, Optim
 from jaxmoe.train.experiment import Experiment, Samples, Train
-from jaxmoe.train.run_log import Journal
+from jaxmoe.train.run_log import RunLog
 from jaxmoe.train.train_state import ONLY, PARAMS
 from jaxmoe.train.workdir import Workdir
 from launch import cli
@@ -151,6 +151,6 @@ def _write(
     lambda name: progress.add(checkpoint.num_bytes(*weights[name])),
   )  # fmt: skip
   progress.end()
-  journal = Journal(workdir.metrics, workdir.events)
-  journal.event("convert", of=str(source), model_type=checkpoint.plain["model_type"])
-  journal.sync()
+  log = RunLog(workdir.metrics, workdir.events)
+  log.event("convert", of=str(source), model_type=checkpoint.plain["model_type"])
+  log.sync()

@@ -20,7 +20,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.search import METHODS, LastToken, Patterns, study
-from jaxmoe.train.console_progress import Narrator
+from jaxmoe.train.console_progress import ConsoleProgress
 from launch import cli
 
 FLAGS = flags.FlagValues()
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
   patterns.check(budgets)
   method = METHODS[FLAGS.method](**settings())
   run = cli.load_run(FLAGS.workdir)
-  narrator = Narrator()
+  narrator = ConsoleProgress()
   with cli.as_trained():
     corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
   slots = min(FLAGS.context, experiment.data.seq_len - 1) + 1

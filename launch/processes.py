@@ -23,7 +23,7 @@ from jax._src import distributed  # no public way to meet without the devices
 
 from jaxmoe.core import peers
 from jaxmoe.core.errors import InputError, PeerError, ToldError, of_machine
-from jaxmoe.train.console_progress import Narrator
+from jaxmoe.train.console_progress import ConsoleProgress
 from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PROCESS, PROCESSES
 from launch.unread import patient
 
@@ -87,7 +87,7 @@ def _start() -> None:
 
 def _told_who_is_waited_for(who: str) -> contextlib.AbstractContextManager[None]:
   """Says, now and then, who is waited for: they may never come, and JAX waits for minutes."""
-  return Narrator().phase(f"waiting for {who}", brief=True)
+  return ConsoleProgress().phase(f"waiting for {who}", brief=True)
 
 
 def _check_port(address: str) -> None:

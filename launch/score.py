@@ -29,10 +29,10 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.train.routing_record import (
   choices_of,
+  digests_of,
   experts_by_depth,
-  labels_of,
-  read_trace,
-  write_trace,
+  read_routing,
+  write_routing,
 )
 from launch import cli
 
@@ -72,10 +72,10 @@ def main(arguments: list[str]) -> int:
     arrays["logits"] = np.concatenate([np.asarray(row[1]) for row in rows])
   write_output(FLAGS.out, f"--out={FLAGS.out}", lambda file: save(file, arrays))
   if FLAGS.record_routing and given is not None:
-    labels = labels_of(experiment.model, vocab_size, ids_BL)
+    labels = digests_of(experiment.model, vocab_size, ids_BL)
     write_output(
       FLAGS.record_routing, f"--record_routing={FLAGS.record_routing}",
-      lambda file: write_trace(file, given, labels),
+      lambda file: write_routing(file, given, labels),
     )  # fmt: skip
   shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
   print(f"wrote {FLAGS.out}: {shapes} at step {run.step}")
@@ -122,7 +122,7 @@ def check_routing(
     raise InputError(f"--{flag}: the model has no experts; leave it out")
   if not replay:
     return None
-  return read_trace(replay, f"--replay_routing={replay}", model, vocab_size, ids_BL)
+  return read_routing(replay, f"--replay_routing={replay}", model, vocab_size, ids_BL)
 
 
 def read_ids(path: str, vocab_size: int, context: int) -> np.ndarray:

@@ -29,7 +29,12 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.layer import MoE
-from jaxmoe.train.expert_counts import Usage, count_usage, held_out_batches, read_usage
+from jaxmoe.train.expert_counts import (
+  ExpertCounts,
+  count_experts,
+  held_out_batches,
+  read_expert_counts,
+)
 from launch import cli, graft
 from launch.command import follow_up, say
 from launch.recipes import PREFIX
@@ -145,17 +150,17 @@ def number(text: str) -> int:
     raise InputError(f"--like: expected numbers such as 0,3, got {text!r}") from None
 
 
-def read_given(name: str) -> Usage | None:
+def read_given(name: str) -> ExpertCounts | None:
   """Returns what --usage holds, None for an operation without usage."""
-  return read_usage(FLAGS.usage) if name == "prune_to" else None
+  return read_expert_counts(FLAGS.usage) if name == "prune_to" else None
 
 
-def usage_of_none(model: Transformer) -> Usage:
+def usage_of_none(model: Transformer) -> ExpertCounts:
   """Returns zeros for every expert of every MoE layer."""
   return [np.zeros(ffn.num_open) for ffn in model.ffns if isinstance(ffn, MoE)]
 
 
-def count(source: graft.Source, corpus: Corpus) -> Usage:
+def count(source: graft.Source, corpus: Corpus) -> ExpertCounts:
   """Returns how often each expert is chosen on the batches asked for."""
   train = source.experiment.train
   if FLAGS.held_out:
@@ -163,7 +168,7 @@ def count(source: graft.Source, corpus: Corpus) -> Usage:
   else:
     batches = corpus.stream(train.batch_size, train.seed)
   some = [batch for _, batch in zip(range(FLAGS.count_on), batches)]
-  return count_usage(source.decoder, source.state.params, some)
+  return count_experts(source.decoder, source.state.params, some)
 
 
 if __name__ == "__main__":

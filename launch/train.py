@@ -25,10 +25,10 @@ from jaxmoe.report import write_report
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
 from jaxmoe.train.profile import Profiler, parse_steps
-from jaxmoe.train.run_log import Journal, NoJournal, read_lines
+from jaxmoe.train.run_log import NoRunLog, RunLog, read_lines
 from jaxmoe.train.session import Around, Session
 from jaxmoe.train.sinks import Sink, Sinks
-from jaxmoe.train.wall_clock import Ledger
+from jaxmoe.train.wall_clock import WallClock
 from jaxmoe.train.workdir import Workdir
 from launch import cli
 from launch.chats import settled
@@ -61,10 +61,10 @@ def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
   outlive_readers()
   with processes():
-    return train(cli.process_ledger(), overrides)
+    return train(cli.process_clock(), overrides)
 
 
-def train(ledger: Ledger, overrides: list[str]) -> int:
+def train(clock: WallClock, overrides: list[str]) -> int:
   """Trains, as one of the processes of the run; returns the exit code."""
   with peers.together():
     workdir = cli.need_workdir(FLAGS.workdir)
@@ -81,7 +81,7 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
     make_schedule(experiment.optim, experiment.train.num_steps)
   peers.same("the recipe", to_json(experiment))
   # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
-  with around(experiment, workdir, ledger) as onlookers:
+  with around(experiment, workdir, clock) as onlookers:
     cli.set_up_jax()
     layout = make_layout(experiment.parallel)
     if idle := cli.idle_of(experiment, layout, jax.devices()):
@@ -96,9 +96,9 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
     except InputError:
       raise
     except ToldError:
-      tell(workdir, ledger)
+      tell(workdir, clock)
       raise
-  tell(workdir, ledger)
+  tell(workdir, clock)
   if not outcome.done:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")
     return stop.exit_code
@@ -114,7 +114,7 @@ def train(ledger: Ledger, overrides: list[str]) -> int:
   return 0
 
 
-def tell(workdir: Workdir, ledger: Ledger) -> None:
+def tell(workdir: Workdir, clock: WallClock) -> None:
   """Says where the wall time went, and writes the report; a disk that refuses it is told."""
   if not peers.first():
     return
@@ -124,14 +124,14 @@ def tell(workdir: Workdir, ledger: Ledger) -> None:
   except OSError as error:
     later = follow_up("report", f"--workdir={workdir.path}")
     print(f"report.html cannot be written ({error.strerror}); {later} makes it later")
-  journal = Journal(workdir.metrics, workdir.events)
-  journal.event("report", time={"seconds": ledger.take("report")})
+  log = RunLog(workdir.metrics, workdir.events)
+  log.event("report", time={"seconds": clock.take("report")})
   if why := lost():
-    journal.event("output_lost", why=why)
+    log.event("output_lost", why=why)
 
 
 @contextlib.contextmanager
-def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator[Around]:
+def around(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterator[Around]:
   """Gives what the flags say that a run is given besides its recipe, and ends it with the run.
 
   Raises:
@@ -139,7 +139,7 @@ def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator
   """
   profiler = None
   targets: Sequence[Sink] = ()
-  journal = Journal(workdir.metrics, workdir.events) if peers.first() else NoJournal()
+  log = RunLog(workdir.metrics, workdir.events) if peers.first() else NoRunLog()
   with peers.together():
     if FLAGS.profile_steps:
       steps = parse_steps(FLAGS.profile_steps, experiment.train.num_steps)
@@ -148,12 +148,12 @@ def around(experiment: Experiment, workdir: Workdir, ledger: Ledger) -> Iterator
       jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     if peers.first():
       targets = make_sinks(FLAGS.sinks, workdir.path)
-  sinks = Sinks(targets, journal.event, print)
+  sinks = Sinks(targets, log.event, print)
   wait_s = 5.0
   try:
     first = functools.partial(selfcheck, experiment) if FLAGS.selfcheck else None
     origin, peaks = recipe_origin(FLAGS.config, experiment), cli.cache_dir() / "peaks"
-    yield Around(origin, ledger, (sinks,), profiler, first, peaks)
+    yield Around(origin, clock, (sinks,), profiler, first, peaks)
   except KeyboardInterrupt:
     wait_s = 0.5  # the person does not want to wait
     raise

@@ -13,7 +13,7 @@ from jaxmoe.models.transformer import Transformer
 from jaxmoe.moe.dispatch import AllToAll, Capacity
 from jaxmoe.moe.layer import MoE
 from jaxmoe.parallel import Parallel
-from jaxmoe.train.divisibility import check_fit
+from jaxmoe.train.divisibility import check_divisibility
 
 
 def refused() -> list[dict[str, str]]:
@@ -22,7 +22,7 @@ def refused() -> list[dict[str, str]]:
   for pair, parallel, block in _pairs():
     model = Transformer(stack=(Segment((block,)),))
     try:
-      check_fit(parallel, model, batch_size=24, num_micro=1, seq_len=8)
+      check_divisibility(parallel, model, batch_size=24, num_micro=1, seq_len=8)
     except InputError as error:
       rows.append({"pair": pair, "reason": str(error)})
     else:

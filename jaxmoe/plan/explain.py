@@ -22,8 +22,8 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.parallel import Copied
 from jaxmoe.plan.activations import Activations, activations
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.program import batch_like, lower_step, state_like
-from jaxmoe.train.replication_check import check_copies
+from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
+from jaxmoe.train.replication_check import check_replication
 from jaxmoe.train.train_state import StateSpec
 
 
@@ -169,13 +169,13 @@ def explain(
   window = experiment.train.recovery.spike_window
   masters = experiment.masters(decoder)
   spec = StateSpec(decoder, experiment.transform(decoder), layout, window, masters)
-  state, batch = state_like(spec), batch_like(experiment, layout)
+  state, batch = abstract_state(spec), abstract_batch(experiment, layout)
   rest = dataclasses.replace(state, params={}, optimizer={})
   length = experiment.data.seq_len
   per_token = experiment.model.train_flops_per_token(decoder.vocab_size, length)
   found = None
   made = activations(experiment, decoder, layout)
-  alike = check_copies(experiment, decoder, layout)
+  alike = check_replication(experiment, decoder, layout)
   if compiles:
     say("lowering the step")
     lowered = lower_step(experiment, decoder, spec, layout, state, batch)

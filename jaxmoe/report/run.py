@@ -31,7 +31,7 @@ from jaxmoe.report.lines import (
 from jaxmoe.report.numbers import counted, finite
 from jaxmoe.report.samples import Sample, parse_samples
 from jaxmoe.train.goodput import Goodput, goodput
-from jaxmoe.train.held_out_slice import Slice, slice_of
+from jaxmoe.train.held_out_slice import HeldOutSlice, slice_of
 from jaxmoe.train.lock import is_held
 
 ENDS = ("done", "stopped", "failed", "stalled")
@@ -72,7 +72,7 @@ class Run:
   data: dict[str, dict[str, float]]
   last: Line | None
   unlabelled: int
-  slice: Slice
+  slice: HeldOutSlice
   whole: Scores | None
   events: list[dict[str, Any]]
   goodput: Goodput | None

@@ -1,4 +1,4 @@
-"""A text file that only grows, by whole pieces, and outlives a disk that refuses them for a while.
+"""An append-only text file of whole pieces that outlives a disk which refuses them for a while.
 
 A piece that cannot be written (a full disk, one that became read-only) is kept in memory, in order,
 and written with the next one. What was torn by the attempt is cut off again, and so is what lies

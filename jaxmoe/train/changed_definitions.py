@@ -1,4 +1,4 @@
-"""Definitions that were mended under their old names, and what a run of before is told of them.
+"""Definitions that were mended under their old names, of which resumed runs are told.
 
 A change of what a recipe means is a field of it, which older files do not have. What only makes a
 name mean what it always said has no field: a checkpoint names the mended definitions under which it

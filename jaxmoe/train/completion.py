@@ -1,4 +1,4 @@
-"""When the results of steps were there, which run asynchronously and are asked for later.
+"""Completion times of asynchronously dispatched steps, whose results are asked for later.
 
 A step is dispatched while the one before still computes, and its metrics are fetched a step later:
 neither moment says when it was done. A thread waits for each; who comes by and sees results that
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 
-class Arrival:
+class Completion:
   """The moment at which some arrays were computed.
 
   Attributes:
@@ -48,27 +48,27 @@ class Arrival:
     self.at = min(self.at, time.perf_counter())
 
 
-class Arrivals:
+class CompletionWatcher:
   """Notes when arrays arrive, in the order in which they are expected, until it is closed."""
 
   def __init__(self) -> None:
-    self._expected: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
-    threading.Thread(target=self._wait, daemon=True, name="arrivals").start()
+    self._expected: queue.SimpleQueue[Completion | None] = queue.SimpleQueue()
+    threading.Thread(target=self._wait, daemon=True, name="completions").start()
 
-  def expect(self, arrays: Any) -> Arrival:
-    """Returns the arrival of arrays that are being computed."""
-    arrival = Arrival(arrays)
-    self._expected.put(arrival)
-    return arrival
+  def expect(self, arrays: Any) -> Completion:
+    """Returns the completion of arrays that are being computed."""
+    completion = Completion(arrays)
+    self._expected.put(completion)
+    return completion
 
   def close(self) -> None:
     """Ends once everything that was expected has arrived; waits for nothing."""
     self._expected.put(None)
 
   def _wait(self) -> None:
-    for arrival in iter(self._expected.get, None):
+    for completion in iter(self._expected.get, None):
       with contextlib.suppress(Exception):  # whoever fetches the results is told
-        arrival.wait()
+        completion.wait()
 
 
 def _is_lazy(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Telling a person what goes on: no silence longer than 10 s without saying what takes so long."""
+"""Progress on the console: no silence longer than 10 s without saying what takes so long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxmoe.core.terminal import escaped
 SILENCE_S = 10.0
 
 
-class Narrator:
+class ConsoleProgress:
   """Prints lines, and names the phases that take long."""
 
   def __init__(self, console: Console | None = None):

@@ -1,4 +1,4 @@
-"""Whether a recipe's model and batch fit its degrees, said before anything compiles."""
+"""Divisibility of a model and its batch by parallel degrees, said before anything compiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxmoe.parallel import Parallel
 MOST_COUNTED = 2**31 - 1
 
 
-def check_fit(
+def check_divisibility(
   parallel: Parallel, model: Transformer, batch_size: int, num_micro: int, seq_len: int
 ) -> None:
   """Refuses what cannot be spread as asked.

@@ -1,4 +1,4 @@
-"""Which domain's tokens go to which expert, and whether that is more than chance.
+"""Routing by domain: mutual information of domains and experts, and whether it is chance.
 
 The figure is the mutual information between the domain of a token and the expert of one of its
 choices, in bits: 0 where routing does not know the domain, at most min(H(domain), H(expert)). A

@@ -17,7 +17,7 @@ from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.optim import Masters, Optim, freeze, frozen_masks, frozen_names, make_optimizer
 from jaxmoe.optim.freeze import Masks
 from jaxmoe.parallel import Parallel
-from jaxmoe.train.divisibility import check_fit
+from jaxmoe.train.divisibility import check_divisibility
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Experiment:
 
   def __post_init__(self) -> None:
     train, length = self.train, self.data.seq_len
-    check_fit(self.parallel, self.model, train.batch_size, train.num_micro, length)
+    check_divisibility(self.parallel, self.model, train.batch_size, train.num_micro, length)
     if not self.optim.parity.weight:
       return
     if len(self.data.parts) < 2:

@@ -1,4 +1,4 @@
-"""How often each expert was chosen, a row a MoE layer: counted on data, or read from a file."""
+"""Expert load: how often each expert was chosen, a row a MoE layer; counted, or from a file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from jaxmoe.train.evaluate import document_windows, score_rows
 from jaxmoe.train.row_packing import packed_batches
 from jaxmoe.train.run_log import read_lines
 
-Usage = list[np.ndarray]
+ExpertCounts = list[np.ndarray]
 """(E,) float64 of each MoE layer, by depth."""
 
 LINES = 100
 """Lines of metrics.jsonl, the last ones, over which loads are averaged."""
 
 
-def count_usage(decoder: Decoder, params: Params, batches: Iterable[Mapping[str, Any]]) -> Usage:
+def count_experts(
+  decoder: Decoder, params: Params, batches: Iterable[Mapping[str, Any]]
+) -> ExpertCounts:
   """Returns the choices of all valid tokens of some batches, before any drop."""
   total: collections.Counter[int] = collections.Counter()
   for batch in batches:
@@ -51,7 +53,7 @@ def held_out_batches(corpus: Corpus, shape: tuple[int, int]) -> Iterator[Mapping
   return packed_batches(windows, *shape)
 
 
-def read_usage(path: str) -> Usage:
+def read_expert_counts(path: str) -> ExpertCounts:
   """Returns the usage in a file.
 
   Args:

@@ -1,4 +1,4 @@
-"""Where the wall time of a run went, over all its processes, from its two files alone.
+"""Goodput: the wall time of a run by category, over all its processes, from its two files.
 
 From the start of the first process to the last sign of life every second falls into one category:
 `start` (interpreter, imports, reading the corpus, making or restoring the state), `compile`, `data`

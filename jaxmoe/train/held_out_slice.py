@@ -1,4 +1,4 @@
-"""The slice of held-out text that a run scores on the way: its name, and how domains weigh in it.
+"""The slice of held-out text that a run scores on the way, and how domains weigh in it.
 
 Of each domain only `Evaluation.max_bytes` are scored on the way, so these bits per byte are another
 number than those of all held-out text (`launch.evaluate`, eval.json): tenths apart where documents
@@ -18,7 +18,7 @@ KEY = "slice"
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
+class HeldOutSlice:
   """How many bytes a domain has that are scored; empty where that is not known.
 
   Attributes:
@@ -80,7 +80,7 @@ class Slice:
     return {name: {"bytes": self.scored[name], "of": of} for name, of in self.held_out.items()}
 
 
-def slice_of(start: Mapping[str, Any], config: Any) -> Slice:
+def slice_of(start: Mapping[str, Any], config: Any) -> HeldOutSlice:
   """Returns the slice of a run.
 
   Args:
@@ -90,12 +90,12 @@ def slice_of(start: Mapping[str, Any], config: Any) -> Slice:
   told = _object(_object(start.get("data")).get(KEY))
   scored, held_out = ({n: _size(of, key) for n, of in told.items()} for key in ("bytes", "of"))
   if told:
-    return Slice(scored, held_out)
+    return HeldOutSlice(scored, held_out)
   domains = _object(_object(start.get("data")).get("domains"))
   held_out = {n: _size(_object(of).get("held_out"), "bytes") for n, of in domains.items()}
   most = _size(_object(config).get("evaluation"), "max_bytes")
   is_whole = all(size <= most for size in held_out.values())
-  return Slice(held_out if is_whole else {}, held_out)
+  return HeldOutSlice(held_out if is_whole else {}, held_out)
 
 
 def _object(value: Any) -> dict[str, Any]:

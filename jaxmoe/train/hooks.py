@@ -1,4 +1,4 @@
-"""What a run does on the way besides training: held-out scores and samples."""
+"""Hooks of the training loop: held-out evaluation and text samples."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.evaluate import evaluate, first_documents
 from jaxmoe.train.experiment import Evaluation, Samples
-from jaxmoe.train.held_out_slice import Slice
-from jaxmoe.train.observers import Watch
+from jaxmoe.train.held_out_slice import HeldOutSlice
+from jaxmoe.train.observers import Observers
 from jaxmoe.train.train_state import State
 
 
@@ -37,14 +37,14 @@ class EvaluationHook:
 
   def __init__(
     self, config: Evaluation, decoder: Decoder, domains: Mapping[str, Sequence[Any]],
-    text: tuple[Ends, int], watch: Watch,
+    text: tuple[Ends, int], observers: Observers,
   ):
     self.every = config.every
-    self._decoder, self._watch, self.among = decoder, watch, domains
+    self._decoder, self._observers, self.among = decoder, observers, domains
     self.domains = {
       name: first_documents(documents, config.max_bytes) for name, documents in domains.items()
     }
-    self.slice = Slice(*(
+    self.slice = HeldOutSlice(*(
       {name: sum(document.scored_bytes for document in documents) for name, documents in of.items()}
       for of in (self.domains, domains)
     ))
@@ -57,13 +57,13 @@ class EvaluationHook:
     what = f"evaluating step {step}"
 
     def alive() -> None:
-      self._watch.watchdog.beat(what)
+      self._observers.watchdog.beat(what)
 
-    with self._watch.display.phase(what, brief=True):
+    with self._observers.display.phase(what, brief=True):
       about = (self.domains, self._ends, self._shape)
       scores = evaluate(self._decoder, state.params, *about, alive, self._fitted)
     shown = "  ".join(f"{name} {_shown(value)}" for name, value in scores["domains"].items())
-    self._watch.display.say(f"bits/byte at step {step} of {self.slice.name}: {shown}")
+    self._observers.display.say(f"bits/byte at step {step} of {self.slice.name}: {shown}")
     if self._by_held_out:
       overall = self.slice.overall(scores["domains"], scores["bits_per_byte"])
       scores = {**scores, "bits_per_byte": overall}

@@ -1,4 +1,4 @@
-"""Whether a run holds its folder, found out without touching the lock.
+"""The lock of a run's folder, looked at without touching it.
 
 A shared lock taken for an instant would make a run that starts just then believe that the folder is
 in use, so the system's list of locks is read instead.

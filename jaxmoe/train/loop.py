@@ -21,9 +21,9 @@ import jax
 
 from jaxmoe.core.errors import DropError, NotFiniteError
 from jaxmoe.core.names import Splits
-from jaxmoe.train.completion import Arrival, Arrivals
+from jaxmoe.train.completion import Completion, CompletionWatcher
 from jaxmoe.train.experiment import Train
-from jaxmoe.train.observers import Watch
+from jaxmoe.train.observers import Observers
 from jaxmoe.train.step import Step
 from jaxmoe.train.step_summary import summarize
 from jaxmoe.train.train_state import State
@@ -127,10 +127,10 @@ class Job:
     roll_back: Returns (step, state) to go on from after a `Harm`; raises NotFiniteError when that
       is not allowed any more.
     stopped: Whether the run was asked to stop.
-    watch: Who looks on.
+    observers: Who looks on.
     rates: What speeds are computed from.
     drop_limits: By depth, the share of a layer's choices above which drops end the run.
-    sinks: Where lines go besides the journal.
+    sinks: Where lines go besides the log.
     profiler: What looks at single steps.
     standstill: Told of the metrics of each step, where the step counts what stood still.
   """
@@ -143,7 +143,7 @@ class Job:
   save: Callable[[int, State], None]
   roll_back: Callable[[Harm], tuple[int, State]]
   stopped: Callable[[], bool]
-  watch: Watch
+  observers: Observers
   rates: Rates
   drop_limits: Mapping[int, float] = dataclasses.field(default_factory=dict)
   sinks: tuple[Sink, ...] = ()
@@ -159,7 +159,7 @@ class _Dispatched:
   metrics: Any
   drawn: Drawn
   since_busy_s: float
-  arrival: Arrival
+  completion: Completion
 
 
 def run(job: Job, state: State, first: int) -> tuple[int, State]:
@@ -171,9 +171,9 @@ def run(job: Job, state: State, first: int) -> tuple[int, State]:
     NotFiniteError: more steps were skipped, or more rollbacks needed, than the budget allows.
     DropError: a layer dropped more than its limit.
   """
-  with contextlib.closing(Arrivals()) as arrivals:
-    loop = _Loop(job, state, first, arrivals)
-    job.watch.display.start(first)
+  with contextlib.closing(CompletionWatcher()) as completions:
+    loop = _Loop(job, state, first, completions)
+    job.observers.display.start(first)
     while loop.step < job.train.num_steps and not loop.ended:
       try:
         loop.advance()
@@ -187,8 +187,8 @@ def run(job: Job, state: State, first: int) -> tuple[int, State]:
 class _Loop:
   """Where a run stands between two steps."""
 
-  def __init__(self, job: Job, state: State, first: int, arrivals: Arrivals):
-    self._job, self._arrivals = job, arrivals
+  def __init__(self, job: Job, state: State, first: int, completions: CompletionWatcher):
+    self._job, self._arrivals = job, completions
     self._busy_s = 0.0
     self._pending: _Dispatched | None = None
     self.go_on_from(first, state)
@@ -203,8 +203,8 @@ class _Loop:
     job, n = self._job, self.step + 1
     metrics, drawn = self._dispatch(n)
     self.step, before = n, self._pending
-    arrival = self._arrivals.expect(metrics)
-    self._pending = _Dispatched(n, metrics, drawn, self._busy_s, arrival)
+    completion = self._arrivals.expect(metrics)
+    self._pending = _Dispatched(n, metrics, drawn, self._busy_s, completion)
     self._busy_s = drawn.busy_s
     if before is not None:
       self._write(before)
@@ -216,17 +216,17 @@ class _Loop:
     if due or saving:
       skipped = self._finish(due)
     if saving and (self.ended or not skipped):
-      with job.watch.phase("checkpoint"):
+      with job.observers.phase("checkpoint"):
         job.save(n, self.state)
 
   def _dispatch(self, n: int) -> tuple[Any, Drawn]:
     job = self._job
-    before = self._pending.arrival if self._pending is not None else None
+    before = self._pending.completion if self._pending is not None else None
     if before is not None:
       before.look()
-    with job.watch.phase("data"):
+    with job.observers.phase("data"):
       drawn = job.draw()
-    job.watch.watchdog.beat(f"step {n}")
+    job.observers.watchdog.beat(f"step {n}")
     if before is not None:
       before.before_dispatch()
     if job.profiler is not None:
@@ -243,7 +243,7 @@ class _Loop:
     jax.block_until_ready(dispatched.metrics)  # or the step's own seconds would count as a hook's
     extra: dict[str, Any] = {}
     for hook in due:
-      with job.watch.phase(hook.name):
+      with job.observers.phase(hook.name):
         extra.update(hook(dispatched.step, self.state))
     self._pending = None
     return self._write(dispatched, extra)
@@ -274,15 +274,15 @@ def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any] | None) -> d
   """
   step, metrics, drawn = dispatched.step, dispatched.metrics, dispatched.drawn
   line = {"step": step, **summarize(metrics, job.splits), "data": drawn.counters, **(extra or {})}
-  dispatched.arrival.look()
-  until_s = dispatched.arrival.at if extra is None else math.inf
+  dispatched.completion.look()
+  until_s = dispatched.completion.at if extra is None else math.inf
   line["time"] = _clock(job, dispatched, line["tokens"], until_s)
-  job.watch.journal.step(line)
-  job.watch.display.step(line)
+  job.observers.log.step(line)
+  job.observers.display.step(line)
   for sink in job.sinks:
     sink(line)
   if line.get("labels") == 0 and line["unlabelled"] == 1:
-    job.watch.display.say(
+    job.observers.display.say(
       f"step {step}: no token has a label, and nothing changes; such steps are counted (unlabelled)"
     )
   if job.standstill is not None:
@@ -296,8 +296,8 @@ def _skipped(job: Job, dispatched: _Dispatched, line: dict[str, Any], between: i
   step, metrics = dispatched.step, dispatched.metrics
   why = "spike" if metrics["finite"] else "not finite"
   told = {"loss": line["loss"], "grad_norm": line["grad_norm"]}
-  job.watch.journal.event("skipped", step=step, why=why, **told)
-  job.watch.display.say(f"step {step} skipped: loss or gradient is {_shown(why)}")
+  job.observers.log.event("skipped", step=step, why=why, **told)
+  job.observers.display.say(f"step {step} skipped: loss or gradient is {_shown(why)}")
   if line["skipped"] > job.train.max_skips:
     raise NotFiniteError(
       f"step {step}: {line['skipped']} steps were skipped, {job.train.max_skips} are allowed; "
@@ -330,7 +330,7 @@ def _clock(job: Job, dispatched: _Dispatched, tokens: float, until_s: float) -> 
 
   A checkpoint's stall is in the line after it, since the line of its step comes first.
   """
-  seconds = job.watch.ledger.take("step", until_s)
+  seconds = job.observers.clock.take("step", until_s)
   step_s = max(seconds["step"] + seconds.get("data", 0.0), 1e-9)
   busy_s = dispatched.drawn.busy_s - dispatched.since_busy_s
   rates = job.rates

@@ -1,4 +1,4 @@
-"""How a step's updates reach the parameters, and how many entries they leave as they were."""
+"""Applying updates to parameters in their master dtype, and counting those that move nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxmoe.optim import Masters, Optim, apply_updates
 _SAFE_RATE = 1e-6
 
 
-def may_stand_still(optim: Optim) -> bool:
+def may_underflow(optim: Optim) -> bool:
   """Whether updates of a recipe could be too small to change most of what they are added to.
 
   Bfloat16 masters are 2**-9 apart, float32 ones 2**-25: at a learning rate of 1e-6 and above only
@@ -28,7 +28,7 @@ def may_stand_still(optim: Optim) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Moves:
+class ParamUpdate:
   """How updates reach the parameters.
 
   Attributes:
@@ -39,10 +39,10 @@ class Moves:
     counts: Whether entries that stay as they were are counted.
   """
 
-  shards: Callable[[Params], Params] = lambda params: params
+  constrain: Callable[[Params], Params] = lambda params: params
   masters: Masters = Masters()
   splits: Splits | None = None
-  counts: bool = False
+  counts_unmoved: bool = False
 
   def apply(self, params: Params, updates: Any, seed: int, step: jax.Array) -> Params:
     """Returns the parameters after updates; where these are rounded by chance, by seed and step."""

@@ -12,8 +12,8 @@ from jaxmoe.data.stream import Stream
 from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.hooks import cut_samples
-from jaxmoe.train.observers import Watch
-from jaxmoe.train.run_log import Cut
+from jaxmoe.train.observers import Observers
+from jaxmoe.train.run_log import CutLines
 from jaxmoe.train.train_state import StateSpec
 
 
@@ -27,7 +27,7 @@ class Parts:
     spec: Shapes and names of its state.
     store: Where checkpoints go.
     stream: Where batches come from.
-    watch: Who looks on.
+    observers: Who looks on.
     samples: samples.md.
   """
 
@@ -36,21 +36,21 @@ class Parts:
   spec: StateSpec
   store: Store
   stream: Stream
-  watch: Watch
+  observers: Observers
   samples: AppendFile
 
-  def forget(self, step: int) -> Cut:
+  def forget(self, step: int) -> CutLines:
     """Cuts off what was written of steps after `step`, and returns the lines that went.
 
     Raises:
       CheckpointError: the disk refuses to change the files.
     """
     with peers.together():
-      return self._forget(step) if peers.first() else Cut()
+      return self._forget(step) if peers.first() else CutLines()
 
-  def _forget(self, step: int) -> Cut:
+  def _forget(self, step: int) -> CutLines:
     try:
-      cut = self.watch.journal.resume(step)
+      cut = self.observers.log.resume(step)
       self.samples.flush()
       cut_samples(self.samples.path, step)
     except OSError as error:

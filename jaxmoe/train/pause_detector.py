@@ -1,4 +1,4 @@
-"""Time in which the whole process was stopped: by a signal, a frozen group, a machine that slept.
+"""Pauses of the whole process: a stop signal, a frozen control group, a machine that slept.
 
 Nobody is told of SIGSTOP. A thread that beats many times a second finds out afterwards: no beat for
 a second, in which the process used no more processor time than between two beats, is time in which
@@ -18,7 +18,7 @@ LEAST_S = 1.0
 _CORES = os.cpu_count() or 1
 
 
-class Pulse:
+class PauseDetector:
   """Counts the seconds for which this process was stopped; none while it is not `running`."""
 
   def __init__(self) -> None:
@@ -30,7 +30,9 @@ class Pulse:
   def running(self) -> Iterator[None]:
     """Beats inside."""
     end = threading.Event()
-    thread = threading.Thread(target=self._beat_until, args=(end,), daemon=True, name="pulse")
+    thread = threading.Thread(
+      target=self._beat_until, args=(end,), daemon=True, name="pause_detector"
+    )
     self.beat()
     self._runs = True
     thread.start()

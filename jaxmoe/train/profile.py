@@ -1,4 +1,4 @@
-"""A trace of some steps, for `xprof`, TensorBoard's profile plugin or Perfetto.
+"""A profiler trace of some steps, for `xprof`, TensorBoard's profile plugin or Perfetto.
 
 Phases carry `jax.named_scope` names, so the trace reads like the code: embed, attention,
 moe/{route,plan,move,experts,combine,shared,sums}, mlp, final_norm, loss, balance, count_choices,

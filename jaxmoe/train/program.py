@@ -13,18 +13,18 @@ from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.optim import hold, make_schedule
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.param_update import Moves, may_stand_still
+from jaxmoe.train.param_update import ParamUpdate, may_underflow
 from jaxmoe.train.spread import spread_gradients
 from jaxmoe.train.step import make_step
 from jaxmoe.train.train_state import State, StateSpec
 
 
-def state_like(spec: StateSpec) -> State:
+def abstract_state(spec: StateSpec) -> State:
   """Returns the shapes of the state with their shardings."""
   return jax.tree.map(_put, spec.shapes, spec.shardings)
 
 
-def batch_like(experiment: Experiment, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(experiment: Experiment, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch, (B, L) int32 each, as `Layout.put_batch` shards them."""
   shape = (experiment.train.batch_size, experiment.data.seq_len)
   rows = jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -50,11 +50,11 @@ def lower_step(
     train.seed,
     train.recovery.spike_factor,
     update_buffers,
-    Moves(
+    ParamUpdate(
       lambda params: jax.lax.with_sharding_constraint(params, of_grads),
       spec.masters,
       decoder.splits,
-      may_stand_still(experiment.optim),
+      may_underflow(experiment.optim),
     ),
   )
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(spec.shardings, layout.replicated))

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere, never silence."""
+"""The progress bar of a run on a terminal; plain lines elsewhere, never silence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from jaxmoe.train.console_progress import SILENCE_S, Narrator
+from jaxmoe.train.console_progress import SILENCE_S, ConsoleProgress
 
 _RECENT = 20  # steps whose median speed is shown
 _PACE = 100  # steps whose mean says how long those to come take
@@ -61,7 +61,7 @@ class Pace:
     return steps * (step_s(self._clocks) + sum(self._beside_each.values())) if self._clocks else 0.0
 
 
-class Display(Narrator):
+class Display(ConsoleProgress):
   """Shows the progress of a run. Speeds are the median of the last steps.
 
   Args:

@@ -1,4 +1,4 @@
-"""Whether a recipe's layout has devices hold the same large activation, before anything compiles.
+"""A check for large activations that a layout replicates, before anything compiles.
 
 Over `tensor` the residual stream is the same without `sequence`, and so are the rows of experts
 whose hidden units are spread over it; an exchange by all-gather gives every device the rows of
@@ -29,7 +29,9 @@ from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.spread import on_one_device
 
 
-def copies(experiment: Experiment, decoder: Decoder, layout: Layout) -> tuple[Copied, ...]:
+def replicated_activations(
+  experiment: Experiment, decoder: Decoder, layout: Layout
+) -> tuple[Copied, ...]:
   """Returns the activations of a forward pass that devices hold alike, the largest first.
 
   Traced from shapes, for one microbatch of one device. The backward pass is not looked at, nor what
@@ -66,15 +68,16 @@ def copies(experiment: Experiment, decoder: Decoder, layout: Layout) -> tuple[Co
   return find_copies(program, [*given, Given()], dict(axes))
 
 
-def check_copies(
+def check_replication(
   experiment: Experiment, decoder: Decoder, layout: Layout
 ) -> tuple[Copied, ...]:
-  """Returns `copies`, the largest of which may have `parallel.max_copy_gib`.
+  """Returns `replicated_activations`, the largest of which may have `parallel.max_copy_gib`.
 
   Raises:
     InputError: it has more: which, how large, and what would work, in one line.
   """
-  limit, found = experiment.parallel.max_copy_gib, copies(experiment, decoder, layout)
+  limit = experiment.parallel.max_copy_gib
+  found = replicated_activations(experiment, decoder, layout)
   if not found or found[0].bytes <= limit * GIB:
     return found
   largest = found[0]
@@ -90,7 +93,7 @@ def _what_works(experiment: Experiment, layout: Layout) -> str | None:
   limit, devices = experiment.parallel.max_copy_gib * GIB, list(layout.mesh.devices.flat)
   for change, changed in _changes(experiment):
     spread = make_layout(changed.parallel, devices)
-    found = copies(changed, changed.decoder(), spread)
+    found = replicated_activations(changed, changed.decoder(), spread)
     if not found or found[0].bytes <= limit:
       return change
   return None

@@ -1,4 +1,4 @@
-"""Where a run starts: afresh, or from the newest checkpoint that is intact and its own."""
+"""Restoring a run: afresh, or from the newest checkpoint that is intact and its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxmoe.train.train_state import ONLY, Arrays, State, read_state
 from jaxmoe.train.workdir import changes_line
 
 
-def begin(
+def restore_or_init(
   parts: Parts, saver: Saver, about: dict[str, Any], at_zero: Callable[[State], None]
 ) -> tuple[int, State]:
   """Returns the step a run goes on from, 0 for a new one, and its state.
@@ -36,12 +36,12 @@ def begin(
     at_zero: Called with the first state of a new run.
 
   Raises:
-    InputError: the checkpoints are of another model or other data than `check_own` could tell.
+    InputError: the checkpoints are of another model or other data than `check_same_run` could tell.
     CheckpointError: there were checkpoints, and none is intact.
   """
-  watch = parts.watch
-  with watch.phase("start", "looking for a checkpoint"):
-    found = read_state(parts.store, parts.spec, watch.damaged)
+  observers = parts.observers
+  with observers.phase("start", "looking for a checkpoint"):
+    found = read_state(parts.store, parts.spec, observers.damaged)
   if found is None:
     seed = parts.experiment.train.seed
     return 0, _afresh(parts, about, at_zero, lambda: parts.spec.init(seed))
@@ -54,22 +54,22 @@ def begin(
     return 0, state
   saver.rollbacks = record["rollbacks"]
   cut = parts.forget(step)
-  seconds = watch.ledger.take("start")
+  seconds = observers.clock.take("start")
   lost = {"lost_s": cut.seconds, "lost_until_unix_s": cut.last_unix_s}
   clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
-  watch.journal.event("resume", time=clock, step=step, lost_steps=cut.steps)
-  watch.display.say(f"going on from step {step}")
+  observers.log.event("resume", time=clock, step=step, lost_steps=cut.steps)
+  observers.display.say(f"going on from step {step}")
   _tell_recast(parts, step, arrays)
   state = parts.spec.from_arrays(arrays)
   if step < parts.experiment.train.num_steps:
     update = int(state.step - state.skipped - state.unlabelled)
     rates = redrawn(from_plain(Experiment, record["config"]), parts.experiment, update)
     if rates is not None:
-      watch.journal.event("learning_rate", step=step, due=rates[0], now=rates[1])
-      watch.display.say(rates[2])
+      observers.log.event("learning_rate", step=step, due=rates[0], now=rates[1])
+      observers.display.say(rates[2])
     for name, what in mended(record, parts.spec.decoder).items():
-      watch.journal.event("mended", step=step, definition=name, what=what)
-      watch.display.say(f"from step {step} on, {what}")
+      observers.log.event("mended", step=step, definition=name, what=what)
+      observers.display.say(f"from step {step} on, {what}")
   return step, state
 
 
@@ -93,8 +93,8 @@ def redrawn(saved: Experiment, now: Experiment, update: int) -> tuple[float, flo
 def _tell_recast(parts: Parts, step: int, arrays: Arrays) -> None:
   """Tells of parameters that a checkpoint has in another dtype than they go on in."""
   for (came, kept), number in parts.spec.recast(arrays).items():
-    parts.watch.journal.event("masters", step=step, weights=number, came=came, kept=kept)
-    parts.watch.display.say(
+    parts.observers.log.event("masters", step=step, weights=number, came=came, kept=kept)
+    parts.observers.display.say(
       f"{number:,} weights of step {step} are {came}; they go on in {kept} (optim.master_dtype)"
     )
 
@@ -105,16 +105,16 @@ def _afresh(
   at_zero: Callable[[State], None],
   make: Callable[[], State],
 ) -> State:
-  watch = parts.watch
+  observers = parts.observers
   parts.forget(-1)  # what the untrained model wrote comes again, too
-  with watch.phase("start", "making parameters"):
+  with observers.phase("start", "making parameters"):
     state = jax.block_until_ready(make())
   at_zero(state)
-  watch.journal.event("start", time={"seconds": watch.ledger.take("start")}, **about)
+  observers.log.event("start", time={"seconds": observers.clock.take("start")}, **about)
   return state
 
 
-def check_own(store: Store, experiment: Experiment, corpus: Corpus) -> None:
+def check_same_run(store: Store, experiment: Experiment, corpus: Corpus) -> None:
   """Raises InputError, with the differences, if the newest readable checkpoint is another run's."""
   for step in reversed(store.steps()):
     try:

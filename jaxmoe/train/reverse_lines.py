@@ -1,4 +1,4 @@
-"""The end of a file of JSON lines, read from its end: a long run's metrics.jsonl has gigabytes."""
+"""JSON lines read from the end of a file: a long run's metrics.jsonl has gigabytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going back to a checkpoint after steps that would do harm, and on with other data."""
+"""Rollback to a checkpoint after steps that would do harm, and on with other data."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ class Rollback:
         f"step {harm.step}: {harm.in_a_row} steps in a row were skipped ({harm.why}), and "
         f"{allowed} rollbacks are allowed; lower the learning rate or look at events.jsonl"
       )
-    watch, skip = self._parts.watch, self._recovery.skip_batches
-    with watch.phase("checkpoint", f"going back from step {harm.step}"):
+    observers, skip = self._parts.observers, self._recovery.skip_batches
+    with observers.phase("checkpoint", f"going back from step {harm.step}"):
       self._saver.settle()
       step, state = self._read(harm)
       self._saver.rollbacks += 1
       while self._parts.stream.num_batches < harm.batch + skip:
         next(self._parts.stream)
       cut = self._parts.forget(step)
-    lost_s = cut.seconds + sum(watch.ledger.take("step").values())
+    lost_s = cut.seconds + sum(observers.clock.take("step").values())
     told = {"step": harm.step, "to": step, "skipped_batches": skip, "why": harm.why}
-    watch.journal.event("rollback", time={"lost_s": round(lost_s, 3)}, **told)
-    watch.display.say(f"went back to step {step}; {skip} more batches are left out")
+    observers.log.event("rollback", time={"lost_s": round(lost_s, 3)}, **told)
+    observers.display.say(f"went back to step {step}; {skip} more batches are left out")
     return step, state
 
   def _read(self, harm: Harm) -> tuple[int, State]:
@@ -68,7 +68,7 @@ class Rollback:
     self._last = target
     if from_start:
       return 0, spec.init(self._parts.experiment.train.seed)
-    found = read_state(store, spec, self._parts.watch.damaged)
+    found = read_state(store, spec, self._parts.observers.damaged)
     assert found is not None
     self._last, arrays, _ = found
     return self._last, spec.from_arrays(arrays)

@@ -1,4 +1,4 @@
-"""Which experts every token went to, in a file that another forward pass takes them from.
+"""Recorded routing: the experts of every token, in a file that a forward pass replays.
 
 An .npz of plain arrays: `choices` int16 (layers, B, L, A) by depth, best first, -1 where there is
 none (all of a dense layer); `model` and `ids`, the SHA-256 of the model's record and of the token
@@ -44,21 +44,21 @@ def choices_of(decoder: Decoder, params: Params, tokens: Tokens) -> jax.Array:
   return jnp.stack(layers)
 
 
-def write_trace(
+def write_routing(
   file: IO[bytes] | pathlib.Path, choices: np.ndarray, labels: dict[str, str]
 ) -> None:
-  """Writes choices and `labels_of` their model and ids."""
+  """Writes choices and `digests_of` their model and ids."""
   np.savez_compressed(file, choices=choices, version=np.int64(VERSION), **labels)  # type: ignore[arg-type]
 
 
-def labels_of(model: Transformer, vocab_size: int, ids_BL: np.ndarray) -> dict[str, str]:
+def digests_of(model: Transformer, vocab_size: int, ids_BL: np.ndarray) -> dict[str, str]:
   """Returns the SHA-256 of a model's record and of token ids."""
   ids = repr(ids_BL.shape).encode() + np.ascontiguousarray(ids_BL, "<i4").tobytes()
   text = f"{vocab_size} {to_json(model)}".encode()
   return {"model": hashlib.sha256(text).hexdigest(), "ids": hashlib.sha256(ids).hexdigest()}
 
 
-def read_trace(
+def read_routing(
   path: str, where: str, model: Transformer, vocab_size: int, ids_BL: np.ndarray
 ) -> np.ndarray:
   """Returns the choices of a file, int16 (layers, B, L, A).
@@ -68,7 +68,7 @@ def read_trace(
       that a layer does not have or one twice for a token.
   """
   content = _read(path, where)
-  labels = labels_of(model, vocab_size, ids_BL)
+  labels = digests_of(model, vocab_size, ids_BL)
   for name, what in (("model", "another model"), ("ids", "other token ids")):
     if str(content[name]) != labels[name]:
       raise InputError(f"{where}: was recorded with {what}; record these ids with this model")

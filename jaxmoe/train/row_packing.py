@@ -1,4 +1,4 @@
-"""Windows of documents in the rows of batches: of one shape, or of a few that fit them.
+"""Packing windows of documents into the rows of batches, of one shape or of a few that fit.
 
 `packed_batches` has one shape whatever there is. `fitted_batches` sorts windows by size, puts each
 into the row that it fills best, and cuts rows to at most `SHAPES` lengths, those that leave least
@@ -83,7 +83,7 @@ def fitted_batches(
   for chunk, more in itertools.pairwise(itertools.chain(_chunks(items), [[]])):
     longest = max(len(inputs) for _, (inputs, _) in chunk)
     capacity = shape[1] if shapes or more else min(shape[1], max(longest, least, SHORT))
-    rows = pack(chunk, capacity, apart)
+    rows = pack_rows(chunk, capacity, apart)
     sizes = [max(least, size_of(row)) for row in rows]
     if shapes is None:
       shapes = choose_shapes([*sizes, capacity] if more else sizes, shape[0], bool(more))
@@ -97,7 +97,7 @@ def fitted_batches(
     yield _batch(rows, shapes, at)
 
 
-def pack(items: Sequence[Item], capacity: int, apart: bool) -> list[list[Item]]:
+def pack_rows(items: Sequence[Item], capacity: int, apart: bool) -> list[list[Item]]:
   """Returns rows of at most `capacity` tokens: largest first, each into the fullest it fits."""
   rows: list[list[Item]] = []
   free: dict[int, list[tuple[int, int]]] = {}  # by owner (free tokens, row), sorted

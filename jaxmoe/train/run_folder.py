@@ -1,4 +1,4 @@
-"""Whose a folder is that is to be a workdir: a run's, nobody's yet, or somebody else's.
+"""Checks of a folder that is to be a workdir: a run's, nobody's yet, or somebody else's.
 
 Into somebody else's nothing is written: a metrics.jsonl, report.html or tokenizer.json there is not
 ours to write over. What schedulers, shells and file systems leave in a folder before a run begins

@@ -1,4 +1,4 @@
-"""metrics.jsonl and events.jsonl: what a run leaves for people and tools to read.
+"""The run log, metrics.jsonl and events.jsonl: what a run leaves for people and tools to read.
 
 metrics.jsonl has one object a line and a line a step; everything that depends on the clock stands
 under `time`. When a run goes on from step n, or goes back to it, lines after n are cut off, so that
@@ -20,7 +20,7 @@ from jaxmoe.train.reverse_lines import parse
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class CutLines:
   """The lines of metrics.jsonl that were cut off.
 
   Attributes:
@@ -34,7 +34,7 @@ class Cut:
   last_unix_s: float = 0.0
 
 
-class Journal:
+class RunLog:
   """Appends whole lines to the two files of a workdir; never raises for a disk that refuses them.
 
   Args:
@@ -58,7 +58,7 @@ class Journal:
     self._files.append(AppendFile(path))
     return self._files[-1]
 
-  def resume(self, step: int) -> Cut:
+  def resume(self, step: int) -> CutLines:
     """Cuts metrics.jsonl after the line of `step`, and anything torn or out of order with it."""
     self._metrics.flush()
     waiting = [(_step_of(piece) or 0, piece) for piece in self._metrics.pending]
@@ -109,7 +109,7 @@ class Journal:
     self.event("journal_late", why=waited)
 
 
-class NoJournal(Journal):
+class NoRunLog(RunLog):
   """Takes lines and writes none: for the processes of a run other than the first."""
 
   def __init__(self) -> None:
@@ -119,9 +119,9 @@ class NoJournal(Journal):
     """Returns a file that takes pieces and keeps none."""
     return NoFile(path)
 
-  def resume(self, step: int) -> Cut:
+  def resume(self, step: int) -> CutLines:
     """Returns that nothing was cut."""
-    return Cut()
+    return CutLines()
 
   def step(self, line: dict[str, Any]) -> None:
     """Takes the metrics of a step."""
@@ -153,10 +153,10 @@ def _step_of(line: bytes) -> int | None:
   return (parse(line) or {}).get("step") if line.endswith(b"\n") else None
 
 
-def _measure(lines: list[bytes]) -> Cut:
+def _measure(lines: list[bytes]) -> CutLines:
   """Returns what the whole ones of some lines say of their time."""
   times = [json.loads(line).get("time", {}) for line in lines if _step_of(line) is not None]
   seconds = sum(sum(clock.get("seconds", {}).values()) for clock in times)
   # The last, not the largest: the clock may have been set back meanwhile.
   told = [clock["unix_s"] for clock in times if "unix_s" in clock]
-  return Cut(len(times), round(seconds, 3), told[-1] if told else 0.0)
+  return CutLines(len(times), round(seconds, 3), told[-1] if told else 0.0)

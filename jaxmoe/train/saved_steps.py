@@ -1,4 +1,4 @@
-"""Whether the steps that a run has saved are still where it saved them.
+"""A check that the checkpoints which a run has saved are still where it saved them.
 
 A folder of checkpoints that is empty, deleted or on a disk that is not mounted looks as that of a
 run which never saved, and such a run starts anew. events.jsonl tells them apart.

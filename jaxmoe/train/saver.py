@@ -1,4 +1,4 @@
-"""Saving the state of a run on the way, and what happens when it fails.
+"""Saving checkpoints of a run on the way, and what happens when it fails.
 
 What is saved is one unit: parameters, optimizer, counters, the data's state, seed and config. A
 checkpoint is written after the lines before it are on the disk, so that a run that goes on from it
@@ -49,7 +49,7 @@ class Saver:
 
   def __init__(self, parts: Parts):
     self._parts = parts
-    self._journal, self._display = parts.watch.journal, parts.watch.display
+    self._log, self._display = parts.observers.log, parts.observers.display
     self._failures = 0
     self._writing: int | None = None
     self.rollbacks = 0
@@ -57,12 +57,12 @@ class Saver:
   def __call__(self, step: int, state: State) -> None:
     """Starts to write a step; the state may be donated afterwards."""
     self.settle()
-    why = _trouble(self._journal.sync) or _trouble(lambda: self._write(step, state))
+    why = _trouble(self._log.sync) or _trouble(lambda: self._write(step, state))
     if why:
       self._failed(step, why)
     else:
       self._writing = step
-      self._journal.event("checkpoint", step=step)
+      self._log.event("checkpoint", step=step)
 
   def finish(self, step: int, state: State) -> None:
     """Returns once `step` is wholly written; tries again while failures are few enough."""
@@ -82,7 +82,7 @@ class Saver:
     else:
       self._failures = 0
     for old, reason in self._parts.store.unremoved().items():
-      self._journal.event("not_removed", step=old, why=reason)
+      self._log.event("not_removed", step=old, why=reason)
       self._display.say(f"checkpoint {old} is not needed any more and cannot be removed: {reason}")
 
   def _write(self, step: int, state: State) -> None:
@@ -94,7 +94,7 @@ class Saver:
 
   def _failed(self, step: int, why: str) -> None:
     self._failures += 1
-    self._journal.event("save_failed", step=step, why=why)
+    self._log.event("save_failed", step=step, why=why)
     self._display.say(f"saving failed ({self._failures} of {MAX_FAILED_SAVES}): {why}")
     if self._failures >= MAX_FAILED_SAVES:
       raise CheckpointError(why)

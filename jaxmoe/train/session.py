@@ -33,20 +33,20 @@ from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook, encode_prompt
 from jaxmoe.train.loop import Drawn, Hook, Job, Profiler, Rates, Sink, run
-from jaxmoe.train.observers import Watch
-from jaxmoe.train.param_update import may_stand_still
+from jaxmoe.train.observers import Observers
+from jaxmoe.train.param_update import may_underflow
 from jaxmoe.train.parts import Parts
-from jaxmoe.train.program import batch_like, lower_step, state_like
+from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.progress import Display
-from jaxmoe.train.replication_check import check_copies
-from jaxmoe.train.restore import begin, check_own
+from jaxmoe.train.replication_check import check_replication
+from jaxmoe.train.restore import check_same_run, restore_or_init
 from jaxmoe.train.rollback import Rollback
-from jaxmoe.train.run_log import Journal, NoJournal
+from jaxmoe.train.run_log import NoRunLog, RunLog
 from jaxmoe.train.saver import Saver
 from jaxmoe.train.step import Step
 from jaxmoe.train.train_state import State, StateSpec, came_from
-from jaxmoe.train.update_underflow import Standstill
-from jaxmoe.train.wall_clock import Ledger
+from jaxmoe.train.update_underflow import UpdateUnderflow
+from jaxmoe.train.wall_clock import WallClock
 from jaxmoe.train.watchdog import Watchdog, dump_and_end
 from jaxmoe.train.workdir import Workdir
 
@@ -65,8 +65,8 @@ class Around:
 
   Attributes:
     recipe: Where the recipe comes from, `{"name", "changes": {path: [recipe's, this run's]}}`.
-    ledger: Where the wall time of the process goes.
-    sinks: Where lines go besides the journal.
+    clock: Where the wall time of the process goes.
+    sinks: Where lines go besides the log.
     profiler: What looks at single steps.
     first: Called with layout, parameters and batch before the process' first step; what it returns
       is said.
@@ -74,7 +74,7 @@ class Around:
   """
 
   recipe: dict[str, Any] | None = None
-  ledger: Ledger | None = None
+  clock: WallClock | None = None
   sinks: tuple[Sink, ...] = ()
   profiler: Profiler | None = None
   first: Callable[[Layout, Params, Any], str] | None = None
@@ -98,7 +98,7 @@ class Session:
     self._share = share_of_rows(layout, train.batch_size)
     self._check_prompts()
     self.decoder = experiment.decoder()
-    check_copies(experiment, self.decoder, layout)
+    check_replication(experiment, self.decoder, layout)
     transform = experiment.transform(self.decoder)
     masters = came_from(OrbaxStore(workdir.checkpoints), experiment.masters(self.decoder))
     window = train.recovery.spike_window
@@ -118,40 +118,42 @@ class Session:
     with peers.together():
       if peers.first():
         self.workdir.claim(self.experiment)
-    check_own(store, self.experiment, self.corpus)
-    watch = self._watch()
-    watch.journal.event("process", time=self._process_times(watch.ledger), **_process())
-    watch.watchdog.start()
-    told = DataWatch(watch.slow, watch.unread, watch.worker)
+    check_same_run(store, self.experiment, self.corpus)
+    observers = self._observers()
+    observers.log.event("process", time=self._process_times(observers.clock), **_process())
+    observers.watchdog.start()
+    told = DataWatch(observers.slow, observers.unread, observers.worker)
     stream = self.corpus.stream(train.batch_size, train.seed, *self._share, told)
-    samples = watch.journal.also(self.workdir.samples)
-    parts = Parts(self.experiment, self.corpus, self.spec, store, stream, watch, samples)
+    samples = observers.log.also(self.workdir.samples)
+    parts = Parts(self.experiment, self.corpus, self.spec, store, stream, observers, samples)
     try:
-      with watch.ledger.pulse.running():
+      with observers.clock.pauses.running():
         return self._train(parts, stopped)
     except (RuntimeError, ValueError, OSError, MemoryError) as raised:
       error = peers.lost(raised) or of_machine(raised) or raised
       if isinstance(error, ToldError | PeerError):
-        seconds = watch.ledger.take("start")
-        watch.journal.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
+        seconds = observers.clock.take("start")
+        observers.log.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
       if error is raised:
         raise
       raise error from raised
     finally:
-      watch.watchdog.stop()
+      observers.watchdog.stop()
       stream.close()
       if not isinstance(sys.exception(), PeerError):  # or it would wait for the dead
         store.close()
 
   def _train(self, parts: Parts, stopped: Callable[[], bool]) -> Outcome:
-    num_steps, watch = self.experiment.train.num_steps, parts.watch
+    num_steps, observers = self.experiment.train.num_steps, parts.observers
     saver = Saver(parts)
     evaluation, samples = self._hooks(parts)
     about = self._about(evaluation) if peers.first() else {}
-    first, state = begin(parts, saver, about, lambda state: self._sample(samples, state, watch))
+    first, state = restore_or_init(
+      parts, saver, about, lambda state: self._sample(samples, state, observers)
+    )
     self._write_files()
     if first >= num_steps:
-      watch.display.say(f"nothing to do: step {first} of {num_steps} is saved already")
+      observers.display.say(f"nothing to do: step {first} of {num_steps} is saved already")
       # Again, because the process that saved it may have died before it said so.
       self._end("done", first, state, parts)
       return Outcome(first, done=True)
@@ -159,8 +161,8 @@ class Session:
     try:
       last, state = run(job, state, first)
     finally:
-      watch.display.close()
-    with watch.phase("checkpoint", f"saving step {last}"):
+      observers.display.close()
+    with observers.phase("checkpoint", f"saving step {last}"):
       saver.finish(last, state)
     done = last == num_steps
     self._end("done" if done else "stopped", last, state, parts)
@@ -172,14 +174,14 @@ class Session:
       self.experiment, self.decoder, self.spec, self.layout, state, batch
     ).compile()
 
-  def _watch(self) -> Watch:
+  def _observers(self) -> Observers:
     """Returns the onlookers of the run."""
     train, workdir = self.experiment.train, self.workdir
     display = Display(train.num_steps, train.log_every, self._bytes_per_token())
-    journal = Journal(workdir.metrics, workdir.events, display.say)
+    log = RunLog(workdir.metrics, workdir.events, display.say)
     tick, stacks = workdir.touch, workdir.stacks
     if not peers.first():
-      journal, tick = NoJournal(), _nothing
+      log, tick = NoRunLog(), _nothing
       stacks = stacks.with_suffix(f".{jax.process_index()}.txt")
 
     def stalled(doing: str, waited_s: float) -> None:
@@ -189,17 +191,17 @@ class Session:
       dump_and_end(
         stacks,
         f"{what}{free}; stacks are in {stacks}; the same command goes on",
-        lambda: journal.event("stalled", time=clock, phase=doing),
+        lambda: log.event("stalled", time=clock, phase=doing),
       )
 
     watchdog = Watchdog(train.stall_s, stalled, tick)
-    return Watch(journal, display, self._around.ledger or Ledger(), watchdog)
+    return Observers(log, display, self._around.clock or WallClock(), watchdog)
 
-  def _process_times(self, ledger: Ledger) -> dict[str, Any]:
+  def _process_times(self, clock: WallClock) -> dict[str, Any]:
     return {
-      "started_unix_s": round(ledger.started_unix_s, 3),
+      "started_unix_s": round(clock.started_unix_s, 3),
       "last_alive_unix_s": self.workdir.last_alive_unix_s,
-      "seconds": ledger.take("start"),
+      "seconds": clock.take("start"),
     }
 
   def _about(self, evaluation: EvaluationHook) -> dict[str, Any]:
@@ -215,25 +217,25 @@ class Session:
     told = {"step": step, "digest": self._digest(state), "data": parts.stream.stats()}
     if unlabelled := int(state.unlabelled):
       told["unlabelled"] = unlabelled
-      parts.watch.display.say(
+      parts.observers.display.say(
         f"{unlabelled:,} of {step:,} steps had no token with a label, and changed nothing; with a "
         "larger train.batch_size or data.seq_len there are fewer"
       )
-    seconds = parts.watch.ledger.take("checkpoint")
-    parts.watch.journal.event(kind, time={"seconds": seconds}, **told)
+    seconds = parts.observers.clock.take("checkpoint")
+    parts.observers.log.event(kind, time={"seconds": seconds}, **told)
     with peers.together():
       try:
-        parts.watch.journal.sync()
+        parts.observers.log.sync()
       except OSError as error:
         raise CheckpointError(
           f"step {step} is saved, but its last lines cannot be written: {error}; the same command "
           "goes on once they can"
         ) from None
 
-  def _sample(self, samples: SamplesHook, state: State, watch: Watch) -> None:
+  def _sample(self, samples: SamplesHook, state: State, observers: Observers) -> None:
     """Writes what the untrained model has to say."""
     if samples.every:
-      with watch.phase("samples", "writing with the untrained model", brief=True):
+      with observers.phase("samples", "writing with the untrained model", brief=True):
         samples(0, state)
 
   def _write_files(self) -> None:
@@ -275,26 +277,26 @@ class Session:
   def _job(
     self, parts: Parts, saver: Saver, hooks: tuple[Hook, ...], stopped: Callable[[], bool]
   ) -> Job:
-    experiment, train, watch = self.experiment, self.experiment.train, parts.watch
+    experiment, train, observers = self.experiment, self.experiment.train, parts.observers
     if counts_first(self.decoder, train.num_micro):
-      watch.display.say(
+      observers.display.say(
         "load_balance scope 'global' with accumulation: a forward pass counts choices first "
         "(exact; about a third more compute)"
       )
-    with watch.phase("compile", "compiling train_step"):
-      step = self.compiled_step(state_like(self.spec), batch_like(experiment, self.layout))
+    with observers.phase("compile", "compiling train_step"):
+      step = self.compiled_step(abstract_state(self.spec), abstract_batch(experiment, self.layout))
     if self._around.first is not None:
-      step = self._with_first(step, watch)
-    with watch.phase("start", "measuring the matmul peak"):
+      step = self._with_first(step, observers)
+    with observers.phase("start", "measuring the matmul peak"):
       dtype, folder = experiment.model.dtype, self._around.peaks
       peak = best_peak(dtype, folder) if peers.first() else 1.0  # who writes it, alone
       peak *= num_peaks(self.layout)
     length = experiment.data.seq_len
     per_token = experiment.model.train_flops_per_token(self.decoder.vocab_size, length)
     flops = per_token * train.batch_size * length
-    counts = may_stand_still(experiment.optim)
-    clock = {"seconds": watch.ledger.take("start"), "peak_flops_per_s": peak}
-    watch.journal.event("compiled", time=clock)
+    counts = may_underflow(experiment.optim)
+    clock = {"seconds": observers.clock.take("start"), "peak_flops_per_s": peak}
+    observers.log.event("compiled", time=clock)
     return Job(
       train=train,
       splits=self.decoder.splits,
@@ -304,15 +306,15 @@ class Session:
       save=saver,
       roll_back=Rollback(parts, saver, self.workdir.events),
       stopped=peers.AnyAsked(stopped),
-      watch=watch,
+      observers=observers,
       rates=Rates(flops, peak),
       drop_limits=experiment.model.drop_limits,
       sinks=self._around.sinks,
       profiler=self._around.profiler,
-      standstill=Standstill(experiment.optim, train.num_steps, watch) if counts else None,
+      standstill=UpdateUnderflow(experiment.optim, train.num_steps, observers) if counts else None,
     )
 
-  def _with_first(self, step: Step, watch: Watch) -> Step:
+  def _with_first(self, step: Step, observers: Observers) -> Step:
     """Returns the step before whose first run `around.first` looks at what it is given."""
     pending = [self._around.first]
 
@@ -320,9 +322,9 @@ class Session:
       if pending:
         look = pending.pop()
         assert look is not None
-        with watch.phase("compile", "comparing the first step with one device"):
+        with observers.phase("compile", "comparing the first step with one device"):
           said = look(self.layout, state.params, batch)
-        watch.display.say(said)
+        observers.display.say(said)
       return step(state, batch)
 
     return checked
@@ -339,7 +341,7 @@ class Session:
     domains = {name: self.corpus.held_out(name) for name in self.corpus.domains}
     text = ((tokenizer.start_id, tokenizer.eod_id), length)
     return (
-      EvaluationHook(config.evaluation, self.decoder, domains, text, parts.watch),
+      EvaluationHook(config.evaluation, self.decoder, domains, text, parts.observers),
       SamplesHook(config.samples, self.decoder, tokenizer, length, parts.samples),
     )
 

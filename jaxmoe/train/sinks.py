@@ -1,4 +1,4 @@
-"""Where lines go besides metrics.jsonl: each sink in a thread of its own, so that none hurts a run.
+"""Metrics sinks besides metrics.jsonl: each in a thread of its own, so that none hurts a run.
 
 A sink that is slow loses lines, one that raises is switched off, one that hangs is left behind when
 the run ends. Each is told in a line and an event, by the thread of the run: journals and displays

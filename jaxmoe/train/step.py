@@ -14,8 +14,8 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import gate_path
 from jaxmoe.ops.soft_tree import TreeSums
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, without
-from jaxmoe.train.param_update import Moves, count_unmoved
-from jaxmoe.train.train_state import Recent, State
+from jaxmoe.train.param_update import ParamUpdate, count_unmoved
+from jaxmoe.train.train_state import SpikeWindow, State
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 # Least deviation of loss and gradient norm, as shares of their means. A loss that has stood still
@@ -31,7 +31,7 @@ def make_step(
   seed: int,
   spike_factor: float = 6.0,
   update_buffers: Callable[[Any, Any, Any], Any] | None = None,
-  moves: Moves | None = None,
+  moves: ParamUpdate | None = None,
 ) -> Step:
   """Returns the step; jit it with its first argument donated.
 
@@ -52,7 +52,7 @@ def make_step(
     moves: How updates reach the parameters.
   """
 
-  transform, moves = optax.with_extra_args_support(transform), moves or Moves()
+  transform, moves = optax.with_extra_args_support(transform), moves or ParamUpdate()
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
     keys = (Keys.from_seed(seed) / "forward").at(state.step)
@@ -62,19 +62,19 @@ def make_step(
     seen_2 = jnp.stack([metrics["loss"].value, norm])
     spike = finite & is_spike(state.recent, seen_2, spike_factor)
     labelled = metrics["loss"].weight > 0
-    harmless = labelled & finite & ~spike
+    step_ok = labelled & finite & ~spike
     with jax.named_scope("optimizer"):
-      mine, trees = moves.shards(state.params), sums_of_trees(metrics["layers"])
+      mine, trees = moves.constrain(state.params), sums_of_trees(metrics["layers"])
       updates, optimizer = transform.update(grads, state.optimizer, mine, trees=trees)
-      params = moves.shards(moves.apply(mine, updates, seed, state.step))
-      if moves.counts:
+      params = moves.constrain(moves.apply(mine, updates, seed, state.step))
+      if moves.counts_unmoved:
         moved = count_unmoved(mine, updates, params)
-        metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(harmless, count, 0), moved)
+        metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(step_ok, count, 0), moved)
     if update_buffers is not None:
       params = update_buffers(state.params, params, metrics["layers"])
     metrics["layers"] = without(metrics["layers"], "samples", "of_domains")
-    keep = functools.partial(jnp.where, harmless)
-    skipped, unlabelled = (what.astype(jnp.int32) for what in (labelled & ~harmless, ~labelled))
+    keep = functools.partial(jnp.where, step_ok)
+    skipped, unlabelled = (what.astype(jnp.int32) for what in (labelled & ~step_ok, ~labelled))
     new = State(
       step=state.step + 1,
       params=jax.tree.map(keep, params, state.params),
@@ -103,7 +103,7 @@ def sums_of_trees(layers: Any) -> dict[str, TreeSums]:
   }
 
 
-def is_spike(recent: Recent, seen_2: jax.Array, factor: float) -> jax.Array:
+def is_spike(recent: SpikeWindow, seen_2: jax.Array, factor: float) -> jax.Array:
   """Returns whether loss or gradient norm lies too far above the last W; never before there are W.
 
   Too far is the mean plus `factor` standard deviations, of which one is at least 1% of the mean
@@ -119,10 +119,10 @@ def is_spike(recent: Recent, seen_2: jax.Array, factor: float) -> jax.Array:
   return (recent.count >= window) & jnp.any(seen_2 > limit_2)
 
 
-def remember(recent: Recent, seen_2: jax.Array) -> Recent:
+def remember(recent: SpikeWindow, seen_2: jax.Array) -> SpikeWindow:
   """Returns the ring with loss and gradient norm of one more step in place of the oldest."""
   window = recent.values_2W.shape[1]
   if not window:
     return recent
   values_2W = recent.values_2W.at[:, recent.count % window].set(seen_2)
-  return Recent(values_2W, recent.count + 1)
+  return SpikeWindow(values_2W, recent.count + 1)

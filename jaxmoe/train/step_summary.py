@@ -1,4 +1,4 @@
-"""What is written of a step: plain numbers from the sums a step returns."""
+"""Metrics of a step as plain numbers, from the sums that it returns."""
 
 from __future__ import annotations
 

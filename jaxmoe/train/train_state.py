@@ -1,4 +1,4 @@
-"""The state of training, in memory and as a checkpoint sees it.
+"""The train state, in memory and as a checkpoint sees it.
 
 Parameters may lie in a checkpoint in another dtype than they train in (`optim/masters.py`): a file
 that was converted, or a run of before there were masters. They are read as they are, and cast.
@@ -26,8 +26,8 @@ from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.optim import Masters, state_dims
 
 Arrays = dict[str, jax.Array]
-Like = dict[str, jax.ShapeDtypeStruct]
-Found = tuple[int, Arrays, dict[str, Any]]
+Abstract = dict[str, jax.ShapeDtypeStruct]
+StoredStep = tuple[int, Arrays, dict[str, Any]]
 PARAMS = "params/"
 ONLY = "only"
 """A key of the record of a step that holds parameters alone, as one converted does."""
@@ -41,7 +41,7 @@ _LATER = ("unlabelled",)
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
-class Recent:
+class SpikeWindow:
   """What the last steps that did no harm looked like; see `experiment.Recovery`.
 
   Attributes:
@@ -77,14 +77,14 @@ class State:
   optimizer: Any
   skipped: Any
   in_a_row: Any
-  recent: Recent
+  recent: SpikeWindow
   unlabelled: Any
 
   @classmethod
-  def first(cls, params: Params, optimizer: Any, window: int = 0) -> State:
+  def create(cls, params: Params, optimizer: Any, window: int = 0) -> State:
     """Returns the state before the first step."""
     none = [jnp.zeros((), jnp.int32) for _ in range(5)]
-    recent = Recent(jnp.zeros((2, window), jnp.float32), none[3])
+    recent = SpikeWindow(jnp.zeros((2, window), jnp.float32), none[3])
     return cls(none[0], params, optimizer, none[1], none[2], recent, none[4])
 
 
@@ -108,7 +108,7 @@ class StateSpec:
     params = masters.shapes(decoder.shapes, decoder.splits)
     optimizer = jax.eval_shape(transform.init, params)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    recent = Recent(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
+    recent = SpikeWindow(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
     self.shapes = State(scalar, params, optimizer, scalar, scalar, recent, scalar)
     dims = state_dims(optimizer, params, decoder.dims)
     self.shardings = State(
@@ -117,7 +117,7 @@ class StateSpec:
       layout.shardings("optimizer", dims, optimizer),
       layout.replicated,
       layout.replicated,
-      Recent(layout.replicated, layout.replicated),
+      SpikeWindow(layout.replicated, layout.replicated),
       layout.replicated,
     )
 
@@ -129,7 +129,7 @@ class StateSpec:
     """Returns the state before the first step of given parameters, laid out as they are to be."""
     optimizer = jax.jit(self._transform.init, out_shardings=self.shardings.optimizer)(params)
     window = self.shapes.recent.values_2W.shape[1]
-    first = State.first(params, optimizer, window)
+    first = State.create(params, optimizer, window)
     rest = ("step", "skipped", "in_a_row", "recent", "unlabelled")
     placed = {
       name: peers.place(getattr(first, name), getattr(self.shardings, name)) for name in rest
@@ -153,13 +153,13 @@ class StateSpec:
   def to_arrays(self, state: State) -> Arrays:
     """Returns the leaves by canonical name, one a layer, each in its own dtype."""
     arrays = _unstack(names.flatten(state), self.splits)
-    own = {name: leaf.dtype for name, leaf in self.params_like().items()}
+    own = {name: leaf.dtype for name, leaf in self.abstract_params().items()}
     return {
       name: leaf.astype(own[name]) if name in own and leaf.dtype != own[name] else leaf
       for name, leaf in arrays.items()
     }
 
-  def like(self) -> Like:
+  def abstract(self) -> Abstract:
     """Returns what `to_arrays` would, without values, with the shardings to restore in."""
     flat = names.flatten(self.shapes)
     shardings = names.flatten(self.shardings)
@@ -178,14 +178,14 @@ class StateSpec:
         like[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     return like
 
-  def params_like(self) -> Like:
-    """Returns the parameters' part of `like`."""
-    return {name: leaf for name, leaf in self.like().items() if name.startswith(PARAMS)}
+  def abstract_params(self) -> Abstract:
+    """Returns the parameters' part of `abstract`."""
+    return {name: leaf for name, leaf in self.abstract().items() if name.startswith(PARAMS)}
 
   def recast(self, arrays: Arrays) -> dict[tuple[str, str], int]:
     """Returns how many weights of a step are of one dtype there and go on in another."""
     found: dict[tuple[str, str], int] = {}
-    for name, like in self.params_like().items():
+    for name, like in self.abstract_params().items():
       pair = (arrays[name].dtype.name, like.dtype.name)
       if pair[0] != pair[1]:
         found[pair] = found.get(pair, 0) + arrays[name].size
@@ -218,13 +218,13 @@ def in_float32(decoder: Decoder) -> Decoder:
   return Decoder(config, decoder.vocab_size)
 
 
-def params_like(decoder: Decoder, layout: Layout) -> Like:
-  """Returns the parameters' part of `StateSpec.like`, in the dtypes that the model declares."""
+def abstract_params(decoder: Decoder, layout: Layout) -> Abstract:
+  """Returns the parameters' part of `StateSpec.abstract`, in the dtypes that the model declares."""
   declared = Masters(decoder.config.param_dtype)
-  return StateSpec(decoder, optax.identity(), layout, masters=declared).params_like()
+  return StateSpec(decoder, optax.identity(), layout, masters=declared).abstract_params()
 
 
-def as_stored(like: Like, there: Mapping[str, Any]) -> Like:
+def as_stored(like: Abstract, there: Mapping[str, Any]) -> Abstract:
   """Returns what to ask of a step: `like`, with parameters in the float dtypes they have there."""
 
   def is_float(dtype: Any) -> bool:
@@ -253,18 +253,18 @@ def came_from(store: Store, masters: Masters) -> Masters:
 
 def read_state(
   store: Store, spec: StateSpec, on_damage: Callable[[int, str], None], set_aside: bool = True
-) -> Found | None:
+) -> StoredStep | None:
   """Returns step, arrays and record of the newest intact step, see `read_latest`.
 
   The arrays are those of a state, but counters that the step has not, or of parameters alone where
   it has no others.
   """
 
-  def like(step: int) -> Like:
+  def like(step: int) -> Abstract:
     there = store.contents(step)
     if all(name.startswith(PARAMS) for name in there):
-      return as_stored(spec.params_like(), there)
-    wanted = {name: x for name, x in spec.like().items() if name in there or name not in _LATER}
+      return as_stored(spec.abstract_params(), there)
+    wanted = {name: x for name, x in spec.abstract().items() if name in there or name not in _LATER}
     return as_stored(wanted, there)
 
   return read_latest(store, like, on_damage, set_aside=set_aside)
@@ -272,21 +272,21 @@ def read_state(
 
 def read_params(
   store: Store, decoder: Decoder, layout: Layout, on_damage: Callable[[int, str], None]
-) -> Found | None:
+) -> StoredStep | None:
   """Returns step, parameters and record of the newest intact step; sets nothing aside.
 
   Parameters are of the dtypes they have there.
   """
-  wanted = params_like(decoder, layout)
+  wanted = abstract_params(decoder, layout)
 
-  def like(step: int) -> Like:
+  def like(step: int) -> Abstract:
     return as_stored(wanted, store.contents(step))
 
   return read_latest(store, like, on_damage, under=PARAMS, set_aside=False)
 
 
 def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:
-  """Returns the parameters' tree for arrays read by `params_like`."""
+  """Returns the parameters' tree for arrays read by `abstract_params`."""
   tree = {"params": decoder.shapes}
   flat = names.stack(arrays, list(names.flatten(tree)), decoder.splits)
   return names.unflatten(tree, flat)["params"]

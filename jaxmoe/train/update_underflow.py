@@ -1,26 +1,26 @@
-"""Tells of a run whose updates are too small to change what they are added to."""
+"""A warning that updates are too small to change the weights they are added to."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jaxmoe.optim import Optim
-from jaxmoe.train.observers import Watch
+from jaxmoe.train.observers import Observers
 
 STEPS = 20
 
 
-class Standstill:
+class UpdateUnderflow:
   """Looks at the first steps after warm-up, and tells once if most entries stood still in them.
 
   Args:
     optim: The recipe.
     num_steps: Of the run.
-    watch: Who is told.
+    observers: Who is told.
   """
 
-  def __init__(self, optim: Optim, num_steps: int, watch: Watch):
-    self._optim, self._watch = optim, watch
+  def __init__(self, optim: Optim, num_steps: int, observers: Observers):
+    self._optim, self._observers = optim, observers
     self._first = optim.schedule.warmup_steps + 1
     self._last = min(self._first + STEPS - 1, num_steps)
     self._updated = self._unmoved = 0.0
@@ -40,10 +40,10 @@ class Standstill:
     why = f"optim.learning_rate={optim.learning_rate:g} is too small for {optim.master_dtype}"
     if optim.master_dtype == "bfloat16":
       why = "bfloat16 masters move by chance, right in the mean; float32 ones each time"
-    self._watch.journal.event(
+    self._observers.log.event(
       "standstill", step=step, share=round(share, 4), master_dtype=optim.master_dtype,
       learning_rate=optim.learning_rate,
     )  # fmt: skip
-    self._watch.display.say(
+    self._observers.display.say(
       f"{share:.0%} of the updates since warm-up left their weight as it was, bit for bit: {why}"
     )

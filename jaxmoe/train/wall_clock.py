@@ -1,4 +1,4 @@
-"""Where the wall time of this process goes: every second is booked once, in one category.
+"""The wall clock of this process: every second is booked once, in one category.
 
 Lines of metrics.jsonl and some events carry what was booked since the one before (`take`), so that
 the two files together account for the whole life of every process of a run (`goodput.py`). The
@@ -12,28 +12,28 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from jaxmoe.train.pause_detector import Pulse
+from jaxmoe.train.pause_detector import PauseDetector
 
 
-class Ledger:
+class WallClock:
   """Books wall time by category.
 
   Args:
     started_unix_s: When the process started; None for now.
     compile_s: Returns the seconds spent compiling so far; what a phase spends so is booked as
       `compile` instead.
-    pulse: Knows for how long the process was stopped; that is booked as `paused` instead.
+    pauses: Knows for how long the process was stopped; that is booked as `paused` instead.
   """
 
   def __init__(
     self,
     started_unix_s: float | None = None,
     compile_s: Callable[[], float] = lambda: 0.0,
-    pulse: Pulse | None = None,
+    pauses: PauseDetector | None = None,
   ):
     now = time.time()
     self.started_unix_s = now if started_unix_s is None else started_unix_s
-    self.pulse = pulse or Pulse()
+    self.pauses = pauses or PauseDetector()
     self._compile_s = compile_s
     self._compiled = self._paused = 0.0
     self._mark = time.perf_counter() - max(now - self.started_unix_s, 0.0)
@@ -70,7 +70,7 @@ class Ledger:
     return {name: round(value, 6) for name, value in seconds.items()}
 
   def _book(self) -> None:
-    compiled, paused = self._compile_s(), self.pulse.beat()
+    compiled, paused = self._compile_s(), self.pauses.beat()
     start, now = self._mark, time.perf_counter()
     compiling = min(max(compiled - self._compiled, 0.0), now - start)
     stopped = min(max(paused - self._paused, 0.0), now - start - compiling)

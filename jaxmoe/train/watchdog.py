@@ -1,4 +1,4 @@
-"""A thread that ends a run which has stopped moving, and says where it stands.
+"""A watchdog thread that ends a run which has stopped moving, and says where it stands.
 
 A hung file system, a dead peer or a deadlock leaves a process that lives for ever and does nothing.
 Whoever trains says `beat` when something begins; when nothing new has begun for the limit, all

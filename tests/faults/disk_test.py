@@ -71,7 +71,7 @@ def refused_for_a_while(case, disk, rng, spoil, mend):
 
 def moment(line, rng):
   """Returns a place at the writing of a line."""
-  at = {"target": f"{points.JOURNAL}.step", "call": line, "when": rng.choice(("before", "after"))}
+  at = {"target": f"{points.RUN_LOG}.step", "call": line, "when": rng.choice(("before", "after"))}
   if rng.random() < 0.5:
     at["delay_s"] = round(rng.uniform(0.0, 0.003), 5)
   return at

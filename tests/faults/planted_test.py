@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxmoe.core.layout import one_device
-from jaxmoe.train.program import batch_like, lower_step, state_like
+from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 from launch.recipes import load_recipe
 from tests.faults import numbers, plants, points, workers
@@ -70,7 +70,7 @@ def lowered():
   spec = StateSpec(decoder, recipe.transform(decoder), layout, 3)
 
   def text():
-    arguments = state_like(spec), batch_like(recipe, layout)
+    arguments = abstract_state(spec), abstract_batch(recipe, layout)
     return lower_step(recipe, decoder, spec, layout, *arguments).as_text()
 
   return text

@@ -35,14 +35,14 @@ class File:
 
 SESSION, LOOP = "jaxmoe.train.session", "jaxmoe.train.loop"
 STORE = "jaxmoe.checkpoint.orbax_store:OrbaxStore"
-SAVER, JOURNAL = "jaxmoe.train.saver:Saver", "jaxmoe.train.run_log:Journal"
+SAVER, RUN_LOG = "jaxmoe.train.saver:Saver", "jaxmoe.train.run_log:RunLog"
 POINTS = {
   "compile": (
     Place(f"{SESSION}:Session.compiled_step", within_s=0.9),
     Place("jax._src.compiler:compile_or_get_cached", calls=20),
   ),
   "step": (
-    Place(f"{JOURNAL}.step", calls=6, within_s=0.004),
+    Place(f"{RUN_LOG}.step", calls=6, within_s=0.004),
     Place(f"{LOOP}:summarize", calls=6, within_s=0.002),
   ),
   "save": (
@@ -51,7 +51,7 @@ POINTS = {
     File("os.rename", "*/checkpoints/*", calls=3),
     Place(f"{SAVER}.finish", within_s=0.03),
     File("os.remove", "*/checkpoints/2/*", calls=5),
-    Place(f"{JOURNAL}.sync", calls=3),
+    Place(f"{RUN_LOG}.sync", calls=3),
   ),
   "evaluation": (
     Place("jaxmoe.train.evaluate:score_rows", calls=8, within_s=0.01),
@@ -77,7 +77,7 @@ POINTS = {
     Place(f"{STORE}.read", within_s=0.1),
     Place("jaxmoe.checkpoint.orbax_store:check_digests"),
     Place("jaxmoe.data.stream:Stream.restore"),
-    Place(f"{JOURNAL}.resume"),
+    Place(f"{RUN_LOG}.resume"),
     Place("jaxmoe.train.parts:cut_samples"),
   ),
 }

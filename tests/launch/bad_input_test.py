@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxmoe.core.errors import CheckpointError, DropError, InputError, NotFiniteError
 from jaxmoe.core.recipe import to_json, to_plain
-from jaxmoe.train.routing_record import labels_of, write_trace
+from jaxmoe.train.routing_record import digests_of, write_routing
 from launch import cli
 from launch.recipes import load_recipe
 
@@ -558,8 +558,8 @@ def test_a_routing_of_other_ids_or_in_place_of_the_scores_is_refused(
 ):
   ids = save_ids(np.zeros((1, 4), np.int32))
   model = load_recipe(tiny.removeprefix("--config="), []).model
-  labels = labels_of(model, 257, np.ones((1, 4), np.int32))
-  write_trace(tmp_path / "routing.npz", np.zeros((1, 1, 4, 1), np.int16), labels)
+  labels = digests_of(model, 257, np.ones((1, 4), np.int32))
+  write_routing(tmp_path / "routing.npz", np.zeros((1, 1, 4, 1), np.int16), labels)
   flags = (f"--workdir={shallow}", *ids)
   replay = f"--replay_routing={tmp_path}/routing.npz"
   refuses("score", *flags, replay, words=(replay, "other token ids"))

@@ -47,12 +47,12 @@ def stay():
   print("here", flush=True)
   time.sleep(600)
 
-Journal, Session = run_log.Journal, session.Session
+RunLog, Session = run_log.RunLog, session.Session
 {
   "compile": lambda: wrap(Session, "compiled_step", at(1, lambda: soon(0.2))),
-  "line_2": lambda: wrap(Journal, "step", after=at(2)),
-  "line_5_saved": lambda: wrap(Journal, "step", after=at(5, lambda: wait_for(4))),
-  "stay": lambda: wrap(Journal, "step", after=at(2, stay)),
+  "line_2": lambda: wrap(RunLog, "step", after=at(2)),
+  "line_5_saved": lambda: wrap(RunLog, "step", after=at(5, lambda: wait_for(4))),
+  "stay": lambda: wrap(RunLog, "step", after=at(2, stay)),
 }[point]()
 runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
 """

@@ -34,7 +34,7 @@ def spec_of(experiment):
 
 def state_of(workdir):
   """Returns (step, {canonical name: NumPy array}, record) of the newest checkpoint."""
-  like = spec_of(Workdir(workdir).experiment()).like()
+  like = spec_of(Workdir(workdir).experiment()).abstract()
   step, arrays, record = read_latest(OrbaxStore(workdir / "checkpoints"), like, print)
   return step, jax.device_get(arrays), record
 

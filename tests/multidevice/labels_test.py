@@ -9,7 +9,7 @@ from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.parallel import Parallel, make_layout
-from jaxmoe.train.program import batch_like, lower_step, state_like
+from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 from launch.recipes import load_recipe
 
@@ -32,7 +32,7 @@ def step_of(parallel, stack):
   made = dataclasses.replace(made, parallel=parallel, model=model)
   decoder, layout = made.decoder(), make_layout(parallel)
   spec = StateSpec(decoder, made.transform(decoder), layout, made.train.recovery.spike_window)
-  given = state_like(spec), batch_like(made, layout)
+  given = abstract_state(spec), abstract_batch(made, layout)
   return lower_step(made, decoder, spec, layout, *given).compile(), layout, spec.init(0)
 
 

@@ -13,7 +13,7 @@ from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.optim import AdamW, Constant, Optim
 from jaxmoe.parallel import make_layout
 from jaxmoe.train.experiment import Experiment, Train
-from jaxmoe.train.program import batch_like, lower_step, state_like
+from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.spread import spread_gradients
 from jaxmoe.train.train_state import StateSpec
 
@@ -58,6 +58,6 @@ def compile_step(block, layers, dim, parallel, shape):
   decoder, layout = experiment.decoder(), make_layout(parallel)
   window = experiment.train.recovery.spike_window
   spec = StateSpec(decoder, experiment.transform(decoder), layout, window)
-  given = state_like(spec), batch_like(experiment, layout)
+  given = abstract_state(spec), abstract_batch(experiment, layout)
   lowered = lower_step(experiment, decoder, spec, layout, *given)
   return lowered.compile(), layout.mesh, spec.shapes

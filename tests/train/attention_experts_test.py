@@ -85,7 +85,7 @@ def test_a_step_moves_the_bias_of_attention_and_feed_forward_experts_each_by_its
     update_buffers=decoder.update_buffers,
   )  # fmt: skip
   params = params_of(decoder)
-  state = State.first(params, transform.init(params))
+  state = State.create(params, transform.init(params))
   after, metrics = jax.device_get(jax.jit(step)(state, batch_of(ROWS, LENGTH)))
   signs = []
   for part, place in (("attention", "0.attention"), ("moe", "0")):

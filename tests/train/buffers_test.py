@@ -54,7 +54,7 @@ def run(decoder_of, params_of, batch_of):
         update_buffers=decoder.update_buffers,
       )
       params = params_of(decoder)
-      made[name, num_micro, drops] = State.first(params, transform.init(params)), jax.jit(step)
+      made[name, num_micro, drops] = State.create(params, transform.init(params)), jax.jit(step)
     state, step = made[name, num_micro, drops]
     batch = batch_of(ROWS, LENGTH)
     batch["labels"] = batch["labels"] if labels is None else labels

@@ -13,8 +13,8 @@ from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
-from jaxmoe.train.observers import Watch
-from jaxmoe.train.wall_clock import Ledger
+from jaxmoe.train.observers import Observers
+from jaxmoe.train.wall_clock import WallClock
 
 VOCAB = 19
 
@@ -102,12 +102,12 @@ def display():
 
 
 @pytest.fixture
-def watch(display):
-  """Returns onlookers that write nothing; events are kept in `watch.journal.seen`."""
-  journal = types.SimpleNamespace(seen=[], sync=lambda: None, step=lambda line: None)
-  journal.event = lambda kind, time=None, **fields: journal.seen.append({"event": kind, **fields})
+def observers(display):
+  """Returns onlookers that write nothing; events are kept in `observers.log.seen`."""
+  log = types.SimpleNamespace(seen=[], sync=lambda: None, step=lambda line: None)
+  log.event = lambda kind, time=None, **fields: log.seen.append({"event": kind, **fields})
   watchdog = types.SimpleNamespace(beat=lambda doing: None)
-  return Watch(journal, display, Ledger(), watchdog)
+  return Observers(log, display, WallClock(), watchdog)
 
 
 class _nothing:

@@ -14,7 +14,7 @@ from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
-from jaxmoe.train.expert_counts import LINES, count_usage, held_out_batches, read_usage
+from jaxmoe.train.expert_counts import LINES, count_experts, held_out_batches, read_expert_counts
 
 EOD, L = 7, 6
 
@@ -41,11 +41,11 @@ def test_every_choice_of_every_token_of_held_out_documents_is_counted_once():
   decoder = Decoder(Transformer(dim=4, stack=stack), EOD + 1)
   params = decoder.init(Keys.from_seed(0))
   batches = list(held_out_batches(Documents(), (2, L)))
-  usage = count_usage(decoder, params, batches)
+  usage = count_experts(decoder, params, batches)
   tokens = sum(size + 1 for size in (5, 2, 4, 3))  # the end of document is fed in front
   assert [of.sum() for of in usage] == [2 * tokens, 2 * tokens]
   assert [of.max() <= tokens for of in usage] == [True, True]
-  halves = [count_usage(decoder, params, [batch]) for batch in batches]
+  halves = [count_experts(decoder, params, [batch]) for batch in batches]
   assert len(halves) > 1
   np.testing.assert_array_equal(sum(np.stack(of) for of in halves), np.stack(usage))
 
@@ -61,13 +61,15 @@ def test_a_file_of_counts_is_read_in_each_of_its_forms(tmp_path):
   np.save(tmp_path / "usage.npy", np.array(rows))
   (tmp_path / "usage.json").write_text(json.dumps(rows))
   for name in ("usage.npy", "usage.json"):
-    np.testing.assert_array_equal(read_usage(str(tmp_path / name)), rows)
+    np.testing.assert_array_equal(read_expert_counts(str(tmp_path / name)), rows)
   # Layer 10 comes after layer 2, and lines before the last 100 do not count.
   old = {"step": 0, "layers": {"10": {"load": [9, 9]}, "2": {"load": [9, 9]}}}
   new = {"step": 1, "layers": {"10": {"load": [1, 0]}, "2": {"load": [0.5, 0.25]}}}
   lines = [old] + [new] * LINES
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  np.testing.assert_allclose(read_usage(str(tmp_path / "metrics.jsonl")), [[0.5, 0.25], [1, 0]])
+  np.testing.assert_allclose(
+    read_expert_counts(str(tmp_path / "metrics.jsonl")), [[0.5, 0.25], [1, 0]]
+  )
 
 
 @pytest.mark.parametrize(
@@ -87,5 +89,5 @@ def test_a_file_without_counts_is_refused_in_one_line(name, content, why, tmp_pa
   if content is not None:
     (tmp_path / name).write_text(content)
   with pytest.raises(InputError, match=why) as refused:
-    read_usage(str(tmp_path / name))
+    read_expert_counts(str(tmp_path / name))
   assert "\n" not in str(refused.value)

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from jaxmoe.train.held_out_slice import Slice, slice_of
+from jaxmoe.train.held_out_slice import HeldOutSlice, slice_of
 
-PART = Slice({"a": 10, "b": 10}, {"a": 30, "b": 90})
+PART = HeldOutSlice({"a": 10, "b": 10}, {"a": 30, "b": 90})
 
 
 def test_domains_weigh_by_all_their_held_out_bytes_and_not_by_those_that_are_scored():
@@ -12,15 +12,15 @@ def test_domains_weigh_by_all_their_held_out_bytes_and_not_by_those_that_are_sco
   assert PART.overall({"a": 1.0}, 1.5) == 1
   assert PART.overall({"a": 1.0, "other": 2.0}, 1.5) == 1.5, "what the run says"
   assert math.isnan(PART.overall({"a": 1.0, "b": None}, 1.5))
-  assert Slice({"a": 0, "b": 5}, {"a": 9, "b": 9}).overall({"a": None, "b": 2.0}, 2.0) == 2
-  assert Slice({"a": 0}, {"a": 0}).overall({"a": None}, None) is None
+  assert HeldOutSlice({"a": 0, "b": 5}, {"a": 9, "b": 9}).overall({"a": None, "b": 2.0}, 2.0) == 2
+  assert HeldOutSlice({"a": 0}, {"a": 0}).overall({"a": None}, None) is None
 
 
 def test_a_slice_is_named_by_its_size_and_all_of_it_is_no_slice():
   assert (PART.title, PART.name) == ("Held-out slice", "a slice of held-out text (20 of 120 bytes)")
-  large = Slice({"code": 29_600}, {"code": 429_123})
+  large = HeldOutSlice({"code": 29_600}, {"code": 429_123})
   assert large.name == "a slice of held-out text (30 of 429 kB)"
-  whole = Slice({"a": 30}, {"a": 30})
+  whole = HeldOutSlice({"a": 30}, {"a": 30})
   assert (whole.title, whole.name) == ("Held out", "all held-out text")
 
 

@@ -50,11 +50,11 @@ def state_of(params):
 
 
 @pytest.mark.parametrize("rows", ["fitted", "full"])
-def test_evaluation_scores_the_first_documents_of_every_domain(model, watch, display, rows):
+def test_evaluation_scores_the_first_documents_of_every_domain(model, observers, display, rows):
   decoder, params = model
   domains = {"a": documents(*["abc"] * 9), "b": documents("x" * 30, "y")}
   config = Evaluation(7, max_bytes=10, batch_size=2, rows=rows)
-  hook = EvaluationHook(config, decoder, domains, (ENDS, 8), watch)
+  hook = EvaluationHook(config, decoder, domains, (ENDS, 8), observers)
   assert (hook.every, hook.name) == (7, "evaluation")
   chosen = {name: first_documents(of, 10) for name, of in domains.items()}
   scores = evaluate(decoder, params, chosen, ENDS, (2, 8), fitted=rows == "fitted")
@@ -64,7 +64,7 @@ def test_evaluation_scores_the_first_documents_of_every_domain(model, watch, dis
   said = "bits/byte at step 14 of a slice of held-out text (10 of 58 bytes): a "
   assert display.said[-1].startswith(said)
   before = dataclasses.replace(config, overall="scored")
-  hook = EvaluationHook(before, decoder, domains, (ENDS, 8), watch)
+  hook = EvaluationHook(before, decoder, domains, (ENDS, 8), observers)
   assert hook(14, state_of(params)) == {"eval": scores}
 
 
@@ -73,20 +73,20 @@ def test_a_recipe_of_before_scores_full_rows_and_a_new_one_those_it_needs():
   assert Evaluation().rows == "fitted"
 
 
-def test_a_score_that_is_not_finite_can_still_be_written(model, watch):
+def test_a_score_that_is_not_finite_can_still_be_written(model, observers):
   decoder, params = model
   broken = {**params, "embed": {"table": params["embed"]["table"] * np.nan}}
-  hook = EvaluationHook(Evaluation(1), decoder, {"a": documents("abc")}, (ENDS, 8), watch)
+  hook = EvaluationHook(Evaluation(1), decoder, {"a": documents("abc")}, (ENDS, 8), observers)
   line = hook(1, state_of(broken))
   assert line["eval"].pop("routing").keys() == {"0", "1"}
   assert line == {"eval": {"bits_per_byte": None, "domains": {"a": None}}}
   json.dumps(line, allow_nan=False)
 
 
-def test_a_domain_in_which_nothing_is_scored_is_told_and_null(model, watch, display):
+def test_a_domain_in_which_nothing_is_scored_is_told_and_null(model, observers, display):
   (silent,) = documents("abc")
   silent.scored, silent.scored_bytes = np.zeros(4, bool), 0
-  hook = EvaluationHook(Evaluation(1), model[0], {"chat": [silent]}, (ENDS, 8), watch)
+  hook = EvaluationHook(Evaluation(1), model[0], {"chat": [silent]}, (ENDS, 8), observers)
   line = hook(1, state_of(model[1]))
   assert line == {"eval": {"bits_per_byte": None, "domains": {"chat": None}, "routing": {}}}
   assert "chat has nothing to score" in display.said[-1]

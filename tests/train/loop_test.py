@@ -10,15 +10,15 @@ import pytest
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.core.metrics import Mean
 from jaxmoe.train import loop, wall_clock
-from jaxmoe.train.completion import Arrival, Arrivals
+from jaxmoe.train.completion import Completion, CompletionWatcher
 from jaxmoe.train.experiment import Recovery, Train
 from jaxmoe.train.loop import Drawn, Harm, Job, Rates, run
-from jaxmoe.train.observers import Watch
-from jaxmoe.train.wall_clock import Ledger
+from jaxmoe.train.observers import Observers
+from jaxmoe.train.wall_clock import WallClock
 
 
 class Recorder:
-  """A journal, a step, hooks and a saver that write down what happens, in order."""
+  """A log, a step, hooks and a saver that write down what happens, in order."""
 
   def __init__(self, bad=(), hooks=(), stop_at=None, sinks=(), unlabelled=()):
     self.sinks, self.unlabelled, self.nothing = sinks, unlabelled, 0
@@ -68,7 +68,7 @@ class Recorder:
   def stopped(self):
     return self.batches == self.stop_at
 
-  # A journal and a display.
+  # A log and a display.
   def step(self, line):
     if not self.lines or self.lines[-1] is not line:
       self.lines.append(line)
@@ -98,7 +98,7 @@ def go(recorder, first=0, **train):
     save=recorder.save,
     roll_back=recorder.roll_back,
     stopped=recorder.stopped,
-    watch=Watch(recorder, recorder, Ledger(), recorder),
+    observers=Observers(recorder, recorder, WallClock(), recorder),
     rates=Rates(1.0, 1.0),
     sinks=recorder.sinks,
   )
@@ -310,7 +310,7 @@ class Device:
     self.now = self.free if self._at_once else self.now + 0.01
 
   def expect(self, metrics):
-    """Returns the arrival of the step that was dispatched last."""
+    """Returns the completion of the step that was dispatched last."""
     done = self.free
     metrics["arrives"] = done
     return types.SimpleNamespace(at=done, look=lambda: None, before_dispatch=lambda: None)
@@ -332,7 +332,7 @@ def on_device(monkeypatch):
 
   def run_it(at_once=False, data_s=0.02, write_s=0.01, stalls=()):
     device, stalls = Device(at_once), dict(stalls)
-    monkeypatch.setattr(loop, "Arrivals", lambda: device)
+    monkeypatch.setattr(loop, "CompletionWatcher", lambda: device)
     monkeypatch.setattr(wall_clock, "time", device)
     fetch = loop.summarize
 
@@ -388,20 +388,20 @@ def test_no_step_is_faster_than_its_device_and_an_evaluation_is_no_step(on_devic
 
 
 def test_who_waits_for_arrays_notes_when_they_arrived():
-  arrivals = Arrivals()
+  completions = CompletionWatcher()
   started = time.perf_counter()
-  found = arrivals.expect({"a": jnp.arange(4) + 1, "b": np.float32(1)})
+  found = completions.expect({"a": jnp.arange(4) + 1, "b": np.float32(1)})
   while found.at == math.inf:
     time.sleep(0.001)
   first = found.at
   found.look()
   found.wait()
   assert started < first == found.at <= time.perf_counter()
-  arrivals.close()
+  completions.close()
 
 
 def test_who_comes_by_notes_what_is_there_before_the_one_that_waits():
-  found = Arrival({"a": jax.block_until_ready(jnp.arange(4) + 1)})
+  found = Completion({"a": jax.block_until_ready(jnp.arange(4) + 1)})
   assert found.at == math.inf
   found.look()
   assert found.at < math.inf

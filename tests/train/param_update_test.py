@@ -11,10 +11,10 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.models.stack import Segment
 from jaxmoe.optim import Constant, Cosine, Lion, Masters, Optim, make_optimizer
 from jaxmoe.parallel import Parallel, make_layout
-from jaxmoe.train.param_update import Moves, count_unmoved, may_stand_still
+from jaxmoe.train.param_update import ParamUpdate, count_unmoved, may_underflow
 from jaxmoe.train.step import make_step
 from jaxmoe.train.train_state import StateSpec
-from jaxmoe.train.update_underflow import STEPS, Standstill
+from jaxmoe.train.update_underflow import STEPS, UpdateUnderflow
 
 LAYOUTS = {
   "data": Parallel(data=8),
@@ -32,7 +32,7 @@ def two(block):
 def drawn(spec):
   """Returns arrays of a first state, by their names alone."""
   arrays = {}
-  for name, like in spec.like().items():
+  for name, like in spec.abstract().items():
     rng = np.random.default_rng([*name.encode()])
     x = rng.normal(size=like.shape) if name.startswith("params/") else np.zeros(like.shape)
     arrays[name] = jax.device_put(x.astype(like.dtype), like.sharding)
@@ -56,7 +56,7 @@ def stepped(decoder_of):
     spec = StateSpec(decoder, transform, layout, masters=masters)
     lies = layout.shardings("grads", decoder.dims, decoder.shapes)
     shards = lambda params: jax.lax.with_sharding_constraint(params, lies)  # noqa: E731
-    moves = Moves(shards, masters, decoder.splits)
+    moves = ParamUpdate(shards, masters, decoder.splits)
     step = make_step(gradients, transform, lambda update: 0.0, 0, moves=moves)
     step = jax.jit(step, out_shardings=(spec.shardings, layout.replicated))
     state, _ = step(spec.from_arrays(drawn(spec)), {})
@@ -99,7 +99,7 @@ def test_float32_masters_are_moved_as_ever():
   params = {"a": jnp.arange(4.0)}
   moves, plain = (
     jax.make_jaxpr(apply)(params, params)
-    for apply in (lambda p, u: Moves().apply(p, u, 0, jnp.int32(3)), optax.apply_updates)
+    for apply in (lambda p, u: ParamUpdate().apply(p, u, 0, jnp.int32(3)), optax.apply_updates)
   )
   assert str(moves) == str(plain)
 
@@ -113,18 +113,18 @@ def test_entries_with_an_update_that_did_not_move_are_counted():
 
 
 def test_nothing_is_counted_where_nothing_can_stand_still():
-  assert not may_stand_still(Optim(learning_rate=1e-6))
-  assert may_stand_still(Optim(learning_rate=1e-9))
-  assert may_stand_still(Optim(master_dtype="bfloat16"))
+  assert not may_underflow(Optim(learning_rate=1e-6))
+  assert may_underflow(Optim(learning_rate=1e-9))
+  assert may_underflow(Optim(master_dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(
   ("unmoved", "num_steps", "told"),
   [(60, 100, 3 + STEPS), (50, 100, None), (60, 8, 8), (60, 3, None)],
 )
-def test_a_run_that_stands_still_after_warm_up_says_so_once(watch, unmoved, num_steps, told):
+def test_a_run_that_stands_still_after_warm_up_says_so_once(observers, unmoved, num_steps, told):
   optim = Optim(schedule=Cosine(warmup_steps=3), learning_rate=1e-9)
-  look = Standstill(optim, num_steps, watch)
+  look = UpdateUnderflow(optim, num_steps, observers)
   for step in range(1, num_steps + 1):
     counted = 0 if step == 5 else 100  # a step that was skipped
     count = unmoved * counted / 100 if step > 3 else counted
@@ -133,6 +133,6 @@ def test_a_run_that_stands_still_after_warm_up_says_so_once(watch, unmoved, num_
     {"event": "standstill", "step": told, "share": 0.6, "master_dtype": "float32",
      "learning_rate": 1e-9}
   ]  # fmt: skip
-  assert watch.journal.seen == (events if told else [])
+  assert observers.log.seen == (events if told else [])
   said = "60% of the updates since warm-up left their weight as it was, bit for bit: "
-  assert [text.startswith(said) for text in watch.display.said] == [True] * bool(told)
+  assert [text.startswith(said) for text in observers.display.said] == [True] * bool(told)

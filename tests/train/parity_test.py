@@ -60,7 +60,7 @@ def run(decoder, params_of):
     gradients = make_gradients(decoder, num_micro, compare=compare)
     schedule = make_schedule(Optim(schedule=Constant()), 9)
     params = params_of(decoder)
-    state = State.first(params, transform.init(params))
+    state = State.create(params, transform.init(params))
     return state, jax.jit(make_step(gradients, transform, schedule, 0))
 
   def get(parity, batch, num_micro=1, steps=1, change=lambda state: state):
@@ -173,7 +173,7 @@ def test_means_are_saved_layer_by_layer_and_there_are_none_by_default():
     found = {name: leaf.shape for name, leaf in arrays.items() if name.endswith("rows_S")}
     right = {f"optimizer/0/layers/{layer}/moe/router/gate/rows_S": (4,) for layer in range(2)}
     assert found == (right if keeps else {})
-    assert spec.like().keys() == arrays.keys()
+    assert spec.abstract().keys() == arrays.keys()
     jax.tree.map(np.testing.assert_array_equal, spec.from_arrays(arrays), state)
 
 
@@ -186,7 +186,7 @@ def test_a_gate_that_is_frozen_is_pulled_nowhere(batch):
     gradients = make_gradients(decoder, 1, compare=experiment.compare)
     step = make_step(gradients, transform, make_schedule(experiment.optim, 9), 0)
     params = decoder.init(Keys.from_seed(0))
-    after, _ = jax.jit(step)(State.first(params, transform.init(params)), batch)
+    after, _ = jax.jit(step)(State.create(params, transform.init(params)), batch)
     weights = [names.flatten(tree)[f"{GATE}/weight"] for tree in (params, after.params)]
     moved.append(float(jnp.abs(weights[1] - weights[0]).max()))
   assert moved[0] > 1e-4 and moved[1] == 0

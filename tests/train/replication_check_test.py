@@ -8,7 +8,7 @@ from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import GIB, make_layout
-from jaxmoe.train.replication_check import check_copies, copies
+from jaxmoe.train.replication_check import check_replication, replicated_activations
 from launch.recipes import load_recipe
 
 FAMILIES = {
@@ -28,12 +28,12 @@ def recipe(*changes, names=""):
 
 
 def check(experiment):
-  return check_copies(experiment, experiment.decoder(), make_layout(experiment.parallel))
+  return check_replication(experiment, experiment.decoder(), make_layout(experiment.parallel))
 
 
 def found(*changes, names=""):
   experiment = recipe(*(f"parallel.{change}" for change in changes), names=names)
-  return copies(experiment, experiment.decoder(), make_layout(experiment.parallel))
+  return replicated_activations(experiment, experiment.decoder(), make_layout(experiment.parallel))
 
 
 @pytest.mark.parametrize("layout", ["data=4", "expert=4", "fsdp=4"])
@@ -116,7 +116,9 @@ def test_every_member_can_be_looked_at(family):
         experiment = recipe(*changes, names=f":{family}={name}")
       except InputError:  # not offered
         continue
-      made = copies(experiment, experiment.decoder(), make_layout(experiment.parallel))
+      made = replicated_activations(
+        experiment, experiment.decoder(), make_layout(experiment.parallel)
+      )
       assert bool(made) == (experiment.parallel.tensor > 1 or name == "all_gather"), (name, layout)
       tried += 1
     assert tried, name

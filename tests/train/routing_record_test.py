@@ -15,10 +15,10 @@ from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.train.routing_record import (
   choices_of,
+  digests_of,
   experts_by_depth,
-  labels_of,
-  read_trace,
-  write_trace,
+  read_routing,
+  write_routing,
 )
 
 VOCAB = 19
@@ -49,7 +49,7 @@ def saved(mixed, params_of, tmp_path):
 
   def save(**changes):
     path = tmp_path / "routing.npz"
-    write_trace(path, choices, labels_of(mixed.config, VOCAB, IDS))
+    write_routing(path, choices, digests_of(mixed.config, VOCAB, IDS))
     if changes:
       with np.load(path) as arrays:
         content = dict(arrays)
@@ -68,7 +68,7 @@ def test_choices_stand_by_depth_and_dense_layers_and_missing_choices_have_none(s
   assert (choices[0] == -1).all() and (choices[1:3, ..., 1] == -1).all()
   assert (choices[1:3, ..., 0] >= 0).all() and (choices[3] >= 0).all()
   assert choices[1:3].max() == 2 and choices[3].max() == 3
-  read = read_trace(str(path), "--x", mixed.config, VOCAB, IDS)
+  read = read_routing(str(path), "--x", mixed.config, VOCAB, IDS)
   np.testing.assert_array_equal(read, choices)
 
 
@@ -92,7 +92,7 @@ REFUSED = {
 def test_a_file_that_does_not_fit_is_refused_in_one_line(saved, mixed, words):
   path, _ = saved(**REFUSED[words])
   with pytest.raises(InputError, match=re.escape(words)) as refused:
-    read_trace(str(path), "--x", mixed.config, VOCAB, IDS)
+    read_routing(str(path), "--x", mixed.config, VOCAB, IDS)
   assert "\n" not in str(refused.value) and str(refused.value).startswith("--x: ")
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_refused_in_one_line(saved, mixed, content):
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2] if content is None else content)
   with pytest.raises(InputError, match=r"is damaged or no \.npz") as refused:
-    read_trace(str(path), "--x", mixed.config, VOCAB, IDS)
+    read_routing(str(path), "--x", mixed.config, VOCAB, IDS)
   assert "\n" not in str(refused.value)
 
 
@@ -112,14 +112,14 @@ def test_a_flipped_bit_of_the_choices_is_refused(saved, mixed):
   content[content.index(b"choices.npy") + 60] ^= 4
   path.write_bytes(content)
   with pytest.raises(InputError, match=r"is damaged or no \.npz"):
-    read_trace(str(path), "--x", mixed.config, VOCAB, IDS)
+    read_routing(str(path), "--x", mixed.config, VOCAB, IDS)
 
 
 def test_ids_of_another_order_or_shape_and_another_vocabulary_are_others(mixed):
-  first = labels_of(mixed.config, VOCAB, IDS)
-  assert first == labels_of(mixed.config, VOCAB, np.asfortranarray(IDS))
+  first = digests_of(mixed.config, VOCAB, IDS)
+  assert first == digests_of(mixed.config, VOCAB, np.asfortranarray(IDS))
   for ids in (IDS[::-1], IDS.reshape(3, 4)):
-    assert labels_of(mixed.config, VOCAB, ids)["ids"] != first["ids"]
+    assert digests_of(mixed.config, VOCAB, ids)["ids"] != first["ids"]
   other = dataclasses.replace(mixed.config, norm_eps=1e-3)
   for model, vocab_size in ((other, VOCAB), (mixed.config, 20)):
-    assert labels_of(model, vocab_size, IDS)["model"] != first["model"]
+    assert digests_of(model, vocab_size, IDS)["model"] != first["model"]

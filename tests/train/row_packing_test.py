@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.train import row_packing as module
-from jaxmoe.train.row_packing import MOST, SHAPES, choose_shapes, fitted_batches, pack
+from jaxmoe.train.row_packing import MOST, SHAPES, choose_shapes, fitted_batches, pack_rows
 
 RNG = np.random.default_rng(0)
 SIZES = {
@@ -94,7 +94,7 @@ def test_where_it_does_not_matter_whose_they_are_windows_share_rows():
 
 
 def test_a_window_goes_into_the_fullest_row_that_holds_it_the_largest_first():
-  rows = pack(items_of([3, 8, 5, 2, 6, 2]), 10, apart=True)
+  rows = pack_rows(items_of([3, 8, 5, 2, 6, 2]), 10, apart=True)
   assert [[len(inputs) for _, (inputs, _) in row] for row in rows] == [[8, 2], [6, 3], [5, 2]]
 
 

@@ -133,8 +133,8 @@ def test_a_stall_tells_the_memory_that_is_left_within_the_limits_of_the_groups(
   told = {}
   monkeypatch.setattr(session.host, "memory", lambda: Memory(600 << 20, 100 << 20, grouped=True))
   monkeypatch.setattr(session, "dump_and_end", lambda *given: told.update(given=given))
-  watch = Session(recipe(), Workdir(tmp_path), corpus, one_device())._watch()
-  watch.watchdog._stalled("step 7", 9.0)
+  observers = Session(recipe(), Workdir(tmp_path), corpus, one_device())._observers()
+  observers.watchdog._stalled("step 7", 9.0)
   _, line, tell = told["given"]
   tell()
   assert "after: step 7; memory: 0.1 GB of 0.6 GB free (the limit of this control group)" in line
@@ -380,7 +380,7 @@ class Store:
 
 
 @pytest.fixture
-def saver_of(watch):
+def saver_of(observers):
   """Returns a function from a store to (saver, the events it writes)."""
 
   def make(store):
@@ -390,9 +390,9 @@ def saver_of(watch):
       spec=types.SimpleNamespace(to_arrays=lambda state: {}),
       store=store,
       stream=types.SimpleNamespace(state=dict),
-      watch=watch,
+      observers=observers,
     )
-    return Saver(parts), watch.journal.seen
+    return Saver(parts), observers.log.seen
 
   return make
 
@@ -570,16 +570,16 @@ def test_a_disk_that_refuses_lines_for_a_while_is_told_and_leaves_the_same_files
   assert events(tmp_path, "save_failed") and events(tmp_path, "journal_late")
 
 
-def test_trouble_with_the_data_is_told_and_stands_in_the_events(watch):
-  watch.slow("code", "a.py", 7.04)
-  watch.unread("code", "a.py", "Input/output error")
-  watch.worker("died", 2)
-  assert watch.journal.seen == [
+def test_trouble_with_the_data_is_told_and_stands_in_the_events(observers):
+  observers.slow("code", "a.py", 7.04)
+  observers.unread("code", "a.py", "Input/output error")
+  observers.worker("died", 2)
+  assert observers.log.seen == [
     {"event": "data_slow", "domain": "code", "document": "a.py"},
     {"event": "data_retry", "domain": "code", "document": "a.py", "why": "Input/output error"},
     {"event": "data_worker", "what": "died", "restarts": 2},
   ]
-  assert len(watch.display.said) == 3 and "a.py" in watch.display.said[0]
+  assert len(observers.display.said) == 3 and "a.py" in observers.display.said[0]
 
 
 def test_a_run_whose_batches_come_from_another_process_is_the_same(straight, train, tmp_path):

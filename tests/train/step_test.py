@@ -11,7 +11,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.optim import AdamW, Constant, Cosine, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.step import is_spike, make_step, remember
-from jaxmoe.train.train_state import Recent, State
+from jaxmoe.train.train_state import SpikeWindow, State
 
 RARE = 18  # an id that only the bad batch holds
 ROWS = ((12,), (7, 5))
@@ -31,7 +31,7 @@ def training(decoder_of, params_of):
       step = make_step(make_gradients(decoder, 1), transform, make_schedule(optim, 9), 0)
       params = params_of(decoder)
       params["embed"]["table"] = params["embed"]["table"].at[RARE].set(jnp.inf)
-      state = State.first(params, transform.init(params))
+      state = State.create(params, transform.init(params))
       made[scan] = state, jax.jit(step, donate_argnums=0)
     state, step = made[scan]
     return jax.tree.map(jnp.copy, state), step
@@ -140,7 +140,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_skips_by_itself(fault, value):
 
   transform = optax.adam(0.1)
   params = {"a": jnp.ones(()), "b": jnp.arange(5.0)}
-  first = State.first(params, transform.init(params))
+  first = State.create(params, transform.init(params))
   state = dataclasses.replace(first, step=jnp.int32(4), skipped=jnp.int32(1))
   after, metrics = make_step(gradients, transform, lambda step: 0.1, 0)(state, {})
   assert_same_bits((after.params, after.optimizer), (state.params, state.optimizer))
@@ -156,7 +156,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_applied_and_skips_do_not_mo
     return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": NO_LOSS, "layers": {}}
 
   params = {"x": jnp.zeros(())}
-  state = State.first(params, transform.init(params))
+  state = State.create(params, transform.init(params))
   step, rates = make_step(gradients, transform, schedule, 0), []
   for x in (1.0, 1.0, np.nan, np.inf, 1.0, 1.0, 1.0):
     before = state.params["x"]
@@ -176,7 +176,7 @@ def test_the_norm_that_is_logged_is_that_of_the_gradient_before_clipping():
     return {"x": jnp.array([3.0, 4.0])}, metrics
 
   params = {"x": jnp.zeros(2)}
-  state = State.first(params, transform.init(params))
+  state = State.create(params, transform.init(params))
   _, metrics = make_step(gradients, transform, make_schedule(optim, 3), 0)(state, {})
   np.testing.assert_allclose(metrics["grad_norm"], 5.0, rtol=1e-6)
 
@@ -190,7 +190,7 @@ def test_randomness_depends_on_the_seed_and_the_step_alone():
   transform = optax.identity()
 
   def draw(seed, at):
-    first = State.first({"x": jnp.ones(())}, transform.init({}))
+    first = State.create({"x": jnp.ones(())}, transform.init({}))
     state = dataclasses.replace(first, step=jnp.int32(at))
     _, metrics = make_step(gradients, transform, lambda step: 0.0, seed)(state, {})
     return float(metrics["draw"])
@@ -225,7 +225,7 @@ def test_the_loss_falls_on_a_batch_seen_again(training, good):
 
 def filled(losses, norms=None):
   values_2W = jnp.stack([jnp.float32(losses), jnp.float32(norms or [1.0] * len(losses))])
-  return Recent(values_2W, jnp.int32(len(losses)))
+  return SpikeWindow(values_2W, jnp.int32(len(losses)))
 
 
 @pytest.mark.parametrize("factor", [1.5, 6.0])
@@ -253,18 +253,18 @@ def test_a_norm_that_never_moved_allows_half_of_it_for_a_deviation():
 
 
 def test_nothing_is_a_spike_before_the_window_is_full_or_without_one():
-  recent = Recent(jnp.zeros((2, 3)), jnp.int32(0))
+  recent = SpikeWindow(jnp.zeros((2, 3)), jnp.int32(0))
   for n in range(3):
     assert not is_spike(recent, jnp.float32([1e9, 1e9]), 6.0)
     recent = remember(recent, jnp.float32([n, n]))
   assert is_spike(recent, jnp.float32([1e9, 0.0]), 6.0)
-  none = Recent(jnp.zeros((2, 0)), jnp.int32(0))
+  none = SpikeWindow(jnp.zeros((2, 0)), jnp.int32(0))
   assert not is_spike(none, jnp.float32([1e9, 1e9]), 6.0)
   assert remember(none, jnp.zeros(2)) is none
 
 
 def test_the_window_holds_the_last_ones():
-  recent = Recent(jnp.zeros((2, 3)), jnp.int32(0))
+  recent = SpikeWindow(jnp.zeros((2, 3)), jnp.int32(0))
   for n in range(8):
     recent = remember(recent, jnp.float32([n, -n]))
   assert sorted(recent.values_2W[0].tolist()) == [5, 6, 7]
@@ -278,7 +278,7 @@ def test_a_spike_moves_nothing_and_is_not_remembered():
 
   transform = optax.sgd(0.1)
   step = make_step(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
-  state = State.first({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
+  state = State.create({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
   seen = []
   for loss in (2.0, 2.1, 1.9, 2.0, 9.0, 9.0, 2.0, np.nan, 2.0):
     state, metrics = step(state, {"loss": jnp.float32(loss)})
@@ -296,7 +296,7 @@ def test_steps_without_labels_between_skips_neither_end_nor_lengthen_their_row()
 
   transform = optax.sgd(0.1)
   step = make_step(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
-  state = State.first({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
+  state = State.create({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
   rows, seen = ((2, 5), (9, 1), (5, 0), (np.nan, 0), (9, 2), (2, 0), (2, 3), (5, 0)), []
   for _ in range(4):
     state, _ = step(state, {"loss": jnp.float32(2), "labels": jnp.float32(3)})

@@ -16,9 +16,9 @@ from jaxmoe.train.train_state import (
   ONLY,
   PARAMS,
   StateSpec,
+  abstract_params,
   came_from,
   params_from_arrays,
-  params_like,
   read_params,
   read_state,
 )
@@ -56,7 +56,7 @@ def arrays_of(spec_of):
     rng = np.random.default_rng(0)
     return {
       path: jax.device_put(rng.integers(0, 2**20, leaf.shape).astype(leaf.dtype), leaf.sharding)
-      for path, leaf in spec_of(name).like().items()
+      for path, leaf in spec_of(name).abstract().items()
     }
 
   return get
@@ -81,7 +81,7 @@ def test_from_arrays_undoes_to_arrays(spec_of, arrays_of, name):
 @optimizers
 def test_like_says_what_to_arrays_gives(spec_of, arrays_of, name):
   spec = spec_of(name)
-  arrays, like = spec.to_arrays(spec.from_arrays(arrays_of(name))), spec.like()
+  arrays, like = spec.to_arrays(spec.from_arrays(arrays_of(name))), spec.abstract()
   assert arrays.keys() == like.keys()
   for path, leaf in arrays.items():
     assert (leaf.shape, leaf.dtype) == (like[path].shape, like[path].dtype)
@@ -92,14 +92,14 @@ def test_like_says_what_to_arrays_gives(spec_of, arrays_of, name):
 @pytest.mark.parametrize("split", [split for split in SPLITS if split != "scan"])
 def test_another_split_of_the_same_layers_has_the_same_arrays(spec_of, arrays_of, name, split):
   arrays, other = arrays_of(name), spec_of(name, split)
-  assert {path: leaf.shape for path, leaf in other.like().items()} == {
+  assert {path: leaf.shape for path, leaf in other.abstract().items()} == {
     path: leaf.shape for path, leaf in arrays.items()
   }
   assert_equal(other.to_arrays(other.from_arrays(arrays)), arrays)
 
 
 def test_names_are_those_of_one_layer(spec_of):
-  names = set(spec_of("adamw").like())
+  names = set(spec_of("adamw").abstract())
   assert "params/layers/3/moe/experts/down" in names
   assert {"step", "skipped", "params/embed/table", "params/head/weight"} <= names
   assert not [name for name in names if "stack/" in name or "layers/4/" in name]
@@ -140,7 +140,7 @@ def numbers(spec):
   rng = np.random.default_rng(1)
   return {
     name: jax.device_put(rng.normal(size=x.shape).astype(x.dtype), x.sharding)
-    for name, x in spec.like().items()
+    for name, x in spec.abstract().items()
   }
 
 
@@ -159,7 +159,7 @@ def test_what_trains_is_drawn_in_float32_and_what_is_frozen_is_of_the_file_s_dty
 def test_dtypes_by_name_are_those_of_every_split(in_bfloat16):
   spec, other = in_bfloat16()[1], in_bfloat16("one and three")[1]
   arrays = numbers(spec)
-  assert {name: x.dtype for name, x in other.like().items()} == {
+  assert {name: x.dtype for name, x in other.abstract().items()} == {
     name: x.dtype for name, x in arrays.items()
   }
   for of in (spec, other):
@@ -194,7 +194,7 @@ def test_a_bfloat16_checkpoint_goes_on_in_float32_bit_for_bit_and_as_often_as_it
 def test_what_is_frozen_is_of_the_dtype_that_its_checkpoint_has(in_bfloat16):
   store = MemoryStore()
   _, wide = in_bfloat16(masters=Masters())
-  store.write(0, {n: x for n, x in numbers(wide).items() if n in wide.params_like()}, {ONLY: 1})
+  store.write(0, {n: x for n, x in numbers(wide).items() if n in wide.abstract_params()}, {ONLY: 1})
   _, spec = in_bfloat16(masters=came_from(store, Masters(frozen=FROZEN)))
   _, read, _ = read_state(store, spec, never)
   assert spec.recast(read) == {}
@@ -222,7 +222,7 @@ def stored(spec_of, arrays_of, tmp_path_factory):
 def test_a_stored_scan_is_restored_under_every_other_split(spec_of, stored, split, scan):
   store, arrays = stored
   spec = spec_of("adamw", split, scan)
-  read, record = store.read(7, spec.like())
+  read, record = store.read(7, spec.abstract())
   state = spec.from_arrays(read)
   assert record == {"step": 7}
   assert_equal(spec.to_arrays(state), arrays)
@@ -238,7 +238,7 @@ def test_a_stored_scan_is_restored_under_every_other_split(spec_of, stored, spli
 def test_parameters_alone_are_read_without_the_optimizer(decoder_of, stored):
   store, arrays = stored
   decoder = decoder_of(stack=SPLITS["pairs"])
-  read, _ = store.read(7, params_like(decoder, one_device()), under="params/")
+  read, _ = store.read(7, abstract_params(decoder, one_device()), under="params/")
   params = params_from_arrays(decoder, read)
   np.testing.assert_array_equal(
     params["stack"]["0"]["1"]["attention"]["q"][1], arrays["params/layers/3/attention/q"]
@@ -266,7 +266,7 @@ def test_a_tree_of_another_depth_is_refused_by_name(decoder_of, stored):
   store, _ = stored
   deeper = decoder_of(stack=lambda block: (Segment((block,), repeats=REPEATS + 1),))
   with pytest.raises(InputError, match="layers/4/"):
-    store.read(7, params_like(deeper, one_device()), under="params/")
+    store.read(7, abstract_params(deeper, one_device()), under="params/")
 
 
 def test_a_fresh_state_depends_on_the_seed_and_not_on_the_split(spec_of):

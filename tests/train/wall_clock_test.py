@@ -7,8 +7,8 @@ import time
 import pytest
 
 from jaxmoe.train import pause_detector, wall_clock
-from jaxmoe.train.pause_detector import BEAT_S, Pulse
-from jaxmoe.train.wall_clock import Ledger
+from jaxmoe.train.pause_detector import BEAT_S, PauseDetector
+from jaxmoe.train.wall_clock import WallClock
 
 
 class Time:
@@ -43,7 +43,7 @@ def clock(monkeypatch):
 
 
 def test_every_second_is_booked_once_and_phases_inside_phases_count_for_themselves(clock):
-  made = Ledger()
+  made = WallClock()
   clock.pass_by(1)
   with made.phase("outer"):
     clock.pass_by(2)
@@ -57,13 +57,13 @@ def test_every_second_is_booked_once_and_phases_inside_phases_count_for_themselv
 
 
 def test_time_before_the_ledger_counts_from_the_start_of_the_process(clock):
-  made = Ledger(clock.time() - 3)
+  made = WallClock(clock.time() - 3)
   clock.pass_by(1)
   assert made.take("start") == {"start": 4}
 
 
 def test_a_phase_that_raises_is_booked_too(clock):
-  made = Ledger()
+  made = WallClock()
   with pytest.raises(KeyError), made.phase("data"):
     clock.pass_by(2)
     raise KeyError
@@ -72,7 +72,7 @@ def test_a_phase_that_raises_is_booked_too(clock):
 
 
 def test_compiling_inside_a_phase_is_booked_as_such_and_never_more_than_passed(clock):
-  made = Ledger(compile_s=lambda: clock.compiled)
+  made = WallClock(compile_s=lambda: clock.compiled)
   with made.phase("evaluation"):
     clock.pass_by(5, compiling=3)
   clock.pass_by(2, compiling=1)
@@ -82,7 +82,7 @@ def test_compiling_inside_a_phase_is_booked_as_such_and_never_more_than_passed(c
 
 
 def test_a_phase_cut_in_two_by_a_record_is_booked_in_both(clock):
-  made = Ledger()
+  made = WallClock()
   with made.phase("checkpoint"):
     clock.pass_by(2)
     assert made.take("step") == {"checkpoint": 2, "step": 0}
@@ -91,7 +91,7 @@ def test_a_phase_cut_in_two_by_a_record_is_booked_in_both(clock):
 
 
 def test_what_is_booked_after_a_moment_is_left_to_the_next_record(clock):
-  made = Ledger()
+  made = WallClock()
   clock.pass_by(2)
   with made.phase("data"):
     clock.pass_by(4)
@@ -103,7 +103,7 @@ def test_what_is_booked_after_a_moment_is_left_to_the_next_record(clock):
 
 
 def test_setting_the_time_of_day_moves_nothing(clock, monkeypatch):
-  made = Ledger(clock.time() - 3)
+  made = WallClock(clock.time() - 3)
   clock.pass_by(2)
   monkeypatch.setattr(clock, "time", lambda: 1e9 + clock.now - 7200)
   clock.pass_by(1)
@@ -112,15 +112,15 @@ def test_setting_the_time_of_day_moves_nothing(clock, monkeypatch):
 
 @pytest.fixture
 def beating(clock, monkeypatch):
-  """A pulse that runs, whose beats are those of the test."""
-  made = Pulse()
+  """A detector that runs, whose beats are those of the test."""
+  made = PauseDetector()
   monkeypatch.setattr(made, "_beat_until", lambda end: None)
   with made.running():
     yield made
 
 
 def test_time_in_which_the_process_was_stopped_is_no_step(clock, beating):
-  made = Ledger(pulse=beating)
+  made = WallClock(pauses=beating)
   clock.pass_by(0.5, used=1)
   beating.beat()
   clock.pass_by(60, used=0.1)  # SIGSTOP, SIGCONT, and nobody has beaten yet
@@ -142,7 +142,7 @@ def test_who_is_busy_or_stopped_for_a_moment_is_not_paused(clock, beating):
 
 
 def test_without_a_thread_that_beats_nobody_knows_of_a_stop(clock):
-  made = Ledger()
+  made = WallClock()
   clock.pass_by(60)
   assert made.take("start") == {"start": 60}
 
@@ -152,12 +152,12 @@ def test_a_process_that_was_stopped_finds_out():
   """The real thread, in a process that a signal stops for two seconds."""
   program = (
     "import os, time\n"
-    "from jaxmoe.train.pause_detector import Pulse\n"
-    "pulse = Pulse()\n"
-    "with pulse.running():\n"
+    "from jaxmoe.train.pause_detector import PauseDetector\n"
+    "pauses = PauseDetector()\n"
+    "with pauses.running():\n"
     "  print('ready', flush=True)\n"
     "  input()\n"
-    "  print(pulse.beat())\n"
+    "  print(pauses.beat())\n"
   )
   with subprocess.Popen(
     [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -13,7 +13,7 @@ from jaxmoe.optim import AdamW, Constant, Optim
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.parity.fixture import LENGTH, ROWS, VOCAB, batch_of
 from jaxmoe.train.experiment import Experiment, Train
-from jaxmoe.train.program import batch_like, lower_step, state_like
+from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 from tests.models.pretrained.golden import FOLDER
 from tests.models.pretrained.ours import Ours
@@ -41,7 +41,7 @@ def losses(family, parallel=ALONE, micro=1):
   layout = make_layout(parallel)
   window = experiment.train.recovery.spike_window
   spec = StateSpec(decoder, experiment.transform(decoder), layout, window)
-  given = state_like(spec), batch_like(experiment, layout)
+  given = abstract_state(spec), abstract_batch(experiment, layout)
   step = lower_step(experiment, decoder, spec, layout, *given).compile()
   copies = jax.tree.map(np.array, ours(family).params)  # the step takes what it is given
   state, found = spec.fresh(jax.device_put(copies, spec.shardings.params)), []
