@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from jaxmoe.core.errors import InputError, ToldError
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 
 FOLDER = "pretrained"
 """Below the workdir."""
@@ -64,7 +64,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
   return plain
 
 
-def tokenizer_of(folder: pathlib.Path, vocab_size: int, eod: str | None) -> File:
+def tokenizer_of(folder: pathlib.Path, vocab_size: int, eod: str | None) -> TokenizerFile:
   """Returns the tokenizer in a checkpoint's folder.
 
   Args:
@@ -83,7 +83,7 @@ def tokenizer_of(folder: pathlib.Path, vocab_size: int, eod: str | None) -> File
     )
   if eod is None:
     eod = _end(folder)
-  record = File(str(path), vocab_size, eod, _start(path))
+  record = TokenizerFile(str(path), vocab_size, eod, _start(path))
   record.build((), "", None, lambda line: None)  # its checks
   return record
 

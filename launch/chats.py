@@ -12,12 +12,12 @@ import numpy as np
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.chat_template import encode_chat
-from jaxmoe.data.format_selection import format_of, template_of
+from jaxmoe.data.format_selection import select_format, tokenizer_template
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
-from jaxmoe.data.tokenizers.template_file import TemplateText, template_beside
+from jaxmoe.data.tokenizers.template_file import TemplateText, find_template
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.workdir import Workdir
 from launch.carried import FOLDER, TOKENIZER
@@ -62,7 +62,7 @@ def asks_the_date(experiment: Experiment) -> bool:
   """Whether a recipe's chats are written by a template that asks for the date."""
   if experiment.data.chat is not None or not os.path.isfile(_tokenizer_path(experiment)):
     return False
-  found = template_of(experiment.data)
+  found = tokenizer_template(experiment.data)
   return found is not None and found.asks_the_date
 
 
@@ -74,7 +74,7 @@ def asked_in(workdir: Workdir, experiment: Experiment) -> Asked:
   Raises:
     InputError: it is to be the template, and there is none.
   """
-  beside = template_beside(workdir.path / FOLDER)
+  beside = find_template(workdir.path / FOLDER)
   came_with = (workdir.path / FOLDER / TOKENIZER).is_file()
   if came_with and not any(OrbaxStore(workdir.checkpoints).steps()):
     if beside is None:
@@ -85,10 +85,10 @@ def asked_in(workdir: Workdir, experiment: Experiment) -> Asked:
     return _by(beside)
   if experiment.data.chat is None and beside is not None:
     return _by(beside)
-  form = format_of(experiment.data)
-  if isinstance(form, Chat):
+  form = select_format(experiment.data)
+  if isinstance(form, PlainChatFormat):
     return Asked(form.name, lambda tokenizer, said: form.prompt(said, tokenizer))
-  found = template_of(experiment.data)
+  found = tokenizer_template(experiment.data)
   assert found is not None
   return _by(found)
 

@@ -23,7 +23,7 @@ from jaxmoe.checkpoint.orbax_store import quiet_orbax
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import idle_line
 from jaxmoe.train.experiment import Experiment
@@ -149,7 +149,8 @@ def load_run(
   workdir = need_workdir(path)
   experiment = workdir.experiment()
   store = need_steps(workdir)
-  tokenizer = load_tokenizer(workdir.tokenizer, isinstance(experiment.data.tokenizer, File))
+  made_elsewhere = isinstance(experiment.data.tokenizer, TokenizerFile)
+  tokenizer = load_tokenizer(workdir.tokenizer, made_elsewhere)
   check(tokenizer)
   set_up_jax()
   decoder = experiment.decoder()

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
   questions = read_questions(FLAGS.choices) if FLAGS.choices else None
   name = "eval_text.json" if sources else "eval_choices.json" if questions else "eval.json"
   out = cli.need_workdir(FLAGS.workdir).path / name
-  read = [path for source in sources for _, path in source.found]
+  read = [path for source in sources for _, path in source.files]
   read += [FLAGS.choices] if FLAGS.choices else []
 
   def check(tokenizer: Tokenizer) -> None:

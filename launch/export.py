@@ -20,9 +20,9 @@ from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.label import DamagedStepError
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.data.format_selection import template_of
+from jaxmoe.data.format_selection import tokenizer_template
 from jaxmoe.data.tokenizers import load_tokenizer
-from jaxmoe.data.tokenizers.template_file import template_beside
+from jaxmoe.data.tokenizers.template_file import find_template
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.casting import Caster
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
@@ -187,7 +187,7 @@ def _write(
     tokenizer = load_tokenizer(workdir.tokenizer)
     eod_id = tokenizer.eod_id
     _write_tokenizer(folder, workdir, experiment)
-  elif template_beside(folder) and experiment.data.chat and any(_steps(workdir)):
+  elif find_template(folder) and experiment.data.chat and any(_steps(workdir)):
     print("note: messages are trained in the format of data.chat; the checkpoint has the chat "
           "template that the model came with")
   plain = _config(experiment, target, read_object(carried / CONFIG), eod_id)
@@ -260,7 +260,7 @@ def _write_tokenizer(
   config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
   template = None
   try:
-    template = template_of(experiment.data) if experiment.data.chat is None else None
+    template = tokenizer_template(experiment.data) if experiment.data.chat is None else None
   except InputError as error:
     print(f"note: the checkpoint has no chat template: {error}")
   if template is not None:  # what messages were trained in

@@ -12,10 +12,10 @@ from jaxmoe.checkpoint.streamed import LazyArray, write_streamed
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import override, to_json, to_plain
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Stdlib
 from jaxmoe.data.sources.auto import source_at
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.models.pretrained.dtypes import dtypes_of
@@ -92,7 +92,7 @@ def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) ->
         f"{model.dtype}")
 
 
-def recipe(checkpoint: Checkpoint, tokenizer: File, wishes: Wishes) -> Experiment:
+def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, wishes: Wishes) -> Experiment:
   """Returns the recipe of the run; model and tokenizer are the checkpoint's.
 
   Raises:
@@ -103,13 +103,13 @@ def recipe(checkpoint: Checkpoint, tokenizer: File, wishes: Wishes) -> Experimen
   else:
     longest = checkpoint.plain.get("max_position_embeddings") or LONGEST
     asked = Experiment(
-      data=Data(parts=(Part(Stdlib("code")),), seq_len=min(longest, LONGEST)),
+      data=Data(parts=(MixturePart(Stdlib("code")),), seq_len=min(longest, LONGEST)),
       optim=Optim(AdamW(weight_decay=0.1), Cosine(warmup_steps=10), learning_rate=1e-5),
       train=Train(num_steps=1000, batch_size=8, checkpoint_every=200, log_every=10),
       samples=Samples(prompts=("The ",)),
     )
   with cli.named("text"):
-    parts = (Part(source_at(wishes.text)),) if wishes.text else asked.data.parts
+    parts = (MixturePart(source_at(wishes.text)),) if wishes.text else asked.data.parts
   data = dataclasses.replace(asked.data, parts=parts, tokenizer=tokenizer)
   made = dataclasses.replace(asked, data=data, model=checkpoint.model)
   changes = parse_changes(wishes.overrides)
@@ -127,7 +127,7 @@ def recipe(checkpoint: Checkpoint, tokenizer: File, wishes: Wishes) -> Experimen
 
 
 def _write(
-  workdir: Workdir, checkpoint: Checkpoint, experiment: Experiment, tokenizer: File,
+  workdir: Workdir, checkpoint: Checkpoint, experiment: Experiment, tokenizer: TokenizerFile,
   source: pathlib.Path,
 ) -> None:
   """Writes all files of the run."""

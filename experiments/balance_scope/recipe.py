@@ -5,7 +5,7 @@ With `mixed=FILE.jsonl`, documents of all domains in random order, a row holds a
 scored, domain by domain, stays the same. `runs.py` makes the file.
 """
 
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Jsonl, Synthetic
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
@@ -25,9 +25,9 @@ NUM_DOCUMENTS = 8000
 def get_config(scope: str = "global", mixed: str = "", num_steps: int = 1000) -> Experiment:
   """Returns the recipe; a row is the smallest microbatch there is, one sequence on one device."""
   tasks = [Synthetic(task=task, size=SIZE, num_documents=NUM_DOCUMENTS) for task in TASKS]
-  parts = tuple(Part(task, weight=1e-6 if mixed else 1.0) for task in tasks)
+  parts = tuple(MixturePart(task, weight=1e-6 if mixed else 1.0) for task in tasks)
   if mixed:
-    parts = (Part(Jsonl(path=mixed, domain="mixed")), *parts)
+    parts = (MixturePart(Jsonl(path=mixed, domain="mixed")), *parts)
   moe = MoE(
     num_experts=8,
     num_active=2,

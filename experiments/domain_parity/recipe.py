@@ -5,7 +5,7 @@ python -m launch.train --config=experiments/domain_parity/recipe.py:weight=0.03,
 """
 
 from jaxmoe.core.recipe import component
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
@@ -36,7 +36,7 @@ def get_config(
   block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=32), moe)
   parity = OnlineParity(weight=weight, target=target, decay=0.95)  # type: ignore[arg-type]
   return Experiment(
-    data=Data(parts=tuple(map(Part, tasks)), seq_len=128),
+    data=Data(parts=tuple(map(MixturePart, tasks)), seq_len=128),
     model=Transformer(dim=64, stack=(Segment((block,), repeats=2),)),
     optim=Optim(schedule=Cosine(warmup_steps=30), learning_rate=4e-3, parity=parity),
     train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=num_steps, log_every=100),

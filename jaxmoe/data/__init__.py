@@ -6,26 +6,26 @@ Every process runs the same global stream and keeps its rows, so one state serve
 processes. This package is the only importer of grain.
 """
 
-from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.data.document import Document
-from jaxmoe.data.loader_callbacks import Watch
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import SOURCES
-from jaxmoe.data.stream import Stream
+from jaxmoe.data.stream import BatchStream
 from jaxmoe.data.tokenizers import TOKENIZERS, Tokenizer, load_tokenizer
 
 __all__ = [
   "SOURCES",
   "TOKENIZERS",
-  "Chat",
+  "BatchStream",
   "Corpus",
   "Data",
   "Document",
-  "Part",
-  "Stream",
+  "LoaderCallbacks",
+  "MixturePart",
+  "PlainChatFormat",
   "Tokenizer",
-  "Watch",
   "load_tokenizer",
   "open_corpus",
 ]

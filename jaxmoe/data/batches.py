@@ -1,4 +1,4 @@
-"""The documents of all domains to batches: packed by domain, mixed row by row, counted."""
+"""Batches of all domains: packed by domain, mixed row by row, counted."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import grain
 import numpy as np
 
 from jaxmoe.data.document import Document
-from jaxmoe.data.loader_callbacks import Reading
+from jaxmoe.data.loader_callbacks import CurrentDocument
 from jaxmoe.data.packing import packed_rows
-from jaxmoe.data.tokenizers.tokenizer import Ends
+from jaxmoe.data.tokenizers.tokenizer import BoundaryIds
 
 COUNTS = ("tokens", "documents", "bytes")
 NAMES = ("ids", "labels", "position", "segment", "domain")
 Batch = dict[str, np.ndarray]
-Made = tuple[Batch, np.ndarray, float]
+ProducedBatch = tuple[Batch, np.ndarray, float]
 """A batch of this process, COUNTS of the global batch by domain, and processor seconds it took."""
 
 _AHEAD_BYTES = 2**26  # batches made ahead: at most about this much, and 2 to 16 of them
 
 
 @dataclasses.dataclass(frozen=True)
-class Lane:
+class DomainStream:
   """The documents of one domain and its share of the rows; shares sum to 1."""
 
   domain: str
@@ -34,13 +34,13 @@ class Lane:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class BatchSpec:
   """How rows become batches.
 
   Attributes:
     shape: (rows of the global batch, tokens in a row).
     keep: The rows this process keeps.
-    shuffle_tokens: The window of the shuffle, shared by the lanes.
+    shuffle_tokens: The window of the shuffle, shared by the domains.
     ends: The ids that a document starts and ends with.
     seed: Of all orders.
   """
@@ -48,28 +48,30 @@ class Cut:
   shape: tuple[int, int]
   keep: slice
   shuffle_tokens: int
-  ends: Ends
+  ends: BoundaryIds
   seed: int
 
   @property
-  def ahead(self) -> int:
+  def num_prefetched(self) -> int:
     """How many batches are made ahead."""
     return min(16, max(2, _AHEAD_BYTES // (self.shape[0] * self.shape[1] * 4 * len(NAMES))))
 
 
-def endless_batches(lanes: Sequence[Lane], cut: Cut, reading: Reading) -> grain.IterDataset:
-  """Returns the dataset of `Made`; `reading` is kept at the document being read."""
-  batch_size, seq_len = cut.shape
+def endless_batches(
+  streams: Sequence[DomainStream], spec: BatchSpec, reading: CurrentDocument
+) -> grain.IterDataset:
+  """Returns the dataset of `ProducedBatch`; `reading` is kept at the document being read."""
+  batch_size, seq_len = spec.shape
   rows = []
-  for index, lane in enumerate(lanes):
-    window, name = int(cut.shuffle_tokens * lane.share), f"{cut.seed}/{lane.domain}"
-    packed = packed_rows(lane.documents, seq_len, window, cut.ends, name, reading)
-    rows.append(packed.map(_Tag(index)))
-  mixed = grain.IterDataset.mix(rows, [lane.share for lane in lanes])
-  return mixed.batch(batch_size).map(_Finish(cut.keep, len(lanes)))
+  for index, stream in enumerate(streams):
+    window, name = int(spec.shuffle_tokens * stream.share), f"{spec.seed}/{stream.domain}"
+    packed = packed_rows(stream.documents, seq_len, window, spec.ends, name, reading)
+    rows.append(packed.map(_AddDomain(index)))
+  mixed = grain.IterDataset.mix(rows, [stream.share for stream in streams])
+  return mixed.batch(batch_size).map(_CountAndSlice(spec.keep, len(streams)))
 
 
-class _Tag:
+class _AddDomain:
   """Marks the rows of one domain."""
 
   def __init__(self, index: int):
@@ -79,14 +81,14 @@ class _Tag:
     return {**row, "domain": self._index}
 
 
-class _Finish:
+class _CountAndSlice:
   """Counts a global batch by domain, then keeps the rows of this process."""
 
   def __init__(self, keep: slice, num_domains: int):
     self._keep, self._num_domains = keep, num_domains
     self._thread = threading.local()
 
-  def __call__(self, batch: Batch) -> Made:
+  def __call__(self, batch: Batch) -> ProducedBatch:
     batch = dict(batch)
     domain_B, bytes_BL = batch.pop("domain"), batch.pop("bytes")
     batch["domain"] = np.broadcast_to(domain_B[:, None], bytes_BL.shape)

@@ -25,20 +25,20 @@ Encoded = tuple[np.ndarray, np.ndarray | None]
 """Ids of a document, and which of them and of its end are learned; None for all."""
 
 
-class Writer(Protocol):
+class ContentWriter(Protocol):
   """How documents that are learned in part become text and ids."""
 
-  def flaw(self, talk: Any, tokenizer: Tokenizer | None) -> str:
+  def find_error(self, content: Any, tokenizer: Tokenizer | None) -> str:
     """Returns why a document cannot be used, or ''."""
 
-  def text(self, talk: Any, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: Any, tokenizer: Tokenizer | None) -> list[Piece]:
     """Returns the text, cut where learning starts or ends; special tokens are no text."""
 
-  def encode(self, talk: Any, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: Any, tokenizer: Tokenizer) -> Encoded:
     """Returns the ids of the document and which of them and of its end are learned."""
 
 
-class Format(Writer, Protocol):
+class ChatFormat(ContentWriter, Protocol):
   """How conversations become text and ids."""
 
   @property
@@ -51,7 +51,7 @@ class Format(Writer, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Chat:
+class PlainChatFormat:
   r"""How the messages of a document become its text.
 
   Attributes:
@@ -99,62 +99,64 @@ class Chat:
     start = np.array([tokenizer.start_id], np.int32)
     return np.concatenate([start, *map(tokenizer.encode, texts)])
 
-  def text(self, talk: Conversation, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: Conversation, tokenizer: Tokenizer | None) -> list[Piece]:
     """Returns the text of the document, cut where learning starts or ends."""
-    return self.pieces(talk.messages)
+    return self.pieces(content.messages)
 
-  def encode(self, talk: Conversation, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: Conversation, tokenizer: Tokenizer) -> Encoded:
     """Returns ids and which are learned; the end is where the last message is."""
-    return encode_pieces(self.pieces(talk.messages), self._learns(talk.messages[-1]), tokenizer)
+    return encode_pieces(
+      self.pieces(content.messages), self._learns(content.messages[-1]), tokenizer
+    )
 
-  def flaw(self, talk: Conversation, tokenizer: Tokenizer | None) -> str:
+  def find_error(self, content: Conversation, tokenizer: Tokenizer | None) -> str:
     """Returns why the messages cannot be used, or ''."""
-    if talk.tools is not None:
+    if content.tools is not None:
       return "'tools', for which only a chat template has a place"
-    for message in talk.messages:
+    for message in content.messages:
       for field, value in (message.more or {}).items():
         # It is written beside the role, so it must not be able to look like the rest of that.
         if field == "name" and not re.fullmatch(r"[\w .'-]+", value):
           return "a name that is more than words"
         if field not in ("name", "tool_call_id"):
           return f"{field!r}, for which only a chat template has a place"
-    return silence(talk, self._learns)
+    return unlearnable_error(content, self._learns)
 
   def _learns(self, message: Message) -> bool:
     return message.role in self.answers if message.learned is None else message.learned
 
 
-def silence(talk: Conversation, learns: Any) -> str:
-  """Returns the flaw of messages that say nothing, or nothing that `learns` holds for, or ''."""
-  speaking = [message for message in talk.messages if (message.content or "").strip()]
-  speaking += [message for message in talk.messages if message.more and not message.content]
+def unlearnable_error(content: Conversation, learns: Any) -> str:
+  """Returns the error of messages that say nothing, or nothing that `learns` holds for, or ''."""
+  speaking = [message for message in content.messages if (message.content or "").strip()]
+  speaking += [message for message in content.messages if message.more and not message.content]
   if not speaking:
     return "an empty document"
   return "" if any(map(learns, speaking)) else "no answer to learn from"
 
 
-class Joined:
+class CompletionWriter:
   """Writes a text and what follows it, which is learned with the end; nothing is between."""
 
-  def flaw(self, talk: Completion, tokenizer: Tokenizer | None) -> str:
+  def find_error(self, content: Completion, tokenizer: Tokenizer | None) -> str:
     """Returns why they cannot be used, or ''."""
-    if talk.completion.strip():
+    if content.completion.strip():
       return ""
-    return "no answer to learn from" if talk.prompt.strip() else "an empty document"
+    return "no answer to learn from" if content.prompt.strip() else "an empty document"
 
-  def text(self, talk: Completion, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: Completion, tokenizer: Tokenizer | None) -> list[Piece]:
     """Returns both."""
-    both = ((talk.prompt, False), (talk.completion, True))
+    both = ((content.prompt, False), (content.completion, True))
     return [(text, learned) for text, learned in both if text]
 
-  def encode(self, talk: Completion, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: Completion, tokenizer: Tokenizer) -> Encoded:
     """Returns ids and which are learned."""
-    return encode_pieces(self.text(talk, tokenizer), True, tokenizer)
+    return encode_pieces(self.text(content, tokenizer), True, tokenizer)
 
 
-def writer(content: Conversation | Completion, chat: Format) -> Writer:
+def writer_for(content: Conversation | Completion, chat: ChatFormat) -> ContentWriter:
   """Returns what writes a document: `chat` does what has roles."""
-  return chat if isinstance(content, Conversation) else Joined()
+  return chat if isinstance(content, Conversation) else CompletionWriter()
 
 
 def encode_pieces(pieces: list[Piece], ends: bool, tokenizer: Tokenizer) -> Encoded:

@@ -17,21 +17,21 @@ import numpy as np
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
-from jaxmoe.data.batches import Cut, Lane, endless_batches
-from jaxmoe.data.chat_format import Format, writer
-from jaxmoe.data.document import Document, Reader
-from jaxmoe.data.format_selection import format_of, written_as
+from jaxmoe.data.batches import BatchSpec, DomainStream, endless_batches
+from jaxmoe.data.chat_format import ChatFormat, writer_for
+from jaxmoe.data.document import Document, DocumentReader
+from jaxmoe.data.format_selection import describe_format, select_format
 from jaxmoe.data.held_out_split import held_out_units
-from jaxmoe.data.loader_callbacks import Reading, Watch
+from jaxmoe.data.loader_callbacks import CurrentDocument, LoaderCallbacks
 from jaxmoe.data.mixture import Data
-from jaxmoe.data.prefetch import Ahead, Producer
+from jaxmoe.data.prefetch import PrefetchThread, Producer
 from jaxmoe.data.raw_example import Source
-from jaxmoe.data.skip_report import Skipped
-from jaxmoe.data.stream import Stream
-from jaxmoe.data.tail_split import split_end
+from jaxmoe.data.skip_report import SkipReport
+from jaxmoe.data.stream import BatchStream
+from jaxmoe.data.tail_split import split_tail
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
-from jaxmoe.data.validation import Good, scan
-from jaxmoe.data.worker_client import Remote
+from jaxmoe.data.validation import ValidExample, validate_source
+from jaxmoe.data.worker_client import WorkerClient
 
 Documents = Mapping[str, Sequence[Document]]
 """{domain: documents in name order}."""
@@ -58,23 +58,23 @@ def open_corpus(
   """
   say = progress or (lambda line: None)
   ready = None if data.tokenizer.trains else data.tokenizer.build((), "", cache_dir, say)
-  skipped, goods = Skipped(), {}
+  skipped, examples = SkipReport(), {}
   for part in data.parts:
     say(f"reading {part.source.domain}")
-    goods[part.source.domain] = scan(part.source, data, ready, skipped, say)
-  held = _held_out(goods, data.held_out, say)
-  train = [good for of in goods.values() for good in of if good.entry.unit not in held]
-  chat = format_of(data)
-  if any(good.talks for of in goods.values() for good in of):
-    say(written_as(data))
+    examples[part.source.domain] = validate_source(part.source, data, ready, skipped, say)
+  held = _held_out(examples, data.held_out, say)
+  train = [example for of in examples.values() for example in of if example.raw.unit not in held]
+  chat = select_format(data)
+  if any(example.is_chat for of in examples.values() for example in of):
+    say(describe_format(data))
   tokenizer = ready or data.tokenizer.build(
     _texts(train, chat), _train_digest(train, chat), cache_dir, say
   )
-  reader = Reader(tokenizer, data.cache_bytes, chat)
+  reader = DocumentReader(tokenizer, data.cache_bytes, chat)
   sides: dict[bool, dict[str, list[Document]]] = {
     side: {
-      domain: [_document(good, reader) for good in of if (good.entry.unit in held) == side]
-      for domain, of in goods.items()
+      domain: [_document(example, reader) for example in of if (example.raw.unit in held) == side]
+      for domain, of in examples.items()
     }
     for side in (False, True)
   }
@@ -96,11 +96,13 @@ def read_documents(
   Raises:
     InputError: nothing is there, too much of it is bad, or a file of records is broken.
   """
-  reader, skipped = Reader(tokenizer, data.cache_bytes, format_of(data)), Skipped()
-  goods = {source.domain: scan(source, data, tokenizer, skipped, say) for source in sources}
-  if any(good.talks for of in goods.values() for good in of):
-    say(written_as(data))
-  documents = {domain: [_document(good, reader) for good in of] for domain, of in goods.items()}
+  reader, skipped = DocumentReader(tokenizer, data.cache_bytes, select_format(data)), SkipReport()
+  examples = {
+    source.domain: validate_source(source, data, tokenizer, skipped, say) for source in sources
+  }
+  if any(example.is_chat for of in examples.values() for example in of):
+    say(describe_format(data))
+  documents = {domain: [_document(one, reader) for one in of] for domain, of in examples.items()}
   return documents, skipped.plain()
 
 
@@ -122,7 +124,7 @@ class Corpus:
     self,
     data: Data,
     cache_dir: str | None,
-    reader: Reader,
+    reader: DocumentReader,
     tokenizer: Tokenizer,
     sides: tuple[Documents, Documents],
     skipped: dict[str, Any],
@@ -164,7 +166,7 @@ class Corpus:
     Fields added later count where they have another value than before.
     """
     fields = to_plain(self.data, as_before=True)
-    fields["chat"] = format_of(self.data).plain
+    fields["chat"] = select_format(self.data).plain
     plain = {name: value for name, value in fields.items() if name not in CHANGES_NO_BATCH}
     parts = [plain, self.digest, self.tokenizer.digest, batch_size, seed]
     return _digest([json.dumps(parts, sort_keys=True)])
@@ -175,8 +177,8 @@ class Corpus:
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    watch: Watch = Watch(),  # noqa: B008
-  ) -> Stream:
+    callbacks: LoaderCallbacks = LoaderCallbacks(),  # noqa: B008
+  ) -> BatchStream:
     """Returns the endless training batches of one process.
 
     Args:
@@ -184,11 +186,11 @@ class Corpus:
       seed: Another seed, another order of documents and rows.
       process_index: Which slice of the rows this process keeps.
       process_count: How many slices there are; must divide `batch_size`.
-      watch: Who is told when a batch is late or a document cannot be read.
+      callbacks: Who is told when a batch is late or a document cannot be read.
     """
     arguments = batch_size, seed, process_index, process_count
     fingerprint = self.fingerprint(batch_size, seed)
-    producer: Producer = self.ahead(*arguments)
+    producer: Producer = self.prefetch(*arguments)
     if self.data.worker == "process":
       job = {
         "data": to_plain(self.data),
@@ -196,11 +198,13 @@ class Corpus:
         "stream": arguments,
         "fingerprint": fingerprint,
       }
-      producer = Remote(job, producer.state(), watch)
+      producer = WorkerClient(job, producer.state(), callbacks)
     sizes = {domain: len(documents) for domain, documents in self._train.items()}
-    return Stream(producer, sizes, fingerprint, watch)
+    return BatchStream(producer, sizes, fingerprint, callbacks)
 
-  def ahead(self, batch_size: int, seed: int, process_index: int, process_count: int) -> Ahead:
+  def prefetch(
+    self, batch_size: int, seed: int, process_index: int, process_count: int
+  ) -> PrefetchThread:
     """Returns the thread that makes the batches of `stream`; it starts when one is taken."""
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
       raise InputError(
@@ -209,18 +213,18 @@ class Corpus:
     if not 0 <= process_index < process_count:
       raise InputError(f"process_index must be below process_count, got {process_index=}")
     rows = batch_size // process_count
-    cut = Cut(
+    spec = BatchSpec(
       shape=(batch_size, self.data.seq_len),
       keep=slice(process_index * rows, (process_index + 1) * rows),
       shuffle_tokens=self.data.shuffle_tokens,
       ends=(self.tokenizer.start_id, self.tokenizer.eod_id),
       seed=seed,
     )
-    total, reading = sum(part.weight for part in self.data.parts), Reading()
+    total, reading = sum(part.weight for part in self.data.parts), CurrentDocument()
     shares = {part.source.domain: part.weight / total for part in self.data.parts}
-    lanes = [Lane(domain, self._train[domain], share) for domain, share in shares.items()]
-    batches = endless_batches(lanes, cut, reading)
-    return Ahead(batches, cut.ahead, reading, self._reader.failures)
+    streams = [DomainStream(domain, self._train[domain], share) for domain, share in shares.items()]
+    batches = endless_batches(streams, spec, reading)
+    return PrefetchThread(batches, spec.num_prefetched, reading, self._reader.failures)
 
   def _of(self, documents: Documents, domain: str) -> Sequence[Document]:
     if domain not in documents:
@@ -229,53 +233,53 @@ class Corpus:
 
 
 def _held_out(
-  goods: dict[str, list[Good]], share: float, say: Callable[[str], None]
+  examples: dict[str, list[ValidExample]], share: float, say: Callable[[str], None]
 ) -> set[str]:
   """Returns the units that are held out; a domain of one document becomes two of its parts."""
   ends = set()
-  counts = collections.Counter(good.entry.unit for of in goods.values() for good in of)
-  for domain, of in goods.items():
-    alone = len(of) == 1 and counts[of[0].entry.unit] == 1
-    parts = split_end(of[0], share) if alone else None
+  counts = collections.Counter(example.raw.unit for of in examples.values() for example in of)
+  for domain, of in examples.items():
+    alone = len(of) == 1 and counts[of[0].raw.unit] == 1
+    parts = split_tail(of[0], share) if alone else None
     if parts is not None:
-      goods[domain] = list(parts)
-      ends.add(parts[1].entry.unit)
+      examples[domain] = list(parts)
+      ends.add(parts[1].raw.unit)
       say(f"{domain} is one document: its last {parts[1].num_bytes:,} bytes are held out")
   keys = {
-    domain: [(good.entry.split_key, good.entry.unit) for good in of]
-    for domain, of in goods.items()
-    if not ends.intersection(good.entry.unit for good in of)
+    domain: [(example.raw.split_key, example.raw.unit) for example in of]
+    for domain, of in examples.items()
+    if not ends.intersection(example.raw.unit for example in of)
   }
   return held_out_units(keys, share) | ends
 
 
-def _document(good: Good, reader: Reader) -> Document:
-  entry = good.entry
+def _document(example: ValidExample, reader: DocumentReader) -> Document:
+  raw = example.raw
   return Document(
-    name=entry.name,
-    num_bytes=good.num_bytes,
-    digest=good.digest,
-    answer=entry.answer,
-    source=good.source,
-    locator=entry.locator,
+    name=raw.name,
+    num_bytes=example.num_bytes,
+    digest=example.digest,
+    answer=raw.answer,
+    source=example.source,
+    locator=raw.locator,
     reader=reader,
-    unscored_bytes=good.unscored_bytes,
-    in_part=good.in_part,
+    unscored_bytes=example.unscored_bytes,
+    in_part=example.in_part,
   )
 
 
-def _texts(goods: Iterable[Good], chat: Format) -> Iterator[str]:
-  for good in goods:
-    content = good.source.read(good.entry.locator)
+def _texts(examples: Iterable[ValidExample], chat: ChatFormat) -> Iterator[str]:
+  for example in examples:
+    content = example.source.read(example.raw.locator)
     if isinstance(content, str):
       yield content
     else:
       assert not isinstance(content, np.ndarray), "ids are refused while no tokenizer is known"
-      yield from (text for text, _ in writer(content, chat).text(content, None))
+      yield from (text for text, _ in writer_for(content, chat).text(content, None))
 
 
-def _train_digest(goods: Iterable[Good], chat: Format) -> str:
-  names = (f"{good.source.domain}/{good.entry.name}:{good.digest.hex()}" for good in goods)
+def _train_digest(examples: Iterable[ValidExample], chat: ChatFormat) -> str:
+  names = (f"{one.source.domain}/{one.raw.name}:{one.digest.hex()}" for one in examples)
   return _digest([json.dumps(chat.plain), *names])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat_format import Chat, Encoded, Format, writer
+from jaxmoe.data.chat_format import ChatFormat, Encoded, PlainChatFormat, writer_for
 from jaxmoe.data.raw_example import Content, Source
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ def content_digest(content: Content) -> bytes:
   return hashlib.blake2b(line, digest_size=16, person=b"messages").digest()
 
 
-def behind_start(ids: np.ndarray, scored: np.ndarray | None, start_id: int) -> Encoded:
+def without_start_id(ids: np.ndarray, scored: np.ndarray | None, start_id: int) -> Encoded:
   """Returns ids and mask of a document for behind the id that starts every one.
 
   A chat template may write that id itself; it must not stand there twice.
@@ -38,7 +38,7 @@ def behind_start(ids: np.ndarray, scored: np.ndarray | None, start_id: int) -> E
   return ids, scored
 
 
-class Reader:
+class DocumentReader:
   """Reads and tokenizes the documents of all sources; keeps ids up to a number of bytes.
 
   Args:
@@ -56,7 +56,7 @@ class Reader:
     self,
     tokenizer: Tokenizer,
     cache_bytes: int,
-    chat: Format = Chat(),  # noqa: B008
+    chat: ChatFormat = PlainChatFormat(),  # noqa: B008
     waits_s: tuple[float, ...] = (0.1, 1.0, 5.0),
   ):
     self._tokenizer, self._chat, self._waits_s = tokenizer, chat, waits_s
@@ -111,7 +111,7 @@ class Reader:
       return content.encode("utf-8")
     if isinstance(content, np.ndarray):
       return self._tokenizer.decode_bytes(content)
-    pieces = writer(content, self._chat).text(content, self._tokenizer)
+    pieces = writer_for(content, self._chat).text(content, self._tokenizer)
     return "".join(text for text, _ in pieces).encode("utf-8")
 
   def _encode(self, content: Content) -> Encoded:
@@ -119,7 +119,7 @@ class Reader:
       return self._tokenizer.encode(content), None
     if isinstance(content, np.ndarray):
       return content, None
-    return writer(content, self._chat).encode(content, self._tokenizer)
+    return writer_for(content, self._chat).encode(content, self._tokenizer)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +141,7 @@ class Document:
   answer: tuple[int, int] | None
   source: Source = dataclasses.field(repr=False)
   locator: Any = dataclasses.field(repr=False)
-  reader: Reader = dataclasses.field(repr=False)
+  reader: DocumentReader = dataclasses.field(repr=False)
   unscored_bytes: int = 0
   in_part: bool = False
 

@@ -1,4 +1,4 @@
-"""Who is told when a batch is late or a document cannot be read."""
+"""Callbacks of a loader: told when a batch is late or a document cannot be read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from jaxmoe.core.errors import InputError
 
 
-def _nobody(*_: Any) -> None:
+def _ignore(*_: Any) -> None:
   """Tells nobody."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class LoaderCallbacks:
   """What a stream says of itself; everything is called inside `next`, on the caller's thread.
 
   Attributes:
@@ -27,9 +27,9 @@ class Watch:
     stall_s: A worker that says nothing for so long while a batch is awaited counts as stalled.
   """
 
-  on_slow: Callable[[str, str, float], None] = _nobody
-  on_retry: Callable[[str, str, str], None] = _nobody
-  on_worker: Callable[[str, int], None] = _nobody
+  on_slow: Callable[[str, str, float], None] = _ignore
+  on_retry: Callable[[str, str, str], None] = _ignore
+  on_worker: Callable[[str, int], None] = _ignore
   slow_s: float = 5.0
   stall_s: float = 60.0
 
@@ -38,7 +38,7 @@ class Watch:
       raise InputError(f"slow_s and stall_s must be positive: {self.slow_s}, {self.stall_s}")
 
 
-class Reading:
+class CurrentDocument:
   """The document that is being read, for whoever waits for it.
 
   Attributes:

@@ -1,4 +1,4 @@
-"""What was said by whom, and which of it is learned."""
+"""Chat messages: who said what, and which of it is learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of the data: which parts, in what proportion, how cut, how checked."""
+"""The data mixture of a recipe: which domains, in what proportion, how cut, how checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added, choice
-from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.raw_example import Source
 from jaxmoe.data.sources import SOURCES
 from jaxmoe.data.tokenizers import TOKENIZERS
@@ -18,7 +18,7 @@ from jaxmoe.data.tokenizers.tokenizer import TokenizerRecord
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MixturePart:
   """One domain of the mixture.
 
   Attributes:
@@ -52,7 +52,8 @@ class Data:
       neighbours in a batch are from different documents.
     cache_bytes: Memory for ids that are kept instead of tokenized again.
     chat: How documents given as messages become text, and what of them is learned; None for the
-      chat template that came with the tokenizer, where there is one, else for that of `Chat()`.
+      chat template that came with the tokenizer, where there is one, else for
+      `PlainChatFormat()`.
     chat_date: The day, as 2026-11-30, that a chat template which asks for it is told, in training
       and evaluation; set when a run is made.
     worker: What makes batches ahead of the step: a thread of the process that trains, or a process
@@ -62,7 +63,7 @@ class Data:
       be opened gives what it can, in place of stopping the run. What it lost is told in bytes.
   """
 
-  parts: tuple[Part, ...]
+  parts: tuple[MixturePart, ...]
   tokenizer: TokenizerRecord = choice(TOKENIZERS, Bytes())
   seq_len: int = 128
   held_out: float = 0.05
@@ -70,7 +71,7 @@ class Data:
   max_record_bytes: int = 50_000_000
   shuffle_tokens: int = 2**19
   cache_bytes: int = 2**28
-  chat: Chat | None = added(None, before=Chat())
+  chat: PlainChatFormat | None = added(None, before=PlainChatFormat())
   worker: Literal["thread", "process"] = "thread"
   allow_broken_files: bool = added(False, before=True)
   chat_date: str | None = added(None, before=None)

@@ -1,4 +1,4 @@
-"""Documents to rows: concatenate, then split, with segments and positions.
+"""Packing of documents to rows: concatenate, then split, with segments and positions.
 
 A document of ids t1..tn is the pairs (eod, t1), (t1, t2), ..., (tn, eod) of input and label, so
 every token is predicted once and every document starts from the end-of-document id. The pairs of a
@@ -14,16 +14,16 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from jaxmoe.data.document import Document, behind_start
-from jaxmoe.data.loader_callbacks import Reading
-from jaxmoe.data.tokenizers.tokenizer import Ends
+from jaxmoe.data.document import Document, without_start_id
+from jaxmoe.data.loader_callbacks import CurrentDocument
+from jaxmoe.data.tokenizers.tokenizer import BoundaryIds
 
 _PAIRS = "pairs"
 INPUT, LABEL, BYTES = range(3)  # columns of a pair
 _ENDLESS = 2**62  # documents until the stream ends
 
 
-class Pairs:
+class TokenPairs:
   """The documents of one domain, epoch after epoch, as pairs.
 
   Element i is document i % n in the order of epoch i // n: {'pairs': int32 (length + 1, 3)} with
@@ -31,7 +31,9 @@ class Pairs:
   so that a sum counts finished documents.
   """
 
-  def __init__(self, documents: Sequence[Document], ends: Ends, seed: str, reading: Reading):
+  def __init__(
+    self, documents: Sequence[Document], ends: BoundaryIds, seed: str, reading: CurrentDocument
+  ):
     self._documents, self._ends, self._seed = documents, ends, seed
     self._reading = reading
     self._epoch, self._order = -1, np.zeros(0, np.int64)
@@ -45,7 +47,7 @@ class Pairs:
     document = self._documents[self._order[place]]
     self._reading.document = document.source.domain, document.name
     ids, scored = document.ids_and_scored
-    ids, scored = behind_start(ids, scored, self._ends[0])
+    ids, scored = without_start_id(ids, scored, self._ends[0])
     pairs = np.zeros((len(ids) + 1, 3), np.int32)
     pairs[0, INPUT], pairs[-1, LABEL] = self._ends
     pairs[1:, INPUT] = pairs[:-1, LABEL] = ids
@@ -72,9 +74,9 @@ def packed_rows(
   documents: Sequence[Document],
   seq_len: int,
   shuffle_tokens: int,
-  ends: Ends,
+  ends: BoundaryIds,
   seed: str,
-  reading: Reading,
+  reading: CurrentDocument,
 ) -> grain.IterDataset:
   """Returns the endless rows of one domain; `reading` is kept at the document being read.
 
@@ -86,7 +88,7 @@ def packed_rows(
   num_bytes = sum(document.num_bytes for document in documents)
   # No reader threads: the corpus is small or cached, and one prefetch thread runs all of this.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  pairs = grain.MapDataset.range(_ENDLESS).map(Pairs(documents, ends, seed, reading))
+  pairs = grain.MapDataset.range(_ENDLESS).map(TokenPairs(documents, ends, seed, reading))
   rows: grain.IterDataset = grain.experimental.ConcatThenSplitIterDataset(
     pairs.to_iter_dataset(options), length_struct={_PAIRS: seq_len}
   )

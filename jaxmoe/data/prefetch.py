@@ -1,4 +1,4 @@
-"""The thread that makes batches ahead of the one who takes them.
+"""Prefetch: a thread that makes batches ahead of the one who takes them.
 
 It is stopped and another one started when a state is restored. Its state always describes the
 batches that were taken, not those made; a wait can be limited, so that a slow source is noticed.
@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import grain
 
-from jaxmoe.data.batches import Made
-from jaxmoe.data.loader_callbacks import Reading
+from jaxmoe.data.batches import ProducedBatch
+from jaxmoe.data.loader_callbacks import CurrentDocument
 
-Failure = tuple[str, str, str]
+ReadFailure = tuple[str, str, str]
 """Domain, document, and why it could not be read at the first try."""
 
 _PATIENCE_S = 5.0  # how long a thread that is in the middle of reading is waited for at the end
@@ -30,13 +30,13 @@ _PATIENCE_S = 5.0  # how long a thread that is in the middle of reading is waite
 class Producer(Protocol):
   """Makes batches; a thread of this process, or another process."""
 
-  def take(self, timeout_s: float) -> Made | None:
+  def take(self, timeout_s: float) -> ProducedBatch | None:
     """Returns the next batch, or None when none came within about `timeout_s`."""
 
   def reading(self) -> tuple[str, str]:
     """Returns (domain, document) of what is being read."""
 
-  def failures(self) -> Iterator[Failure]:
+  def failures(self) -> Iterator[ReadFailure]:
     """Yields the failures since the last call."""
 
   def state(self) -> Any:
@@ -49,15 +49,15 @@ class Producer(Protocol):
     """Ends it; nothing can be taken afterwards."""
 
 
-class Ahead:
+class PrefetchThread:
   """Batches of a dataset, up to `size` of them made ahead by a thread."""
 
   def __init__(
     self,
     dataset: grain.IterDataset,
     size: int,
-    reading: Reading,
-    failures: collections.deque[Failure],
+    reading: CurrentDocument,
+    failures: collections.deque[ReadFailure],
   ):
     self._iterator, self._size = iter(dataset), size
     self._reading, self._failures = reading, failures
@@ -67,7 +67,7 @@ class Ahead:
     self._runs: list[_Run] = []
     self._close = weakref.finalize(self, _close, self._runs, self._iterator)
 
-  def take(self, timeout_s: float) -> Made | None:
+  def take(self, timeout_s: float) -> ProducedBatch | None:
     """Returns the next batch, or None when none came in time; raises what the thread raised."""
     if self._error is not None:
       raise self._error
@@ -87,7 +87,7 @@ class Ahead:
     """Returns (domain, document) of what is being read."""
     return self._reading.document
 
-  def failures(self) -> Iterator[Failure]:
+  def failures(self) -> Iterator[ReadFailure]:
     """Yields the failures since the last call."""
     while self._failures:
       yield self._failures.popleft()

@@ -1,4 +1,4 @@
-"""What is not read: bad records, and what files lost that end early or cannot be opened.
+"""The report of skipped records, and of files that end early or cannot be opened.
 
 Bad records are counted by source and reason and listed by place; more than the stated share of a
 source's records stops the run. A broken file stops it whatever its share, unless it is allowed:
@@ -13,13 +13,13 @@ from fractions import Fraction
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.raw_example import Entry, Source
+from jaxmoe.data.raw_example import RawExample, Source
 
 _MAX_LISTED = 1000  # places of bad records that are listed; the counts are always complete
 _SHOWN = 3  # places that are said
 
 
-class Skipped:
+class SkipReport:
   """Counts and lists what is not read."""
 
   def __init__(self) -> None:
@@ -27,26 +27,26 @@ class Skipped:
     self._broken: dict[str, dict[str, int]] = {}
     self._places: dict[tuple[str, str], list[str]] = {}
 
-  def add(self, domain: str, place: str, flaw: str) -> None:
+  def add(self, domain: str, place: str, error: str) -> None:
     """Takes note of one bad record."""
-    self._counts.setdefault(domain, collections.Counter())[flaw] += 1
-    self._list(domain, "bad", f"{place}: {flaw}")
+    self._counts.setdefault(domain, collections.Counter())[error] += 1
+    self._list(domain, "bad", f"{place}: {error}")
 
-  def add_broken(self, domain: str, entry: Entry, allowed: bool) -> None:
+  def add_broken(self, domain: str, raw: RawExample, allowed: bool) -> None:
     """Takes note of a file that ends early or cannot be opened.
 
     Raises:
       InputError: such files are not allowed.
     """
-    lost = entry.lost_bytes or 0
+    lost = raw.lost_bytes or 0
     if not allowed:
       raise InputError(
-        f"{entry.place}: {entry.flaw}; at least {plural(lost, 'byte')} would be lost; mend it or "
+        f"{raw.place}: {raw.error}; at least {plural(lost, 'byte')} would be lost; mend it or "
         "take it away, or go on without them: --config.data.allow_broken_files=true"
       )
     of = self._broken.setdefault(domain, {"files": 0, "bytes": 0})
     of["files"], of["bytes"] = of["files"] + 1, of["bytes"] + lost
-    line = f"{entry.place}: {entry.flaw}, at least {plural(lost, 'byte')} lost"
+    line = f"{raw.place}: {raw.error}, at least {plural(lost, 'byte')} lost"
     self._list(domain, "broken", line)
 
   def check(self, source: Source, num_good: int, max_share: float) -> None:
@@ -58,7 +58,7 @@ class Skipped:
     if num_good and bad <= Fraction(str(max_share)) * (bad + num_good):
       return
     nothing = f"it is empty: {getattr(source, 'path', '')}".rstrip(": ")
-    reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common()) or nothing
+    reasons = ", ".join(f"{why} ({n})" for why, n in counts.most_common()) or nothing
     listed = [line for kind in ("bad", "broken") for line in self._of(domain, kind)][-_SHOWN:]
     raise InputError(
       f"source {domain!r}: {bad} of {bad + num_good} records cannot be used: {reasons}"
@@ -70,7 +70,7 @@ class Skipped:
     """Yields what is to be said of a source: nothing where everything was read."""
     if domain in self._counts:
       counts, listed = self._counts[domain], "; such as ".join(["", *self._of(domain, "bad")[:1]])
-      reasons = ", ".join(f"{flaw} ({n})" for flaw, n in counts.most_common())
+      reasons = ", ".join(f"{why} ({n})" for why, n in counts.most_common())
       yield f"skipped of {domain}: {plural(counts.total(), 'bad record')}: {reasons}{listed}"
     if domain in self._broken:
       size, files = self._broken[domain]["bytes"], self._broken[domain]["files"]

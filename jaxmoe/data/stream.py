@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.batches import COUNTS, Batch, Made
-from jaxmoe.data.loader_callbacks import Watch
+from jaxmoe.data.batches import COUNTS, Batch, ProducedBatch
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from jaxmoe.data.prefetch import Producer
 
 _LOOK_S = 1.0  # how often a wait is interrupted to pass on what was noticed meanwhile
 
 
-class Stream:
+class BatchStream:
   """An iterator of batches: dicts of int32 arrays (rows of this process, L).
 
   `ids`, `labels` (the next id, or -1 where it is not learned), `position` (from 0 in every piece
@@ -32,19 +32,23 @@ class Stream:
     producer: Makes the batches.
     num_documents: By domain; the domains in the order of the counts.
     fingerprint: Of all that the batches depend on.
-    watch: Who is told of trouble.
+    callbacks: Who is told of trouble.
   """
 
   def __init__(
-    self, producer: Producer, num_documents: Mapping[str, int], fingerprint: str, watch: Watch
+    self,
+    producer: Producer,
+    num_documents: Mapping[str, int],
+    fingerprint: str,
+    callbacks: LoaderCallbacks,
   ):
-    self._num_documents, self._fingerprint, self._watch = num_documents, fingerprint, watch
+    self._num_documents, self._fingerprint, self._callbacks = num_documents, fingerprint, callbacks
     self._producers = [producer]
     self._counts = np.zeros((len(num_documents), len(COUNTS)), np.int64)
     self._num_batches = 0
     self._time = {"busy_s": 0.0, "wait_s": 0.0, "tokens": 0, "bytes": 0}
 
-  def __iter__(self) -> Stream:
+  def __iter__(self) -> BatchStream:
     return self
 
   def __next__(self) -> Batch:
@@ -113,20 +117,20 @@ class Stream:
     while self._producers:
       self._producers.pop().close()
 
-  def _wait(self, start: float) -> Made:
+  def _wait(self, start: float) -> ProducedBatch:
     """Returns what the producer made; meanwhile says what is noticed."""
-    producer, due = self._producer, self._watch.slow_s
+    producer, due = self._producer, self._callbacks.slow_s
     while True:
       try:
         made = producer.take(min(_LOOK_S, start + due - time.perf_counter()))
       finally:
         for failure in producer.failures():
-          self._watch.on_retry(*failure)
+          self._callbacks.on_retry(*failure)
       if made is not None:
         return made
       waited_s = time.perf_counter() - start
       if waited_s >= due:
-        self._watch.on_slow(*producer.reading(), waited_s)
+        self._callbacks.on_slow(*producer.reading(), waited_s)
         due *= 2
 
   @property

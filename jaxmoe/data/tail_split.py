@@ -1,4 +1,4 @@
-"""A domain of one document holds out its end, which starts a paragraph, a line or a word."""
+"""The held-out tail of a domain of one document: it starts a paragraph, a line or a word."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxmoe.data.document import content_digest
-from jaxmoe.data.raw_example import Content, Entry, Source
-from jaxmoe.data.validation import Good
+from jaxmoe.data.raw_example import Content, RawExample, Source
+from jaxmoe.data.validation import ValidExample
 
 _BORDERS = ("\n\n", "\n", " ")
 END = " (its end)"
@@ -15,7 +15,7 @@ END = " (its end)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class TextSlices:
   """A source of parts of the texts of another; a locator is (the other's, start, end)."""
 
   of: Source
@@ -25,7 +25,7 @@ class Parts:
     """The name of the domain."""
     return self.of.domain
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
     """Yields what the other source does."""
     return self.of.scan(max_bytes)
 
@@ -38,22 +38,22 @@ class Parts:
     return text[start:end]
 
 
-def split_end(good: Good, share: float) -> tuple[Good, Good] | None:
+def split_tail(example: ValidExample, share: float) -> tuple[ValidExample, ValidExample] | None:
   """Returns a document without its end, and its end; None where it is no text that can be cut.
 
   The end is the smallest that has `share` of the characters and starts a paragraph, or else a line,
   or else a word, unless it would be twice as long.
   """
-  text = good.source.read(good.entry.locator)
-  if not isinstance(text, str) or good.entry.answer is not None:
+  text = example.source.read(example.raw.locator)
+  if not isinstance(text, str) or example.raw.answer is not None:
     return None
   at = _border(text, share)
   if not (text[:at].strip() and text[at:].strip()):
     return None
-  source = Parts(good.source)
+  source = TextSlices(example.source)
   return (
-    _part(good, source, text, (0, at), good.entry.name),
-    _part(good, source, text, (at, len(text)), good.entry.name + END),
+    _part(example, source, text, (0, at), example.raw.name),
+    _part(example, source, text, (at, len(text)), example.raw.name + END),
   )
 
 
@@ -66,9 +66,11 @@ def _border(text: str, share: float) -> int:
   return most
 
 
-def _part(good: Good, source: Source, text: str, span: tuple[int, int], name: str) -> Good:
+def _part(
+  example: ValidExample, source: Source, text: str, span: tuple[int, int], name: str
+) -> ValidExample:
   part = text[slice(*span)]
-  locator = (good.entry.locator, *span)
-  unit = f"{good.entry.unit}{span}"
-  entry = dataclasses.replace(good.entry, name=name, unit=unit, locator=locator)
-  return Good(source, entry, len(part.encode("utf-8")), 0, content_digest(part))
+  locator = (example.raw.locator, *span)
+  unit = f"{example.raw.unit}{span}"
+  raw = dataclasses.replace(example.raw, name=name, unit=unit, locator=locator)
+  return ValidExample(source, raw, len(part.encode("utf-8")), 0, content_digest(part))

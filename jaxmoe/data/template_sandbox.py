@@ -1,7 +1,8 @@
-"""A chat template as a program: Jinja from a stranger, run in a sandbox over marked text.
+"""A chat template in a sandbox: Jinja from a stranger, run over marked text.
 
-It can change nothing and reaches no attribute that is not plain data. What users wrote is `Said`
-to it, and stays that through macros, blocks, joins and JSON; what it puts down is a mark for it.
+It can change nothing and reaches no attribute that is not plain data. What users wrote is
+`UntrustedStr` to it, and stays that through macros, blocks, joins and JSON; what it puts down is a
+mark for it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.untrusted_text import MARK, Owner, Run, Said, mapped, parts_of, plain
+from jaxmoe.data.untrusted_text import (
+  MARK,
+  OwnedText,
+  Owner,
+  UntrustedStr,
+  map_pieces,
+  plain,
+  split_by_owner,
+)
 
 BEGIN, END = "\ue002", "\ue003"
 """Around what stands in {% generation %}."""
@@ -27,7 +36,7 @@ _DAMAGED = re.compile("[\ue000\ue001]")
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class RenderedChat:
   """What a template wrote.
 
   Attributes:
@@ -35,7 +44,7 @@ class Written:
     spans: Start and end, in characters, of what it calls the assistant's own.
   """
 
-  runs: list[Run]
+  runs: list[OwnedText]
   spans: list[tuple[int, int]]
 
   @property
@@ -51,7 +60,7 @@ class Written:
       at += len(text)
 
 
-class Program:
+class SandboxedTemplate:
   """A compiled template.
 
   Args:
@@ -64,7 +73,7 @@ class Program:
   """
 
   def __init__(self, text: str, now: Callable[[str], str]):
-    self._lock, self._known = threading.Lock(), list[Run]()
+    self._lock, self._known = threading.Lock(), list[OwnedText]()
     environment = _environment(self._join, self._to_json)
     environment.globals["strftime_now"] = now
     try:
@@ -72,7 +81,9 @@ class Program:
     except Exception as error:  # whatever a compiler raises
       raise ValueError(_line(error)) from None
 
-  def write(self, values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Written:
+  def render(
+    self, values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]
+  ) -> RenderedChat:
     """Returns what it writes.
 
     Args:
@@ -85,23 +96,23 @@ class Program:
     """
     with self._lock:
       self._known.clear()
-      said = [
+      marked = [
         {name: value if name == "role" else self._marked(value, (number, name))
          for name, value in message.items()}
         for number, message in enumerate(messages)
       ]  # fmt: skip
       tools = self._marked(values["tools"], (TOOLS, "tools"))
       try:
-        text = self._template.render({**values, "messages": said, "tools": tools})
+        text = self._template.render({**values, "messages": marked, "tools": tools})
       except InputError:
         raise
       except Exception as error:  # a template is a program: it may raise anything
         raise ValueError(_line(error)) from None
-      return _written(text, self._known)
+      return _rendered(text, self._known)
 
   def _marked(self, value: Any, owner: Owner) -> Any:
     if isinstance(value, str):
-      return Said([(value, owner)], self._known)
+      return UntrustedStr([(value, owner)], self._known)
     if isinstance(value, list):
       return [self._marked(item, owner) for item in value]
     if isinstance(value, dict):
@@ -113,15 +124,17 @@ class Program:
   def _join(self, pieces: Iterable[str]) -> str:
     """Joins pieces, in which what was said stays so."""
     text = "".join(pieces)
-    return Said(parts_of(text, self._known), self._known) if MARK.search(text) else text
+    if not MARK.search(text):
+      return text
+    return UntrustedStr(split_by_owner(text, self._known), self._known)
 
   def _to_json(
     self, value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
     sort_keys: bool = False,
   ) -> str:  # fmt: skip
     def escaped(value: Any) -> Any:
-      if isinstance(value, Said):
-        return mapped(value, lambda text: json.dumps(text, ensure_ascii=ensure_ascii)[1:-1])
+      if isinstance(value, UntrustedStr):
+        return map_pieces(value, lambda text: json.dumps(text, ensure_ascii=ensure_ascii)[1:-1])
       if isinstance(value, (list, tuple)):
         return [escaped(item) for item in value]
       if isinstance(value, dict):
@@ -185,10 +198,10 @@ def _environment(join: Callable[..., str], to_json: Callable[..., str]) -> Any:
   return environment
 
 
-def _written(text: str, known: list[Run]) -> Written:
-  runs: list[Run] = []
+def _rendered(text: str, known: list[OwnedText]) -> RenderedChat:
+  runs: list[OwnedText] = []
   spans, begun, at = [], 0, 0
-  for run, owner in parts_of(text, known):
+  for run, owner in split_by_owner(text, known):
     if owner is None and _DAMAGED.search(run):
       raise ValueError("it takes what was said apart in a way that is not known here")
     for piece in [run] if owner is not None else _ENDS.split(run):
@@ -199,7 +212,7 @@ def _written(text: str, known: list[Run]) -> Written:
       elif piece:
         runs.append((piece, owner))
         at += len(piece)
-  return Written(runs, spans)
+  return RenderedChat(runs, spans)
 
 
 def _line(error: Exception) -> str:

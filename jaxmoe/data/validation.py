@@ -1,4 +1,4 @@
-"""Reading a source once: good records, and a report of what is skipped."""
+"""Validation of a source, read once: good records, and a report of what is skipped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat_format import Format, writer
+from jaxmoe.data.chat_format import ChatFormat, writer_for
 from jaxmoe.data.document import content_digest
-from jaxmoe.data.format_selection import format_of
+from jaxmoe.data.format_selection import select_format
 from jaxmoe.data.message import Conversation
 from jaxmoe.data.mixture import Data
-from jaxmoe.data.raw_example import Content, Entry, Source
-from jaxmoe.data.skip_report import Skipped
+from jaxmoe.data.raw_example import Content, RawExample, Source
+from jaxmoe.data.skip_report import SkipReport
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
 _EMPTY = "an empty document"
@@ -22,8 +22,8 @@ _REPORT_EVERY = 4096  # records between two lines of progress
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Good:
-  """A record that passed; `entry` has lost its content, which `source.read` gives again.
+class ValidExample:
+  """A record that passed; `raw` has lost its content, which `source.read` gives again.
 
   Attributes:
     in_part: Whether it is learned in part.
@@ -31,21 +31,21 @@ class Good:
   """
 
   source: Source
-  entry: Entry
+  raw: RawExample
   num_bytes: int
   unscored_bytes: int
   digest: bytes
   in_part: bool = False
-  talks: bool = False
+  is_chat: bool = False
 
 
-def scan(
+def validate_source(
   source: Source,
   data: Data,
   tokenizer: Tokenizer | None,
-  skipped: Skipped,
+  skipped: SkipReport,
   say: Callable[[str], None],
-) -> list[Good]:
+) -> list[ValidExample]:
   """Returns the good records of `source` in name order and adds the bad ones to `skipped`.
 
   Args:
@@ -58,34 +58,34 @@ def scan(
   Raises:
     InputError: nothing is there, too much of it is bad, or a file of records is broken.
   """
-  goods, chat = [], format_of(data)
+  examples, chat = [], select_format(data)
   try:
-    for number, entry in enumerate(source.scan(data.max_record_bytes), 1):
+    for number, raw in enumerate(source.scan(data.max_record_bytes), 1):
       if number % _REPORT_EVERY == 0:
         say(f"reading {source.domain}: {number} records")
-      if entry.lost_bytes is not None:
-        skipped.add_broken(source.domain, entry, data.allow_broken_files)
+      if raw.lost_bytes is not None:
+        skipped.add_broken(source.domain, raw, data.allow_broken_files)
         continue
-      flaw = entry.flaw or _flaw(entry.content, tokenizer, chat)
-      good = None if flaw else _good(source, entry, tokenizer, chat)
-      if good is None or not good.num_bytes:
-        skipped.add(source.domain, entry.place, flaw or _EMPTY)
+      why = raw.error or _find_error(raw.content, tokenizer, chat)
+      example = None if why else _valid_example(source, raw, tokenizer, chat)
+      if example is None or not example.num_bytes:
+        skipped.add(source.domain, raw.place, why or _EMPTY)
       else:
-        goods.append(good)
+        examples.append(example)
   except InputError as error:
     raise InputError(f"source {source.domain!r}: {error}") from None
-  skipped.check(source, len(goods), data.max_bad_share)
+  skipped.check(source, len(examples), data.max_bad_share)
   for line in skipped.lines(source.domain):
     say(line)
-  return sorted(goods, key=lambda good: good.entry.name)
+  return sorted(examples, key=lambda example: example.raw.name)
 
 
-def _flaw(content: Content | None, tokenizer: Tokenizer | None, chat: Format) -> str:
-  """Returns why the content of an entry cannot be used, or ''."""
+def _find_error(content: Content | None, tokenizer: Tokenizer | None, chat: ChatFormat) -> str:
+  """Returns why the content of a record cannot be used, or ''."""
   if isinstance(content, str):
     return "" if content.strip() else _EMPTY
   if content is not None and not isinstance(content, np.ndarray):
-    return writer(content, chat).flaw(content, tokenizer)
+    return writer_for(content, chat).find_error(content, tokenizer)
   ids = np.asarray(content)
   if not ids.size:
     return _EMPTY
@@ -96,8 +96,10 @@ def _flaw(content: Content | None, tokenizer: Tokenizer | None, chat: Format) ->
   return "the end-of-document id inside a document" if (ids == tokenizer.eod_id).any() else ""
 
 
-def _good(source: Source, entry: Entry, tokenizer: Tokenizer | None, chat: Format) -> Good:
-  content, unscored, in_part = entry.content, 0, False
+def _valid_example(
+  source: Source, raw: RawExample, tokenizer: Tokenizer | None, chat: ChatFormat
+) -> ValidExample:
+  content, unscored, in_part = raw.content, 0, False
   assert content is not None
   if isinstance(content, str):
     num_bytes = len(content.encode("utf-8"))
@@ -105,10 +107,10 @@ def _good(source: Source, entry: Entry, tokenizer: Tokenizer | None, chat: Forma
     assert tokenizer is not None
     num_bytes = len(tokenizer.decode_bytes(content))
   else:
-    pieces = writer(content, chat).text(content, tokenizer)
+    pieces = writer_for(content, chat).text(content, tokenizer)
     sizes = [(len(text.encode("utf-8")), learned) for text, learned in pieces]
     num_bytes, in_part = sum(size for size, _ in sizes), True
     unscored = sum(size for size, learned in sizes if not learned)
-  light = dataclasses.replace(entry, content=None)
-  talks = isinstance(content, Conversation)
-  return Good(source, light, num_bytes, unscored, content_digest(content), in_part, talks)
+  light = dataclasses.replace(raw, content=None)
+  is_chat = isinstance(content, Conversation)
+  return ValidExample(source, light, num_bytes, unscored, content_digest(content), in_part, is_chat)

@@ -1,4 +1,4 @@
-"""A process that makes batches for its parent: python -m jaxmoe.data.worker, started by `Remote`.
+"""The data worker: a process that makes batches for its parent, started by `WorkerClient`.
 
 It opens the corpus itself and says once a second that it is alive and what it reads. It ends when
 its parent does, which closes its standard input; Ctrl-C and SIGTERM, which may reach all processes
@@ -20,7 +20,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_plain
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data
-from jaxmoe.data.prefetch import Ahead
+from jaxmoe.data.prefetch import PrefetchThread
 from jaxmoe.data.worker_protocol import batch_frame, write_frame
 
 _BEAT_S = 1.0
@@ -31,14 +31,14 @@ class Worker:
 
   def __init__(self, pipe: BinaryIO):
     self._pipe, self._lock = pipe, threading.Lock()
-    self._producer: Ahead | None = None
+    self._producer: PrefetchThread | None = None
     self._doing = "opening the corpus"
 
   def serve(self, job: dict[str, Any], commands: queue.Queue[dict[str, Any]]) -> None:
     """Makes batches from the state of each command until the next one comes."""
     data = from_plain(Data, job["data"])
     corpus = open_corpus(data, job["cache_dir"], self._progress)
-    self._producer = producer = corpus.ahead(*job["stream"])
+    self._producer = producer = corpus.prefetch(*job["stream"])
     batch_size, seed = job["stream"][:2]
     self.say({"kind": "ready", "fingerprint": corpus.fingerprint(batch_size, seed)})
     while True:

@@ -1,4 +1,4 @@
-"""Batches made by another process, which may die or stop without the run noticing more than a wait.
+"""The client of a data worker: batches made by another process, which may die or stop.
 
 The parent keeps the state after the batch it took last. A worker whose pipe ends, or that says
 nothing while a batch is awaited, is killed, and another one goes on from that state.
@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.batches import Made
-from jaxmoe.data.loader_callbacks import Watch
-from jaxmoe.data.prefetch import Failure
+from jaxmoe.data.batches import ProducedBatch
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
+from jaxmoe.data.prefetch import ReadFailure
 from jaxmoe.data.worker_protocol import Frame, read_batch, read_frame
 
 _COMMAND = ("-m", "jaxmoe.data.worker")
@@ -31,25 +31,25 @@ _START_S = 120.0  # silence allowed to a worker that has not said anything yet: 
 _MAX_RESTARTS = 3  # without a batch in between
 
 
-class Remote:
+class WorkerClient:
   """The producer of batches in another process.
 
   Args:
     job: {data, cache_dir, stream, fingerprint}: the recipe of the data as plain values, where
-      tokenizers are kept, the arguments of `Corpus.ahead`, and what the worker must find.
+      tokenizers are kept, the arguments of `Corpus.prefetch`, and what the worker must find.
     state: Of the iterator, to begin with.
-    watch: Who is told of restarts.
+    callbacks: Who is told of restarts.
   """
 
-  def __init__(self, job: dict[str, Any], state: Any, watch: Watch):
-    self._job, self._state, self._watch = job, json.dumps(state), watch
+  def __init__(self, job: dict[str, Any], state: Any, callbacks: LoaderCallbacks):
+    self._job, self._state, self._callbacks = job, json.dumps(state), callbacks
     self._generation, self._restarts, self._fruitless = 0, 0, 0
     self._silent_s, self._heard = 0.0, 0
     self._error: InputError | None = None
-    self._workers = [_Worker(job)]
+    self._workers = [_WorkerProcess(job)]
     self._close = weakref.finalize(self, _end, self._workers)
 
-  def take(self, timeout_s: float) -> Made | None:
+  def take(self, timeout_s: float) -> ProducedBatch | None:
     """Returns the next batch; None when none has come yet, also after a restart.
 
     Raises:
@@ -74,7 +74,7 @@ class Remote:
     """Returns (domain, document) of what the worker reads, as it said last."""
     return self._workers[0].reading
 
-  def failures(self) -> Iterator[Failure]:
+  def failures(self) -> Iterator[ReadFailure]:
     """Yields the failures since the last call."""
     failures = self._workers[0].failures
     while failures:
@@ -95,7 +95,7 @@ class Remote:
     """Ends the worker."""
     self._close()
 
-  def _made(self, frame: Frame) -> Made | None:
+  def _made(self, frame: Frame) -> ProducedBatch | None:
     header, _ = frame
     if header["kind"] == "error":
       self._fail(header["message"])
@@ -110,21 +110,21 @@ class Remote:
     self._fruitless, self._silent_s = 0, 0.0
     return made
 
-  def _wait(self, worker: _Worker, waited_s: float) -> None:
+  def _wait(self, worker: _WorkerProcess, waited_s: float) -> None:
     """Adds up what was waited without a sign of life.
 
     By the waits and not by the clock: while this process was stopped, it could not hear.
     """
     self._silent_s = self._silent_s + waited_s if self._heard == worker.heard else 0.0
     self._heard = worker.heard
-    if self._silent_s > (self._watch.stall_s if worker.heard else _START_S):
+    if self._silent_s > (self._callbacks.stall_s if worker.heard else _START_S):
       self._replace("stalled")
 
   def _replace(self, what: str) -> None:
     words = self._workers[0].end()
     self._restarts += 1
     self._fruitless += 1
-    self._watch.on_worker(what, self._restarts)
+    self._callbacks.on_worker(what, self._restarts)
     if self._fruitless > _MAX_RESTARTS:
       self._fail(
         f"the data worker {what} {self._fruitless} times without a batch; its last words: "
@@ -133,7 +133,7 @@ class Remote:
     self._start()
 
   def _start(self) -> None:
-    self._workers[:] = [_Worker(self._job)]
+    self._workers[:] = [_WorkerProcess(self._job)]
     self._silent_s, self._heard = 0.0, 0
 
   def _fail(self, message: str) -> None:
@@ -142,13 +142,13 @@ class Remote:
     raise self._error
 
 
-class _Worker:
+class _WorkerProcess:
   """One process, the thread that listens to it, and what it said last."""
 
   def __init__(self, job: dict[str, Any]):
     self.frames: queue.Queue[Frame | None] = queue.Queue(maxsize=_AHEAD)
     self.reading = ("", "starting the data worker")
-    self.failures: collections.deque[Failure] = collections.deque(maxlen=1000)
+    self.failures: collections.deque[ReadFailure] = collections.deque(maxlen=1000)
     self.heard = 0  # signs of life
     self.ended, self._generation = False, -1
     self._words = tempfile.TemporaryFile()  # noqa: SIM115
@@ -208,6 +208,6 @@ class _Worker:
       pipe.flush()
 
 
-def _end(workers: list[_Worker]) -> None:
+def _end(workers: list[_WorkerProcess]) -> None:
   for worker in workers:
     worker.end()

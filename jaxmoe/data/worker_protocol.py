@@ -1,4 +1,4 @@
-"""What a data worker and its parent say to each other over pipes: JSON and raw bytes, no pickle.
+"""The wire format between a data worker and its parent: JSON and raw bytes, no pickle.
 
 To the worker go lines of JSON: first the job, then one command {generation, state} for every state
 it shall go on from. From the worker come frames, each a JSON header and any number of byte parts:
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxmoe.data.batches import NAMES, Made
+from jaxmoe.data.batches import NAMES, ProducedBatch
 
 Frame = tuple[dict[str, Any], list[bytearray]]
 _LENGTH = struct.Struct("<I")
@@ -45,7 +45,9 @@ def read_frame(pipe: BinaryIO) -> Frame | None:
   return header, parts
 
 
-def batch_frame(generation: int, made: Made, state: Any) -> tuple[dict[str, Any], list[bytes]]:
+def batch_frame(
+  generation: int, made: ProducedBatch, state: Any
+) -> tuple[dict[str, Any], list[bytes]]:
   """Returns the header and parts of a batch."""
   batch, counts, busy_s = made
   header = {
@@ -59,7 +61,7 @@ def batch_frame(generation: int, made: Made, state: Any) -> tuple[dict[str, Any]
   return header, [json.dumps(state).encode(), *arrays]
 
 
-def read_batch(frame: Frame) -> tuple[Made, str]:
+def read_batch(frame: Frame) -> tuple[ProducedBatch, str]:
   """Returns what the producer made, and its state as JSON text."""
   header, (state, *arrays) = frame
   batch = {

@@ -8,7 +8,7 @@ On your own text: --config=quickstart:text=FOLDER, a folder of .txt, .jsonl, .js
 .parquet or .arrow files; one kind a folder, found by suffix.
 """
 
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Stdlib
 from jaxmoe.data.sources.auto import source_at
 from jaxmoe.data.tokenizers.bpe import Bpe
@@ -34,13 +34,13 @@ def get_config(
     balance=(LoadBalance(weight=0.01), RouterZ(weight=1e-3)),
   )
   block = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=32, qk_norm="head"), moe)
-  parts: tuple[Part, ...] = (
-    Part(Stdlib(domain="code"), weight=0.96),
-    Part(Stdlib(domain="prose"), weight=0.02),
-    Part(Stdlib(domain="names"), weight=0.02),
+  parts: tuple[MixturePart, ...] = (
+    MixturePart(Stdlib(domain="code"), weight=0.96),
+    MixturePart(Stdlib(domain="prose"), weight=0.02),
+    MixturePart(Stdlib(domain="names"), weight=0.02),
   )
   if text:
-    parts = (Part(source_at(text)),)
+    parts = (MixturePart(source_at(text)),)
   return Experiment(
     # The window of the shuffle covers the whole corpus: what comes last then is a sample of all.
     data=Data(

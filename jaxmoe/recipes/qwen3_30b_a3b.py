@@ -8,9 +8,9 @@ laptop the recipe builds abstractly (`get_config().decoder()`), which allocates 
 Source: Qwen3 technical report 2025, arXiv:2505.09388, table 2 and the released config.
 """
 
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources import Text
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.sources import TextFiles
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.attention import Attention
 from jaxmoe.models.block import Block
 from jaxmoe.models.stack import Segment
@@ -37,8 +37,8 @@ def get_config(seq_len: int = 32768) -> Experiment:
   )
   return Experiment(
     data=Data(
-      parts=(Part(Text(path="data")),),
-      tokenizer=File(path="tokenizer.json", vocab_size=151936),
+      parts=(MixturePart(TextFiles(path="data")),),
+      tokenizer=TokenizerFile(path="tokenizer.json", vocab_size=151936),
       seq_len=seq_len,
     ),
     model=Transformer(

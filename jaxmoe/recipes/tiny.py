@@ -13,7 +13,7 @@ zero_copy_constant where the balance loss is about those; a router is topk, and 
 from typing import Final
 
 from jaxmoe.core.recipe import component
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
 from jaxmoe.models.block import ATTENTION, Block
 from jaxmoe.models.stack import Segment
@@ -55,7 +55,8 @@ def get_config(
   block = Block(component(ATTENTION, "attention", attention), moe)
   return Experiment(
     data=Data(
-      parts=tuple(Part(Synthetic(task=task, num_documents=400)) for task in TASKS), seq_len=64
+      parts=tuple(MixturePart(Synthetic(task=task, num_documents=400)) for task in TASKS),
+      seq_len=64,
     ),
     model=Transformer(dim=32, stack=(Segment((block,), repeats=2),)),
     optim=Optim(component(OPTIMIZERS, "optimizer", optimizer), Cosine(warmup_steps=2)),

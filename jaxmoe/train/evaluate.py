@@ -25,8 +25,8 @@ import numpy as np
 
 from jaxmoe.core.names import by_layer
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.data.document import behind_start
-from jaxmoe.data.tokenizers.tokenizer import Ends
+from jaxmoe.data.document import without_start_id
+from jaxmoe.data.tokenizers.tokenizer import BoundaryIds
 from jaxmoe.models.masks import DocumentMask, WindowMask
 from jaxmoe.models.transformer import Decoder, Params, Transformer
 from jaxmoe.moe.routers.forced import Forced
@@ -39,14 +39,14 @@ Batches = Iterator[tuple[dict[str, np.ndarray], np.ndarray]]
 
 
 def document_windows(
-  ids: np.ndarray, ends: Ends, length: int, scored_mask: np.ndarray | None = None
+  ids: np.ndarray, ends: BoundaryIds, length: int, scored_mask: np.ndarray | None = None
 ) -> Iterator[Window]:
   """Yields the windows of a document, each at most `length` tokens, together scoring it once.
 
   Where `scored_mask`, over the ids and the end of document, is false, nothing is scored; windows
   without a scored token are left out.
   """
-  ids, scored_mask = behind_start(ids, scored_mask, ends[0])
+  ids, scored_mask = without_start_id(ids, scored_mask, ends[0])
   inputs = np.concatenate([[ends[0]], ids]).astype(np.int32)
   labels = np.concatenate([ids, [ends[1]]]).astype(np.int32)
   if scored_mask is not None:
@@ -66,7 +66,7 @@ def evaluate(
   decoder: Decoder,
   params: Params,
   domains: Domains,
-  ends: Ends,
+  ends: BoundaryIds,
   shape: tuple[int, int],
   alive: Callable[[], None] = lambda: None,
   fitted: bool = True,
@@ -121,7 +121,7 @@ def _per_byte(bits: float, num_bytes: int) -> float | None:
   return bits / num_bytes if num_bytes else None
 
 
-def _windows(documents: Sequence[Any], ends: Ends, length: int) -> Iterator[Window]:
+def _windows(documents: Sequence[Any], ends: BoundaryIds, length: int) -> Iterator[Window]:
   """Yields the windows of all documents."""
   for document in documents:
     yield from document_windows(document.ids, ends, length, document.scored)

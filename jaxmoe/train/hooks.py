@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import NotFiniteError
-from jaxmoe.data.tokenizers.tokenizer import Ends
+from jaxmoe.data.tokenizers.tokenizer import BoundaryIds
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.train.append_file import AppendFile
@@ -37,7 +37,7 @@ class EvaluationHook:
 
   def __init__(
     self, config: Evaluation, decoder: Decoder, domains: Mapping[str, Sequence[Any]],
-    text: tuple[Ends, int], observers: Observers,
+    text: tuple[BoundaryIds, int], observers: Observers,
   ):
     self.every = config.every
     self._decoder, self._observers, self.among = decoder, observers, domains

@@ -8,7 +8,7 @@ from jaxmoe.checkpoint import Store
 from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.data.corpus import Corpus
-from jaxmoe.data.stream import Stream
+from jaxmoe.data.stream import BatchStream
 from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.hooks import cut_samples
@@ -35,7 +35,7 @@ class Parts:
   corpus: Corpus
   spec: StateSpec
   store: Store
-  stream: Stream
+  stream: BatchStream
   observers: Observers
   samples: AppendFile
 

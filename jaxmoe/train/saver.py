@@ -14,7 +14,7 @@ from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.corpus import Corpus
-from jaxmoe.data.stream import Stream
+from jaxmoe.data.stream import BatchStream
 from jaxmoe.train import changed_definitions
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.parts import Parts
@@ -24,7 +24,7 @@ MAX_FAILED_SAVES = 3
 
 
 def make_record(
-  step: int, experiment: Experiment, corpus: Corpus, stream: Stream, rollbacks: int
+  step: int, experiment: Experiment, corpus: Corpus, stream: BatchStream, rollbacks: int
 ) -> dict[str, Any]:
   """Returns what lies beside the arrays of a step."""
   return {

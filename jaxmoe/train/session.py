@@ -23,8 +23,8 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.cost import host
 from jaxmoe.cost.peak import best_peak, together
 from jaxmoe.data.corpus import Corpus
-from jaxmoe.data.loader_callbacks import Watch as DataWatch
-from jaxmoe.data.stream import Stream
+from jaxmoe.data.loader_callbacks import LoaderCallbacks as DataWatch
+from jaxmoe.data.stream import BatchStream
 from jaxmoe.models.transformer import Params
 from jaxmoe.parallel import share_of_rows
 from jaxmoe.train import held_out_slice
@@ -329,7 +329,7 @@ class Session:
 
     return checked
 
-  def _draw(self, stream: Stream) -> Drawn:
+  def _draw(self, stream: BatchStream) -> Drawn:
     batch = self.layout.put_batch(next(stream))
     stats = stream.stats()
     clock = stats["time"]

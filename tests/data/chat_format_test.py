@@ -9,11 +9,11 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, to_json
-from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.jsonl import Jsonl
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.sources.text import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
 
@@ -41,7 +41,7 @@ def open_talks(write_texts):
 
   def open_(tokenizer=Bytes(), talks=None, **fields):  # noqa: B008
     lines = "\n".join(json.dumps({"messages": talk}) for talk in talks or _talks())
-    part = Part(Jsonl(write_texts({"talks.jsonl": lines}, "talks"), "talk"))
+    part = MixturePart(Jsonl(write_texts({"talks.jsonl": lines}, "talks"), "talk"))
     return open_corpus(Data((part,), tokenizer, seq_len=32, held_out=0.3, **fields))
 
   return open_
@@ -158,7 +158,7 @@ def test_conversations_that_teach_nothing_are_named(write_texts):
     '{"messages": [{"role": "assistant", "content": "a"}], "text": "b"}': wrong,
   }
   folder = write_texts({"a.jsonl": "\n".join([*good, *flawed])})
-  corpus = open_corpus(Data((Part(Jsonl(folder)),), held_out=0.3, max_bad_share=0.5))
+  corpus = open_corpus(Data((MixturePart(Jsonl(folder)),), held_out=0.3, max_bad_share=0.5))
   listed = [place.split(": ", 1)[1] for place in corpus.skipped["places"]]
   assert len(listed) == len(flawed)
   assert all(found.startswith(right) for found, right in zip(listed, flawed.values()))
@@ -175,7 +175,7 @@ def test_text_next_to_messages_is_learned_whole(write_texts):
   lines = [json.dumps({"messages": talk}) for talk in _talks()]
   lines += [json.dumps({"text": f"plain {i}"}) for i in range(30)]
   folder = write_texts({"a.jsonl": "\n".join(lines)})
-  corpus = open_corpus(Data((Part(Jsonl(folder, "talk")),), held_out=0.3))
+  corpus = open_corpus(Data((MixturePart(Jsonl(folder, "talk")),), held_out=0.3))
   plain = [document for document in _documents(corpus) if document.text.startswith("plain")]
   assert len(plain) == 30
   assert all(d.scored is None and d.scored_bytes == d.num_bytes for d in plain)
@@ -183,17 +183,19 @@ def test_text_next_to_messages_is_learned_whole(write_texts):
 
 def test_another_template_is_other_data_and_another_tokenizer(open_talks):
   first, again = open_talks(Bpe(290)), open_talks(Bpe(290))
-  other = open_talks(Bpe(290), chat=Chat(before="[{role}] "))
+  other = open_talks(Bpe(290), chat=PlainChatFormat(before="[{role}] "))
   assert first.fingerprint(2, 0) == again.fingerprint(2, 0) != other.fingerprint(2, 0)
   assert first.tokenizer.digest == again.tokenizer.digest != other.tokenizer.digest
 
 
 def test_a_template_without_roles_or_answers_is_refused_and_others_survive_json():
   with pytest.raises(InputError, match="before must contain"):
-    Chat(before="### ")
+    PlainChatFormat(before="### ")
   with pytest.raises(InputError, match="answers is empty"):
-    Chat(answers=())
-  data = Data((Part(Text("x")),), chat=Chat("[{role}] ", "", ("model", "tool")))
+    PlainChatFormat(answers=())
+  data = Data(
+    (MixturePart(TextFiles("x")),), chat=PlainChatFormat("[{role}] ", "", ("model", "tool"))
+  )
   assert from_json(Data, to_json(data)) == data
   assert data.chat.pieces((("user", "a"), ("model", "b"))) == [
     ("[user] ", False), ("a", False), ("[model] ", False), ("b", True),
@@ -210,7 +212,7 @@ def test_of_a_prompt_and_its_completion_the_completion_is_learned_with_the_end(w
          {"prompt": "a", "completion": " "}]  # fmt: skip
   text = "\n".join(map(json.dumps, [*lines, *talks, *bad]))
   folder = write_texts({"a.jsonl": text})
-  corpus = open_corpus(Data((Part(Jsonl(folder, "talk")),), held_out=0.3, max_bad_share=0.1))
+  corpus = open_corpus(Data((MixturePart(Jsonl(folder, "talk")),), held_out=0.3, max_bad_share=0.1))
   for document in _documents(corpus):
     learned, rest = _split(document, corpus.tokenizer)
     assert document.scored[-1]

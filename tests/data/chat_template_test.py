@@ -6,7 +6,7 @@ import tokenizers
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.chat_template import encode_chat
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
-from jaxmoe.data.untrusted_text import Said, parts_of
+from jaxmoe.data.untrusted_text import UntrustedStr, split_by_owner
 
 pytest.importorskip("jinja2")
 
@@ -199,7 +199,7 @@ def test_a_template_trims_and_cuts_what_users_wrote_but_never_reads_it_as_its_ow
 
 def test_a_piece_of_what_was_said_answers_as_its_text_does():
   known = []
-  said = "<" + Said([("  a b\nc ", 0)], known) + ">"
+  said = "<" + UntrustedStr([("  a b\nc ", 0)], known) + ">"
   text = "<  a b\nc >"
   for asked in (len, str.split, lambda s: s.split(" ", 1), lambda s: s.rsplit(None, 1),
                 lambda s: s.strip("<> "), lambda s: s[2:-3].strip(), lambda s: s.startswith("< "),
@@ -207,5 +207,5 @@ def test_a_piece_of_what_was_said_answers_as_its_text_does():
                 lambda s: s == text, lambda s: s != text):  # fmt: skip
     found = asked(said) if asked is not str.split else said.split()
     assert found == asked(text)
-  assert "".join(text for text, _ in parts_of("x" + said.strip("<"), known)) == "x  a b\nc >"
+  assert "".join(text for text, _ in split_by_owner("x" + said.strip("<"), known)) == "x  a b\nc >"
   assert "a" not in str.__str__(said)

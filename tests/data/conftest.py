@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.sources.text import TextFiles
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def two_domains(write_texts, some_texts):
   """Returns the recipe of two text domains with disjoint letters, weights 3 and 1."""
   low = write_texts(some_texts(24, "abcdefgh"), "low")
   high = write_texts(some_texts(20, "STUVWXYZ"), "high")
-  parts = (Part(Text(low, "low"), 3.0), Part(Text(high, "high"), 1.0))
+  parts = (MixturePart(TextFiles(low, "low"), 3.0), MixturePart(TextFiles(high, "high"), 1.0))
   return Data(parts, seq_len=16, held_out=0.2)
 
 

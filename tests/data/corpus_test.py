@@ -14,14 +14,14 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, from_plain, override, to_json
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.held_out_split import place
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.skip_report import Skipped
+from jaxmoe.data.held_out_split import hash_fraction
+from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.skip_report import SkipReport
 from jaxmoe.data.sources.json_record import WRONG_FIELDS
 from jaxmoe.data.sources.jsonl import _SEVERAL, Jsonl
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.sources.text import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
 
@@ -29,7 +29,7 @@ LINES = "\n".join(json.dumps({"text": f"document {i}"}) for i in range(40))
 
 
 def _text_data(folder, **fields):
-  return Data((Part(Text(folder)),), **{"held_out": 0.3, **fields})
+  return Data((MixturePart(TextFiles(folder)),), **{"held_out": 0.3, **fields})
 
 
 def test_bad_records_are_skipped_counted_and_listed(write_texts, some_texts):
@@ -62,7 +62,7 @@ def test_bad_records_are_skipped_counted_and_listed(write_texts, some_texts):
 
 
 def test_the_share_of_bad_records_is_the_decimal_it_is_written_as():
-  skipped = Skipped()
+  skipped = SkipReport()
   for number in range(29):
     skipped.add("a", str(number), "no text")
   source = types.SimpleNamespace(domain="a")
@@ -93,7 +93,7 @@ def test_bad_lines_are_named_by_their_number(write_texts):
     b'{"text": "the last one"}',
   ]
   folder = write_texts({"a.jsonl": b"\n".join(lines)})
-  data = Data((Part(Jsonl(folder)),), held_out=0.3, max_bad_share=0.5, max_record_bytes=200)
+  data = Data((MixturePart(Jsonl(folder)),), held_out=0.3, max_bad_share=0.5, max_record_bytes=200)
   corpus = open_corpus(data)
   path = os.path.join(folder, "a.jsonl")
   fields = WRONG_FIELDS
@@ -109,7 +109,7 @@ def test_bad_lines_are_named_by_their_number(write_texts):
 
 def test_ids_are_refused_for_a_tokenizer_that_is_trained(write_texts):
   folder = write_texts({"a.jsonl": LINES + '\n{"tokens": [1]}'})
-  data = Data((Part(Jsonl(folder)),), Bpe(260), held_out=0.3, max_bad_share=0.5)
+  data = Data((MixturePart(Jsonl(folder)),), Bpe(260), held_out=0.3, max_bad_share=0.5)
   (flaws,) = open_corpus(data).skipped["counts"].values()
   assert flaws == {"ids given for a tokenizer that is trained on text": 1}
 
@@ -120,7 +120,7 @@ def test_documents_of_json_lines_are_read_again_exactly(write_texts, suffix):
   lines = "\n".join(json.dumps({"text": t, "more": 1}, ensure_ascii=i % 2) for i, t in
                     enumerate(texts)).encode()  # fmt: skip
   folder = write_texts({f"a.{suffix}": gzip.compress(lines) if "gz" in suffix else lines})
-  corpus = open_corpus(Data((Part(Jsonl(folder)),), held_out=0.3))
+  corpus = open_corpus(Data((MixturePart(Jsonl(folder)),), held_out=0.3))
   documents = [*corpus.train("jsonl"), *corpus.held_out("jsonl")]
   assert sorted(d.text for d in documents) == sorted(texts)
   assert all(d.num_bytes == len(d.text.encode()) for d in documents)
@@ -130,7 +130,7 @@ def test_a_broken_file_of_records_ends_the_run_whatever_its_share(write_texts):
   damaged = gzip.compress(LINES.encode())[:-20]
   whole = f"{LINES}\n" * 9 + "{"
   folder = write_texts({"a.jsonl": whole, "b.jsonl.gz": damaged, "c.jsonl.gz": b""})
-  data = Data((Part(Jsonl(folder)),), held_out=0.3, max_bad_share=1.0)
+  data = Data((MixturePart(Jsonl(folder)),), held_out=0.3, max_bad_share=1.0)
   with pytest.raises(InputError, match=r"/b\.jsonl\.gz: cannot be read .*data\.allow_broken"):
     open_corpus(data)
   said = []
@@ -160,7 +160,7 @@ def test_a_file_that_is_one_document_stays_one_bad_record(write_texts, some_text
 
 
 def test_where_everything_is_broken_the_files_are_named(write_texts):
-  data = Data((Part(Jsonl(write_texts({"a.jsonl.gz": b""}))),), allow_broken_files=True)
+  data = Data((MixturePart(Jsonl(write_texts({"a.jsonl.gz": b""}))),), allow_broken_files=True)
   with pytest.raises(InputError, match=r"0 of 0 records.*such as .*a\.jsonl\.gz: cannot be read"):
     open_corpus(data)
 
@@ -216,13 +216,15 @@ def test_adding_a_file_moves_no_other(write_texts, some_texts):
 def test_a_file_in_two_domains_is_held_out_in_both_or_in_neither(write_texts, some_texts):
   outer = write_texts({f"inner/{name}": text for name, text in some_texts(40).items()})
   inner = os.path.join(outer, "inner")
-  parts = (Part(Text(outer, "outer")), Part(Text(inner, "inner")))
+  parts = (MixturePart(TextFiles(outer, "outer")), MixturePart(TextFiles(inner, "inner")))
   corpus = open_corpus(Data(parts, held_out=0.2))
   held = [{d.name.split("/")[-1] for d in corpus.held_out(name)} for name in ("outer", "inner")]
   assert held[0] == held[1]
   # The two paths of a file hash apart, so by paths alone the domains would disagree.
   names = {f"{letter}{i:03d}.txt" for letter in "a" for i in range(40)}
-  assert any((place(f"inner/{name}") < 0.2) != (place(name) < 0.2) for name in names)
+  assert any(
+    (hash_fraction(f"inner/{name}") < 0.2) != (hash_fraction(name) < 0.2) for name in names
+  )
 
 
 def test_held_out_documents_have_ids_and_bytes_of_their_text(write_texts):
@@ -245,7 +247,7 @@ def test_held_out_documents_have_ids_and_bytes_of_their_text(write_texts):
 def test_documents_of_ids_count_the_bytes_they_decode_to(write_texts):
   ids = [list(f"\N{SNOWMAN}{i}".encode()) for i in range(20)]
   folder = write_texts({"a.jsonl": "\n".join(json.dumps({"tokens": i}) for i in ids)})
-  corpus = open_corpus(Data((Part(Jsonl(folder)),), held_out=0.3))
+  corpus = open_corpus(Data((MixturePart(Jsonl(folder)),), held_out=0.3))
   for document in corpus.held_out("jsonl"):
     assert document.ids.tolist() in ids and document.num_bytes == len(document.ids)
     assert document.raw == bytes(document.ids.tolist())
@@ -283,13 +285,13 @@ def test_nothing_at_a_path_is_said_with_the_path(tmp_path, write_texts):
     with pytest.raises(InputError, match=r"no \.txt file at"):
       open_corpus(_text_data(path))
   with pytest.raises(InputError, match="path is empty"):
-    Text(path="")
+    TextFiles(path="")
   with pytest.raises(InputError, match="0 of 0 records cannot be used: it is empty"):
-    open_corpus(Data((Part(Jsonl(write_texts({"a.jsonl": "\n\n"}))),)))
+    open_corpus(Data((MixturePart(Jsonl(write_texts({"a.jsonl": "\n\n"}))),)))
 
 
 def test_recipes_with_values_that_make_no_sense_are_refused():
-  part = Part(Synthetic())
+  part = MixturePart(Synthetic())
   for fields in (
     {"parts": ()}, {"parts": (part, part)}, {"held_out": 0.0}, {"held_out": 1.0}, {"seq_len": 0},
     {"max_bad_share": -0.1}, {"shuffle_tokens": 0}, {"cache_bytes": -1}, {"max_record_bytes": 0},
@@ -298,11 +300,16 @@ def test_recipes_with_values_that_make_no_sense_are_refused():
       Data(**{"parts": (part,), **fields})
   for weight in (0.0, -1.0, float("nan"), float("inf")):
     with pytest.raises(InputError, match="weight"):
-      Part(Synthetic(), weight)
+      MixturePart(Synthetic(), weight)
 
 
 def test_a_recipe_survives_json_and_takes_overrides():
-  parts = (Part(Stdlib("prose"), 2.0), Part(Synthetic("add")), Part(Text("x")), Part(Jsonl("y")))
+  parts = (
+    MixturePart(Stdlib("prose"), 2.0),
+    MixturePart(Synthetic("add")),
+    MixturePart(TextFiles("x")),
+    MixturePart(Jsonl("y")),
+  )
   for tokenizer in (Bytes(), Bpe(512)):
     data = Data(parts, tokenizer)
     assert from_json(Data, to_json(data)) == data
@@ -311,7 +318,7 @@ def test_a_recipe_survives_json_and_takes_overrides():
 
 
 def test_the_three_domains_of_the_standard_library_do_not_overlap():
-  parts = tuple(Part(Stdlib(domain)) for domain in ("code", "prose", "names"))
+  parts = tuple(MixturePart(Stdlib(domain)) for domain in ("code", "prose", "names"))
   corpus = open_corpus(Data(parts))
   digests = [
     {d.digest for side in (corpus.train, corpus.held_out) for d in side(domain)}

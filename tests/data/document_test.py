@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.document import Document, Reader, content_digest
+from jaxmoe.data.document import Document, DocumentReader, content_digest
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
 
 
@@ -25,7 +25,7 @@ class _Counting:
 
 
 def _documents(source, cache_bytes):
-  reader = Reader(ByteTokenizer(), cache_bytes)
+  reader = DocumentReader(ByteTokenizer(), cache_bytes)
   return [
     Document(str(i), len(text), content_digest(text), None, source, i, reader)
     for i, text in enumerate(source.texts)
@@ -84,7 +84,7 @@ class _Failing(_Counting):
 @pytest.mark.parametrize("failures", [0, 1, 2])
 def test_a_read_that_fails_is_tried_again_and_noted(failures):
   source = _Failing(["abcd"], failures)
-  reader = Reader(ByteTokenizer(), 0, waits_s=(0, 0))
+  reader = DocumentReader(ByteTokenizer(), 0, waits_s=(0, 0))
   document = Document("d", 4, content_digest("abcd"), None, source, 0, reader)
   assert document.text == "abcd"
   assert list(reader.failures) == [("counting", "d", "Input/output error")] * failures
@@ -92,7 +92,7 @@ def test_a_read_that_fails_is_tried_again_and_noted(failures):
 
 def test_a_read_that_keeps_failing_names_the_document():
   source = _Failing(["abcd"], 99)
-  reader = Reader(ByteTokenizer(), 0, waits_s=(0, 0))
+  reader = DocumentReader(ByteTokenizer(), 0, waits_s=(0, 0))
   document = Document("d", 4, content_digest("abcd"), None, source, 0, reader)
   with pytest.raises(InputError, match=r"^document 'd' of 'counting' could not be read in 3 tries"):
     document.content  # noqa: B018

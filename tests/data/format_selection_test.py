@@ -9,12 +9,12 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import override
-from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.corpus import open_corpus, read_documents
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.tokenizers.bpe import Bpe
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 
 LINES = "\n".join(
   json.dumps({"messages": [{"role": "user", "content": f"<s> {i}"},
@@ -27,17 +27,19 @@ def _documents(corpus):
 
 
 def test_without_a_template_none_is_what_it_always_was(write_texts):
-  part, said = Part(Jsonl(write_texts({"talks.jsonl": LINES}), "talk")), []
-  none, record = (open_corpus(Data((part,), held_out=0.3, chat=chat)) for chat in (None, Chat()))
+  part, said = MixturePart(Jsonl(write_texts({"talks.jsonl": LINES}), "talk")), []
+  none, record = (
+    open_corpus(Data((part,), held_out=0.3, chat=chat)) for chat in (None, PlainChatFormat())
+  )
   assert none.fingerprint(2, 0) == record.fingerprint(2, 0)
   assert [a.ids.tolist() for a in _documents(none)] == [b.ids.tolist() for b in _documents(record)]
   changed = override(none.data, [("chat.before", "[{role}] ")])
-  assert changed.chat == Chat("[{role}] ")
+  assert changed.chat == PlainChatFormat("[{role}] ")
   for data, word in ((none.data, "no chat template"), (changed, "as the recipe has it")):
     said.clear()
     open_corpus(data, progress=said.append)
     (line,) = (line for line in said if "chats are written" in line)
-    assert word in line and repr((data.chat or Chat()).before) in line
+    assert word in line and repr((data.chat or PlainChatFormat()).before) in line
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def with_template(tmp_path, write_texts):
     config = {"bos_token": {"content": "<s>"}, "eos_token": None, "chat_template": "unused"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "chat_template.jinja").write_text(template)
-    part = Part(Jsonl(write_texts({"talks.jsonl": LINES}, "talks"), "talk"))
-    file = File(str(tmp_path / "tokenizer.json"), 300, start="<s>")
+    part = MixturePart(Jsonl(write_texts({"talks.jsonl": LINES}, "talks"), "talk"))
+    file = TokenizerFile(str(tmp_path / "tokenizer.json"), 300, start="<s>")
     return Data((part,), file, seq_len=32, held_out=0.3, **fields)
 
   return make
@@ -99,12 +101,12 @@ def test_text_needs_no_template_and_chats_without_jinja2_name_the_extra(
   with pytest.raises(InputError, match=r"source 'talk': .* pip install 'jaxmoe\[chat\]'"):
     open_corpus(data)
   text = "\n".join(json.dumps({"text": f"plain {i}"}) for i in range(30))
-  part = Part(Jsonl(write_texts({"a.jsonl": text}, "plain"), "talk"))
+  part = MixturePart(Jsonl(write_texts({"a.jsonl": text}, "plain"), "talk"))
   assert _documents(open_corpus(dataclasses.replace(data, parts=(part,))))
 
 
 def test_a_record_that_is_given_wins_over_the_template(with_template):
-  corpus = open_corpus(with_template(MARKED, chat=Chat("[{role}] ")))
+  corpus = open_corpus(with_template(MARKED, chat=PlainChatFormat("[{role}] ")))
   assert all(document.text.startswith("[user] ") for document in _documents(corpus))
 
 

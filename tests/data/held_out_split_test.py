@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.held_out_split import held_out_units, place
+from jaxmoe.data.held_out_split import hash_fraction, held_out_units
 
 KEYS = st.lists(st.text(), min_size=2, max_size=30, unique=True)
 
@@ -18,7 +18,7 @@ def _split(keys, share=0.5):
 
 @given(KEYS, st.randoms(use_true_random=False))
 def test_order_does_not_matter_and_adding_a_file_moves_no_other(keys, random):
-  held = {key for key in keys if place(key) < 0.5}
+  held = {key for key in keys if hash_fraction(key) < 0.5}
   shuffled = random.sample(keys, len(keys))
   for some in (keys, shuffled, keys[:-1]):
     expected = held & set(some)
@@ -48,9 +48,9 @@ def test_about_the_share_is_held_out():
 
 
 def test_a_unit_held_out_in_one_domain_is_held_out_in_all():
-  low = min("abcdefgh", key=place)
-  high = [key for key in "abcdefgh" if place(key) > 0.5]
-  share = (place(low) + min(place(key) for key in "abcdefgh" if key != low)) / 2
-  one = [(low, "shared"), ("zz" if place("zz") > share else "yy", "other")]
+  low = min("abcdefgh", key=hash_fraction)
+  high = [key for key in "abcdefgh" if hash_fraction(key) > 0.5]
+  share = (hash_fraction(low) + min(hash_fraction(key) for key in "abcdefgh" if key != low)) / 2
+  one = [(low, "shared"), ("zz" if hash_fraction("zz") > share else "yy", "other")]
   two = [(high[0], "shared"), (high[1], "second")]
   assert held_out_units({"one": one, "two": two}, share) == {"shared"}

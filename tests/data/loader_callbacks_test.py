@@ -10,8 +10,8 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.loader_callbacks import Watch
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
+from jaxmoe.data.sources.text import TextFiles
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def uncached(two_domains):
 @pytest.fixture
 def reads(monkeypatch):
   """Returns a list of functions of (domain, path) that are called before a text is read."""
-  before, real = [], Text.read
+  before, real = [], TextFiles.read
 
   def read(self, locator):
     for call in before:
       call(self.domain, locator)
     return real(self, locator)
 
-  monkeypatch.setattr(Text, "read", read)
+  monkeypatch.setattr(TextFiles, "read", read)
   return before
 
 
@@ -63,8 +63,8 @@ def test_a_slow_source_is_named_once_and_again_whenever_the_wait_has_doubled(unc
       open_again.set()
 
   reads.append(block)
-  watch = Watch(on_slow=on_slow, slow_s=0.02)
-  _assert_equal(_take(corpus.stream(4, 0, watch=watch), 6), expected)
+  watch = LoaderCallbacks(on_slow=on_slow, slow_s=0.02)
+  _assert_equal(_take(corpus.stream(4, 0, callbacks=watch), 6), expected)
   # The first may have looked just before the document was reached.
   assert {entry[:2] for entry in told[1:4]} == {("high", os.path.basename(slow_path))}
   for (*_, waited_s), least in zip(told, (0.02, 0.04, 0.08, 0.16)):
@@ -81,8 +81,8 @@ def test_callbacks_come_on_the_thread_of_the_caller(uncached, reads):
       raise OSError(errno.EIO, "Input/output error")
 
   reads.append(fail_once)
-  watch = Watch(on_retry=lambda *_: threads.append(threading.current_thread()))
-  _take(corpus.stream(4, 0, watch=watch), 3)
+  watch = LoaderCallbacks(on_retry=lambda *_: threads.append(threading.current_thread()))
+  _take(corpus.stream(4, 0, callbacks=watch), 3)
   assert threads == [threading.current_thread()] * 2
 
 
@@ -97,8 +97,8 @@ def test_a_read_that_fails_once_is_named_and_changes_no_batch(uncached, reads):
       raise OSError(errno.ESTALE, "Stale file handle")
 
   reads.append(fail_once)
-  watch = Watch(on_retry=lambda *what: told.append(what))
-  _assert_equal(_take(corpus.stream(4, 0, watch=watch), 6), expected)
+  watch = LoaderCallbacks(on_retry=lambda *what: told.append(what))
+  _assert_equal(_take(corpus.stream(4, 0, callbacks=watch), 6), expected)
   names = {os.path.basename(path) for path in failed}
   assert len(names) == 2
   assert sorted(told) == sorted(("high", name, "Stale file handle") for name in names)
@@ -115,11 +115,11 @@ def test_a_source_that_died_stops_the_stream_with_its_name_each_time_it_is_asked
       raise OSError(errno.ENOENT, "No such file or directory")
 
   reads.append(fail)
-  stream = corpus.stream(4, 0, watch=Watch(on_retry=lambda *what: told.append(what)))
+  stream = corpus.stream(4, 0, callbacks=LoaderCallbacks(on_retry=lambda *what: told.append(what)))
   for _ in range(2):
     with pytest.raises(InputError, match=r"document '.*' of 'high' could not be read in 4 tries"):
       _take(stream, 6)
-    stream = corpus.stream(4, 0, watch=Watch())
+    stream = corpus.stream(4, 0, callbacks=LoaderCallbacks())
   assert len(told) == 3 and len({name for _, name, _ in told}) == 1
   reads.clear()
   stream.restore(state)
@@ -161,7 +161,7 @@ def test_closing_leaves_a_thread_that_hangs_in_a_read_behind(uncached, reads, mo
     told.append(what)
     raise KeyboardInterrupt
 
-  stream = corpus.stream(4, 0, watch=Watch(on_slow=on_slow, slow_s=0.01))
+  stream = corpus.stream(4, 0, callbacks=LoaderCallbacks(on_slow=on_slow, slow_s=0.01))
   with pytest.raises(KeyboardInterrupt):
     next(stream)
   assert entered.wait(60)
@@ -173,4 +173,4 @@ def test_closing_leaves_a_thread_that_hangs_in_a_read_behind(uncached, reads, mo
 def test_waits_that_are_no_waits_are_refused():
   for fields in ({"slow_s": 0}, {"stall_s": -1}):
     with pytest.raises(InputError, match="positive"):
-      Watch(**fields)
+      LoaderCallbacks(**fields)

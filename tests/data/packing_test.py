@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxmoe.data.document import Document, Reader, content_digest
-from jaxmoe.data.loader_callbacks import Reading
+from jaxmoe.data.document import Document, DocumentReader, content_digest
+from jaxmoe.data.loader_callbacks import CurrentDocument
 from jaxmoe.data.packing import packed_rows, permutation
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
 
@@ -26,7 +26,7 @@ class _Memory:
 
 
 def _documents(texts):
-  reader = Reader(ByteTokenizer(), 10**6)
+  reader = DocumentReader(ByteTokenizer(), 10**6)
   return [
     Document(f"{i:03d}", len(text), content_digest(text), None, _Memory(), text, reader)
     for i, text in enumerate(texts)
@@ -37,7 +37,9 @@ TEXTS = ["a", "bc" * 20, "defg", "h" * 7, "ijklmnop", "qr" * 37, "s", "tuvw"]
 
 
 def _rows(number, seq_len, shuffle_tokens=1, texts=TEXTS, seed="0"):
-  dataset = packed_rows(_documents(texts), seq_len, shuffle_tokens, (EOD, EOD), seed, Reading())
+  dataset = packed_rows(
+    _documents(texts), seq_len, shuffle_tokens, (EOD, EOD), seed, CurrentDocument()
+  )
   return list(itertools.islice(iter(dataset), number))
 
 
@@ -163,7 +165,7 @@ def test_seeds_give_other_orders_and_neighbours_share_no_epoch():
 
 
 def test_a_document_starts_with_one_id_and_ends_with_another():
-  rows = packed_rows(_documents(["ab"]), 3, 1, (7, 9), "seed", Reading())
+  rows = packed_rows(_documents(["ab"]), 3, 1, (7, 9), "seed", CurrentDocument())
   row = next(iter(rows))
   a, b = b"ab"
   assert row["ids"].tolist() == [7, a, b] and row["labels"].tolist() == [a, b, 9]

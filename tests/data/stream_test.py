@@ -11,10 +11,10 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.sources.synthetic import Synthetic
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.sources.text import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 
 NAMES = ("ids", "labels", "position", "segment", "domain")
@@ -176,9 +176,9 @@ def test_counters_of_a_mixture_of_sources_agree_with_what_was_handed_out(
 ):
   lines = "\n".join(json.dumps({"text": t}) for t in some_texts(30, "STUVWXYZ").values())
   parts = (
-    Part(Text(write_texts(some_texts(24, "abcdefgh"), "low"), "low"), 5.0),
-    Part(Jsonl(write_texts({"a.jsonl": lines}, "high"), "high"), 2.0),
-    Part(Synthetic("add", size=2, num_documents=40), 1.0),
+    MixturePart(TextFiles(write_texts(some_texts(24, "abcdefgh"), "low"), "low"), 5.0),
+    MixturePart(Jsonl(write_texts({"a.jsonl": lines}, "high"), "high"), 2.0),
+    MixturePart(Synthetic("add", size=2, num_documents=40), 1.0),
   )
   data = Data(parts, seq_len=16, held_out=0.2, shuffle_tokens=1)
   stream = open_corpus(data).stream(4, 0)
@@ -227,8 +227,8 @@ def test_closing_stops_the_thread_and_the_stream(two_domains):
 
 def test_a_stream_that_is_dropped_or_left_open_ends_without_a_sound(two_domains):
   code = (
-    "from jaxmoe.data import *; from jaxmoe.data.sources.text import Text; import sys\n"
-    "data = Data((Part(Text(sys.argv[1])),), seq_len=16, held_out=0.2)\n"
+    "from jaxmoe.data import *; from jaxmoe.data.sources.text import TextFiles; import sys\n"
+    "data = Data((MixturePart(TextFiles(sys.argv[1])),), seq_len=16, held_out=0.2)\n"
     "corpus = open_corpus(data)\n"
     "dropped, left, closed = (corpus.stream(4, 0) for _ in range(3))\n"
     "[next(stream) for stream in (dropped, left, closed)]\n"
@@ -268,6 +268,6 @@ def test_what_is_kept_in_memory_changes_no_batch(two_domains, take):
 
 def test_rows_of_long_sequences_and_one_training_document_work(write_texts, take):
   texts = {"one.txt": "hello", "two.txt": "world", "three.txt": "third"}
-  data = Data((Part(Text(write_texts(texts))),), seq_len=64, held_out=0.5)
+  data = Data((MixturePart(TextFiles(write_texts(texts))),), seq_len=64, held_out=0.5)
   (batch,) = take(open_corpus(data).stream(2, 0), 1)
   assert batch["segment"].max() >= 64 // 6

@@ -8,8 +8,8 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources import Jsonl, Synthetic, Text
+from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.sources import Jsonl, Synthetic, TextFiles
 
 PARAGRAPHS = "".join(f"Line {i} \N{SNOWMAN} of three\n" + "\n" * (i % 3 == 2) for i in range(300))
 BORDERS = {
@@ -23,7 +23,7 @@ BORDERS = {
 
 def _corpus(folder, said=None, **fields):
   say = None if said is None else said.append
-  return open_corpus(Data((Part(Text(folder)),), **fields), progress=say)
+  return open_corpus(Data((MixturePart(TextFiles(folder)),), **fields), progress=say)
 
 
 @pytest.mark.parametrize("kind", BORDERS)
@@ -62,8 +62,8 @@ def test_a_document_that_changes_is_told_apart(write_texts):
 def test_beside_another_domain_only_the_single_one_is_cut(write_texts, some_texts):
   many = write_texts(some_texts(40), "many")
   one = write_texts({"a.jsonl": json.dumps({"text": PARAGRAPHS})}, "one")
-  alone = open_corpus(Data((Part(Text(many)),), held_out=0.2))
-  both = open_corpus(Data((Part(Text(many)), Part(Jsonl(one))), held_out=0.2))
+  alone = open_corpus(Data((MixturePart(TextFiles(many)),), held_out=0.2))
+  both = open_corpus(Data((MixturePart(TextFiles(many)), MixturePart(Jsonl(one))), held_out=0.2))
   names = [document.name for document in alone.held_out("text")]
   assert [document.name for document in both.held_out("text")] == names
   assert both.statistics["jsonl"]["held_out"]["documents"] == 1
@@ -80,16 +80,19 @@ REFUSED = {
 def test_what_cannot_be_cut_is_refused_as_before(write_texts, kind):
   source = Jsonl(write_texts({"a.jsonl": REFUSED[kind]}))
   with pytest.raises(InputError, match=r"of 1 documents none falls.*cut the text into more files"):
-    open_corpus(Data((Part(source),)))
+    open_corpus(Data((MixturePart(source),)))
 
 
 def test_a_task_with_one_answer_is_not_cut():
   with pytest.raises(InputError, match="of 1 documents none falls"):
-    open_corpus(Data((Part(Synthetic(num_documents=1)),)))
+    open_corpus(Data((MixturePart(Synthetic(num_documents=1)),)))
 
 
 def test_a_file_in_two_domains_is_not_trained_on_in_one_of_them(write_texts, some_texts):
   folder = pathlib.Path(write_texts({**some_texts(40), "sub/z.txt": PARAGRAPHS}))
-  parts = (Part(Text(str(folder), "all")), Part(Text(str(folder / "sub"), "one")))
+  parts = (
+    MixturePart(TextFiles(str(folder), "all")),
+    MixturePart(TextFiles(str(folder / "sub"), "one")),
+  )
   with pytest.raises(InputError, match="domain 'one': of 1 documents"):
     open_corpus(Data(parts, held_out=0.1))

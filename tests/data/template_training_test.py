@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jaxmoe.data.chat_template import Template
+from jaxmoe.data.chat_template import ChatTemplate
 from jaxmoe.data.sources.json_record import record_content
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.data.tokenizers.template_file import TemplateText
@@ -33,7 +33,7 @@ def readers():
 
 def form_of(template):
   day = datetime.datetime.fromisoformat(DATE)
-  return Template(TemplateText(template, "a template", tokens=TOKENS), day.strftime)
+  return ChatTemplate(TemplateText(template, "a template", tokens=TOKENS), day.strftime)
 
 
 def talk_of(record):
@@ -207,7 +207,7 @@ def test_what_a_template_does_not_write_is_named(readers):
     (content, {"messages": spoken["messages"][:1]}, "no answer to learn from"),
     (content, spoken, ""),
   ):
-    flaw = form_of(template).flaw(talk_of(record), tokenizer)
+    flaw = form_of(template).find_error(talk_of(record), tokenizer)
     assert wanted in flaw and bool(flaw) == bool(wanted), (flaw, wanted)
 
 
@@ -219,7 +219,7 @@ def test_types_of_tools_may_be_written_in_capitals_and_a_message_not(readers):
   assert readers["bytes"].decode(ids) == "<S>Xa: b" and text.strip() == "b<|end|>" and not ends
   shout = "{{ messages[0].content | upper }}{{ messages[1].content }}"
   del record["tools"]
-  assert "would change what a message says" in form_of(shout).flaw(talk_of(record), None)
+  assert "would change what a message says" in form_of(shout).find_error(talk_of(record), None)
 
 
 def test_masks_need_no_offsets_of_a_tokenizer_that_splits_letters(readers):

@@ -16,9 +16,9 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.loader_callbacks import Watch
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
+from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.sources.text import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 
 
@@ -126,8 +126,8 @@ def test_a_trained_tokenizer_is_the_same_in_the_worker(both, tmp_path):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_repeated(both, streams, seed):
   told, draw = [], random.Random(seed)
-  watch = Watch(on_worker=lambda *what: told.append(what))
-  thread, process = streams(both[0], seed), streams(both[1], seed, watch=watch)
+  watch = LoaderCallbacks(on_worker=lambda *what: told.append(what))
+  thread, process = streams(both[0], seed), streams(both[1], seed, callbacks=watch)
   for kills in range(3):
     number = draw.randrange(5)
     _assert_equal(_take(process, number), _take(thread, number))
@@ -143,8 +143,8 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_repeated(both, stre
 @pytest.mark.slow
 def test_a_stopped_worker_is_killed_and_replaced(both, streams):
   told = []
-  watch = Watch(on_worker=lambda *what: told.append(what), stall_s=3.0)
-  thread, process = streams(both[0], 2), streams(both[1], 2, watch=watch)
+  watch = LoaderCallbacks(on_worker=lambda *what: told.append(what), stall_s=3.0)
+  thread, process = streams(both[0], 2), streams(both[1], 2, callbacks=watch)
   _assert_equal(_take(process, 3), _take(thread, 3))
   stopped = _pid(process)
   os.kill(stopped, signal.SIGSTOP)
@@ -157,7 +157,7 @@ def test_a_stopped_worker_is_killed_and_replaced(both, streams):
 def test_signals_for_the_whole_run_do_not_end_the_worker(both, streams):
   told = []
   thread = streams(both[0])
-  process = streams(both[1], watch=Watch(on_worker=lambda *what: told.append(what)))
+  process = streams(both[1], callbacks=LoaderCallbacks(on_worker=lambda *what: told.append(what)))
   _assert_equal(_take(process, 2), _take(thread, 2))
   for number in (signal.SIGINT, signal.SIGTERM):
     os.kill(_pid(process), number)
@@ -170,7 +170,7 @@ def test_a_worker_that_keeps_dying_is_given_up_with_its_last_words(both, streams
   told = []
   code = "import sys; sys.exit('no luck\\ntoday')"
   monkeypatch.setattr("jaxmoe.data.worker_client._COMMAND", ("-c", code))
-  stream = streams(both[1], watch=Watch(on_worker=lambda *what: told.append(what)))
+  stream = streams(both[1], callbacks=LoaderCallbacks(on_worker=lambda *what: told.append(what)))
   for _ in range(2):
     with pytest.raises(InputError, match=r"died 4 times.*last words: no luck today; set .*=thread"):
       next(stream)
@@ -189,8 +189,8 @@ def test_what_is_wrong_with_the_data_arrives_as_the_worker_says_it(both, streams
 
 
 def test_a_worker_that_finds_other_files_is_refused(both, streams, write_texts):
-  watch = Watch(on_worker=lambda *what: None)
-  process = streams(both[1], watch=watch)
+  watch = LoaderCallbacks(on_worker=lambda *what: None)
+  process = streams(both[1], callbacks=watch)
   _take(process, 1)
   write_texts({"new.txt": "a new text"}, "low")
   os.kill(_pid(process), signal.SIGKILL)
@@ -215,9 +215,11 @@ def test_a_worker_names_a_slow_source_and_is_not_taken_for_a_stalled_one(both, s
       os.write(writer, text)
       os.close(writer)
 
-  watch = Watch(on_slow, on_worker=lambda *what: restarts.append(what), slow_s=0.5, stall_s=2.9)
+  watch = LoaderCallbacks(
+    on_slow, on_worker=lambda *what: restarts.append(what), slow_s=0.5, stall_s=2.9
+  )
   thread, process = (
-    streams(dataclasses.replace(data, cache_bytes=0), watch=watch) for data in both
+    streams(dataclasses.replace(data, cache_bytes=0), callbacks=watch) for data in both
   )
   expected = _take(thread, 40)
   _assert_equal(_take(process, 1), expected[:1])
@@ -262,4 +264,4 @@ def test_a_stream_that_is_dropped_left_open_or_closed_ends_its_worker_without_a_
 
 def test_the_worker_is_refused_under_another_name():
   with pytest.raises(InputError, match="worker must be"):
-    Data((Part(Text("x")),), worker="thraed")
+    Data((MixturePart(TextFiles("x")),), worker="thraed")

@@ -10,17 +10,17 @@ from tokenizers import models, pre_tokenizers, trainers
 WORDS = ("router", "expert", "token", "gate", "load", "drop", "rank", "slot", "scan", "mask")
 RECIPE = """
 import dataclasses
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources import Text
+from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.sources import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from launch.recipes import load_recipe
 
 def get_config(tokenizer: str = "file"):
   tiny = load_recipe({tiny!r}, [])
-  kinds = {{"file": File({tokenizer!r}, 300), "bpe": Bpe(280), "bytes": Bytes()}}
-  data = Data((Part(Text({texts!r})),), kinds[tokenizer], seq_len=64)
+  kinds = {{"file": TokenizerFile({tokenizer!r}, 300), "bpe": Bpe(280), "bytes": Bytes()}}
+  data = Data((MixturePart(TextFiles({texts!r})),), kinds[tokenizer], seq_len=64)
   return dataclasses.replace(tiny, data=data)
 """
 

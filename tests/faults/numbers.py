@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.data.stream import Stream
+from jaxmoe.data.stream import BatchStream
 from jaxmoe.moe.routers.router import RouterModule
 from jaxmoe.train import program
 
@@ -50,7 +50,7 @@ def on_batches(batches, change):
 
     return changed
 
-  swap(Stream, "__next__", make)
+  swap(BatchStream, "__next__", make)
 
 
 def set_mark(batch):

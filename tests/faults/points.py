@@ -63,9 +63,9 @@ POINTS = {
     File("open", "*/samples.md", calls=3),
   ),
   "data": (
-    Place("jaxmoe.data.corpus:scan", calls=4, within_s=0.01),
+    Place("jaxmoe.data.corpus:validate_source", calls=4, within_s=0.01),
     Place("jaxmoe.data.corpus:Corpus.stream", within_s=0.05),
-    Place("jaxmoe.data.stream:Stream.__next__", calls=6, within_s=0.002),
+    Place("jaxmoe.data.stream:BatchStream.__next__", calls=6, within_s=0.002),
   ),
   "rollback": (
     Place("jaxmoe.train.rollback:Rollback.__call__", within_s=0.1),
@@ -76,7 +76,7 @@ POINTS = {
   "restore": (
     Place(f"{STORE}.read", within_s=0.1),
     Place("jaxmoe.checkpoint.orbax_store:check_digests"),
-    Place("jaxmoe.data.stream:Stream.restore"),
+    Place("jaxmoe.data.stream:BatchStream.restore"),
     Place(f"{RUN_LOG}.resume"),
     Place("jaxmoe.train.parts:cut_samples"),
   ),

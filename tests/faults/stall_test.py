@@ -5,7 +5,7 @@ import pytest
 from tests.faults import points, runs
 
 HANGS = {
-  "data": (("jaxmoe.data.stream:Stream.__next__", 6),),
+  "data": (("jaxmoe.data.stream:BatchStream.__next__", 6),),
   "step": ((f"{points.LOOP}:summarize", 6),),
   "evaluation": (("jaxmoe.train.evaluate:score_rows", 8),),
   "samples": (("jaxmoe.train.hooks:generate", 2),),

@@ -12,8 +12,8 @@ WITH_WORKER = {
   "data.worker": "process", "data.seq_len": 128, "train.batch_size": 32, "train.num_steps": 10,
 }
 WATCH = {"do": "watch_worker", "stall_s": 1.0}
-NEXT = points.Place("jaxmoe.data.stream:Stream.__next__", calls=4)
-BEGIN = points.Place("jaxmoe.data.worker_client:Remote.take", within_s=1.0)
+NEXT = points.Place("jaxmoe.data.stream:BatchStream.__next__", calls=4)
+BEGIN = points.Place("jaxmoe.data.worker_client:WorkerClient.take", within_s=1.0)
 SIGNALS = {
   "data_worker_killed": (signal.SIGKILL, "died"), "data_worker_stopped": (signal.SIGSTOP, "stalled")
 }

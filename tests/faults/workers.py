@@ -28,7 +28,7 @@ def watch_worker(stall_s):
     return stream
 
   swap(worker_client, "_AHEAD", lambda _: 1)
-  swap(worker_client._Worker, "__init__", noting)
+  swap(worker_client._WorkerProcess, "__init__", noting)
   swap(Corpus, "stream", hasty)
 
 

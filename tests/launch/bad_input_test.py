@@ -339,14 +339,14 @@ def test_no_override_ends_in_a_traceback(tiny, data):
 # Data.
 
 
-def text_recipe(folder, path, source="Text", more=""):
+def text_recipe(folder, path, source="TextFiles", more=""):
   """Writes a recipe that reads a source at `path`; returns its config argument."""
   recipe = folder / "mine.py"
   recipe.write_text(
-    "from jaxmoe.data.mixture import Data, Part\n"
-    "from jaxmoe.data.sources import Jsonl, Stdlib, Text\n"
+    "from jaxmoe.data.mixture import Data, MixturePart\n"
+    "from jaxmoe.data.sources import Jsonl, Stdlib, TextFiles\n"
     "from jaxmoe.train.experiment import Experiment\n"
-    f"def get_config(): return Experiment(Data((Part({source}({path!r}{more})),)))\n"
+    f"def get_config(): return Experiment(Data((MixturePart({source}({path!r}{more})),)))\n"
   )
   return f"--config={recipe}"
 

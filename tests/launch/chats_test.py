@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from jaxmoe.core.recipe import from_plain, to_plain
-from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.tokenizers import load_tokenizer
-from jaxmoe.data.tokenizers.template_file import template_beside
+from jaxmoe.data.tokenizers.template_file import find_template
 from jaxmoe.train.workdir import Workdir
 from launch import export
 from launch.chats import asked_in, settled
@@ -76,7 +76,7 @@ def test_the_date_is_set_when_a_run_is_made_and_stays(converted):
   assert settled(undated, to_plain(old)) == old
   # What was asked for is kept, and then refused where the run is another.
   assert settled(made, to_plain(old)) == made
-  record = with_data(undated, chat=Chat("{role}"))
+  record = with_data(undated, chat=PlainChatFormat("{role}"))
   assert settled(record) == record
 
 
@@ -88,15 +88,17 @@ def test_a_recipe_without_a_template_has_no_date(tiny):
 
 def test_a_run_begun_when_recipes_held_a_format_goes_on_with_the_same_command(tiny):
   spec = tiny.removeprefix("--config=")
-  plain = to_plain(with_data(load_recipe(spec, []), chat=Chat()))
+  plain = to_plain(with_data(load_recipe(spec, []), chat=PlainChatFormat()))
   del plain["data"]["chat_date"]
   again = settled(load_recipe(spec, [], plain), plain)
-  assert again.data.chat == Chat()
+  assert again.data.chat == PlainChatFormat()
   assert again == from_plain(type(again), plain)
   plain["data"]["chat"]["before"] = "[{role}]"
   assert load_recipe(spec, [], plain).data.chat is None, "another format is another config"
   del plain["data"]["chat"]
-  assert from_plain(type(again), plain).data.chat == Chat(), "none is of before there was one"
+  assert from_plain(type(again), plain).data.chat == PlainChatFormat(), (
+    "none is of before there was one"
+  )
 
 
 def test_training_on_a_template_without_jinja2_names_the_extra(run, here, monkeypatch, tmp_path):
@@ -115,8 +117,8 @@ def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
   (line,) = (line for line in result.out.splitlines() if "chats are written" in line)
   assert line.endswith(f"chat_template.jinja, of {experiment.data.chat_date}")
   for chat, name, text in (
-    (None, "the template of ", "user: hi<|end|>\nit: "), (Chat("({role}) "), "'({role}) ' before",
-     "<|end|>(user) hi\n(assistant) "),
+    (None, "the template of ", "user: hi<|end|>\nit: "),
+    (PlainChatFormat("({role}) "), "'({role}) ' before", "<|end|>(user) hi\n(assistant) "),
   ):  # fmt: skip
     asked = asked_in(Workdir(run), with_data(experiment, chat=chat))
     tokenizer = load_tokenizer(run / "tokenizer.json")
@@ -127,10 +129,10 @@ def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
 def test_an_export_has_the_template_that_messages_were_trained_in(run, tmp_path, capsys):
   experiment = Workdir(run).experiment()
   export._write_tokenizer(tmp_path, Workdir(run), experiment)
-  assert template_beside(tmp_path).text == DATED
+  assert find_template(tmp_path).text == DATED
   other = with_data(experiment, tokenizer=dataclasses.replace(experiment.data.tokenizer, path="x"))
   export._write_tokenizer(tmp_path, Workdir(run), other)
-  assert template_beside(tmp_path) is None
+  assert find_template(tmp_path) is None
   assert capsys.readouterr().out.startswith("note: the checkpoint has no chat template: x: no such")
 
 

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding
 
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.batches import NAMES
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Decoder, Transformer
@@ -49,7 +49,7 @@ def trace_gradients(decoder, parallel, shape, micro=1):
 def compile_step(block, layers, dim, parallel, shape):
   """Returns the compiled training step with AdamW, its mesh, and the shapes of its state."""
   experiment = Experiment(
-    Data(parts=(Part(Synthetic()),), seq_len=shape[1]),
+    Data(parts=(MixturePart(Synthetic()),), seq_len=shape[1]),
     Transformer(dim=dim, stack=(Segment((block,), repeats=layers),)),
     Optim(AdamW(), Constant()),
     Train(num_steps=10, batch_size=shape[0]),

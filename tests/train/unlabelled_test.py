@@ -13,7 +13,7 @@ import pytest
 from jaxmoe.core.layout import one_device
 from jaxmoe.core.recipe import override
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.auto import source_at
 from jaxmoe.optim import Cosine
 from jaxmoe.train import session
@@ -41,7 +41,7 @@ def asked(tmp_path_factory):
       said = [{"role": "user", "content": question}, answer]
       file.write(json.dumps({"messages": said}) + "\n")
   tiny = load_recipe("configs/tiny.py", [])
-  data = Data(parts=(Part(source_at(str(folder))),), seq_len=LENGTH)
+  data = Data(parts=(MixturePart(source_at(str(folder))),), seq_len=LENGTH)
   optim = dataclasses.replace(tiny.optim, schedule=Cosine(warmup_steps=2))
   made = dataclasses.replace(tiny, data=data, optim=optim)
   return override(made, [(path, str(value)) for path, value in CHANGES.items()])

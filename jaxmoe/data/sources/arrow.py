@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.recipe import added
-from jaxmoe.data.raw_example import Content, Entry
+from jaxmoe.data.raw_example import Content, RawExample
 from jaxmoe.data.sources.arrow_columns import (
-  Place,
-  Rows,
-  arrow,
+  RowLocator,
+  RowReader,
   document_fields,
+  import_pyarrow,
   one_column,
   read_row,
   scan_rows,
@@ -48,21 +48,21 @@ class Arrow:
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .arrow or .feather files")
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
     """Yields every row, file by file in the order of their paths."""
     return scan_rows(find_files(self.path, _SUFFIXES, self.as_found), _open_rows, max_bytes)
 
-  def read(self, locator: Place) -> Content:
+  def read(self, locator: RowLocator) -> Content:
     """Returns the document in a row; a few record batches stay in memory."""
     return read_row(locator)
 
 
-class FileRows:
+class ArrowFileReader:
   """One file of the IPC file format; a group is a record batch, by its number."""
 
   def __init__(self, path: str):
     self.path, self.share = path, 0.0
-    with arrow().OSFile(path) as file, arrow().ipc.open_file(file) as reader:
+    with import_pyarrow().OSFile(path) as file, import_pyarrow().ipc.open_file(file) as reader:
       self.fields = document_fields(reader.schema.names)
       self._places = [reader.schema.names.index(name) for name in self.fields]
       self._num_groups = reader.num_record_batches
@@ -75,18 +75,18 @@ class FileRows:
 
   def load(self, group: int) -> Any:
     """Returns the column of a record batch; other columns are not read."""
-    ipc = arrow().ipc
+    ipc = import_pyarrow().ipc
     options = ipc.IpcReadOptions(use_threads=False, included_fields=self._places)
-    with arrow().OSFile(self.path) as file, ipc.open_file(file, options=options) as reader:
+    with import_pyarrow().OSFile(self.path) as file, ipc.open_file(file, options=options) as reader:
       return one_column(reader.get_batch(group), self.fields)
 
 
-class StreamRows:
+class ArrowStreamReader:
   """One file of the IPC stream format; a group is a record batch, by its place in the file."""
 
   def __init__(self, path: str):
     self.path, self.share = path, 0.0
-    with arrow().OSFile(path) as file, arrow().ipc.open_stream(file) as reader:
+    with import_pyarrow().OSFile(path) as file, import_pyarrow().ipc.open_stream(file) as reader:
       self._schema = reader.schema
     if "dictionary<" in str(self._schema):
       raise ValueError("a stream with dictionaries has no random access; write it as a file")
@@ -94,7 +94,10 @@ class StreamRows:
 
   def pieces(self) -> Iterator[tuple[int, int, Any]]:
     """Yields one record batch after the other."""
-    with arrow().OSFile(self.path) as file, arrow().ipc.open_stream(file) as reader:
+    with (
+      import_pyarrow().OSFile(self.path) as file,
+      import_pyarrow().ipc.open_stream(file) as reader,
+    ):
       while True:
         offset = file.tell()
         try:
@@ -106,16 +109,16 @@ class StreamRows:
 
   def load(self, group: int) -> Any:
     """Returns the column of the record batch at the byte `group`."""
-    with arrow().OSFile(self.path) as file:
+    with import_pyarrow().OSFile(self.path) as file:
       file.seek(group)
-      message = arrow().ipc.read_message(file)
-      batch = arrow().ipc.read_record_batch(message, self._schema)
+      message = import_pyarrow().ipc.read_message(file)
+      batch = import_pyarrow().ipc.read_record_batch(message, self._schema)
       return one_column(batch, self.fields)
 
 
-def _open_rows(path: str) -> Rows:
+def _open_rows(path: str) -> RowReader:
   with open(path, "rb") as file:
     magic = file.read(6)
   if magic[:4] == b"FEA1":
     raise ValueError("feather version 1; write it again with version 2")
-  return FileRows(path) if magic == b"ARROW1" else StreamRows(path)
+  return ArrowFileReader(path) if magic == b"ARROW1" else ArrowStreamReader(path)

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.raw_example import Content, Entry, broken, too_large
-from jaxmoe.data.sources.json_record import FIELDS, fields_of, record_content, record_entry
+from jaxmoe.data.raw_example import Content, RawExample, broken_file, too_large
+from jaxmoe.data.sources.json_record import FIELDS, fields_of, record_content, record_example
 
 _KEPT_BYTES = 2**26  # groups kept of one source; one group is kept whatever its size
 _STEP = 256  # rows turned into Python values at a time
-Place = tuple["Kept", "Rows", int, int]
+RowLocator = tuple["GroupCache", "RowReader", int, int]
 """The locator of a row: what keeps its group, its file, group and row in the group."""
 
 
-class Rows(Protocol):
+class RowReader(Protocol):
   """One file; its constructor reads what is needed to find its groups.
 
   Attributes:
@@ -45,14 +45,14 @@ class Rows(Protocol):
     """Returns the column of a whole group."""
 
 
-class Kept:
+class GroupCache:
   """The columns of the groups last used, up to a number of bytes."""
 
   def __init__(self, max_bytes: int = _KEPT_BYTES):
     self._max_bytes, self._columns = max_bytes, collections.OrderedDict[Any, Any]()
     self._lock = threading.Lock()
 
-  def column(self, rows: Rows, group: int) -> Any:
+  def column(self, rows: RowReader, group: int) -> Any:
     """Returns the checked column of a group."""
     key = rows.path, group
     with self._lock:
@@ -70,7 +70,7 @@ class Kept:
     return sum(column.nbytes for column in self._columns.values())
 
 
-def arrow() -> Any:
+def import_pyarrow() -> Any:
   """Returns the module pyarrow.
 
   Raises:
@@ -106,30 +106,30 @@ def one_column(rows: Any, fields: list[str]) -> Any:
 
 
 def scan_rows(
-  files: list[tuple[str, str]], open_rows: Callable[[str], Rows], max_bytes: int
-) -> Iterator[Entry]:
-  """Yields every row of the files as an entry, and one for a file that is damaged."""
-  damage = (OSError, ValueError, MemoryError, OverflowError, arrow().ArrowException)
-  kept = Kept()
+  files: list[tuple[str, str]], open_rows: Callable[[str], RowReader], max_bytes: int
+) -> Iterator[RawExample]:
+  """Yields every row of the files as an example, and one for a file that is damaged."""
+  damage = (OSError, ValueError, MemoryError, OverflowError, import_pyarrow().ArrowException)
+  kept = GroupCache()
   for name, path in files:
     number, rows = 0, None
     try:
       rows = open_rows(path)
       for group, first, column in rows.pieces():
-        for row, (content, flaw) in enumerate(_contents(column, rows.fields, max_bytes), first):
+        for row, (content, why) in enumerate(_contents(column, rows.fields, max_bytes), first):
           number += 1
-          locator: Place = kept, rows, group, row
-          yield record_entry(f"{path}:{number}", f"{name}:{number}", content, flaw, locator)
+          locator: RowLocator = kept, rows, group, row
+          yield record_example(f"{path}:{number}", f"{name}:{number}", content, why, locator)
     except damage as error:
       share = 0.0 if rows is None else rows.share
-      yield broken(path, name, error, functools.partial(_rest, path, share))
+      yield broken_file(path, name, error, functools.partial(_rest, path, share))
 
 
 def _rest(path: str, share: float) -> int:
   return round((1 - share) * os.path.getsize(path))
 
 
-def read_row(locator: Place) -> Content:
+def read_row(locator: RowLocator) -> Content:
   """Returns the content of a row.
 
   Raises:
@@ -138,15 +138,15 @@ def read_row(locator: Place) -> Content:
   kept, rows, group, row = locator
   try:
     column = kept.column(rows, group)
-    content, flaw = record_content(_record(_value(column[row]), rows.fields))
-  except (arrow().ArrowException, IndexError, EOFError) as error:
+    content, why = record_content(_record(_value(column[row]), rows.fields))
+  except (import_pyarrow().ArrowException, IndexError, EOFError) as error:
     raise ValueError(str(error)) from None
   except OSError as error:
     if error.errno is not None:
       raise
     raise ValueError(str(error)) from None  # not the system's: what is read makes no sense
   if content is None:
-    raise ValueError(flaw)
+    raise ValueError(why)
   return content
 
 
@@ -186,11 +186,11 @@ def _value(scalar: Any) -> Any:
 
 
 def _is_ids(kind: Any) -> bool:
-  return _is_list(kind) and arrow().types.is_integer(kind.value_type)
+  return _is_list(kind) and import_pyarrow().types.is_integer(kind.value_type)
 
 
 def _is_list(kind: Any) -> bool:
-  types = arrow().types
+  types = import_pyarrow().types
   return types.is_list(kind) or types.is_large_list(kind)
 
 
@@ -209,19 +209,19 @@ def _checked(column: Any) -> Any:
   Raises:
     ValueError: it is damaged.
   """
-  chunks = column.chunks if isinstance(column, arrow().ChunkedArray) else [column]
+  chunks = column.chunks if isinstance(column, import_pyarrow().ChunkedArray) else [column]
   checked = []
   for chunk in chunks:
     chunk = _decoded(chunk)
     chunk = chunk.view(_bytes_for_strings(chunk.type))
     chunk.validate(full=True)
     checked.append(chunk)
-  return checked[0] if len(checked) == 1 else arrow().chunked_array(checked)
+  return checked[0] if len(checked) == 1 else import_pyarrow().chunked_array(checked)
 
 
 def _decoded(chunk: Any) -> Any:
   """Returns an array without dictionaries, its own or of a struct's columns."""
-  pa = arrow()
+  pa = import_pyarrow()
   if pa.types.is_dictionary(chunk.type):
     chunk.validate(full=True)
     return chunk.dictionary_decode()
@@ -234,7 +234,7 @@ def _decoded(chunk: Any) -> Any:
 
 def _bytes_for_strings(kind: Any) -> Any:
   """Returns the type with bytes where `kind` has strings; the memory of both is the same."""
-  pa = arrow()
+  pa = import_pyarrow()
   plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
   if kind in plain:
     return plain[kind]

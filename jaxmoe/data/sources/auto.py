@@ -1,4 +1,4 @@
-"""The source for a path whose files tell by their suffixes what they hold."""
+"""The source for a path whose files tell by their suffixes (auto) what they hold."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from jaxmoe.data.sources.arrow import Arrow
 from jaxmoe.data.sources.find_files import find_files
 from jaxmoe.data.sources.jsonl import VALUES, Jsonl
 from jaxmoe.data.sources.parquet import Parquet
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.sources.text import TextFiles
 
-Kind = type[Text] | type[Jsonl] | type[Parquet] | type[Arrow]
-SUFFIXES: dict[str, Kind] = {
-  ".txt": Text,
+SourceClass = type[TextFiles] | type[Jsonl] | type[Parquet] | type[Arrow]
+SUFFIXES: dict[str, SourceClass] = {
+  ".txt": TextFiles,
   ".jsonl": Jsonl,
   ".jsonl.gz": Jsonl,
   ".parquet": Parquet,
@@ -30,7 +30,9 @@ def source_at(path: str) -> Source:
   Raises:
     InputError: nothing is there, or files of two kinds.
   """
-  kinds = {kind_of(name): name for name, _ in find_files(path, tuple(SUFFIXES), instead=VALUES)}
+  kinds = {
+    source_class_of(name): name for name, _ in find_files(path, tuple(SUFFIXES), instead=VALUES)
+  }
   if len(kinds) > 1:
     shown = " and ".join(sorted(kinds.values())[:2])
     raise InputError(
@@ -40,9 +42,9 @@ def source_at(path: str) -> Source:
   return kind(path)
 
 
-def kind_of(name: str) -> Kind:
+def source_class_of(name: str) -> SourceClass:
   """Returns the source of a file that is named outright, by its suffix; text by default."""
   if name.endswith(VALUES):
     return Jsonl
   fits = (kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix))
-  return next(fits, Text)
+  return next(fits, TextFiles)

@@ -2,7 +2,7 @@
 
 A message has a role and a content, a string or a list of text parts. `weight` (0 or 1) and `train`
 say whether it is learned; name, tool calls and reasoning are kept for a chat template. What would
-change what is learned and cannot be kept, such as an image, is a flaw with its name. Fields that
+change what is learned and cannot be kept, such as an image, is an error with its name. Fields that
 nobody here knows are ignored.
 """
 
@@ -30,7 +30,7 @@ ROLES = {
 """Roles by their names in ShareGPT's `from`."""
 
 
-class Flaw(Exception):
+class RecordError(Exception):
   """Why a value cannot be used."""
 
 
@@ -39,7 +39,7 @@ def text_of(value: Any) -> str:
   if isinstance(value, bytes):
     return value.decode("utf-8")
   if not isinstance(value, str):
-    raise Flaw(WRONG_FIELDS)
+    raise RecordError(WRONG_FIELDS)
   value.encode("utf-8")  # fails for an escape such as \ud800, which no file could hold
   return value
 
@@ -51,7 +51,7 @@ def conversation(value: Any, record: Mapping[str, Any]) -> Conversation:
   if record.get("system") and "conversations" in record and "messages" not in record:
     messages = (Message("system", text_of(record["system"])), *messages)
   if not messages:
-    raise Flaw("an empty document")
+    raise RecordError("an empty document")
   return Conversation(messages, _json(record.get("tools"), "tools"))
 
 
@@ -62,17 +62,19 @@ def completion(record: Mapping[str, Any]) -> Conversation | Completion:
     before = tuple(message._replace(learned=False) for message in _messages(prompt))
     messages = (*before, *_messages(after))
     if not messages:
-      raise Flaw("an empty document")
+      raise RecordError("an empty document")
     _refuse(record, OF_RECORD, "a record")
     return Conversation(messages, _json(record.get("tools"), "tools"))
   if isinstance(prompt, list) or isinstance(after, list):
-    raise Flaw("'prompt' and 'completion' that are not both strings or both lists of messages")
+    raise RecordError(
+      "'prompt' and 'completion' that are not both strings or both lists of messages"
+    )
   return Completion(text_of(prompt), text_of(after))
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
   if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-    raise Flaw(WRONG_FIELDS)
+    raise RecordError(WRONG_FIELDS)
   return tuple(map(_message, value))
 
 
@@ -80,13 +82,13 @@ def _message(plain: Mapping[str, Any]) -> Message:
   if plain.get("from") is not None and plain.get("role") is None:
     role = ROLES.get(text_of(plain["from"]))
     if role is None:
-      raise Flaw(f"a 'from' that is none of {', '.join(ROLES)}")
+      raise RecordError(f"a 'from' that is none of {', '.join(ROLES)}")
     plain = {**plain, "role": role, "content": plain.get("value")}
   _refuse(plain, OF_MESSAGE, "a message")
   more = {name: _kept(plain[name], name) for name in MORE if _has(plain, name)}
   content = plain.get("content")
   if content is None and not any(name in more for name in (TOOL_CALLS, *REASONING)):
-    raise Flaw(WRONG_FIELDS)
+    raise RecordError(WRONG_FIELDS)
   shown = None if content is None else _content(content)
   return Message(_role(plain.get("role")), shown, _learned(plain), more or None)
 
@@ -94,7 +96,7 @@ def _message(plain: Mapping[str, Any]) -> Message:
 def _refuse(plain: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
   for name in names:
     if _has(plain, name):
-      raise Flaw(f"{what} with {name!r}, which cannot be learned from")
+      raise RecordError(f"{what} with {name!r}, which cannot be learned from")
 
 
 def _has(plain: Mapping[str, Any], name: str) -> bool:
@@ -106,7 +108,7 @@ def _role(value: Any) -> str:
   role = text_of(value)
   # A role is written into the template, so it must not be able to look like the rest of one.
   if not role.isascii() or not role.replace("-", "_").isidentifier():
-    raise Flaw("a role that is not a word")
+    raise RecordError("a role that is not a word")
   return role
 
 
@@ -116,10 +118,10 @@ def _content(value: Any) -> str:
   texts = []
   for part in value:
     if not isinstance(part, dict):
-      raise Flaw(WRONG_FIELDS)
+      raise RecordError(WRONG_FIELDS)
     kind = text_of(part.get("type"))
     if kind not in ("text", "input_text", "output_text"):
-      raise Flaw(f"a part of the type {kind[:20]!r}, which cannot be learned from")
+      raise RecordError(f"a part of the type {kind[:20]!r}, which cannot be learned from")
     texts.append(text_of(part.get("text")))
   return "".join(texts)
 
@@ -127,11 +129,11 @@ def _content(value: Any) -> str:
 def _learned(plain: Mapping[str, Any]) -> bool | None:
   weight, train = plain.get("weight"), plain.get("train")
   if weight is not None and (not isinstance(weight, (int, float)) or weight not in (0, 1)):
-    raise Flaw("a 'weight' that is neither 0 nor 1")
+    raise RecordError("a 'weight' that is neither 0 nor 1")
   if train is not None and not isinstance(train, bool):
-    raise Flaw("a 'train' that is neither true nor false")
+    raise RecordError("a 'train' that is neither true nor false")
   if train is not None and weight is not None and train != bool(weight):
-    raise Flaw("a 'weight' and a 'train' that disagree")
+    raise RecordError("a 'weight' and a 'train' that disagree")
   if train is not None:
     return train
   return False if weight == 0 else None  # a weight of 1 is what every message has
@@ -149,11 +151,11 @@ def _json(value: Any, name: str) -> Any:
     try:
       value = json.loads(value or "null")
     except (ValueError, RecursionError):
-      raise Flaw(f"a {name!r} that is not JSON") from None
+      raise RecordError(f"a {name!r} that is not JSON") from None
   if not value:
     return None
   if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-    raise Flaw(f"a {name!r} that is not a list of objects")
+    raise RecordError(f"a {name!r} that is not a list of objects")
   return [_plain(item, name) for item in value]
 
 
@@ -165,5 +167,5 @@ def _plain(value: Any, name: str) -> Any:
   if value is None or isinstance(value, (bool, int, float)):
     return value
   if not isinstance(value, (str, bytes)):
-    raise Flaw(f"a {name!r} that is not JSON")
+    raise RecordError(f"a {name!r} that is not JSON")
   return text_of(value)

@@ -29,7 +29,7 @@ _FORMATS = (
 )
 
 
-def mark(raw: bytes) -> tuple[str, int]:
+def byte_order_mark(raw: bytes) -> tuple[str, int]:
   """Returns the encoding that the first bytes of a text tell, and how many bytes tell it."""
   return next(((name, len(sign)) for sign, name in _MARKS if raw.startswith(sign)), ("utf-8", 0))
 
@@ -40,18 +40,18 @@ def decode(raw: bytes) -> str:
   Raises:
     UnicodeDecodeError: its reason is what the bytes are instead.
   """
-  encoding, size = mark(raw)
+  encoding, size = byte_order_mark(raw)
   try:
     text = raw[size:].decode(encoding)
   except UnicodeDecodeError as error:
     invalid = INVALID_UTF8 if encoding == "utf-8" else f"invalid {encoding[:6].upper()}"
-    raise UnicodeDecodeError(encoding, b"", 0, 0, form_of(raw) or invalid) from error
+    raise UnicodeDecodeError(encoding, b"", 0, 0, binary_format(raw) or invalid) from error
   if _is_unmarked(raw):
-    raise UnicodeDecodeError(encoding, b"", 0, 0, form_of(raw))
+    raise UnicodeDecodeError(encoding, b"", 0, 0, binary_format(raw))
   return text
 
 
-def form_of(raw: bytes) -> str:
+def binary_format(raw: bytes) -> str:
   """Returns what a file is that begins with these bytes and is no text, or ''."""
   form = next((name for sign, name in _FORMATS if raw.startswith(sign)), "")
   return form or ("UTF-16 without a byte order mark" if _is_unmarked(raw) else "")
@@ -59,7 +59,7 @@ def form_of(raw: bytes) -> str:
 
 def _is_unmarked(raw: bytes) -> bool:
   """Whether most bytes in even or in odd places are 0 and hardly any other: ASCII as UTF-16."""
-  if mark(raw)[1]:
+  if byte_order_mark(raw)[1]:
     return False
   first, second = raw[: 2**16 : 2], raw[1 : 2**16 : 2]
   some, other = sorted((first.count(0), second.count(0)))

@@ -1,4 +1,4 @@
-"""Which files a path stands for: a folder, a glob or one file; each real file once.
+"""Files that a path stands for: a folder, a glob or one file; each real file once.
 
 Links are followed. A folder that links reach again, or that holds a link to itself, is entered
 once, and a file with several names goes by the one that has no link in it, or by the first.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from jaxmoe.core.errors import InputError
 
-Found = list[tuple[str, str]]
+FoundFiles = list[tuple[str, str]]
 """(path relative to the folder, path) of files, sorted."""
 
 
@@ -25,7 +25,7 @@ def check_path(path: str, what: str) -> None:
 
 def find_files(
   path: str, suffixes: tuple[str, ...], as_found: bool = False, instead: tuple[str, ...] = ()
-) -> Found:
+) -> FoundFiles:
   """Returns the files `path` stands for.
 
   A glob counts from its longest leading folder without a wildcard. A file named outright, or by a
@@ -52,12 +52,12 @@ def find_files(
   for kinds in (suffixes, instead) if in_folder else (("",),):
     files = [(name, item) for name, item in names if item.endswith(kinds)]
     if files:
-      return sorted(files) if as_found else once(files, root)
+      return sorted(files) if as_found else deduplicate(files, root)
   shown = " or ".join((*suffixes, *instead))
   raise InputError(f"no {shown} file at {path!r}; name a file, a folder or a glob of them")
 
 
-def once(files: Iterable[tuple[str, str]], root: str) -> Found:
+def deduplicate(files: Iterable[tuple[str, str]], root: str) -> FoundFiles:
   """Returns each real file once, under its name without a link below `root` if it has one."""
   real_root, names = os.path.realpath(root), dict[str, tuple[bool, str, str]]()
   for name, item in files:

@@ -1,4 +1,4 @@
-"""How much of a gzip file gave what was read of it."""
+"""The offset in a gzip file at which it has given so many bytes of its content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _GZIP = 31  # zlib's window bits for a gzip header and trailer
 _CHUNK = 2**16
 
 
-def bytes_for(path: str, num_bytes: int) -> int:
+def compressed_bytes_for(path: str, num_bytes: int) -> int:
   """Returns how many bytes of a gzip file give the first `num_bytes` of its content.
 
   They were read before, so what is damaged lies behind them, or is known by the checksum alone.

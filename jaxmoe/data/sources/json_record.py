@@ -2,9 +2,9 @@
 
 A record has one of three fields, whatever else it has: `text`, a string; `tokens`, ids made by the
 tokenizer of the recipe; `messages`, a list of objects with a `role` and a `content`, of which the
-answers are learned (see `Chat`). One that has none of them may have `conversations`, messages as
-ShareGPT has them, or a `prompt` and its `completion`, which is learned. Strings may be given as
-UTF-8 bytes, as columnar files hold them.
+answers are learned (see `PlainChatFormat`). One that has none of them may have `conversations`,
+messages as ShareGPT has them, or a `prompt` and its `completion`, which is learned. Strings may be
+given as UTF-8 bytes, as columnar files hold them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmoe.data.raw_example import INVALID_UTF8, Content, Entry
+from jaxmoe.data.raw_example import INVALID_UTF8, Content, RawExample
 from jaxmoe.data.sources.conversation import (
   OF_RECORD,
   WRONG_FIELDS,
-  Flaw,
+  RecordError,
   completion,
   conversation,
   text_of,
@@ -33,7 +33,7 @@ _INT32_MAX = 2**31 - 1
 
 
 def record_content(record: Any) -> tuple[Content | None, str]:
-  """Returns (content, '') or (None, flaw) of a record, a dict if all is well."""
+  """Returns (content, '') or (None, why) of a record, a dict if all is well."""
   found = one_field(record) if isinstance(record, dict) else None
   if found is None:
     return None, WRONG_FIELDS
@@ -41,8 +41,8 @@ def record_content(record: Any) -> tuple[Content | None, str]:
     return _content(found, record), ""
   except UnicodeError:
     return None, INVALID_UTF8
-  except Flaw as flaw:
-    return None, str(flaw)
+  except RecordError as why:
+    return None, str(why)
 
 
 def one_field(names: Iterable[str]) -> str | None:
@@ -67,18 +67,18 @@ def fields_of(names: Iterable[str]) -> list[str]:
   return [found, *(name for name in beside if name in names)]
 
 
-def record_entry(
-  place: str, name: str, content: Content | None, flaw: str, locator: Any = None
-) -> Entry:
-  """Returns the entry of a record; equal contents are on one side of the split."""
+def record_example(
+  place: str, name: str, content: Content | None, why: str, locator: Any = None
+) -> RawExample:
+  """Returns the example of a record; equal contents are on one side of the split."""
   if content is None:
-    return Entry(place, name, name, name, flaw=flaw)
+    return RawExample(place, name, name, name, error=why)
   if isinstance(content, np.ndarray):
     raw = content.tobytes()
   else:
     raw = (content if isinstance(content, str) else content.line).encode("utf-8")
   key = hashlib.sha256(raw).hexdigest()
-  return Entry(place, name, key, key, content, locator=locator)
+  return RawExample(place, name, key, key, content, locator=locator)
 
 
 def _content(field: str, record: Mapping[str, Any]) -> Content:
@@ -95,7 +95,7 @@ def _tokens(value: Any) -> np.ndarray:
   elif isinstance(value, np.ndarray) and value.dtype.kind in "iu":
     lowest, highest = (value.min(), value.max()) if value.size else (0, 0)
   else:
-    raise Flaw(WRONG_FIELDS)
+    raise RecordError(WRONG_FIELDS)
   if lowest < 0 or highest > _INT32_MAX:
-    raise Flaw("an id out of the vocabulary")
+    raise RecordError("an id out of the vocabulary")
   return np.array(value, np.int32)

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from jaxmoe.core.recipe import added
-from jaxmoe.data.raw_example import INVALID_UTF8, Content, Entry, broken, too_large
-from jaxmoe.data.sources.encoding import HEAD, decode, form_of, mark
+from jaxmoe.data.raw_example import INVALID_UTF8, Content, RawExample, broken_file, too_large
+from jaxmoe.data.sources.encoding import HEAD, binary_format, byte_order_mark, decode
 from jaxmoe.data.sources.find_files import check_path, find_files
-from jaxmoe.data.sources.gzip_offset import bytes_for
-from jaxmoe.data.sources.json_record import record_content, record_entry
+from jaxmoe.data.sources.gzip_offset import compressed_bytes_for
+from jaxmoe.data.sources.json_record import record_content, record_example
 from jaxmoe.data.sources.json_values import NotJson, is_lines, is_object, values
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -52,7 +52,7 @@ class Jsonl:
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .jsonl or .jsonl.gz files")
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
     """Yields every line that is not blank, file by file in the order of their paths."""
     instead = () if self.as_found else VALUES
     for name, path in find_files(self.path, SUFFIXES, self.as_found, instead):
@@ -65,9 +65,9 @@ class Jsonl:
     path, offset, length = locator
     with open(path, "rb") as file:
       file.seek(offset)
-      content, flaw = _parse(file.read(length))
+      content, why = _parse(file.read(length))
     if content is None:
-      raise ValueError(flaw)
+      raise ValueError(why)
     return content
 
 
@@ -79,16 +79,16 @@ class _File:
     self.gzipped = path.endswith(".gz")
     self._end = 0  # of what gave records, in bytes of what the file holds
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
-    """Yields its records, and where it ends early or cannot be read, an entry that says so."""
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
+    """Yields its records, and where it ends early or cannot be read, an example that says so."""
     try:
       with self._open() as file:
         yield from self._entries(file, max_bytes)
     except EOFError:
       early = EOFError(f"{'ends early' if self._num_bytes else 'is empty'}; {_UNKNOWN}")
-      yield broken(self.path, self.name, early, self._lost)
+      yield broken_file(self.path, self.name, early, self._lost)
     except (OSError, zlib.error, UnicodeDecodeError, NotJson) as error:
-      yield broken(self.path, self.name, error, self._lost)
+      yield broken_file(self.path, self.name, error, self._lost)
 
   def _open(self) -> BinaryIO:
     if not self.gzipped:
@@ -97,11 +97,11 @@ class _File:
       raise EOFError  # module gzip takes it for a file of nothing
     return cast(BinaryIO, gzip.open(self.path, "rb"))
 
-  def _entries(self, file: BinaryIO, max_bytes: int) -> Iterator[Entry]:
+  def _entries(self, file: BinaryIO, max_bytes: int) -> Iterator[RawExample]:
     start = b"" if self.as_found else file.read(HEAD)
-    if form_of(start):
-      raise NotJson(form_of(start))
-    encoding, skip = mark(start)
+    if binary_format(start):
+      raise NotJson(binary_format(start))
+    encoding, skip = byte_order_mark(start)
     file.seek(0)
     if encoding != "utf-8":
       file, skip = io.BytesIO(decode(file.read()).encode("utf-8")), 0
@@ -119,37 +119,37 @@ class _File:
       locator = None if in_memory else (self.path, offset, len(line or b""))
       yield self._entry(number, line, max_bytes, locator)
 
-  def _values(self, text: str, skip: int, max_bytes: int) -> Iterator[Entry]:
+  def _values(self, text: str, skip: int, max_bytes: int) -> Iterator[RawExample]:
     number, self._end, before = 0, skip, 0
     try:
       for number, (value, start, end) in enumerate(values(text), 1):
         place, name = f"{self.path}:{number}", f"{self.name}:{number}"
         size = len(text[start:end].encode("utf-8"))
         found = (None, too_large(max_bytes)) if size > max_bytes else record_content(value)
-        yield record_entry(place, name, *found, locator=[found[0]])
+        yield record_example(place, name, *found, locator=[found[0]])
         self._end, before = self._end + len(text[before:end].encode("utf-8")), end
     except NotJson:
       if number or text.lstrip().startswith("["):
         raise
     if not number and not text.lstrip().startswith("["):  # a file that is one record
-      flaw = "not JSON" if text.strip() else "an empty document"
-      yield Entry(self.path, self.name, self.name, self.name, flaw=flaw)
+      why = "not JSON" if text.strip() else "an empty document"
+      yield RawExample(self.path, self.name, self.name, self.name, error=why)
 
   def _entry(
     self, number: int, line: bytes | None, max_bytes: int, locator: tuple[str, int, int] | None
-  ) -> Entry:
+  ) -> RawExample:
     place, name = f"{self.path}:{number}", f"{self.name}:{number}"
     if line is None:
-      return Entry(place, name, name, name, flaw=too_large(max_bytes))
-    content, flaw = _parse(line)
+      return RawExample(place, name, name, name, error=too_large(max_bytes))
+    content, why = _parse(line)
     if not self.as_found and line.strip() in (b"{", b"["):
-      flaw = _SEVERAL
+      why = _SEVERAL
     # A list, since content that is messages is a tuple.
-    return record_entry(place, name, content, flaw, locator or [content])
+    return record_example(place, name, content, why, locator or [content])
 
   def _lost(self) -> int:
     """Returns how many bytes of the file gave no record; what a cut took away is not known."""
-    used = bytes_for(self.path, self._end) if self.gzipped else self._end
+    used = compressed_bytes_for(self.path, self._end) if self.gzipped else self._end
     return max(0, self._num_bytes - used)
 
   @property
@@ -175,7 +175,7 @@ def _lines(
 
 
 def _parse(line: bytes) -> tuple[Content | None, str]:
-  """Returns (content, '') or (None, flaw) of one line."""
+  """Returns (content, '') or (None, why) of one line."""
   try:
     record = json.loads(line.decode("utf-8"))
   except UnicodeDecodeError:

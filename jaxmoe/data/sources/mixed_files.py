@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.raw_example import Content, Entry, Source
-from jaxmoe.data.sources.auto import Kind, kind_of
-from jaxmoe.data.sources.encoding import HEAD, form_of, mark
+from jaxmoe.data.raw_example import Content, RawExample, Source
+from jaxmoe.data.sources.auto import SourceClass, source_class_of
+from jaxmoe.data.sources.encoding import HEAD, binary_format, byte_order_mark
 from jaxmoe.data.sources.find_files import find_files
 from jaxmoe.data.sources.jsonl import VALUES
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.sources.text import TextFiles
 
 TEXT = ".txt"  # called text, it is a bad record where it is none
 _PIECE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
+class FileGroup:
   """Files of one kind; each is a source by itself.
 
   Attributes:
@@ -32,30 +32,30 @@ class Files:
     kind: The class of its source.
   """
 
-  found: tuple[tuple[str, str], ...]
-  kind: Kind
+  files: tuple[tuple[str, str], ...]
+  kind: SourceClass
 
   @property
   def domain(self) -> str:
     """The name of the kind."""
-    return self.kind(self.found[0][1]).domain
+    return self.kind(self.files[0][1]).domain
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
-    """Yields the entries of every file, called by the name of the file."""
-    for name, path in self.found:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
+    """Yields the examples of every file, called by the name of the file."""
+    for name, path in self.files:
       source = self.kind(path)
-      for entry in source.scan(max_bytes):
-        number = entry.name.removeprefix(os.path.basename(path))
-        locator = (source, entry.locator)
-        yield dataclasses.replace(entry, name=name + number, locator=locator)
+      for example in source.scan(max_bytes):
+        number = example.name.removeprefix(os.path.basename(path))
+        locator = (source, example.locator)
+        yield dataclasses.replace(example, name=name + number, locator=locator)
 
   def read(self, locator: tuple[Source, Any]) -> Content:
-    """Returns the content of the entry with this locator."""
+    """Returns the content of the example with this locator."""
     source, inner = locator
     return source.read(inner)
 
 
-def sources_of(path: str) -> tuple[list[Files], list[str]]:
+def sources_of(path: str) -> tuple[list[FileGroup], list[str]]:
   """Returns a source for each kind of file at `path`, and the names of files without text.
 
   .json files are records where there is nothing else, and text beside other files.
@@ -65,17 +65,17 @@ def sources_of(path: str) -> tuple[list[Files], list[str]]:
   """
   files = find_files(path, ("",))
   records = all(name.endswith(VALUES) for name, _ in files)
-  kinds: dict[Kind, list[tuple[str, str]]] = {}
+  kinds: dict[SourceClass, list[tuple[str, str]]] = {}
   without = []
   for name, item in files:
-    kind = Text if name.endswith(VALUES) and not records else kind_of(name)
-    if kind is Text and not (name.endswith(TEXT) or holds_text(item)):
+    kind = TextFiles if name.endswith(VALUES) and not records else source_class_of(name)
+    if kind is TextFiles and not (name.endswith(TEXT) or holds_text(item)):
       without.append(name)
     else:
       kinds.setdefault(kind, []).append((name, item))
   if not kinds:
     raise InputError(f"no file at {path!r} holds text; name others")
-  return [Files(tuple(found), kind) for kind, found in kinds.items()], without
+  return [FileGroup(tuple(found), kind) for kind, found in kinds.items()], without
 
 
 def holds_text(path: str) -> bool:
@@ -83,8 +83,8 @@ def holds_text(path: str) -> bool:
   try:
     with open(path, "rb") as file:
       head = file.read(HEAD)
-      encoding, size = mark(head)
-      if form_of(head):
+      encoding, size = byte_order_mark(head)
+      if binary_format(head):
         return False
       file.seek(size)
       return _is_text(iter(lambda: file.read(_PIECE), b""), encoding)

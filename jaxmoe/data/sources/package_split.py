@@ -1,4 +1,4 @@
-"""Which files of a library are held out together: a package's, and modules that are near-copies.
+"""The held-out split of a library: packages go whole, and modules that are near-copies together.
 
 Files of one package share much of their text (the tables of `encodings` differ in a few lines), so
 a split by file asks for what was trained on.

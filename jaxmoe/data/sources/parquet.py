@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.core.recipe import added
-from jaxmoe.data.raw_example import Content, Entry
+from jaxmoe.data.raw_example import Content, RawExample
 from jaxmoe.data.sources.arrow_columns import (
-  Place,
-  arrow,
+  RowLocator,
   document_fields,
+  import_pyarrow,
   one_column,
   read_row,
   scan_rows,
@@ -46,16 +46,16 @@ class Parquet:
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .parquet files")
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
     """Yields every row, file by file in the order of their paths."""
-    return scan_rows(find_files(self.path, _SUFFIXES, self.as_found), ParquetRows, max_bytes)
+    return scan_rows(find_files(self.path, _SUFFIXES, self.as_found), ParquetReader, max_bytes)
 
-  def read(self, locator: Place) -> Content:
+  def read(self, locator: RowLocator) -> Content:
     """Returns the document in a row; a few row groups stay in memory."""
     return read_row(locator)
 
 
-class ParquetRows:
+class ParquetReader:
   """One parquet file; its metadata is kept, the file is not kept open."""
 
   def __init__(self, path: str):
@@ -85,7 +85,7 @@ class ParquetRows:
 
   def _open(self, metadata: Any) -> Any:
     # Without a buffer the bytes of a whole column chunk are read before the first row.
-    return arrow().parquet.ParquetFile(
+    return import_pyarrow().parquet.ParquetFile(
       self.path, metadata=metadata, buffer_size=2**20, pre_buffer=False
     )
 

@@ -17,10 +17,10 @@ from typing import Literal
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added
-from jaxmoe.data.raw_example import Entry
-from jaxmoe.data.sources.find_files import once
+from jaxmoe.data.raw_example import RawExample
+from jaxmoe.data.sources.find_files import deduplicate
 from jaxmoe.data.sources.package_split import split_key
-from jaxmoe.data.sources.text import file_entry, read_text
+from jaxmoe.data.sources.text import file_example, read_text
 
 _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _TOPICS = "pydoc_data/topics.py"
@@ -54,7 +54,7 @@ class Stdlib:
     if self.root is not None and self.domain != "code":
       raise InputError(f"root is for the domain 'code', not {self.domain!r}; set it to none")
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
     """Yields the documents of the domain in name order; empty modules are not documents."""
     if self.domain == "code":
       return islice(self._code(max_bytes), self.max_documents)
@@ -69,25 +69,25 @@ class Stdlib:
   def _as_found(self) -> bool:
     return self.split_by == "file"
 
-  def _code(self, max_bytes: int) -> Iterator[Entry]:
+  def _code(self, max_bytes: int) -> Iterator[RawExample]:
     root = self.root or sysconfig.get_paths()["stdlib"]
     files = _python_files(root)
     keys = set()
-    for name, path in files if self._as_found else once(files, root):
-      entry = file_entry(path, name, max_bytes, self._as_found)
-      if entry.content is None or str(entry.content).strip():
+    for name, path in files if self._as_found else deduplicate(files, root):
+      example = file_example(path, name, max_bytes, self._as_found)
+      if example.content is None or str(example.content).strip():
         key = name if self.split_by == "file" else split_key(name)
         keys.add(key)
-        yield dataclasses.replace(entry, split_key=key)
+        yield dataclasses.replace(example, split_key=key)
     if not keys:
       raise InputError(f"no .py sources under {root!r} (a zipped or stripped Python?); {_CURE}")
     if len(keys) == 1 and self.split_by == "package":
       raise InputError(f"all sources under {root!r} are one package; set split_by=file")
 
-  def _texts(self, texts: Iterator[tuple[str, str]]) -> Iterator[Entry]:
+  def _texts(self, texts: Iterator[tuple[str, str]]) -> Iterator[RawExample]:
     for name, text in texts:
       place = f"stdlib/{self.domain}/{name}"
-      yield Entry(place, name, place, place, text, locator=text)
+      yield RawExample(place, name, place, place, text, locator=text)
 
 
 def _python_files(root: str) -> Iterator[tuple[str, str]]:

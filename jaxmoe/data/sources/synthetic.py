@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.raw_example import Entry
+from jaxmoe.data.raw_example import RawExample
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
@@ -58,14 +58,14 @@ class Synthetic:
     question, answer = _TASKS[self.task](lambda n: int(generator.random() * n), self.size)
     return f"{self.task}: {question} -> ", answer
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
     """Yields every document; equal documents share a key, so no answer leaks over the split."""
     for index in range(self.num_documents):
       prompt, answer = self.example(index)
       text = f"{prompt}{answer}\n"
       span = (len(prompt), len(prompt) + len(answer))
       name = f"{index:09d}"
-      yield Entry(f"{self.task}/{index}", name, text, text, text, locator=index, answer=span)
+      yield RawExample(f"{self.task}/{index}", name, text, text, text, locator=index, answer=span)
 
   def read(self, locator: int) -> str:
     """Returns the text of document `locator`."""

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 
 from jaxmoe.core.recipe import added
-from jaxmoe.data.raw_example import INVALID_UTF8, Entry, too_large, unreadable
+from jaxmoe.data.raw_example import INVALID_UTF8, RawExample, too_large, unreadable
 from jaxmoe.data.sources.encoding import decode
 from jaxmoe.data.sources.find_files import check_path, find_files
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class TextFiles:
   """Text files, UTF-8 or what their byte order mark says.
 
   Attributes:
@@ -30,10 +30,10 @@ class Text:
   def __post_init__(self) -> None:
     check_path(self.path, "a folder of .txt files")
 
-  def scan(self, max_bytes: int) -> Iterator[Entry]:
+  def scan(self, max_bytes: int) -> Iterator[RawExample]:
     """Yields every file in the order of its path below the folder."""
     for name, path in find_files(self.path, (".txt",), self.as_found):
-      yield file_entry(path, name, max_bytes, self.as_found)
+      yield file_example(path, name, max_bytes, self.as_found)
 
   def read(self, locator: str) -> str:
     """Returns the text of the file at path `locator`, newlines as they are."""
@@ -51,17 +51,17 @@ def read_text(path: str, as_found: bool = False) -> str:
   return raw.decode("utf-8") if as_found else decode(raw)
 
 
-def file_entry(path: str, name: str, max_bytes: int, as_found: bool = False) -> Entry:
-  """Returns the entry of a file that is one document."""
+def file_example(path: str, name: str, max_bytes: int, as_found: bool = False) -> RawExample:
+  """Returns the example of a file that is one document."""
   unit = os.path.realpath(path)
-  content, flaw = None, ""
+  content, why = None, ""
   try:
     if os.path.getsize(path) > max_bytes:
-      flaw = too_large(max_bytes)
+      why = too_large(max_bytes)
     else:
       content = read_text(path, as_found)
   except UnicodeDecodeError as error:
-    flaw = INVALID_UTF8 if as_found else error.reason
+    why = INVALID_UTF8 if as_found else error.reason
   except OSError as error:
-    flaw = unreadable(error)
-  return Entry(path, name, name, unit, content, flaw, path)
+    why = unreadable(error)
+  return RawExample(path, name, name, unit, content, why, path)

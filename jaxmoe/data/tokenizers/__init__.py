@@ -10,12 +10,12 @@ from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes, ByteTokenizer
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 
 TOKENIZERS = {
   "bytes": (Bytes, Bytes()),
   "bpe": (Bpe, Bpe(vocab_size=300)),
-  "file": (File, File(path="tokenizer.json", vocab_size=300)),
+  "file": (TokenizerFile, TokenizerFile(path="tokenizer.json", vocab_size=300)),
 }
 
 __all__ = ["TOKENIZERS", "Tokenizer", "load_tokenizer"]
@@ -26,7 +26,7 @@ def load_tokenizer(path: str | os.PathLike[str], made_elsewhere: bool = False) -
 
   Args:
     path: The file.
-    made_elsewhere: Whether it is of a `File`, where the file is too old to say it.
+    made_elsewhere: Whether it is of a `TokenizerFile`, where the file is too old to say it.
 
   Raises:
     InputError: the file is missing or not one of ours.

@@ -41,7 +41,7 @@ class TemplateText:
     return _NOW in self.text or _NOW in (self.tool_use or "")
 
 
-def template_beside(folder: str | os.PathLike[str]) -> TemplateText | None:
+def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
   """Returns the template in the folder of a tokenizer.json, None where there is none.
 
   Raises:

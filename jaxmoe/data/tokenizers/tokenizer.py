@@ -1,4 +1,4 @@
-"""What a tokenizer and its record look like to the rest of the package.
+"""The tokenizer protocol, and that of the record a tokenizer is made from.
 
 A record (a component of a recipe) states the vocabulary size; `build` makes the tokenizer from it
 once the training split is known.
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmoe.core.errors import InputError
 
-Ends = tuple[int, int]
+BoundaryIds = tuple[int, int]
 """The ids that a document starts with as input, and ends with as label."""
 
 

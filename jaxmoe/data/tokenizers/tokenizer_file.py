@@ -14,7 +14,7 @@ from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class File:
+class TokenizerFile:
   """A tokenizer.json of the tokenizers library.
 
   Attributes:

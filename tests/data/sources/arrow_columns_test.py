@@ -12,13 +12,13 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import arrow_columns
 from jaxmoe.data.sources.arrow import Arrow
-from jaxmoe.data.sources.arrow_columns import Kept
+from jaxmoe.data.sources.arrow_columns import GroupCache
 from jaxmoe.data.sources.json_record import WRONG_FIELDS
 from jaxmoe.data.sources.jsonl import Jsonl
-from jaxmoe.data.sources.parquet import Parquet, ParquetRows
+from jaxmoe.data.sources.parquet import Parquet, ParquetReader
 
 NAMES = ("a.parquet", "a.arrow", "a.stream.arrow")
 TEXTS = [f"document {i} {'x' * (i * 37 % 101)}" for i in range(60)]
@@ -34,7 +34,7 @@ def name(request):
 
 
 def _flaws(source, limit=10**6):
-  return [entry.flaw for entry in source.scan(limit)]
+  return [entry.error for entry in source.scan(limit)]
 
 
 def test_bad_rows_are_flawed_one_by_one(write_rows, bytes_as_strings, name):
@@ -42,10 +42,10 @@ def test_bad_rows_are_flawed_one_by_one(write_rows, bytes_as_strings, name):
   source = _source(name, write_rows(name, bytes_as_strings(values)))
   flaws = ["", WRONG_FIELDS, "invalid UTF-8", "", "larger than 100 bytes", "", ""]
   entries = list(source.scan(100))
-  assert [entry.flaw for entry in entries] == flaws
+  assert [entry.error for entry in entries] == flaws
   assert [entry.name for entry in entries] == [f"{name}:{i + 1}" for i in range(7)]
   assert [entry.place for entry in entries] == [f"{source.path}/{e.name}" for e in entries]
-  assert [e.content for e in entries if not e.flaw] == ["good", "\N{SNOWMAN}", "x" * 100, ""]
+  assert [e.content for e in entries if not e.error] == ["good", "\N{SNOWMAN}", "x" * 100, ""]
 
 
 def test_bad_ids_and_bad_messages_are_flawed_one_by_one(write_rows, name):
@@ -83,7 +83,7 @@ def test_a_file_without_one_column_of_documents_is_one_flaw_that_lists_its_colum
 ):
   source = _source(name, write_rows(name, [1], "title", body=["a"]))
   (entry,) = source.scan(100)
-  assert entry.flaw == (
+  assert entry.error == (
     "cannot be read (needs one column of text, tokens, messages; it has 'title', 'body')"
   )
   assert entry.place == f"{source.path}/{name}"
@@ -119,7 +119,7 @@ def test_the_same_documents_are_split_alike_in_every_format(write_rows, write_te
   theirs = Jsonl(write_texts({"a.jsonl": lines}), "rows")
   sides = []
   for source in (ours, theirs):
-    corpus = open_corpus(Data((Part(source),), held_out=0.3))
+    corpus = open_corpus(Data((MixturePart(source),), held_out=0.3))
     sides.append({document.text for document in corpus.held_out("rows")})
   assert sides[0] == sides[1] != set()
 
@@ -144,7 +144,7 @@ def test_a_stream_of_batches_from_rows_equals_that_from_lines(write_rows, write_
   ours = _source(name, write_rows(name, TEXTS, folder="ours"))
   theirs = Jsonl(write_texts({name: lines}, "theirs") + f"/{name}", "rows")
   streams = [
-    open_corpus(Data((Part(source),), held_out=0.3, seq_len=16, cache_bytes=0)).stream(2, 0)
+    open_corpus(Data((MixturePart(source),), held_out=0.3, seq_len=16, cache_bytes=0)).stream(2, 0)
     for source in (ours, theirs)
   ]
   for _ in range(40):
@@ -159,13 +159,13 @@ def test_a_group_is_loaded_once_while_it_is_kept_and_kept_while_it_fits(write_ro
   path = write_rows("a.parquet", TEXTS, group=10) + "/a.parquet"
   loads = []
 
-  class _Counting(ParquetRows):
+  class _Counting(ParquetReader):
     def load(self, group):
       loads.append(group)
       return super().load(group)
 
   rows = _Counting(path)
-  everything, one = Kept(10**6), Kept(0)
+  everything, one = GroupCache(10**6), GroupCache(0)
   for _ in range(3):
     for group in range(6):
       assert len(everything.column(rows, group)) == 10
@@ -179,7 +179,7 @@ def test_a_group_is_loaded_once_while_it_is_kept_and_kept_while_it_fits(write_ro
 def test_a_large_row_group_is_scanned_in_pieces(write_rows):
   texts = [f"{i:05d}" * 2000 for i in range(2000)]
   path = write_rows("a.parquet", texts, group=2000) + "/a.parquet"
-  pieces = [(first, len(column)) for _, first, column in ParquetRows(path).pieces()]
+  pieces = [(first, len(column)) for _, first, column in ParquetReader(path).pieces()]
   assert len(pieces) > 1 and max(size for _, size in pieces) < 2000
   assert [first for first, _ in pieces] == list(np.cumsum([0] + [size for _, size in pieces[:-1]]))
 
@@ -191,7 +191,7 @@ def test_a_file_that_is_cut_short_is_a_flaw_that_names_it(write_rows, name, keep
   whole = path.read_bytes()
   path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
   *rows, last = _source(name, folder).scan(10**6)
-  assert last.flaw.startswith("cannot be read (") and "\n" not in last.flaw
+  assert last.error.startswith("cannot be read (") and "\n" not in last.error
   assert last.place == str(path) and last.name == name
   # A stream is good up to where it was cut; a file cannot be found its way in without its end.
   assert not rows or ".stream." in name
@@ -215,7 +215,7 @@ def test_what_a_damaged_file_lost_is_the_share_of_its_rows_that_gave_none(
   monkeypatch.setattr(arrow_columns, "_checked", checked)
   *rows, last = _source(name, folder).scan(10**6)
   assert [entry.content for entry in rows] == TEXTS[:30]
-  assert last.flaw == "cannot be read (damaged)"
+  assert last.error == "cannot be read (damaged)"
   size = (pathlib.Path(folder) / name).stat().st_size
   if ".stream." in name:
     assert last.lost_bytes == pytest.approx(size / 2, rel=0.1)
@@ -235,8 +235,8 @@ def test_flipped_bytes_give_entries_or_one_flaw_and_never_a_traceback(write_rows
     path.write_bytes(damaged)
     source = _source(name, folder)
     for entry in source.scan(10**6):
-      found.add(entry.flaw[:14])
-      if not entry.flaw:
+      found.add(entry.error[:14])
+      if not entry.error:
         assert source.read(entry.locator) == entry.content
   assert "cannot be read" in found
 
@@ -246,17 +246,17 @@ def test_a_damaged_file_stops_a_run_with_one_line_that_names_it(write_rows, name
   (pathlib.Path(folder) / f"b{name}").write_bytes(b"PAR1 not really")
   source = _source(name, folder)
   with pytest.raises(InputError) as caught:
-    open_corpus(Data((Part(source),), held_out=0.3))
+    open_corpus(Data((MixturePart(source),), held_out=0.3))
   assert f"b{name}: cannot be read" in str(caught.value) and "\n" not in str(caught.value)
   assert "--config.data.allow_broken_files=true" in str(caught.value)
-  corpus = open_corpus(Data((Part(source),), held_out=0.3, allow_broken_files=True))
+  corpus = open_corpus(Data((MixturePart(source),), held_out=0.3, allow_broken_files=True))
   assert corpus.statistics["rows"]["train"]["documents"] > 30
   assert corpus.skipped["broken"] == {"rows": {"files": 1, "bytes": 15}}
 
 
 def test_a_file_that_changes_or_vanishes_while_in_use_is_named(write_rows, name):
   folder = write_rows(name, TEXTS)
-  data = Data((Part(_source(name, folder)),), held_out=0.3, cache_bytes=0)
+  data = Data((MixturePart(_source(name, folder)),), held_out=0.3, cache_bytes=0)
   corpus = open_corpus(data)
   write_rows(name, [text.replace("document", "someone") for text in TEXTS])
   document = corpus.train("rows")[0]
@@ -281,7 +281,7 @@ def test_without_pyarrow_the_extra_is_named(write_rows, name, monkeypatch):
 
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(InputError, match=r"^source 'rows'.*pip install 'jaxmoe\[data\]'$"):
-    open_corpus(Data((Part(_source(name, folder)),)))
+    open_corpus(Data((MixturePart(_source(name, folder)),)))
 
 
 def test_columns_beside_the_messages_say_what_fields_beside_them_would(
@@ -302,7 +302,7 @@ def test_columns_beside_the_messages_say_what_fields_beside_them_would(
   source = _source(name, write_rows(name, messages, "messages", tools=tools, other=[1] * 5))
   lines = Jsonl(write_texts({"a.jsonl": "\n".join(map(json.dumps, records))}))
   rows, wanted = list(source.scan(10**6)), list(lines.scan(10**6))
-  assert [row.flaw for row in rows] == [line.flaw for line in wanted]
+  assert [row.error for row in rows] == [line.error for line in wanted]
   assert [row.content for row in rows] == [line.content for line in wanted]
   assert [row.split_key for row in rows[:4]] == [line.split_key for line in wanted[:4]]
   assert [source.read(row.locator) for row in rows[:4]] == [row.content for row in rows[:4]]
@@ -314,7 +314,7 @@ def test_other_forms_of_columns_are_read(write_rows, name):
   rows = list(source.scan(10**6))
   assert (rows[0].content.prompt, rows[0].content.completion) == ("2 + 2 = ", "4")
   assert source.read(rows[0].locator) == rows[0].content
-  assert rows[1].flaw
+  assert rows[1].error
   talks = [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]]
   source = _source(name, write_rows(name, talks, "conversations", folder="sharegpt", system=["S"]))
   (row,) = source.scan(10**6)

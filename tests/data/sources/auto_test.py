@@ -3,14 +3,14 @@
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.sources import Arrow, Jsonl, Parquet, Text
+from jaxmoe.data.sources import Arrow, Jsonl, Parquet, TextFiles
 from jaxmoe.data.sources.auto import source_at
 
 
 @pytest.mark.parametrize(
   ("names", "source"),
   [
-    (["a.txt", "b/c.txt", "notes.md"], Text),
+    (["a.txt", "b/c.txt", "notes.md"], TextFiles),
     (["a.jsonl", "b/c.jsonl.gz"], Jsonl),
     (["a.parquet"], Parquet),
     (["a.arrow", "b.feather"], Arrow),
@@ -25,7 +25,7 @@ def test_a_folder_is_of_the_kind_of_its_files(write_texts, names, source):
 def test_a_file_of_another_suffix_is_text_when_it_is_meant(write_texts):
   folder = write_texts({"a.md": "x", "b.md": "y"})
   for path in (f"{folder}/a.md", f"{folder}/*.md"):
-    assert source_at(path) == Text(path)
+    assert source_at(path) == TextFiles(path)
   with pytest.raises(InputError, match=r"no \.txt or \.jsonl or .* file at"):
     source_at(folder)
 

@@ -10,7 +10,7 @@ from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.sources.parquet import Parquet
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.sources.text import TextFiles
 
 LIMIT = 10**6
 OTHERS = '{"tokens": [1, 2]}\n{"messages": [{"role": "assistant", "content": "yes"}]}'
@@ -43,7 +43,7 @@ def sources(request, write_texts):
   texts = {f"{i}/a.txt": f"text {i} \N{SNOWMAN}\r\n" for i in range(5)}
   lines = "\n".join(json.dumps({"text": text}) for text in texts.values())
   return {
-    "text": [Text(write_texts(texts))],
+    "text": [TextFiles(write_texts(texts))],
     "jsonl": [Jsonl(write_texts({"a.jsonl": f"{lines}\n{OTHERS}"}, "lines"))],
     "stdlib": [Stdlib(domain, max_documents=9) for domain in ("code", "prose", "names")],
     "synthetic": [Synthetic(task, num_documents=9) for task in ("copy", "recall", "add")],
@@ -56,7 +56,7 @@ def test_a_document_is_read_again_as_it_was_found(sources, kind):
     entries = list(source.scan(LIMIT))
     assert entries
     for entry in entries:
-      assert not entry.flaw
+      assert not entry.error
       again = source.read(entry.locator)
       assert type(again) is type(entry.content)
       assert list(again) == list(entry.content)

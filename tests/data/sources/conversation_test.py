@@ -2,16 +2,16 @@
 
 import pytest
 
-from jaxmoe.data.chat_format import Chat
+from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.document import content_digest
-from jaxmoe.data.sources.json_record import record_content, record_entry
+from jaxmoe.data.sources.json_record import record_content, record_example
 from jaxmoe.data.tokenizers.byte import Bytes
 
 
-def _said(record, form=Chat()):  # noqa: B008
+def _said(record, form=PlainChatFormat()):  # noqa: B008
   """Returns (the learned text, the rest) of a record, or its flaw."""
   content, flaw = record_content(record)
-  flaw = flaw or form.flaw(content, None)
+  flaw = flaw or form.find_error(content, None)
   if flaw:
     return flaw
   pieces = form.text(content, None)
@@ -31,10 +31,10 @@ def test_weight_and_train_say_what_is_learned():
   assert said({"train": True}, {"weight": 0, "train": False}) == "u\na\n"
   unlearned = {"role": "assistant", "content": "a", "weight": 0}
   content, _ = record_content({"messages": [unlearned] * 2})
-  assert Chat().flaw(content, None) == "no answer to learn from"
+  assert PlainChatFormat().find_error(content, None) == "no answer to learn from"
   tokenizer = Bytes().build((), "", None, print)
   content, _ = record_content({"messages": [{"role": "assistant", "content": "b"}, unlearned]})
-  assert not Chat().encode(content, tokenizer)[1][-1], "the end is the last answer's"
+  assert not PlainChatFormat().encode(content, tokenizer)[1][-1], "the end is the last answer's"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_says_nothing_is_as_if_it_were_not_there():
   for messages in (plain, full, parts):
     content, _ = record_content({"messages": messages, "tools": None, "images": []})
     assert content_digest(content).hex() == digest
-    assert record_entry("p", "n", content, "").split_key == key
+    assert record_example("p", "n", content, "").split_key == key
   for more in ({"name": "Ann"}, {"weight": 0}, {"train": True}):
     other, _ = record_content({"messages": [plain[0], {**plain[1], **more}]})
     assert content_digest(other).hex() != digest

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.sources import SOURCES, Stdlib, Text
+from jaxmoe.data.sources import SOURCES, Stdlib, TextFiles
 from jaxmoe.data.sources.find_files import find_files
 
 FILES = {"a.txt": "a", "b/c.txt": "c", "b/d.md": "d", "b/e[1].txt": "e"}
@@ -56,7 +56,7 @@ def test_a_file_stands_for_itself_even_with_brackets_in_its_name(write_texts):
 
 def test_a_folder_without_text_files_is_refused(write_texts):
   with pytest.raises(InputError, match=r"no \.txt file"):
-    list(Text(write_texts({"a.md": "a"})).scan(9))
+    list(TextFiles(write_texts({"a.md": "a"})).scan(9))
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_a_link_to_nothing_is_a_file_that_cannot_be_read(write_texts):
   folder = pathlib.Path(write_texts({"a.txt": "a", "a.jsonl": '{"text": "x"}'}))
   for suffix in ("txt", "jsonl"):
     (folder / f"b.{suffix}").symlink_to("not-mounted")
-  _, entry = Text(str(folder)).scan(9)
-  assert (entry.name, entry.flaw) == ("b.txt", "cannot be read (No such file or directory)")
+  _, entry = TextFiles(str(folder)).scan(9)
+  assert (entry.name, entry.error) == ("b.txt", "cannot be read (No such file or directory)")
   _, entry = SOURCES["jsonl"][0](str(folder)).scan(99)
   assert (entry.name, entry.lost_bytes) == ("b.jsonl", 0)
 

@@ -66,7 +66,7 @@ def test_equal_documents_share_their_side_of_the_split(write_texts):
 
 def _found(source, limit=999):
   entries = list(source.scan(limit))
-  assert [entry.flaw for entry in entries] == [""] * len(entries)
+  assert [entry.error for entry in entries] == [""] * len(entries)
   assert [source.read(entry.locator) for entry in entries] == [entry.content for entry in entries]
   return [entry.content for entry in entries]
 
@@ -102,7 +102,7 @@ def test_bad_records_of_an_array_are_flawed_one_by_one(write_texts):
   folder = write_texts({"a.json": json.dumps(plain, indent=1)})
   entries = list(Jsonl(folder).scan(50))
   wrong = WRONG_FIELDS
-  assert [entry.flaw for entry in entries] == ["", wrong, wrong, "larger than 50 bytes"]
+  assert [entry.error for entry in entries] == ["", wrong, wrong, "larger than 50 bytes"]
   assert [entry.name for entry in entries] == [f"a.json:{i}" for i in range(1, 5)]
 
 
@@ -116,17 +116,17 @@ def test_bad_records_of_an_array_are_flawed_one_by_one(write_texts):
 )
 def test_a_json_file_that_is_one_record_is_one_bad_record(write_texts, text, flaw):
   (entry,) = Jsonl(write_texts({"a.json": text})).scan(99)
-  assert (entry.flaw, entry.lost_bytes) == (flaw, None)
+  assert (entry.error, entry.lost_bytes) == (flaw, None)
 
 
 def test_a_bad_first_line_of_lines_called_json_is_one_bad_record(write_texts):
   entries = list(Jsonl(write_texts({"a.json": "{oh\n" + LINES})).scan(99))
-  assert [entry.flaw for entry in entries] == ["not JSON"] + [""] * len(TEXTS)
+  assert [entry.error for entry in entries] == ["not JSON"] + [""] * len(TEXTS)
 
 
 def test_json_lines_over_several_lines_are_named_for_what_they_are(write_texts):
   entries = list(Jsonl(write_texts({"a.jsonl": json.dumps(RECORDS, indent=1)})).scan(99))
-  assert "a value over several lines is read where the file is called .json" in entries[0].flaw
+  assert "a value over several lines is read where the file is called .json" in entries[0].error
 
 
 # Files that end early or cannot be opened.
@@ -148,12 +148,12 @@ def test_what_an_array_lost_is_what_follows_its_last_whole_record(write_texts, n
   assert contents == TEXTS[:number]
   end = len(kept.rstrip(",\n").encode()) if number else 0
   assert last.lost_bytes == len(raw) - end
-  assert last.flaw.startswith("cannot be read (not JSON behind character")
+  assert last.error.startswith("cannot be read (not JSON behind character")
 
 
 @pytest.mark.parametrize(("text", "why"), [("[", "has no end"), ("[]]", "has ended")])
 def test_an_array_that_does_not_end_or_goes_on_is_broken(write_texts, text, why):
-  assert why in _broken(write_texts({"a.json": text}))[1].flaw
+  assert why in _broken(write_texts({"a.json": text}))[1].error
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -165,7 +165,7 @@ def test_what_a_gzip_file_lost_that_was_cut_is_what_gave_no_line(write_texts, me
   raw = raw[: len(raw) // 2]
   contents, last = _broken(write_texts({"a.jsonl.gz": raw}))
   assert 0.2 * len(lines) < len(contents) < 0.6 * len(lines)
-  assert last.flaw == "cannot be read (ends early; how much is cut off is not known)"
+  assert last.error == "cannot be read (ends early; how much is cut off is not known)"
   good = "".join(lines[: len(contents)]).encode()
   assert _inflate(raw[: len(raw) - last.lost_bytes]).startswith(good)
   assert not _inflate(raw[: len(raw) - last.lost_bytes - 2]).startswith(good)
@@ -175,7 +175,7 @@ def test_a_gzip_file_whose_content_is_not_what_was_written_is_broken(write_texts
   raw = bytearray(gzip.compress(LINES.encode(), 0))
   raw[raw.index(b"text 3") + 5] += 1
   _, last = _broken(write_texts({"a.jsonl.gz": bytes(raw)}))
-  assert "CRC check failed" in last.flaw and 0 < last.lost_bytes <= len(raw)
+  assert "CRC check failed" in last.error and 0 < last.lost_bytes <= len(raw)
 
 
 def _inflate(raw):
@@ -190,7 +190,7 @@ def test_an_empty_gzip_file_is_broken_and_one_of_nothing_is_not(write_texts):
   folder = write_texts({"a.jsonl.gz": b"", "b.jsonl.gz": gzip.compress(b"")})
   (entry,) = Jsonl(folder).scan(99)
   assert entry.name == "a.jsonl.gz" and entry.lost_bytes == 0
-  assert entry.flaw == "cannot be read (is empty; how much is cut off is not known)"
+  assert entry.error == "cannot be read (is empty; how much is cut off is not known)"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_empty_gzip_file_is_broken_and_one_of_nothing_is_not(write_texts):
 )
 def test_what_is_no_json_is_named_for_what_it_is(write_texts, raw, named):
   contents, last = _broken(write_texts({"a.jsonl": raw}))
-  assert (contents, last.flaw) == ([], f"cannot be read ({named})")
+  assert (contents, last.error) == ([], f"cannot be read ({named})")
   assert last.lost_bytes == len(raw)
 
 
@@ -218,12 +218,12 @@ def test_a_file_of_lines_that_the_system_stops_reading_is_broken(write_texts, mo
   folder = write_texts({"a.jsonl": LINES})
   monkeypatch.setattr("builtins.open", lambda *_: _Disk(LINES.encode()))
   contents, last = _broken(folder)
-  assert contents == TEXTS[:3] and last.flaw == "cannot be read (Input/output error)"
+  assert contents == TEXTS[:3] and last.error == "cannot be read (Input/output error)"
   assert last.lost_bytes == len("".join(LINES.splitlines(True)[3:]).encode())
 
 
 def test_as_found_a_mark_is_a_part_of_the_first_line_and_json_files_are_lines(write_texts):
   folder = write_texts({"a.jsonl": FORMS["marked"], "b.json": JSON["array over lines"]})
-  flaws = [entry.flaw for entry in Jsonl(folder, as_found=True).scan(99)]
+  flaws = [entry.error for entry in Jsonl(folder, as_found=True).scan(99)]
   assert flaws == ["not JSON", *[""] * 4]
-  assert all(entry.flaw for entry in Jsonl(f"{folder}/b.json", as_found=True).scan(99))
+  assert all(entry.error for entry in Jsonl(f"{folder}/b.json", as_found=True).scan(99))

@@ -7,8 +7,8 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus, read_documents
-from jaxmoe.data.mixture import Data, Part
-from jaxmoe.data.sources import Jsonl, Synthetic, Text
+from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.sources import Jsonl, Synthetic, TextFiles
 from jaxmoe.data.sources.auto import source_at
 from jaxmoe.data.sources.mixed_files import holds_text, sources_of
 
@@ -38,12 +38,12 @@ WITHOUT = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return open_corpus(Data((Part(Synthetic()),))).tokenizer
+  return open_corpus(Data((MixturePart(Synthetic()),))).tokenizer
 
 
 def _read(path, tokenizer, **fields):
   sources, without = sources_of(path)
-  data = Data((Part(Synthetic()),), **fields)
+  data = Data((MixturePart(Synthetic()),), **fields)
   said = []
   documents, skipped = read_documents(sources, data, tokenizer, said.append)
   texts = {domain: {d.name: d.text for d in of} for domain, of in documents.items()}
@@ -110,4 +110,4 @@ def test_a_txt_file_that_holds_no_text_is_a_bad_record(write_texts, tokenizer):
 
 def test_kinds_are_domains_of_their_own_names(write_texts):
   sources, _ = sources_of(write_texts(FILES))
-  assert {source.domain: source.kind for source in sources} == {"text": Text, "jsonl": Jsonl}
+  assert {source.domain: source.kind for source in sources} == {"text": TextFiles, "jsonl": Jsonl}

@@ -10,8 +10,8 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_plain
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.held_out_split import place
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.held_out_split import hash_fraction
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.package_split import TWINS, package_of, split_key
 from jaxmoe.data.sources.stdlib import Stdlib
 
@@ -65,7 +65,7 @@ def library(tmp_path_factory):
 
 
 def _corpus(root, split_by):
-  return open_corpus(Data((Part(Stdlib(root=root, split_by=split_by)),)))
+  return open_corpus(Data((MixturePart(Stdlib(root=root, split_by=split_by)),)))
 
 
 def _names(documents):
@@ -83,7 +83,7 @@ def test_a_package_is_on_one_side_and_nothing_held_out_has_a_near_copy_in_traini
 @pytest.mark.parametrize("gone", [set(), IN_3_12, IN_3_12 | IN_3_13], ids=["3.11", "3.12", "3.13"])
 def test_between_3_and_8_percent_of_the_bytes_are_held_out(gone):
   sizes = {name: size for name, size in SIZES.items() if name not in gone}
-  held = {name: size for name, size in sizes.items() if place(split_key(name)) < 0.05}
+  held = {name: size for name, size in sizes.items() if hash_fraction(split_key(name)) < 0.05}
   assert 0.03 < sum(held.values()) / sum(sizes.values()) < 0.08
   assert len(held) > 10 and max(held.values()) < sum(held.values()) / 4
 
@@ -128,7 +128,7 @@ def test_a_library_of_one_package_is_refused_with_the_other_way(write_texts):
 )
 def test_the_library_of_this_machine_has_hardly_a_twin_across_the_split(domain, split_by):
   """Prints how many there are: pytest -s -m slow tests/data/sources/package_split_test.py."""
-  corpus = open_corpus(Data((Part(Stdlib(domain, split_by=split_by)),)))
+  corpus = open_corpus(Data((MixturePart(Stdlib(domain, split_by=split_by)),)))
   held, found = corpus.held_out(domain), twins(corpus, domain)
   share = sum(len(document.text) for document in found) / sum(len(of.text) for of in held)
   sides = corpus.statistics[domain]

@@ -6,7 +6,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.synthetic import Synthetic
 
 TASKS = ("copy", "recall", "add", "brackets")
@@ -63,7 +63,7 @@ def test_a_document_depends_on_seed_and_number_alone():
 
 
 def test_answers_reach_the_held_out_documents_and_none_is_trained_on():
-  corpus = open_corpus(Data((Part(Synthetic("add", size=1)),), held_out=0.1))
+  corpus = open_corpus(Data((MixturePart(Synthetic("add", size=1)),), held_out=0.1))
   trained = {d.text for d in corpus.train("add")}
   held = corpus.held_out("add")
   assert held and not trained & {d.text for d in held}

@@ -5,7 +5,7 @@ import gzip
 
 import pytest
 
-from jaxmoe.data.sources.text import Text
+from jaxmoe.data.sources.text import TextFiles
 
 TEXT = "a \N{SNOWMAN}\r\n\ufeffb\n"
 WRITTEN = {
@@ -28,22 +28,22 @@ STRANGE = {
 
 @pytest.mark.parametrize("form", WRITTEN)
 def test_a_byte_order_mark_tells_the_encoding_and_is_no_text(write_texts, form):
-  source = Text(write_texts({"a.txt": WRITTEN[form]}))
+  source = TextFiles(write_texts({"a.txt": WRITTEN[form]}))
   (entry,) = source.scan(99)
-  assert (entry.content, entry.flaw) == (TEXT, "")
+  assert (entry.content, entry.error) == (TEXT, "")
   assert source.read(entry.locator) == TEXT
 
 
 @pytest.mark.parametrize("form", STRANGE)
 def test_what_is_no_text_is_named_for_what_it_is(write_texts, form):
   raw, named = STRANGE[form]
-  (entry,) = Text(write_texts({"a.txt": raw})).scan(99)
-  assert (entry.content, entry.flaw) == (None, named)
+  (entry,) = TextFiles(write_texts({"a.txt": raw})).scan(99)
+  assert (entry.content, entry.error) == (None, named)
 
 
 def test_as_found_a_mark_is_text_and_other_encodings_are_not(write_texts):
   folder = write_texts({"a.txt": WRITTEN["utf-8"], "b.txt": WRITTEN["utf-16-le"]})
-  source = Text(folder, as_found=True)
+  source = TextFiles(folder, as_found=True)
   marked, wide = source.scan(99)
   assert marked.content == source.read(marked.locator) == f"\ufeff{TEXT}"
-  assert wide.flaw == "invalid UTF-8"
+  assert wide.error == "invalid UTF-8"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.tokenizers import TOKENIZERS, load_tokenizer
 from jaxmoe.data.tokenizers.bpe import Bpe
-from jaxmoe.data.tokenizers.tokenizer_file import File
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 
 TEXTS = [f"the cat {i} sat on the mat, don't you think? <|endoftext|> caf\u00e9" for i in range(50)]
 
@@ -31,7 +31,7 @@ def tokenizers(tmp_path_factory):
   bpe.save(saved)
   path = saved.with_name("tokenizer.json")
   path.write_text(json.loads(saved.read_text())["tokenizer"])
-  file = File(path=str(path), vocab_size=512).build((), "", None, _quiet)
+  file = TokenizerFile(path=str(path), vocab_size=512).build((), "", None, _quiet)
   return {"bytes": TOKENIZERS["bytes"][1].build((), "", None, _quiet), "bpe": bpe, "file": file}
 
 
@@ -103,7 +103,7 @@ def elsewhere(tmp_path, template=None, level="ByteLevel", **fields):
   made.enable_truncation(8)
   path = tmp_path / "tokenizer.json"
   made.save(str(path))
-  return File(str(path), 400, **fields).build((), "", None, _quiet)
+  return TokenizerFile(str(path), 400, **fields).build((), "", None, _quiet)
 
 
 def test_a_prompt_gets_what_a_tokenizer_made_elsewhere_adds_and_else_nothing(tmp_path):
@@ -226,15 +226,15 @@ def test_a_file_that_does_not_fit_is_refused(tokenizers, tmp_path):
   for text in ("", "{}", "[1]"):
     path.write_text(text)
     with pytest.raises(InputError, match=r"not a tokenizer\.json"):
-      File(str(path), 300).build((), "", None, _quiet)
+      TokenizerFile(str(path), 300).build((), "", None, _quiet)
   tokenizers["bpe"].save(tmp_path / "saved.json")
   path.write_text(json.loads((tmp_path / "saved.json").read_text())["tokenizer"])
   with pytest.raises(InputError, match="set it to 300 or more"):
-    File(str(path), 299).build((), "", None, _quiet)
+    TokenizerFile(str(path), 299).build((), "", None, _quiet)
   with pytest.raises(InputError, match="has no token '</s>'"):
-    File(str(path), 300, "</s>").build((), "", None, _quiet)
+    TokenizerFile(str(path), 300, "</s>").build((), "", None, _quiet)
   with pytest.raises(InputError, match="cannot read"):
-    File(str(tmp_path / "absent.json"), 300).build((), "", None, _quiet)
+    TokenizerFile(str(tmp_path / "absent.json"), 300).build((), "", None, _quiet)
 
 
 def test_a_file_that_is_no_saved_tokenizer_is_refused(tmp_path):

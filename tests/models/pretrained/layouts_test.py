@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoe.data.mixture import Data, Part
+from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.optim import AdamW, Constant, Optim
@@ -32,7 +32,7 @@ def losses(family, parallel=ALONE, micro=1):
   decoder = ours(family).decoder
   assert decoder.vocab_size == VOCAB
   experiment = Experiment(
-    Data(parts=(Part(Synthetic()),), seq_len=LENGTH),
+    Data(parts=(MixturePart(Synthetic()),), seq_len=LENGTH),
     decoder.config,
     Optim(AdamW(), Constant(), learning_rate=3e-3),
     Train(num_steps=STEPS, batch_size=ROWS, num_micro=micro),
