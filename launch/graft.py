@@ -93,7 +93,7 @@ def check_moments(old: Experiment, new: Experiment, reset: bool) -> None:
   decoder = old.decoder()
   if not reset and _kept(old, decoder) != _kept(new, decoder):
     raise InputError(
-      "optim.optimizer or optim.parity keeps other numbers than the run's, which cannot follow; "
+      "optim.optimizer or optim.fairness keeps other numbers than the run's, which cannot follow; "
       "leave them, or start the optimizer anew (--reset_moments)"
     )
 

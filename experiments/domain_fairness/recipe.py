@@ -1,6 +1,6 @@
 """Four domains, routers that are trees, and a pull towards sending all domains the same way.
 
-python -m launch.train --config=experiments/domain_parity/recipe.py:weight=0.03,target=parity
+python -m launch.train --config=experiments/domain_fairness/recipe.py:weight=0.03,target=parity
 --workdir=runs/x. With `router=topk` the gate is linear and nothing is pulled.
 """
 
@@ -15,7 +15,7 @@ from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers import ROUTERS
-from jaxmoe.optim import Cosine, OnlineParity, Optim
+from jaxmoe.optim import Cosine, OnlineFairness, Optim
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
 TASKS = ("copy", "recall", "add", "brackets")
@@ -34,11 +34,11 @@ def get_config(
     balance=(LoadBalance(weight=0.01, scope="global"),),
   )
   block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=32), moe)
-  parity = OnlineParity(weight=weight, target=target, decay=0.95)  # type: ignore[arg-type]
+  fairness = OnlineFairness(weight=weight, target=target, decay=0.95)  # type: ignore[arg-type]
   return Experiment(
     data=Data(parts=tuple(map(MixturePart, tasks)), seq_len=128),
     model=Transformer(dim=64, stack=(Segment((block,), repeats=2),)),
-    optim=Optim(schedule=Cosine(warmup_steps=30), learning_rate=4e-3, parity=parity),
+    optim=Optim(schedule=Cosine(warmup_steps=30), learning_rate=4e-3, fairness=fairness),
     train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=num_steps, log_every=100),
     evaluation=Evaluation(every=num_steps, max_bytes=20_000),
     samples=Samples(every=0),

@@ -1,4 +1,4 @@
-"""Trains and tables: python -m experiments.domain_parity.runs --out=runs/domain_parity."""
+"""Trains and tables: python -m experiments.domain_fairness.runs --out=runs/domain_fairness."""
 
 import json
 import pathlib
@@ -8,9 +8,9 @@ import sys
 import numpy as np
 from absl import app, flags
 
-OUT = flags.DEFINE_string("out", "runs/domain_parity", "Where runs are written; they resume.")
+OUT = flags.DEFINE_string("out", "runs/domain_fairness", "Where runs are written; they resume.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds of each run.")
-RECIPE = "experiments/domain_parity/recipe.py"
+RECIPE = "experiments/domain_fairness/recipe.py"
 RUNS = ((0.0, "load"), (0.1, "load"), (0.1, "parity"))
 
 

@@ -5,13 +5,13 @@ after it are the same for all. What an optimizer does to a layer is the same how
 in memory: names and dims say what is one matrix, shapes never do.
 """
 
+from jaxmoe.optim.fairness import OnlineFairness
 from jaxmoe.optim.freeze import freeze, frozen_masks, hold
 from jaxmoe.optim.masters import Masters, frozen_names
-from jaxmoe.optim.online_parity import OnlineParity
 from jaxmoe.optim.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
 from jaxmoe.optim.rounding import apply_updates
 from jaxmoe.optim.schedules import SCHEDULES, Constant, Cosine, Wsd
-from jaxmoe.optim.state import state_dims
+from jaxmoe.optim.state_dims import state_dims
 from jaxmoe.optim.transform import Optim, decay_mask, make_optimizer, make_schedule
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
   "Lion",
   "Masters",
   "Muon",
-  "OnlineParity",
+  "OnlineFairness",
   "Optim",
   "Wsd",
   "apply_updates",

@@ -18,8 +18,9 @@ import optax
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
 from jaxmoe.core.recipe import added, choice
+from jaxmoe.core.renamed import renamed
+from jaxmoe.optim.fairness import OnlineFairness
 from jaxmoe.optim.matrices import map_dims
-from jaxmoe.optim.online_parity import OnlineParity
 from jaxmoe.optim.optimizers import OPTIMIZERS, AdamW, Optimizer
 from jaxmoe.optim.schedules import SCHEDULES, Cosine, Schedule
 
@@ -36,8 +37,8 @@ class Optim:
 
   `frozen` are such patterns of what does not move at all, see `optim/freeze.py`.
 
-  `parity` pulls routers that are trees towards treating the domains of the data alike. It is added
-  to the gradient before clipping.
+  `fairness` pulls routers that are trees towards treating the domains of the data alike. It is
+  added to the gradient before clipping.
 
   `master_dtype` is that of what trains, whatever dtype a file has. In bfloat16, which takes half
   the memory, updates are added with stochastic rounding (`optim/rounding.py`).
@@ -52,7 +53,7 @@ class Optim:
     before=("*scale", "*bias", "embed/*"),
   )
   frozen: tuple[str, ...] = ()
-  parity: OnlineParity = OnlineParity()
+  fairness: OnlineFairness = renamed("parity", OnlineFairness())
   master_dtype: Literal["float32", "bfloat16"] = added("float32", before="float32")
 
   def __post_init__(self) -> None:

@@ -181,24 +181,24 @@ class Experiment:
   def __post_init__(self) -> None:
     train, length = self.train, self.data.seq_len
     check_divisibility(self.parallel, self.model, train.batch_size, train.num_micro, length)
-    if not self.optim.parity.weight:
+    if not self.optim.fairness.weight:
       return
     if len(self.data.parts) < 2:
       raise InputError(
-        "optim.parity compares the domains of the data, and there is one: "
-        f"parts={len(self.data.parts)}; add a part, or set optim.parity.weight=0"
+        "optim.fairness compares the domains of the data, and there is one: "
+        f"parts={len(self.data.parts)}; add a part, or set optim.fairness.weight=0"
       )
     if not self.decoder().tree_paths:
       raise InputError(
-        "optim.parity compares the decisions of gates that are trees, and no router has one; use "
-        "the router tree, or set optim.parity.weight=0"
+        "optim.fairness compares the decisions of gates that are trees, and no router has one; use "
+        "the router tree, or set optim.fairness.weight=0"
       )
 
   @property
   def compare(self) -> Compare | None:
     """What is compared between domains, None for nothing."""
-    parity = self.optim.parity
-    return Compare(len(self.data.parts), parity.target) if parity.weight else None
+    fairness = self.optim.fairness
+    return Compare(len(self.data.parts), fairness.target) if fairness.weight else None
 
   def decoder(self) -> Decoder:
     """Returns the functions of the model; its vocabulary is the tokenizer's."""
@@ -235,8 +235,8 @@ class Experiment:
     if self.compare is None:
       return optimizer
     # Outside of what is frozen, whose gradient counts for nothing.
-    parity = self.optim.parity.transform(decoder.tree_paths, self.compare.num_domains)
-    return optax.chain(parity, optimizer)
+    fairness = self.optim.fairness.transform(decoder.tree_paths, self.compare.num_domains)
+    return optax.chain(fairness, optimizer)
 
 
 SAFE_TO_CHANGE = (

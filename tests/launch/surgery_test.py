@@ -245,13 +245,13 @@ def test_a_missing_or_taken_folder_and_another_optimizer_are_refused(
   assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_parity_that_begins_or_compares_something_else_needs_the_optimizer_anew():
+def test_fairness_that_begins_or_compares_something_else_needs_the_optimizer_anew():
   old = get_config(router="tree")
   loads, nodes = (
-    override(old, [("optim.parity.weight", "0.1"), ("optim.parity.target", target)])
+    override(old, [("optim.fairness.weight", "0.1"), ("optim.fairness.target", target)])
     for target in ("load", "parity")
   )
-  harder = override(nodes, [("optim.parity.weight", "0.2")])
+  harder = override(nodes, [("optim.fairness.weight", "0.2")])
   graft.check_moments(nodes, harder, False)
   for before, after in ((old, nodes), (nodes, old), (nodes, loads)):
     graft.check_moments(before, after, True)

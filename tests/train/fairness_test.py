@@ -18,7 +18,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare, Tokens
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.tree import Tree
-from jaxmoe.optim import Constant, OnlineParity, Optim, make_schedule
+from jaxmoe.optim import Constant, OnlineFairness, Optim, make_schedule
 from jaxmoe.recipes import tiny
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.step import make_step
@@ -29,7 +29,7 @@ LENGTH, MICRO, S = 12, 4, 3
 ROWS = ((9,), (4, 3), (1,), (), (12,), (7, 5), (), ())
 GATE = "stack/0/0/moe/router/gate"
 CONFIGS = {
-  target: OnlineParity(0.7, target, decay=0.9, delta=0.2) for target in ("parity", "load")
+  target: OnlineFairness(0.7, target, decay=0.9, delta=0.2) for target in ("parity", "load")
 }
 targets = pytest.mark.parametrize("target", ["parity", "load"])
 
@@ -49,22 +49,22 @@ def batch(batch_of):
 
 @pytest.fixture(scope="module")
 def run(decoder, params_of):
-  """Returns a function (parity, batch, num_micro) -> the state after steps that add gradients."""
+  """Returns a function (fairness, batch, num_micro) -> the state after steps that add gradients."""
 
   @functools.cache
-  def make(parity, num_micro):
+  def make(fairness, num_micro):
     transform = optax.identity()
-    if parity is not None:
-      transform = optax.chain(parity.transform(decoder.tree_paths, S), transform)
-    compare = None if parity is None else Compare(S, parity.target)
+    if fairness is not None:
+      transform = optax.chain(fairness.transform(decoder.tree_paths, S), transform)
+    compare = None if fairness is None else Compare(S, fairness.target)
     gradients = make_gradients(decoder, num_micro, compare=compare)
     schedule = make_schedule(Optim(schedule=Constant()), 9)
     params = params_of(decoder)
     state = State.create(params, transform.init(params))
     return state, jax.jit(make_step(gradients, transform, schedule, 0))
 
-  def get(parity, batch, num_micro=1, steps=1, change=lambda state: state):
-    state, step = make(parity, num_micro)
+  def get(fairness, batch, num_micro=1, steps=1, change=lambda state: state):
+    state, step = make(fairness, num_micro)
     state = change(state)
     for _ in range(steps):
       state, metrics = step(state, batch)
@@ -99,7 +99,8 @@ def test_a_step_adds_the_gradient_of_the_whole_batch_s_objective_and_nothing_els
   run, decoder, params_of, batch, target
 ):
   config = CONFIGS[target]
-  with_, without = (names.flatten(run(parity, batch, MICRO).params) for parity in (config, None))
+  params = [run(fairness, batch, MICRO).params for fairness in (config, None)]
+  with_, without = map(names.flatten, params)
   added = jax.tree.map(jnp.subtract, with_, without)
   slope = jax.jit(jax.grad(lambda params, layer: objective(decoder, params, batch, layer, config)))
   for layer in range(2):
@@ -149,7 +150,7 @@ def test_a_step_that_is_skipped_leaves_the_means_where_they_were(run, batch):
 
 
 def recipe(router="tree", **fields):
-  changes = {"optim.parity.weight": "0.1", **fields}
+  changes = {"optim.fairness.weight": "0.1", **fields}
   return override(tiny.get_config(router=router), changes.items())
 
 
@@ -164,7 +165,7 @@ def test_a_recipe_without_a_tree_or_without_domains_is_refused():
 
 def test_means_are_saved_layer_by_layer_and_there_are_none_by_default():
   for weight, keeps in (("0", False), ("0.1", True)):
-    experiment = recipe(**{"optim.parity.weight": weight})
+    experiment = recipe(**{"optim.fairness.weight": weight})
     decoder = experiment.decoder()
     transform = experiment.transform(decoder)
     spec = StateSpec(decoder, transform, one_device())

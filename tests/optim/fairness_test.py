@@ -9,7 +9,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.ops.soft_tree import TreeSums, log_leaves, tree_sums
-from jaxmoe.optim import OnlineParity
+from jaxmoe.optim import OnlineFairness
 
 T, D, N, S = 60, 3, 7, 3
 targets = pytest.mark.parametrize("target", ["parity", "load"])
@@ -63,7 +63,7 @@ def close(found, right):
 
 @targets
 def test_with_frozen_parameters_a_stream_gives_the_gradient_of_the_whole_batch(target):
-  config = OnlineParity(0.7, target, decay=1.0, delta=0.2)
+  config = OnlineFairness(0.7, target, decay=1.0, delta=0.2)
   params, rows, groups = draw()
   right = jax.grad(penalty)(params, rows, np.asarray(groups), config)
   assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(right)) > 0.01
@@ -77,7 +77,7 @@ def test_with_frozen_parameters_a_stream_gives_the_gradient_of_the_whole_batch(t
 
 @targets
 def test_a_mean_that_has_just_begun_is_not_pulled_to_zero_and_old_batches_fade(target):
-  config = OnlineParity(1.0, target, decay=0.5, delta=0.2)
+  config = OnlineFairness(1.0, target, decay=0.5, delta=0.2)
   params, rows, groups = draw()
   right = jax.grad(penalty)(params, rows, np.asarray(groups), config)
   close(feed(config, params, [(rows, groups)])[0], right)
@@ -90,7 +90,7 @@ def test_a_mean_that_has_just_begun_is_not_pulled_to_zero_and_old_batches_fade(t
 
 
 def test_a_group_that_is_absent_keeps_its_means_and_one_never_seen_pulls_nobody():
-  config = OnlineParity(1.0, decay=0.01, delta=0.2)
+  config = OnlineFairness(1.0, decay=0.01, delta=0.2)
   params, rows, groups = draw()
   only = jnp.where(groups == 2, -1, groups)
   right = jax.grad(penalty)(params, rows[only >= 0], np.asarray(groups)[only >= 0], config)
@@ -104,7 +104,7 @@ def test_a_group_that_is_absent_keeps_its_means_and_one_never_seen_pulls_nobody(
 
 @targets
 def test_trees_stacked_over_layers_are_pulled_each_by_its_own_means(target):
-  config = OnlineParity(1.0, target, delta=0.2)
+  config = OnlineFairness(1.0, target, delta=0.2)
   layers = [draw(seed) for seed in range(2)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _, _ in layers))
   transform = config.transform(["tree"], S)
@@ -125,7 +125,7 @@ def test_the_pull_grows_to_its_weight_without_a_jump():
   for gap in (0.005, 0.0099, 0.0101, 0.3):
     slope = jnp.array([[[[0.0, 1.0]]], [[[0.0, 0.0]]]])
     sums = TreeSums(jnp.ones(2), jnp.array([[gap], [0.0]]), slope)
-    pulls.append(float(OnlineParity(1.0).pull(sums)[1][0]))
+    pulls.append(float(OnlineFairness(1.0).pull(sums)[1][0]))
   np.testing.assert_allclose(pulls, [0.5, 0.99, 1.0, 1.0], rtol=1e-4)
 
 
@@ -162,7 +162,7 @@ def test_on_a_biased_stream_of_single_rows_the_gap_falls_to_half_for_3_points_of
   labels = (rows[:, 0] + 0.3 * rng.normal(size=num) > 0).astype(np.float32)
   gaps, right = [], []
   for weight in (0.0, 1.0):
-    scores = learn(OnlineParity(weight=weight), jnp.float32(rows), jnp.asarray(groups), labels)
+    scores = learn(OnlineFairness(weight=weight), jnp.float32(rows), jnp.asarray(groups), labels)
     yes = np.asarray(scores) > 0
     gaps.append(abs(yes[groups == 1].mean() - yes[groups == 0].mean()))
     right.append(np.mean(yes == labels))
@@ -175,9 +175,9 @@ def test_on_a_biased_stream_of_single_rows_the_gap_falls_to_half_for_3_points_of
 )
 def test_settings_without_a_meaning_are_refused(fields):
   with pytest.raises(InputError, match=r"must be parity or load|must not be negative"):
-    OnlineParity(**fields)
+    OnlineFairness(**fields)
 
 
 def test_one_group_has_nobody_to_be_like():
   with pytest.raises(InputError, match="at least 2 of them: 1 given"):
-    OnlineParity(1.0).transform(["tree"], 1)
+    OnlineFairness(1.0).transform(["tree"], 1)

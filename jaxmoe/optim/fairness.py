@@ -21,12 +21,12 @@ from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
 from jaxmoe.ops.soft_tree import TreeSums, no_sums, paths
 
-State = dict[str, TreeSums]
+FairnessState = dict[str, TreeSums]
 """Decayed sums by the path of the tree."""
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlineParity:
+class OnlineFairness:
   """What of a tree is to be alike in all groups, and how hard it is pulled.
 
   The penalty is the Huber function of every difference over `delta`, summed over values and pairs
@@ -73,9 +73,9 @@ class OnlineParity:
       InputError: there is nothing to compare.
     """
     if num_groups < 2:
-      raise InputError(f"parity compares groups, at least 2 of them: {num_groups} given")
+      raise InputError(f"fairness compares groups, at least 2 of them: {num_groups} given")
 
-    def init(params: Any) -> State:
+    def init(params: Any) -> FairnessState:
       flat, state = names.flatten(params), {}
       for tree in trees:
         *layers, dim, nodes = flat[f"{tree}/weight"].shape
@@ -84,9 +84,9 @@ class OnlineParity:
       return state
 
     def update(
-      updates: Any, state: State, params: Any = None, *, trees: Mapping[str, TreeSums],
+      updates: Any, state: FairnessState, params: Any = None, *, trees: Mapping[str, TreeSums],
       **others: Any,
-    ) -> tuple[Any, State]:  # fmt: skip
+    ) -> tuple[Any, FairnessState]:  # fmt: skip
       del params, others
       flat = names.flatten(updates)
       new = {tree: self.absorb(sums, trees[tree]) for tree, sums in state.items()}
