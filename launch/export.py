@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxmoe.checkpoint import OrbaxStore
-from jaxmoe.checkpoint.label import DamagedStepError
+from jaxmoe.checkpoint.manifest import DamagedStepError
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.format_selection import tokenizer_template

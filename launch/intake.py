@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Any
 
-from jaxmoe.checkpoint.streamed import LazyArray, write_streamed
+from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import override, to_json, to_plain

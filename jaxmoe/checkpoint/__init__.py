@@ -1,12 +1,12 @@
-"""Stores that keep the state of a run, and digests that tell whether it is still the same.
+"""Checkpoint stores, and digests that tell whether the state is still the same.
 
-digest.py        two words for an array, the same under every layout
-label.py         what lies beside the arrays: record, shapes, digests, hash
-store.py         the protocol, and how the newest intact step is found
-orbax_store.py   a directory, through Orbax
-removal.py       old steps, gone or told of
-streamed.py      a step of such a directory, written array by array
-memory_store.py  the memory of this process
+digest.py            two words for an array, the same under every layout
+manifest.py          what lies beside the arrays: record, shapes, digests, hash
+store.py             the protocol, and how the newest intact step is found
+orbax_store.py       a directory, through Orbax
+step_deleter.py      old steps, gone or told of
+streaming_writer.py  a step of such a directory, written array by array
+memory_store.py      the memory of this process
 """
 
 import os

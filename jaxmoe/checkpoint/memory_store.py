@@ -1,4 +1,4 @@
-"""Keeps steps in the memory of this process: for tests, and for trying out a loop."""
+"""A store in the memory of this process: for tests, and for trying out a loop."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,13 @@ import jax
 import numpy as np
 
 from jaxmoe.checkpoint.digest import launch_digest
-from jaxmoe.checkpoint.label import Label, check_asked, check_digests, make_label, open_label
+from jaxmoe.checkpoint.manifest import (
+  Manifest,
+  check_digests,
+  check_requested,
+  make_manifest,
+  parse_manifest,
+)
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -32,9 +38,9 @@ class MemoryStore:
     """Copies a step; blocks while it does."""
     if self._held and step <= max(self._held):
       raise InputError(f"steps are written in order: {step} after {max(self._held)}")
-    label = make_label(record, arrays, launch_digest(arrays))
+    manifest = make_manifest(record, arrays, launch_digest(arrays))
     # np.array copies: a view would keep the array from being donated, for as long as it is held.
-    self._held[step] = json.dumps(label.seal()), {k: np.array(x) for k, x in arrays.items()}
+    self._held[step] = json.dumps(manifest.to_json()), {k: np.array(x) for k, x in arrays.items()}
     for old in self.steps()[: -self._keep]:
       del self._held[old]
 
@@ -42,16 +48,16 @@ class MemoryStore:
     self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""
   ) -> tuple[Arrays, Record]:
     """Returns the arrays and the record of a step, every bit as it was written."""
-    label, where = self._label(step), f"step {step} in {self}"
+    manifest, where = self._manifest(step), f"step {step} in {self}"
     held = self._held[step][1]
-    check_asked(label, like, under, where)
+    check_requested(manifest, like, under, where)
     arrays = {name: jax.device_put(held[name], x.sharding) for name, x in like.items()}
-    check_digests(label, arrays, where)
-    return arrays, label.record
+    check_digests(manifest, arrays, where)
+    return arrays, manifest.record
 
   def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of the arrays of a step by name."""
-    return self._label(step).shapes()
+    return self._manifest(step).shapes()
 
   def steps(self) -> list[int]:
     """Returns the steps held and not set aside, oldest first."""
@@ -77,7 +83,7 @@ class MemoryStore:
     self._held.clear()
     self._aside.clear()
 
-  def _label(self, step: int) -> Label:
+  def _manifest(self, step: int) -> Manifest:
     if step not in self._held:
       raise CheckpointError(f"there is no step {step} in {self}, only {self.steps()}")
-    return open_label(json.loads(self._held[step][0]), f"step {step} in {self}")
+    return parse_manifest(json.loads(self._held[step][0]), f"step {step} in {self}")

@@ -1,9 +1,9 @@
-"""Keeps steps in a directory through Orbax: asynchronous, atomic, any layout reads any layout.
+"""An Orbax store: steps in a directory; asynchronous, atomic, any layout reads any layout.
 
 A step is the directory `PATH/STEP`, written under another name and renamed when whole:
-`arrays/` is Orbax's (OCDBT), `label/metadata` the JSON label with the caller's record, every
+`arrays/` is Orbax's (OCDBT), `label/metadata` the JSON manifest with the caller's record, every
 array's digest and a hash of itself. Orbax notices neither a flipped bit nor some kinds of missing
-files, so what counts as intact is decided by the label alone, after every read.
+files, so what counts as intact is decided by the manifest alone, after every read.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from jaxmoe.checkpoint.digest import launch_digest
-from jaxmoe.checkpoint.label import (
+from jaxmoe.checkpoint.manifest import (
   DamagedStepError,
-  Label,
-  check_asked,
+  Manifest,
   check_digests,
-  make_label,
-  open_label,
+  check_requested,
+  make_manifest,
+  parse_manifest,
 )
-from jaxmoe.checkpoint.removal import Removal
+from jaxmoe.checkpoint.step_deleter import TolerantDeleter
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
 from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -56,7 +56,7 @@ class OrbaxStore:
     self._path = pathlib.Path(path).absolute()
     self._keep = keep
     self._manager: ocp.CheckpointManager | None = None
-    self._removal: Removal | None = None
+    self._deleter: TolerantDeleter | None = None
     self._writing: int | None = None
 
   def __str__(self) -> str:
@@ -75,10 +75,10 @@ class OrbaxStore:
     written = self.steps()
     if written and step <= written[-1]:
       raise InputError(f"{self}: steps are written in order, got {step} after {written[-1]}")
-    label = make_label(record, arrays, words)
-    # Orbax refuses arrays without elements; the label says all there is to say of them.
+    manifest = make_manifest(record, arrays, words)
+    # Orbax refuses arrays without elements; the manifest says all there is to say of them.
     stored = {name: x for name, x in arrays.items() if x.size}
-    items = {"label": ocp.args.JsonSave(label.seal())}
+    items = {"label": ocp.args.JsonSave(manifest.to_json())}
     if stored:
       items["arrays"] = ocp.args.StandardSave(stored)
     self._writing = step
@@ -99,20 +99,20 @@ class OrbaxStore:
     path = self._path / str(step)
     steps = self.steps()
     with peers.together():
-      label = self._read_label(path, steps)
-      check_asked(label, like, under, str(path))
+      manifest = self._read_manifest(path, steps)
+      check_requested(manifest, like, under, str(path))
     stored = {name: x for name, x in like.items() if np.prod(x.shape)}
     with peers.together():
       arrays = _restore(path / "arrays", stored) if stored else {}
     arrays |= {name: _empty(x) for name, x in like.items() if name not in stored}
-    check_digests(label, arrays, str(path))
-    return arrays, label.record
+    check_digests(manifest, arrays, str(path))
+    return arrays, manifest.record
 
   def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of the arrays of a step by name, without reading any."""
     steps = self.steps()
     with peers.together():
-      return self._read_label(self._path / str(step), steps).shapes()
+      return self._read_manifest(self._path / str(step), steps).shapes()
 
   def steps(self) -> list[int]:
     """Returns the steps wholly written and not set aside, oldest first."""
@@ -124,7 +124,7 @@ class OrbaxStore:
 
   def unremoved(self) -> dict[int, str]:
     """Returns why old steps could not be removed, by step, and forgets it."""
-    return self._removal.take() if self._removal is not None else {}
+    return self._deleter.take() if self._deleter is not None else {}
 
   def wait(self) -> None:
     """Returns once everything is written. Raises CheckpointError if it could not be."""
@@ -192,8 +192,8 @@ class OrbaxStore:
       )
       self._manager = ocp.CheckpointManager(self._path, options=options)
       # Orbax has no other place for it.
-      self._removal = Removal(self._manager._checkpoint_deleter)
-      self._manager._checkpoint_deleter = self._removal
+      self._deleter = TolerantDeleter(self._manager._checkpoint_deleter)
+      self._manager._checkpoint_deleter = self._deleter
     return self._manager
 
   def _try_folder(self) -> None:
@@ -222,7 +222,7 @@ class OrbaxStore:
       self._drop_manager()
       raise CheckpointError(f"{self}: saving step {step} failed: {_one_line(error)}") from error
 
-  def _read_label(self, path: pathlib.Path, steps: list[int]) -> Label:
+  def _read_manifest(self, path: pathlib.Path, steps: list[int]) -> Manifest:
     if not path.is_dir():
       raise CheckpointError(f"{self}: there is no step {path.name}, only {steps}")
     file = path / "label" / "metadata"
@@ -230,7 +230,7 @@ class OrbaxStore:
       sealed = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
       raise _read_error(file, error) from error
-    return open_label(sealed, file)
+    return parse_manifest(sealed, file)
 
 
 def quiet_orbax() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import jax
 
-from jaxmoe.checkpoint.label import DamagedStepError
+from jaxmoe.checkpoint.manifest import DamagedStepError
 from jaxmoe.core.errors import CheckpointError
 
 DAMAGED = "damaged"

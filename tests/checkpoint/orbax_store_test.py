@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.checkpoint.digest import digest
-from jaxmoe.checkpoint.label import DamagedStepError
+from jaxmoe.checkpoint.manifest import DamagedStepError
 from jaxmoe.checkpoint.orbax_store import OrbaxStore, _read_error, quiet_orbax
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.checkpoint import STORES
-from jaxmoe.checkpoint.label import DamagedStepError
+from jaxmoe.checkpoint.manifest import DamagedStepError
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxmoe.checkpoint.label import DamagedStepError
+from jaxmoe.checkpoint.manifest import DamagedStepError
 from jaxmoe.core import peers
 from jaxmoe.core.errors import CheckpointError, InputError, PeerError
 

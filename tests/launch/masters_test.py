@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.checkpoint import OrbaxStore
-from jaxmoe.checkpoint.streamed import LazyArray, write_streamed
+from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
 from jaxmoe.core.layout import one_device
 from jaxmoe.train.train_state import read_params
 from jaxmoe.train.workdir import Workdir

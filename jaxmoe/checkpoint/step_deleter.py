@@ -1,10 +1,10 @@
-"""Removes old steps, and never fails a save over one that cannot be removed."""
+"""Deletes old steps, and never fails a save over one that cannot be removed."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 
-class Deleter(Protocol):
+class StepDeleter(Protocol):
   """What Orbax calls once a step is wholly written."""
 
   def delete(self, step: int) -> None:
@@ -14,14 +14,14 @@ class Deleter(Protocol):
     """Ends what it started."""
 
 
-class Removal:
+class TolerantDeleter:
   """A deleter of Orbax that goes on past errors and remembers them.
 
   Orbax takes a step that it cannot remove (a file that a virus scanner holds, another user's, one
   that is immutable) for a failed save, though the new step is on the disk and counts.
   """
 
-  def __init__(self, deleter: Deleter):
+  def __init__(self, deleter: StepDeleter):
     self._deleter = deleter
     self._failed: dict[int, str] = {}
 

@@ -1,8 +1,8 @@
-"""Writes a step array by array, so that a model larger than memory becomes a checkpoint.
+"""Streaming writer: a step array by array, so that a model larger than memory is saved.
 
-What is written is what `OrbaxStore` writes and reads: the same files, label and digests. Only one
-array is in memory at a time. The caller sees to it that a step counts only when it is whole, as by
-renaming the folder that everything lies in.
+What is written is what `OrbaxStore` writes and reads: the same files, manifest and digests. Only
+one array is in memory at a time. The caller sees to it that a step counts only when it is whole, as
+by renaming the folder that everything lies in.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from jaxmoe.checkpoint.digest import digest
-from jaxmoe.checkpoint.label import ArrayLine, Label
+from jaxmoe.checkpoint.manifest import ArrayEntry, Manifest
 from jaxmoe.checkpoint.store import Record
 from jaxmoe.core.errors import CheckpointError
 
@@ -54,15 +54,15 @@ def write_streamed(
     CheckpointError: the disk refuses it. What making an array raises passes through.
   """
   folder = pathlib.Path(path).absolute() / str(step)
-  handler = _LaterHandler(alive)
+  handler = _LazyArrayHandler(alive)
   registry = type_handlers.create_type_handler_registry((LazyArray, handler))
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
       writer.save(folder / "arrays", args=ocp.args.PyTreeSave(dict(arrays)))
-    label = folder / "label" / "metadata"
-    label.parent.mkdir()
-    sealed = Label(json.loads(json.dumps(record, allow_nan=False)), handler.lines).seal()
-    with open(label, "w", encoding="utf-8") as file:
+    manifest = folder / "label" / "metadata"
+    manifest.parent.mkdir()
+    sealed = Manifest(json.loads(json.dumps(record, allow_nan=False)), handler.entries).to_json()
+    with open(manifest, "w", encoding="utf-8") as file:
       json.dump(sealed, file)
       file.flush()
       os.fsync(file.fileno())
@@ -73,17 +73,17 @@ def write_streamed(
     raise CheckpointError(f"{path}: saving step {step} failed: {text}") from error
 
 
-class _LaterHandler(type_handlers.ArrayHandler):
+class _LazyArrayHandler(type_handlers.ArrayHandler):
   """Makes, digests and writes one array after the other.
 
   Attributes:
-    lines: What the label says of those written.
+    entries: What the manifest says of those written.
     failure: What making an array raised.
   """
 
   def __init__(self, alive: Callable[[str], None]):
     super().__init__(enable_write_sharding_file=False)
-    self.lines: dict[str, ArrayLine] = {}
+    self.entries: dict[str, ArrayEntry] = {}
     self.failure: Exception | None = None
     self._alive = alive
 
@@ -99,7 +99,7 @@ class _LaterHandler(type_handlers.ArrayHandler):
       words = digest({info.name: array})[info.name]
       for future in await super().serialize([array], [info], [arg]):
         await asyncio.to_thread(future.result)
-      self.lines[info.name] = ArrayLine(tuple(array.shape), array.dtype.name, words)
+      self.entries[info.name] = ArrayEntry(tuple(array.shape), array.dtype.name, words)
       self._alive(info.name)
     return []
 

@@ -1,6 +1,6 @@
-"""What lies beside the arrays of a checkpoint: the caller's record and a line for every array.
+"""The manifest of a checkpoint step: the caller's record and an entry for every array.
 
-A label is plain JSON and carries a hash of itself, so it is trusted as a whole or not at all.
+A manifest is plain JSON and carries a hash of itself, so it is trusted as a whole or not at all.
 Only then does it decide two things: whether the arrays of the checkpoint are the ones a reader
 asks for (a mismatch is the reader's mistake), and whether the arrays read are the ones written
 (a mismatch is damage).
@@ -27,8 +27,8 @@ class DamagedStepError(CheckpointError):
 
 
 @dataclass(frozen=True)
-class ArrayLine:
-  """What the label says of one array."""
+class ArrayEntry:
+  """What the manifest says of one array."""
 
   shape: tuple[int, ...]
   dtype: str
@@ -36,33 +36,33 @@ class ArrayLine:
 
 
 @dataclass(frozen=True)
-class Label:
-  """The record of a step and one line for every array of it, by name."""
+class Manifest:
+  """The record of a step and one entry for every array of it, by name."""
 
   record: dict[str, Any]
-  arrays: dict[str, ArrayLine]
+  arrays: dict[str, ArrayEntry]
 
-  def seal(self) -> dict[str, Any]:
-    """Returns the label as plain JSON values together with their hash."""
-    lines = {
-      name: {"shape": list(line.shape), "dtype": line.dtype, "digest": list(line.words)}
-      for name, line in sorted(self.arrays.items())
+  def to_json(self) -> dict[str, Any]:
+    """Returns the manifest as plain JSON values together with their hash."""
+    entries = {
+      name: {"shape": list(entry.shape), "dtype": entry.dtype, "digest": list(entry.words)}
+      for name, entry in sorted(self.arrays.items())
     }
-    content = {"record": self.record, "arrays": lines}
+    content = {"record": self.record, "arrays": entries}
     return {**content, "sha256": _hash(content)}
 
   def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of every array by name."""
     return {
-      name: jax.ShapeDtypeStruct(line.shape, jnp.dtype(line.dtype))
-      for name, line in self.arrays.items()
+      name: jax.ShapeDtypeStruct(entry.shape, jnp.dtype(entry.dtype))
+      for name, entry in self.arrays.items()
     }
 
 
-def make_label(
+def make_manifest(
   record: dict[str, Any], arrays: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
-) -> Label:
-  """Returns the label of arrays whose digests were started as `words`; blocks until they are done.
+) -> Manifest:
+  """Returns the manifest of arrays whose digests were started as `words`; blocks until done.
 
   Raises InputError for a record that JSON would not give back as it is (tuples, keys that are
   not strings, NaN): it must be read exactly as written.
@@ -78,27 +78,27 @@ def make_label(
       " instead of tuples"
     )
   values = fetch_words(words)
-  lines = {
-    name: ArrayLine(tuple(x.shape), x.dtype.name, values[name]) for name, x in arrays.items()
+  entries = {
+    name: ArrayEntry(tuple(x.shape), x.dtype.name, values[name]) for name, x in arrays.items()
   }
-  return Label(plain, lines)
+  return Manifest(plain, entries)
 
 
-def open_label(sealed: object, where: str | os.PathLike) -> Label:
-  """Returns the label sealed in plain JSON values; `where` names its file in errors.
+def parse_manifest(sealed: object, where: str | os.PathLike) -> Manifest:
+  """Returns the manifest sealed in plain JSON values; `where` names its file in errors.
 
-  Raises DamagedStepError if it is not, in every bit, what `Label.seal` returned.
+  Raises DamagedStepError if it is not, in every bit, what `Manifest.to_json` returned.
   """
   if not isinstance(sealed, dict):
-    raise DamagedStepError(f"{where}: not a label but {type(sealed).__name__}")
+    raise DamagedStepError(f"{where}: not a manifest but {type(sealed).__name__}")
   content = {key: value for key, value in sealed.items() if key != "sha256"}
   if sealed.get("sha256") != _hash(content) or set(content) != {"record", "arrays"}:
     raise DamagedStepError(f"{where}: the record does not have the hash written with it")
-  lines = {
-    name: ArrayLine(tuple(line["shape"]), line["dtype"], tuple(line["digest"]))
-    for name, line in content["arrays"].items()
+  entries = {
+    name: ArrayEntry(tuple(entry["shape"]), entry["dtype"], tuple(entry["digest"]))
+    for name, entry in content["arrays"].items()
   }
-  return Label(content["record"], lines)
+  return Manifest(content["record"], entries)
 
 
 def _hash(content: dict[str, Any]) -> str:
@@ -106,20 +106,20 @@ def _hash(content: dict[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_asked(
-  label: Label, like: Mapping[str, jax.ShapeDtypeStruct], under: str, where: str
+def check_requested(
+  manifest: Manifest, like: Mapping[str, jax.ShapeDtypeStruct], under: str, where: str
 ) -> None:
   """Raises InputError, naming arrays, unless `like` asks for just what lies under `under`."""
-  saved = {name for name in label.arrays if name.startswith(under)}
+  saved = {name for name in manifest.arrays if name.startswith(under)}
   faults = [
     (sorted(like.keys() - saved), "not in the checkpoint"),
     (sorted(saved - like.keys()), "in the checkpoint but not asked for"),
   ]
   differ = []
   for name in sorted(saved & like.keys()):
-    line, want = label.arrays[name], like[name]
-    if (line.shape, line.dtype) != (tuple(want.shape), want.dtype.name):
-      has, wants = f"{line.dtype}{list(line.shape)}", f"{want.dtype.name}{list(want.shape)}"
+    entry, want = manifest.arrays[name], like[name]
+    if (entry.shape, entry.dtype) != (tuple(want.shape), want.dtype.name):
+      has, wants = f"{entry.dtype}{list(entry.shape)}", f"{want.dtype.name}{list(want.shape)}"
       differ.append(f"{name} ({has} there, {wants} asked)")
     elif want.sharding is None:
       raise InputError(f"{name}: `like` must carry a sharding; take it from the layout")
@@ -129,10 +129,10 @@ def check_asked(
     raise InputError(f"{where} is of another model: {'; '.join(told)}")
 
 
-def check_digests(label: Label, arrays: Mapping[str, jax.Array], where: str) -> None:
-  """Raises DamagedStepError, naming arrays, unless all have the digests of the label."""
+def check_digests(manifest: Manifest, arrays: Mapping[str, jax.Array], where: str) -> None:
+  """Raises DamagedStepError, naming arrays, unless all have the digests of the manifest."""
   read = digest(arrays)
-  wrong = [name for name in sorted(arrays) if read[name] != label.arrays[name].words]
+  wrong = [name for name in sorted(arrays) if read[name] != manifest.arrays[name].words]
   if wrong:
     raise DamagedStepError(f"{where}: other values than were written in {_some(wrong)}")
 
