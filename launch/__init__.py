@@ -1,1 +1,1 @@
-"""How a run starts, at any scale. Only this package reads flags and the environment."""
+"""`python -m launch.NAME`, from the clone: the command of jaxmoe/commands/NAME.py."""

@@ -7,7 +7,7 @@ import tempfile
 import jax
 import pytest
 
-from launch.compile_fast import compile_fast
+from jaxmoe.commands.process.compile_fast import compile_fast
 
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"jaxmoe-test-cache-{os.getuid()}"
 # Threads of XLA: a device that waits in a collective holds one, and there are eight devices.

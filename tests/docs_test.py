@@ -12,7 +12,7 @@ import sys
 import pytest
 from absl import flags
 
-from launch.recipes import PREFIX, load_recipe
+from jaxmoe.runs.recipe_loading import PREFIX, load_recipe
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("experiments/*/*.md"), *ROOT.glob("launch/**/*.md")])
@@ -54,7 +54,7 @@ def words(command):
 
 def check_launch(name, arguments):
   """Raises unless the command is there, has these flags, and the recipe these fields."""
-  module = importlib.import_module(f"launch.{name}")
+  module = importlib.import_module(f"jaxmoe.commands.{name}")
   fields = [word for word in arguments if word.startswith(PREFIX)]
   rest = [word for word in arguments if word not in fields]
   values = flags.FlagValues()

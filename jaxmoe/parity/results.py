@@ -78,7 +78,7 @@ class Results:
       rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
       raise InputError(
-        f"{path} is no table of cells: {error}; remove it and run launch.parity"
+        f"{path} is no table of cells: {error}; remove it and run jaxmoe parity"
       ) from None
     return cls({row.cell: row for row in rows})
 
@@ -140,7 +140,7 @@ def check_proven(experiment: Experiment, results: Results | None = None) -> list
     raise InputError(
       f"this layout has not been shown equal to one device: {missing[0]} is {state}"
       + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
-      + f"; try it with launch.parity --cells='{missing[0]}', or set --allow_unproven"
+      + f"; try it with jaxmoe parity --cells='{missing[0]}', or set --allow_unproven"
     )
   digest = source_digest()
   old = sum(results.rows[key].sources != digest for key in keys)
@@ -148,6 +148,6 @@ def check_proven(experiment: Experiment, results: Results | None = None) -> list
     return []
   return [
     f"sources have changed since {old} of {len(keys)} cells of this layout were shown equal to "
-    "one device; launch.parity tries them again"
+    "one device; jaxmoe parity tries them again"
   ]
 

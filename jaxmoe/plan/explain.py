@@ -102,7 +102,7 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-  """What `launch.explain` tells.
+  """What `jaxmoe explain` tells.
 
   Attributes:
     mesh: The degree of each axis.

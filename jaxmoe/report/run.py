@@ -55,7 +55,7 @@ class Run:
     last: The last line of a step with labels.
     unlabelled: Steps in which no token had a label.
     slice: What part of held-out text evaluations are of.
-    whole: The scores of all of it, where `launch.evaluate` made them.
+    whole: The scores of all of it, where `jaxmoe evaluate` made them.
     unread: Lines of both files that could not be read.
   """
 

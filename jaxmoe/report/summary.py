@@ -107,6 +107,6 @@ def _scores(run: Run) -> Html | None:
     rows.append([domain, *cells])
   note = f"Bits per byte of {what}, lower is better; compressors get the same bytes as one stream"
   if run.whole is None and not run.slice.is_whole:
-    note += ", behind what else is held out. launch.evaluate scores all of it: another number"
+    note += ", behind what else is held out. jaxmoe evaluate scores all of it: another number"
   note += "."
   return join(table(["domain", "model", *baselines], rows), tag("p", note, class_="note"))

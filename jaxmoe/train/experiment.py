@@ -114,12 +114,12 @@ class Evaluation:
   Attributes:
     every: Steps between evaluations, the last step aside; 0 for none.
     max_bytes: Bytes of each domain that are scored on the way, in whole documents (at least one);
-      `launch.evaluate` scores all.
+      `jaxmoe evaluate` scores all.
     batch_size: Rows scored at a time, at most.
     rows: `fitted` to as few and as short ones as the documents need, see `row_packing.py`; `full`
       is always `batch_size` rows of the context's length.
     overall: How domains weigh in the score of all of them: by their held-out bytes, as
-      `launch.evaluate` has it, or by those that are scored on the way.
+      `jaxmoe evaluate` has it, or by those that are scored on the way.
   """
 
   every: int = 500

@@ -1,7 +1,7 @@
 """The slice of held-out text that a run scores on the way, and how domains weigh in it.
 
 Of each domain only `Evaluation.max_bytes` are scored on the way, so these bits per byte are another
-number than those of all held-out text (`launch.evaluate`, eval.json): tenths apart where documents
+number than those of all held-out text (`jaxmoe evaluate`, eval.json): tenths apart where documents
 differ. Whatever shows them names the slice, and weighs domains by all their held-out bytes, as
 eval.json does.
 """

@@ -1,4 +1,4 @@
-"""From a recipe to a run: what `launch.train` does once flags are read and the corpus is open."""
+"""From a recipe to a run: what `jaxmoe train` does once flags are read and the corpus is open."""
 
 from __future__ import annotations
 

@@ -149,11 +149,11 @@ WRITERS = {
   "jaxmoe/train/routing_record.py": "an open file",
   "jaxmoe/train/watchdog.py": "stacks of a run that hangs",
   "jaxmoe/train/workdir.py": "the lock",
-  "launch/carried.py": "a folder that is renamed when it is whole",
-  "launch/command.py": "standard output of a process that has none",
-  "launch/export.py": "the same as carried.py",
-  "launch/score.py": "an open file",
-  "launch/sinks/wandb.py": "a file of a run, made once",
+  "jaxmoe/conversion/hf_files.py": "a folder that is renamed when it is whole",
+  "jaxmoe/commands/process/command_line.py": "standard output of a process that has none",
+  "jaxmoe/conversion/hf_export.py": "the same as hf_files.py",
+  "jaxmoe/commands/score.py": "an open file",
+  "jaxmoe/sinks/wandb.py": "a file of a run, made once",
 }
 """Who else writes files, and why that needs no `write_whole`."""
 

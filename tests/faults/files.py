@@ -15,7 +15,7 @@ from jaxmoe.data.sources import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
-from launch.recipes import load_recipe
+from jaxmoe.runs.recipe_loading import load_recipe
 
 def get_config(tokenizer: str = "file"):
   tiny = load_recipe({tiny!r}, [])

@@ -21,8 +21,8 @@ import threading
 import jax
 from jax._src import xla_bridge
 
-import launch.recipes
-import launch.train
+import jaxmoe.commands.train
+import jaxmoe.runs.recipe_loading
 from tests.faults import plants
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def main():
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then end us
   gc.collect()
   gc.freeze()
-  assert jax and launch
+  assert jax and jaxmoe
   answer(alone=alone())
   run = serve()
   if run is not None:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxmoe.commands.process import cli
 from jaxmoe.core.errors import CheckpointError, DropError, InputError, NotFiniteError
 from jaxmoe.core.recipe import to_json, to_plain
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.routing_record import digests_of, write_routing
-from launch import cli
-from launch.recipes import load_recipe
 
 COMMANDS = ("train", "evaluate", "generate", "score")
 FFN = "model.stack.0.pattern.0.ffn"

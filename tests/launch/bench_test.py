@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxmoe.bench.expert_latency import family_of, latencies
+from jaxmoe.bench.expert_layers import Shape, layer_race, matmul_race
+from jaxmoe.commands import bench
 from jaxmoe.moe.balance import LatencyAware
 from jaxmoe.moe.layer import MoE
 from jaxmoe.moe.routers.topk import Switch
-from launch import bench
-from launch.bench_experts import Shape, layer_race, matmul_race
-from launch.bench_latency import family_of, latencies
 
 TINY = Shape(tokens=12, dim=4, mlp_dim=3, num_experts=3, num_active=2, skew=0.5)
 
@@ -135,6 +135,6 @@ def test_what_the_memory_does_not_hold_is_one_line(here):
 
 
 def test_the_command_needs_no_grain_and_no_orbax():
-  code = "import sys; import launch.bench; print({'grain', 'orbax'} & set(sys.modules))"
+  code = "import sys; import jaxmoe.commands.bench; print({'grain', 'orbax'} & set(sys.modules))"
   shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert shown.stdout.strip() == "set()"

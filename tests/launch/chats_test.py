@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
+from jaxmoe.conversion import hf_export
 from jaxmoe.core.recipe import from_plain, to_plain
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.data.tokenizers.template_file import find_template
+from jaxmoe.runs.chat_prompt import asked_in, settled
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.workdir import Workdir
-from launch import export
-from launch.chats import asked_in, settled
-from launch.recipes import load_recipe
 from tests.models.pretrained.checkpoint import write_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -128,10 +128,10 @@ def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
 
 def test_an_export_has_the_template_that_messages_were_trained_in(run, tmp_path, capsys):
   experiment = Workdir(run).experiment()
-  export._write_tokenizer(tmp_path, Workdir(run), experiment)
+  hf_export._write_tokenizer(tmp_path, Workdir(run), experiment)
   assert find_template(tmp_path).text == DATED
   other = with_data(experiment, tokenizer=dataclasses.replace(experiment.data.tokenizer, path="x"))
-  export._write_tokenizer(tmp_path, Workdir(run), other)
+  hf_export._write_tokenizer(tmp_path, Workdir(run), other)
   assert find_template(tmp_path) is None
   assert capsys.readouterr().out.startswith("note: the checkpoint has no chat template: x: no such")
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from jaxmoe.commands.process import multi_process
+from jaxmoe.commands.process.command_line import ADDRESS, PROCESS, PROCESSES, speaks
 from jaxmoe.core import peers
 from jaxmoe.core.errors import InputError
-from launch import processes
-from launch.command import ADDRESS, PROCESS, PROCESSES, speaks
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
 MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1", "OMPI_COMM_WORLD_SIZE": "2"}
@@ -31,7 +31,7 @@ def environment(monkeypatch):
 
   def put(values):
     for prefix in ("SLURM_", "OMPI_", "TPU_", "JAXMOE_", "KUBERNETES_", "JAX_COORDINATOR"):
-      for name in [name for name in processes.os.environ if name.startswith(prefix)]:
+      for name in [name for name in multi_process.os.environ if name.startswith(prefix)]:
         monkeypatch.delenv(name)
     for name, value in values.items():
       monkeypatch.setenv(name, value)
@@ -43,7 +43,7 @@ def environment(monkeypatch):
 def test_the_environment_tells_whether_there_are_several_and_who_speaks(environment, name):
   values, several, first = CLUSTERS[name]
   environment(values)
-  assert (processes.is_one_of_several(), speaks()) == (several, first)
+  assert (multi_process.is_one_of_several(), speaks()) == (several, first)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_the_environment_tells_whether_there_are_several_and_who_speaks(environm
 )
 def test_half_an_environment_is_refused_in_one_line(environment, values):
   environment({PROCESSES: "2", **values})
-  with pytest.raises(InputError, match=f"{PROCESS}"), processes.processes():
+  with pytest.raises(InputError, match=f"{PROCESS}"), multi_process.processes():
     pass
 
 
 def test_one_process_of_one_is_alone(environment):
   environment({PROCESSES: "1", PROCESS: "0"})
-  with processes.processes():
+  with multi_process.processes():
     assert not peers.several()

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import re
-import runpy
 import select
 import shutil
 import subprocess
@@ -14,11 +13,12 @@ import time
 import numpy as np
 import pytest
 
+from jaxmoe.commands import generate as generate_command
+from jaxmoe.commands.process import cli
 from jaxmoe.core.recipe import from_json
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.train import console_progress, progress
 from jaxmoe.train.experiment import Experiment
-from launch import cli
 
 COMMANDS = ("train", "evaluate", "generate", "score", "status", "doctor")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -252,7 +252,7 @@ class Letters:
 @pytest.fixture
 def printer():
   """Returns launch.generate's Printer class."""
-  return runpy.run_path(str(cli.__file__).replace("cli.py", "generate.py"))["Printer"]
+  return generate_command.Printer
 
 
 def test_text_is_shown_as_soon_as_its_characters_are_whole(printer, capsys):

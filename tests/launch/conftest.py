@@ -16,8 +16,8 @@ import jax
 import pytest
 
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
+from jaxmoe.commands.process import cli
 from jaxmoe.cost import peak
-from launch import cli
 from tests.models.pretrained.checkpoint import write_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -17,15 +17,14 @@ import tokenizers
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
+from jaxmoe.commands.process import cli
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import load_tokenizer
-from jaxmoe.models import generate as generation
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.train.hooks import encode_prompt
 from jaxmoe.train.train_state import StateSpec, read_state
 from jaxmoe.train.workdir import Workdir
-from launch import cli
 from tests.models.pretrained.checkpoint import bits, edit, tensors_of, write_tokenizer
 from tests.models.pretrained.golden import FOLDER as GOLDEN
 
@@ -158,7 +157,7 @@ def test_a_prompt_has_nothing_in_front_where_the_tokenizer_adds_nothing(
   saved = json.loads((run / "tokenizer.json").read_text())
   assert saved.pop("made_elsewhere")
   (run / "tokenizer.json").write_text(json.dumps(saved))
-  monkeypatch.setattr(generation, "generate", lambda *about: seen.append(about))
+  monkeypatch.setattr("jaxmoe.commands.generate.generate", lambda *about: seen.append(about))
   assert here("generate", f"--workdir={run}", "--prompt=ab", "--prompt=c").code == 0
   assert [row.tolist() for row in seen[0][2]] == [[2, 3], [4]]
   assert seen[0][4][1] == {0, 7}, "it ends where the model's own files say, in a chat or not"

@@ -10,10 +10,11 @@ import tempfile
 
 import pytest
 
+from jaxmoe.commands import doctor
 from jaxmoe.cost.host import Memory
-from launch import doctor, facts
-from launch.diagnosis import GB, MB, diagnose, satisfies
-from launch.facts import Disk, Facts, Requirement, Trial, parse_requirement
+from jaxmoe.doctor import facts
+from jaxmoe.doctor.diagnosis import GB, MB, diagnose, satisfies
+from jaxmoe.doctor.facts import Disk, Facts, Requirement, Trial, parse_requirement
 
 RUN = {"losses": [6.0, 5.5, 5.0], "equal": True, "seconds": 9.0}
 TOLD = {
@@ -282,7 +283,7 @@ def seen(here, monkeypatch, tmp_path):
   """Returns a function that runs the command on given facts."""
 
   def run(found, *arguments):
-    monkeypatch.setattr(facts, "collect", lambda workdir, cache: found)
+    monkeypatch.setattr(doctor, "collect", lambda workdir, cache: found)
     return here("doctor", f"--workdir={tmp_path}", *arguments)
 
   return run

@@ -7,10 +7,10 @@ import re
 import jax
 import pytest
 
+from jaxmoe.commands import explain
 from jaxmoe.core.layout import one_device
 from jaxmoe.cost.host import Memory
 from jaxmoe.parallel import Parallel, make_layout
-from launch import explain
 
 SMALL = ("--config.train.batch_size=8", "--config.data.seq_len=16")
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None

@@ -23,7 +23,7 @@ def test_the_commands_that_are_printed_run_as_they_are_whatever_a_folder_is_call
 
 
 def test_no_command_with_a_name_in_it_is_printed_unquoted():
-  for path in ROOT.glob("launch/**/*.py"):
+  for path in ROOT.glob("jaxmoe/**/*.py"):
     for node in ast.walk(ast.parse(path.read_text())):
       texts = node.values if isinstance(node, ast.JoinedStr) else []
       parts = [part.value for part in texts if isinstance(part, ast.Constant)]
@@ -37,7 +37,7 @@ def test_what_only_training_can_change_is_no_flag_of_a_command_that_uses_a_run(
   (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
   result = here("evaluate", f"--workdir={trained}", f"--text={tmp_path}")
   assert result.code == 2, result
-  advice = "--config.data.allow_broken_files=true (a flag of launch.train; this command takes the"
+  advice = "--config.data.allow_broken_files=true (a flag of python -m launch.train; this command"
   assert advice in result.err and len(result.err.splitlines()) == 1
 
 

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from jaxmoe.commands import local
+from jaxmoe.commands.process.command_line import PROCESS
 from jaxmoe.core.errors import InputError, PeerError
-from launch import local
-from launch.command import PROCESS
 
 QUICK = ("evaluation.every=0", "samples.every=0")
 
@@ -128,7 +128,10 @@ def test_the_worst_code_is_the_one_that_repeating_does_not_mend():
 
 
 def test_a_command_is_given_by_its_name_or_as_it_is():
-  assert local.program_of(["launch.train", "--a"]) == [sys.executable, "-m", "launch.train", "--a"]
+  train = [sys.executable, "-m", "jaxmoe.commands.train", "--a"]
+  assert local.program_of(["train", "--a"]) == train
+  assert local.program_of(["launch.train", "--a"]) == train
+  assert local.program_of(["jaxmoe", "train", "--a"]) == train
   assert local.program_of(["python", "-m", "x"]) == [sys.executable, "-m", "x"]
   assert local.program_of(["/bin/true"]) == ["/bin/true"]
   with pytest.raises(InputError, match="no command"):
@@ -146,7 +149,7 @@ def test_processes_get_their_devices_whatever_xla_flags_say(monkeypatch):
 def test_what_does_not_train_is_done_by_one_process(crew):
   process = crew(2, 1, "launch.recipe_that_is_none")
   _, err = process.communicate(timeout=60)
-  assert process.returncode == 1, "no such module"
+  assert process.returncode == 2 and "launch.recipe_that_is_none: cannot be run" in err
   process = crew(2, 1, "launch.evaluate")
   _, err = process.communicate(timeout=60)
   assert process.returncode == 2

@@ -6,9 +6,10 @@ import time
 import jax
 import pytest
 
+from jaxmoe.commands import local
+from jaxmoe.commands.process import multi_process
 from jaxmoe.core.errors import InputError
 from jaxmoe.train import console_progress
-from launch import local, processes
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def meet(monkeypatch):
       monkeypatch.setenv(name, value)
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    processes._start()
+    multi_process._start()
 
   return run
 

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from launch import cli
+from jaxmoe.commands.process import cli
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_json, from_plain, to_json, to_plain
 from jaxmoe.recipes import RECIPES
+from jaxmoe.runs.recipe_loading import file_of, kept_line, load_recipe, recipe_origin
 from jaxmoe.train.experiment import Experiment, unsafe_changes
-from launch.recipes import file_of, kept_line, load_recipe, recipe_origin
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS_FOLDER, NAMED = ROOT / "configs", ROOT / "jaxmoe" / "recipes"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.sinks import SINKS, make_sinks
 from jaxmoe.train.sinks import Sinks, flatten
-from launch.sinks import SINKS, make_sinks
 
 
 def lines_of(path):

@@ -10,12 +10,13 @@ import sys
 import pytest
 from rich.cells import cell_len
 
+from jaxmoe.commands import status
 from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.status import run_status
+from jaxmoe.status.load_table import BLOCKS, LETTERS, bar, load_table
+from jaxmoe.status.run_status import take
+from jaxmoe.status.text_columns import ago, clock, fit, labelled
 from jaxmoe.train import lock
-from launch import snapshot, status
-from launch.columns import ago, clock, fit, labelled
-from launch.load_table import BLOCKS, LETTERS, bar, load_table
-from launch.snapshot import take
 
 NOW = 2_000_000_000.0
 PROCESS = {"event": "process", "pid": os.getpid(), "host": socket.gethostname()}
@@ -48,7 +49,7 @@ def line(step, layers=2, experts=8, **fields):
 @pytest.fixture
 def make(tmp_path, monkeypatch):
   """Returns a function that writes the files of a run and returns its folder."""
-  monkeypatch.setattr(snapshot.time, "time", lambda: NOW + 100)
+  monkeypatch.setattr(run_status.time, "time", lambda: NOW + 100)
 
   def write(lines=(), events=(), num_steps=100, checkpoints=(), name="run"):
     run = tmp_path / name
@@ -272,7 +273,7 @@ def test_the_last_scores_are_told_and_those_too_far_back_are_not_searched(make, 
     lines[n]["eval"] = {"bits_per_byte": n, "domains": {}}
   run = make(lines)
   assert take(run).scored["step"] == 20
-  monkeypatch.setattr(snapshot, "SEARCHED_BYTES", 100)
+  monkeypatch.setattr(run_status, "SEARCHED_BYTES", 100)
   assert take(run).scored is None
 
 
@@ -281,7 +282,7 @@ def test_where_the_time_went_is_told_unless_the_file_is_too_long_to_sum(make, mo
   run = make([line(n) for n in range(1, 41)], [event])
   assert take(run).goodput.seconds["step"] == 20.0
   assert "time      0:40 of wall time: step 50.0%, data 25.0%, start 25.0%" in told(run)
-  monkeypatch.setattr(snapshot, "SUMMED_BYTES", 100)
+  monkeypatch.setattr(run_status, "SUMMED_BYTES", 100)
   assert take(run).goodput is None
   assert "wall time" not in told(run)
 

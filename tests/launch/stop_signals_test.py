@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from launch import cli
+from jaxmoe.commands.process import cli
 
 SCRIPT = """
 import signal, time
-from launch.cli import StopSignals
+from jaxmoe.commands.process.cli import StopSignals
 
 class Last:
   def __del__(self):

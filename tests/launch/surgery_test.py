@@ -18,9 +18,9 @@ from jaxmoe.models.block import MLP, Block
 from jaxmoe.models.stack import Segment
 from jaxmoe.models.transformer import Transformer
 from jaxmoe.recipes.tiny import get_config
+from jaxmoe.runs import derived_run
 from jaxmoe.train.train_state import StateSpec
 from jaxmoe.train.workdir import Workdir
-from launch import graft
 
 IDS = np.random.default_rng(0).integers(0, 257, (2, 24)).astype(np.int32)
 FROZEN = "layers/*/moe/experts/*@0:4"
@@ -174,7 +174,7 @@ def test_an_upcycled_run_scores_as_the_dense_one(operate, logits, trained, tmp_p
   block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), MLP(mlp_dim=16))
   sparse = Workdir(trained).experiment()
   model = Transformer(dim=32, stack=(Segment((block,), 2),))
-  dense = graft.dataclasses.replace(sparse, model=model)
+  dense = derived_run.dataclasses.replace(sparse, model=model)
   workdir = tmp_path / "dense"
   workdir.mkdir()
   (workdir / "config.json").write_text(to_json(dense))
@@ -252,11 +252,11 @@ def test_fairness_that_begins_or_compares_something_else_needs_the_optimizer_ane
     for target in ("load", "parity")
   )
   harder = override(nodes, [("optim.fairness.weight", "0.2")])
-  graft.check_moments(nodes, harder, False)
+  derived_run.check_moments(nodes, harder, False)
   for before, after in ((old, nodes), (nodes, old), (nodes, loads)):
-    graft.check_moments(before, after, True)
+    derived_run.check_moments(before, after, True)
     with pytest.raises(InputError, match="--reset_moments"):
-      graft.check_moments(before, after, False)
+      derived_run.check_moments(before, after, False)
 
 
 def test_the_folder_is_moved_to_its_place_whole_and_not_filled_there(

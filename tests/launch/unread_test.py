@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from launch.unread import Patient, outlive_readers, patient
+from jaxmoe.commands.process.patient_output import Patient, outlive_readers, patient
 
 
 @pytest.fixture

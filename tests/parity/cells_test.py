@@ -14,7 +14,7 @@ from jaxmoe.parity import Cell, Results, Row, all_cells, cells_of, check_proven,
 from jaxmoe.parity import results as results_file
 from jaxmoe.parity.cells import cell_called
 from jaxmoe.parity.refused import refused
-from launch.recipes import load_recipe
+from jaxmoe.runs.recipe_loading import load_recipe
 
 AXES = ("data", "fsdp", "expert", "tensor")
 

@@ -8,7 +8,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.parallel import MeshContext, make_layout
 from jaxmoe.parity import selfcheck
 from jaxmoe.parity.fixture import batch_of
-from launch.recipes import load_recipe
+from jaxmoe.runs.recipe_loading import load_recipe
 
 
 def given(*changes, recipe="configs/tiny.py"):

@@ -19,8 +19,8 @@ from jaxmoe.plan import explain, page
 from jaxmoe.plan.activations import kept_bytes
 from jaxmoe.plan.explain import compile_for, traffic, unread_bytes
 from jaxmoe.plan.page import size
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.train_state import StateSpec
-from launch.recipes import load_recipe
 
 AXES = ("data", "expert", "tensor")
 RULES = {"expert": ("expert",), "mlp": ("tensor",)}

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxmoe.core.errors import InputError
-from launch.recipes import load_recipe
+from jaxmoe.runs.recipe_loading import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.optim import OPTIMIZERS
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train, unsafe_changes
-from launch.recipes import load_recipe
 
 CONFIGS = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
 FAMILIES = {

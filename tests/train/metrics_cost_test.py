@@ -8,10 +8,10 @@ import pytest
 
 from jaxmoe.core.layout import one_device
 from jaxmoe.optim import make_optimizer, make_schedule
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.step import make_step
 from jaxmoe.train.train_state import StateSpec
-from launch.recipes import load_recipe
 
 FLOPS, BYTES = 0.005, 0.02  # shares of the step's
 

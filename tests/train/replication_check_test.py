@@ -8,8 +8,8 @@ from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import GIB, make_layout
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.replication_check import check_replication, replicated_activations
-from launch.recipes import load_recipe
 
 FAMILIES = {
   "router": ROUTERS, "dispatch": DISPATCHERS, "exchange": EXCHANGES, "experts": EXPERTS,

@@ -6,8 +6,8 @@ import pytest
 
 from jaxmoe.core.recipe import override
 from jaxmoe.optim import SCHEDULES
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.restore import redrawn
-from launch.recipes import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
 from jaxmoe.parallel import Parallel, make_layout
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train import changed_definitions, program, rollback, session
 from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
 from jaxmoe.train.session import Session
 from jaxmoe.train.workdir import Workdir
-from launch.recipes import load_recipe
 
 STEPS = 6
 COMPILED_STEP = Session.compiled_step

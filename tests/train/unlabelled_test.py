@@ -16,10 +16,10 @@ from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.auto import source_at
 from jaxmoe.optim import Cosine
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train import session
 from jaxmoe.train.session import Session
 from jaxmoe.train.workdir import Workdir
-from launch.recipes import load_recipe
 
 STEPS, ROWS, LENGTH = 1200, 2, 32
 CHANGES = {

@@ -9,8 +9,8 @@ import pytest
 
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.recipe import override, to_json
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.workdir import Workdir
-from launch.recipes import load_recipe
 
 TINY = load_recipe("configs/tiny.py", [])
 OWNER = """

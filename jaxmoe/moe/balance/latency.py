@@ -25,7 +25,7 @@ class LatencyAware(Term):
 
   Attributes:
     latency: What a row costs at each expert, in any unit, measured at the batch size it will be
-      used at (`launch.bench latency`); a constant, so that all devices agree. Empty: all alike.
+      used at (`jaxmoe bench latency`); a constant, so that all devices agree. Empty: all alike.
   """
 
   latency: tuple[float, ...] = ()

@@ -2,7 +2,7 @@
 
 All but the identity are GELU networks of one width: with full weights, with powers of two, with
 8-bit weights, with matrices of low rank. `LatencyAware` sends them tokens in inverse proportion to
-what a row costs, which `launch.bench latency` measures.
+what a row costs, which `jaxmoe bench latency` measures.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def learning(run: Run) -> Html:
   if run.evaluations and not run.slice.is_whole:
     note += (
       f" What is scored on the way is {run.slice.name}: another number than that of all of it, "
-      "which launch.evaluate makes. Compressors get the slice behind the rest as one stream."
+      "which jaxmoe evaluate makes. Compressors get the slice behind the rest as one stream."
     )
   scored = held_out(run)
   return join(

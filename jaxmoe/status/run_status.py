@@ -130,7 +130,7 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _whole(path: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the scores of `launch.evaluate`, None if there are none."""
+  """Returns the scores of `jaxmoe evaluate`, None if there are none."""
   try:
     scores = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):

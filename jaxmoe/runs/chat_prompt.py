@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.conversion.hf_files import FOLDER, TOKENIZER
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.chat_template import encode_chat
@@ -20,7 +21,6 @@ from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.data.tokenizers.template_file import TemplateText, find_template
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.workdir import Workdir
-from launch.carried import FOLDER, TOKENIZER
 
 Said = Sequence[tuple[str, str]]
 """(role, content) of each message."""

@@ -1,4 +1,4 @@
-"""What there is on this machine, as plain facts; `launch/diagnosis.py` says what they mean."""
+"""Plain facts of this machine and installation; `diagnosis.py` says what they mean."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Disk:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """What `launch.trial` told, and what it wrote to standard error if it did not end well."""
+  """What `doctor_trial` told, and what it wrote to standard error if it did not end well."""
 
   told: dict[str, Any]
   code: int
@@ -186,10 +186,10 @@ def _timed_write(file: Any, size: int) -> tuple[float, float, float]:
 
 
 def trial(timeout_s: float = TRIAL_S) -> Trial:
-  """Returns what `launch.trial` tells from a process of its own."""
+  """Returns what `doctor_trial` tells from a process of its own."""
   with tempfile.TemporaryDirectory(prefix="jaxmoe-doctor-") as folder:
-    command = [sys.executable, "-m", "launch.trial", folder]
-    root = pathlib.Path(__file__).parents[1]
+    command = [sys.executable, "-m", "jaxmoe.commands.doctor_trial", folder]
+    root = pathlib.Path(__file__).parents[2]
     try:
       done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:

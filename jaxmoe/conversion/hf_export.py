@@ -18,6 +18,18 @@ import numpy as np
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.manifest import DamagedStepError
+from jaxmoe.commands.process import cli
+from jaxmoe.conversion.hf_files import (
+  CARRIED,
+  CONFIG,
+  DTYPES,
+  FOLDER,
+  TOKENIZER,
+  Progress,
+  copy_files,
+  folder_for,
+  read_object,
+)
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.format_selection import tokenizer_template
@@ -37,18 +49,6 @@ from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.run_folder import check_folder
 from jaxmoe.train.train_state import PARAMS, as_stored
 from jaxmoe.train.workdir import Workdir
-from launch import cli
-from launch.carried import (
-  CARRIED,
-  CONFIG,
-  DTYPES,
-  FOLDER,
-  TOKENIZER,
-  Progress,
-  copy_files,
-  folder_for,
-  read_object,
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import optax
 
 from jaxmoe.adapt import Surgery, source_name, transplant_moments, transplant_params
 from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.conversion.hf_files import carry
 from jaxmoe.core import names
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
@@ -26,14 +27,13 @@ from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import Constant
+from jaxmoe.runs.recipe_loading import load_recipe, parse_changes
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.run_log import RunLog
 from jaxmoe.train.saver import make_record
 from jaxmoe.train.session import Session
 from jaxmoe.train.train_state import PARAMS, State, StateSpec, came_from, read_state
 from jaxmoe.train.workdir import Workdir
-from launch.carried import carry
-from launch.recipes import load_recipe, parse_changes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,18 @@ import pathlib
 from typing import Any
 
 from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
+from jaxmoe.commands.process import cli
+from jaxmoe.conversion.hf_files import (
+  CARRIED,
+  CONFIG,
+  DTYPES,
+  FOLDER,
+  TOKENIZER,
+  Progress,
+  copy_files,
+  folder_for,
+  tokenizer_of,
+)
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import override, to_json, to_plain
@@ -21,24 +33,12 @@ from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.models.pretrained.dtypes import dtypes_of
 from jaxmoe.models.transformer import DType
 from jaxmoe.optim import AdamW, Cosine, Optim
+from jaxmoe.runs.chat_prompt import settled
+from jaxmoe.runs.recipe_loading import load_recipe, parse_changes
 from jaxmoe.train.experiment import Experiment, Samples, Train
 from jaxmoe.train.run_log import RunLog
 from jaxmoe.train.train_state import ONLY, PARAMS
 from jaxmoe.train.workdir import Workdir
-from launch import cli
-from launch.carried import (
-  CARRIED,
-  CONFIG,
-  DTYPES,
-  FOLDER,
-  TOKENIZER,
-  Progress,
-  copy_files,
-  folder_for,
-  tokenizer_of,
-)
-from launch.chats import settled
-from launch.recipes import load_recipe, parse_changes
 
 LONGEST = 4096
 """Tokens of a row, where the model could take more and nobody asked for them."""
@@ -46,7 +46,7 @@ LONGEST = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Wishes:
-  """What a user says of the run beside the checkpoint; see the flags of `launch.convert`."""
+  """What a user says of the run beside the checkpoint; see the flags of `jaxmoe convert`."""
 
   text: str | None = None
   eod: str | None = None

@@ -20,22 +20,22 @@ import jax
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
+from jaxmoe.commands.process.command_line import INTERRUPTED, PREEMPTED, fail_alike, speaks, stops
+from jaxmoe.commands.process.command_line import run as run
+from jaxmoe.commands.process.malloc import keep_freed_memory
+from jaxmoe.commands.process.patient_output import Patient
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import idle_line
+from jaxmoe.runs.recipe_loading import PREFIX
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.saved_steps import check_saved
 from jaxmoe.train.train_state import ONLY, params_from_arrays, read_params
 from jaxmoe.train.wall_clock import WallClock
 from jaxmoe.train.workdir import Workdir
-from launch.command import INTERRUPTED, PREEMPTED, fail_alike, speaks, stops
-from launch.command import run as run
-from launch.memory import keep_freed_memory
-from launch.recipes import PREFIX
-from launch.unread import Patient
 
 
 def set_up_jax(keep_memory: bool = True) -> None:
@@ -218,7 +218,7 @@ def as_trained() -> Iterator[None]:
     if PREFIX not in str(error):
       raise
     raise InputError(
-      f"{error} (a flag of launch.train; this command takes the recipe that the run has)"
+      f"{error} (a flag of jaxmoe train; this command takes the recipe that the run has)"
     ) from None
 
 

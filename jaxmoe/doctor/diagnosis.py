@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from launch.facts import Disk, Facts, Requirement
+from jaxmoe.doctor.facts import Disk, Facts, Requirement
 
 Level = Literal["ok", "warning", "problem"]
 

@@ -8,6 +8,8 @@ died, the same command goes on; 130 interrupted, state saved.
 from __future__ import annotations
 
 import os
+import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -15,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from jaxmoe.commands import COMMANDS
 from jaxmoe.core.errors import ToldError, of_machine
 from jaxmoe.core.terminal import escaped
 
@@ -22,6 +25,8 @@ Main = Callable[[list[str]], int | None]
 PREEMPTED, INTERRUPTED = 42, 130
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAXMOE_PROCESSES", "JAXMOE_PROCESS"
 HEARTBEAT_S = "JAXMOE_HEARTBEAT_S"
+STARTED_AS = "JAXMOE_STARTED_AS_LAUNCH"
+_NAMED = re.compile(rf"\bjaxmoe ({'|'.join(COMMANDS)})\b")
 _RANKS = (PROCESS, "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "SLURM_PROCID")
 
 
@@ -66,6 +71,8 @@ def run(
       fail(str(told), told.code)
     return 1
 
+  for name in values:  # a process may run a command more than once
+    values[name].unparse()
   if not spreads and not speaks():
     sys.exit(0)
   _open_what_is_closed()
@@ -80,9 +87,20 @@ def stops() -> list[signal.Signals]:
   return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
+def from_clone() -> bool:
+  """Whether this command was started as `python -m launch.NAME`, not as `jaxmoe NAME`."""
+  return STARTED_AS in os.environ or pathlib.Path(sys.argv[0]).parent.name == "launch"
+
+
 def follow_up(name: str, *flags: str) -> str:
   """Returns the line that runs another command, as a shell takes it whatever paths are called."""
-  return shlex.join(["python", "-m", f"launch.{name}", *flags])
+  program = ["python", "-m", f"launch.{name}"] if from_clone() else ["jaxmoe", name]
+  return shlex.join([*program, *flags])
+
+
+def as_started(text: str) -> str:
+  """Returns text in which commands are named as this one was started."""
+  return _NAMED.sub(r"python -m launch.\1", text) if from_clone() else text
 
 
 def speaks() -> bool:
@@ -95,12 +113,12 @@ def speaks() -> bool:
 
 def say(line: str) -> None:
   """Prints a line, which may have names of files and of what is in them."""
-  print(escaped(line))
+  print(escaped(as_started(line)))
 
 
 def fail(message: str, code: int) -> None:
   """Prints one line to standard error and exits."""
-  print(f"error: {escaped(' '.join(message.split()))}", file=sys.stderr, flush=True)
+  print(f"error: {escaped(as_started(' '.join(message.split())))}", file=sys.stderr, flush=True)
   sys.exit(code)
 
 
@@ -132,7 +150,7 @@ def _parse(
   argv: list[str], values: flags.FlagValues, doc: str, takes: Sequence[str]
 ) -> list[str]:
   if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in argv[1:]):
-    print(f"{doc.strip()}\n\nFlags:\n{values.main_module_help() or values.get_help()}")
+    print(f"{as_started(doc.strip())}\n\nFlags:\n{values.main_module_help() or values.get_help()}")
     sys.exit(0)
   left = [argument for argument in argv[1:] if argument.startswith(tuple(takes))] if takes else []
   mine = [argument for argument in argv[1:] if argument not in left]

@@ -1,9 +1,9 @@
 """What this machine computes with, and three steps of the smallest recipe, as lines of JSON.
 
-`launch.doctor` runs it as a process of its own: an installation that is broken, or a crash in a
+`jaxmoe doctor` runs it as a process of its own: an installation that is broken, or a crash in a
 driver, then costs the doctor nothing but this part of what it tells.
 
-python -m launch.trial FOLDER
+python -m jaxmoe.commands.doctor_trial FOLDER
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from typing import Any
 
 import jax
 
+from jaxmoe.commands.process import cli
 from jaxmoe.core.layout import one_device
 from jaxmoe.cost.peak import best_peak
 from jaxmoe.data.corpus import open_corpus
+from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.run_log import read_lines
 from jaxmoe.train.session import Session
 from jaxmoe.train.workdir import Workdir
-from launch import cli
-from launch.recipes import load_recipe
 
-RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "tiny.py"
 STEPS = 3
 CHANGES = (
   f"train.num_steps={STEPS}", "evaluation.every=0", "samples.every=0", "train.log_every=1"
@@ -66,7 +65,7 @@ def train_and_restore(folder: pathlib.Path) -> dict[str, Any]:
     `losses`, and `equal`: whether the digest of the state that was restored is that of the state
     that was saved.
   """
-  experiment = load_recipe(str(RECIPE), [f"--config.{change}" for change in CHANGES])
+  experiment = load_recipe("tiny", [f"--config.{change}" for change in CHANGES])
   corpus = open_corpus(experiment.data, None)
   for _ in range(2):
     workdir = Workdir(folder / "run")

@@ -1,6 +1,6 @@
 """How one of several processes starts and ends: distributed JAX, and one line for all of them.
 
-`launch.local` tells its processes by environment variables who they are; they serve by hand, too:
+`jaxmoe local` tells its processes by environment variables who they are; they serve by hand, too:
 JAX_COORDINATOR_ADDRESS=HOST:PORT, JAXMOE_PROCESSES=N, JAXMOE_PROCESS=0..N-1. On a TPU pod (GKE's
 too), under SLURM and under Open MPI JAX finds out by itself. JAXMOE_HEARTBEAT_S: after how many
 seconds without a sign of life a process counts as dead.
@@ -21,11 +21,18 @@ from typing import NoReturn
 import jax
 from jax._src import distributed  # no public way to meet without the devices
 
+from jaxmoe.commands.process.command_line import (
+  ADDRESS,
+  HEARTBEAT_S,
+  INTERRUPTED,
+  PROCESS,
+  PROCESSES,
+  as_started,
+)
+from jaxmoe.commands.process.patient_output import patient
 from jaxmoe.core import peers
 from jaxmoe.core.errors import InputError, PeerError, ToldError, of_machine
 from jaxmoe.train.console_progress import ConsoleProgress
-from launch.command import ADDRESS, HEARTBEAT_S, INTERRUPTED, PROCESS, PROCESSES
-from launch.unread import patient
 
 DEFAULT_HEARTBEAT_S = 60
 _LAST_WORDS_S = 5.0
@@ -111,7 +118,7 @@ def _check_port(address: str) -> None:
     except (OSError, OverflowError) as error:
       raise InputError(
         f"{ADDRESS}={address}: process 0 cannot listen there ({error}); give another port "
-        "(launch.local, started again, takes another by itself)"
+        "(jaxmoe local, started again, takes another by itself)"
       ) from None
 
 
@@ -198,4 +205,4 @@ def _all_end(code: int) -> bool:
 
 
 def _say(line: str) -> None:
-  print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+  print(f"error: {as_started(' '.join(line.split()))}", file=sys.stderr, flush=True)

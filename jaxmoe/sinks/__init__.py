@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import unknown
+from jaxmoe.sinks.tensorboard import TensorBoard
+from jaxmoe.sinks.wandb import WandB
 from jaxmoe.train.sinks import Sink
-from launch.sinks.tensorboard import TensorBoard
-from launch.sinks.wandb import WandB
 
 SINKS: dict[str, Callable[[pathlib.Path], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
 

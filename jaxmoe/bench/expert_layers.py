@@ -1,4 +1,4 @@
-"""What `launch.bench experts` times: expert layers and grouped matmuls, and their oracle.
+"""What `jaxmoe bench experts` times: expert layers and grouped matmuls, and their oracle.
 
 Every contestant computes the same numbers from the same arrays, but for the dense ones, which set
 the scale: a product, or a feed-forward layer with separate gate and up, of equal active FLOPs.

@@ -1,0 +1,1 @@
+"""Benchmarks: back ends against a dense layer of equal FLOPs, values checked first."""

@@ -1,0 +1,99 @@
+"""Makes a run of a public checkpoint, or a public checkpoint of a run.
+
+jaxmoe convert --from_hf=FOLDER --workdir=runs/x [--text=FOLDER] [--eod=TOKEN]
+  [--file_dtype=float32] [--compute_dtype=float32] [--config=RECIPE] [--config.FIELD=VALUE]
+jaxmoe convert --workdir=runs/x --to_hf=FOLDER [--file_dtype=bfloat16] [--shard_gb=5]
+
+FOLDER has config.json, *.safetensors and tokenizer.json, as transformers writes them. The new run
+is at step 0: jaxmoe evaluate, generate, score, surgery and train take it as any other. --text is
+what it is scored and trained on (the standard library where none is given); --config is a recipe
+for all but model and tokenizer. Weights are read and written one at a time; the tokenizer's files
+go along. Pickles are never opened, code never run.
+
+--file_dtype is that of the weights that are written, each its own where it is not given: of a run
+that has not been trained all come back bit for bit, and what was trained is rounded to what it was
+in the checkpoint it came from. --compute_dtype is what the run computes in whatever its file holds:
+bfloat16 of a checkpoint in bfloat16, else float32.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from jaxmoe.commands.process import cli
+from jaxmoe.commands.process.command_line import follow_up, say
+from jaxmoe.conversion import hf_export, hf_import
+from jaxmoe.core.errors import InputError
+from jaxmoe.runs.recipe_loading import PREFIX
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "The run.", flag_values=FLAGS)
+flags.DEFINE_string("from_hf", None, "A checkpoint to make the run of.", flag_values=FLAGS)
+flags.DEFINE_string("to_hf", None, "A folder to write; must not exist.", flag_values=FLAGS)
+flags.DEFINE_enum(
+  "file_dtype",
+  None,
+  ["float32", "bfloat16", "float16"],
+  "Of weights that are written; their own if not given.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+  "compute_dtype", None, ["float32", "bfloat16"], "What the run computes in.", flag_values=FLAGS
+)
+flags.DEFINE_enum(
+  "dtype",
+  None,
+  ["float32", "bfloat16", "float16"],
+  "Older name of --file_dtype, with --to_hf.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_string("text", None, "Text files to score and train on.", flag_values=FLAGS)
+flags.DEFINE_string("eod", None, "The token that ends a document.", flag_values=FLAGS)
+flags.DEFINE_string("config", None, "A recipe for all but the model.", flag_values=FLAGS)
+flags.DEFINE_float("shard_gb", 5.0, "The most of one file, in 10^9 bytes.", flag_values=FLAGS)
+
+IN, OUT = ("text", "eod", "config", "compute_dtype"), ("shard_gb",)
+
+
+def main(overrides: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  if (FLAGS.from_hf is None) == (FLAGS.to_hf is None):
+    raise InputError("give one of --from_hf=FOLDER and --to_hf=FOLDER")
+  stray = [name for name in (OUT if FLAGS.from_hf else IN) if FLAGS[name].present]
+  if stray or (overrides and FLAGS.to_hf):
+    name = stray[0] if stray else overrides[0].lstrip("-")
+    raise InputError(f"--{name} goes with the other direction; leave it out")
+  if FLAGS.dtype and (FLAGS.from_hf or FLAGS.file_dtype):
+    raise InputError(
+      "--dtype: of what? give --file_dtype for the weights that are written, --compute_dtype for "
+      "what the run computes in"
+    )
+  file_dtype = FLAGS.file_dtype or FLAGS.dtype
+  workdir = cli.need_workdir(FLAGS.workdir)
+  if FLAGS.to_hf:
+    if FLAGS.shard_gb <= 0:
+      raise InputError(f"--shard_gb={FLAGS.shard_gb} must be above 0")
+    hf_export.to_hf(workdir, FLAGS.to_hf, file_dtype, int(FLAGS.shard_gb * 1e9))
+    return 0
+  if file_dtype == "float16":
+    raise InputError(
+      "--file_dtype=float16 is for --to_hf; parameters of a run are float32 or bfloat16"
+    )
+  wishes = hf_import.Wishes(
+    FLAGS.text, FLAGS.eod, FLAGS.config, tuple(overrides), FLAGS.compute_dtype
+  )
+  hf_import.from_hf(FLAGS.from_hf, workdir, file_dtype, wishes)
+  here = f"--workdir={workdir.path}"
+  say(f"  score it:    {follow_up('evaluate', here)}")
+  say(f"  write text:  {follow_up('generate', here, '--prompt=The ')}")
+  say(f"  train it:    {follow_up('train', f'--config={workdir.config}', here)}")
+  return 0
+
+
+def run() -> None:
+  """Runs the command as this process does, and exits."""
+  cli.run(main, FLAGS, __doc__, takes=(PREFIX,))
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,148 @@
+"""Scores the held-out documents of a run in bits per byte, beside gzip and xz on the same bytes.
+
+jaxmoe evaluate --workdir=runs/tiny
+  --text=FOLDER       scores any files in place of what the run holds out: .jsonl, .parquet and
+      .arrow as records, every other file that holds text as a document
+  --choices=FILE.jsonl  answers multiple choice questions by likelihood, lines of
+      {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX}
+
+Rows are as many and as long as the text needs, --batch_size of them at a time at most; always so
+many, each of the context, where what lies beside a token changes what it gets (capacity, experts
+that choose, a mask over documents). Scores are written to eval.json, eval_text.json or
+eval_choices.json in the workdir.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from jaxmoe.commands.process import cli
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.output import check_output, write_output
+from jaxmoe.data.corpus import open_corpus, read_documents
+from jaxmoe.data.skip_report import plural
+from jaxmoe.data.sources.mixed_files import sources_of
+from jaxmoe.data.tokenizers import Tokenizer
+from jaxmoe.train.console_progress import ConsoleProgress
+from jaxmoe.train.evaluate import compressors, evaluate
+from jaxmoe.train.multiple_choice import read_questions, score_questions
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "The run to score.", flag_values=FLAGS)
+flags.DEFINE_string("text", None, "Files to score in place of the run's.", flag_values=FLAGS)
+flags.DEFINE_string("choices", None, "A .jsonl of questions to answer.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 16, "The most rows scored at a time.", 1, flag_values=FLAGS)
+
+Domains = Mapping[str, Sequence[Any]]
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  del arguments
+  if FLAGS.text and FLAGS.choices:
+    raise InputError("--text and --choices: give one; each is scored by itself")
+  with cli.named("text"):
+    sources, without = sources_of(FLAGS.text) if FLAGS.text else ([], [])
+  questions = read_questions(FLAGS.choices) if FLAGS.choices else None
+  name = "eval_text.json" if sources else "eval_choices.json" if questions else "eval.json"
+  out = cli.need_workdir(FLAGS.workdir).path / name
+  read = [path for source in sources for _, path in source.files]
+  read += [FLAGS.choices] if FLAGS.choices else []
+
+  def check(tokenizer: Tokenizer) -> None:
+    check_output(out, str(out), read, "score a copy of the run, or make it writable")
+
+  run = cli.load_run(FLAGS.workdir, check)
+  narrator = ConsoleProgress()
+  if questions is not None:
+    shape = (FLAGS.batch_size, run.experiment.data.seq_len)
+    with narrator.phase(f"answering {len(questions):,} questions at step {run.step}"):
+      found = score_questions(run.decoder, run.params, run.tokenizer, questions, shape)
+    result = {"step": run.step, "file": FLAGS.choices, **found}
+    write(out, result)
+    return 0
+  if sources:
+    if without:
+      narrator.say(f"left out: {plural(len(without), 'file')} without text, such as {without[0]}")
+    with cli.as_trained():
+      domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, narrator.say)
+    told = {"skipped": skipped, "without_text": without}
+    score(run, domains, "bytes", out, narrator, told)
+  else:
+    score(run, held_out(run, narrator), "held-out bytes", out, narrator)
+  return 0
+
+
+def held_out(run: cli.Trained, narrator: ConsoleProgress) -> Domains:
+  """Returns the documents that a run holds out, by domain.
+
+  Raises:
+    InputError: the recipe gives other data here than the run was trained on.
+  """
+  with cli.as_trained():
+    corpus = open_corpus(run.experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
+  train = run.experiment.train
+  trained_on = run.data_fingerprint  # nothing, where the run was converted
+  if trained_on not in (None, corpus.fingerprint(train.batch_size, train.seed)):
+    raise InputError(
+      f"{run.workdir.path}: the run was trained on other data than its config gives on this "
+      "machine (other files?), so what is held out may have been seen; score where it was trained"
+    )
+  return {name: corpus.held_out(name) for name in corpus.domains}
+
+
+def score(
+  run: cli.Trained,
+  domains: Domains,
+  what: str,
+  path: pathlib.Path,
+  narrator: ConsoleProgress,
+  told: Mapping[str, Any] | None = None,
+) -> None:
+  """Scores documents, prints the table and writes the file, with what else is told."""
+  total = sum(document.num_bytes for documents in domains.values() for document in documents)
+  shape = (FLAGS.batch_size, run.experiment.data.seq_len)
+  with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
+    ends = run.tokenizer.start_id, run.tokenizer.eod_id
+    scores = evaluate(run.decoder, run.params, domains, ends, shape)
+  result = {"step": run.step, **scores, "compressors": compressors(domains), **(told or {})}
+  Console().print(table(result, "held-out bits" if path == run.workdir.evaluation else "bits"))
+  write(path, result, shown=False)
+
+
+def write(path: pathlib.Path, result: dict[str, Any], shown: bool = True) -> None:
+  """Writes scores, and prints them unless they were."""
+  if shown:
+    for name, value in result.items():
+      print(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
+  write_output(path, str(path), json.dumps(result, indent=2) + "\n")
+  print(f"written to {path}")
+
+
+def table(result: dict, bits: str = "held-out bits") -> Table:
+  """Returns the scores as a table: a row a domain, the model first."""
+  shown = Table(title=f"{bits} per byte at step {result['step']}")
+  columns = ["domain", "model", *result["compressors"]]
+  for column in columns:
+    shown.add_column(column, justify="left" if column == "domain" else "right")
+  for domain, of_domain in result["domains"].items():
+    scores = [of.get(domain) for of in result["compressors"].values()]
+    others = ["-" if score is None else f"{score:.3f}" for score in scores]
+    shown.add_row(domain, "-" if of_domain is None else f"{of_domain:.3f}", *others)
+  return shown
+
+
+def run() -> None:
+  """Runs the command as this process does, and exits."""
+  cli.run(main, FLAGS, __doc__)
+
+
+if __name__ == "__main__":
+  run()

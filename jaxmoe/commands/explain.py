@@ -1,0 +1,138 @@
+"""Says what a recipe needs before it runs: arrays, collectives, FLOPs, memory. Allocates nothing.
+
+With --topology it compiles for TPU chips that are not there, and exits with 1 if it does not fit.
+On the devices that are there it says whether it does.
+
+jaxmoe explain --config=configs/tiny.py --devices=8 --config.parallel.data=8 \\
+  --config.train.batch_size=8 [--json=FILE] [--nocompile]
+jaxmoe explain --config=configs/tiny.py --topology=v5e:4x4 --config.parallel.data=16 \\
+  --config.train.batch_size=16
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+
+import jax
+from absl import flags
+
+from jaxmoe.commands.process import cli
+from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.output import check_output, write_output
+from jaxmoe.cost import host
+from jaxmoe.parallel import make_layout
+from jaxmoe.plan import explain, page
+from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
+from jaxmoe.runs.recipe_loading import PREFIX, file_of, load_recipe
+from jaxmoe.train.experiment import Experiment
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
+flags.DEFINE_integer(
+  "devices", 0, "As if on so many devices, virtual ones of this CPU; 0 for those there are.",
+  upper_bound=1 << 16, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string(
+  "topology", None, "As if on a TPU slice, such as v5e:4x4; needs libtpu, no chip.",
+  flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("compile", True, "Whether to compile; --nocompile for tables alone.",
+                  flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_string("json", None, "A file for all of it as JSON.", flag_values=FLAGS)
+
+
+def main(overrides: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  experiment = load_recipe(FLAGS.config, overrides)
+  if FLAGS.devices < 0 or (FLAGS.devices and FLAGS.topology):
+    raise InputError(
+      f"--devices={FLAGS.devices} must not be negative, and not stand beside --topology; leave one"
+    )
+  if FLAGS.json:
+    check_output(FLAGS.json, f"--json={FLAGS.json}", [file_of(FLAGS.config)])
+  cli.set_up_jax()
+  if FLAGS.topology:
+    experiment, devices = as_on_tpu(experiment), slice_of(FLAGS.topology)
+  else:
+    devices = virtual_devices(FLAGS.devices) if FLAGS.devices else jax.devices()
+  layout = layout_of(experiment, devices)
+  room = room_of(layout, there=not (FLAGS.devices or FLAGS.topology))
+  found = explain(experiment, layout, FLAGS.compile, say, room)
+  if FLAGS.json:
+    record = json.dumps(found.record(), indent=1)
+    write_output(FLAGS.json, f"--json={FLAGS.json}", record + "\n")
+  print(page(found))
+  if idle := cli.idle_of(experiment, layout, devices):
+    print(textwrap.fill(f"note: {idle}", 80, break_on_hyphens=False))
+  return 1 if FLAGS.topology and found.fits is False else 0
+
+
+def slice_of(name: str) -> list[jax.Device]:
+  """Returns the devices of a TPU slice that is not there, of which libtpu is not to look for any.
+
+  Raises:
+    InputError: libtpu is not installed, or does not know the slice.
+  """
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  jax.config.update("jax_platforms", "cpu")
+  return topology_devices(name)
+
+
+def virtual_devices(number: int) -> list[jax.Device]:
+  """Returns so many devices of this CPU; JAX sees no others.
+
+  Raises:
+    InputError: JAX has started with fewer.
+  """
+  try:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", number)
+  except RuntimeError:  # JAX has started: who calls this chose the devices
+    if len(jax.devices()) < number:
+      raise InputError(f"--devices={number}: JAX has started with {len(jax.devices())}") from None
+  return jax.devices()[:number]
+
+
+def layout_of(experiment: Experiment, devices: list[jax.Device]) -> Layout:
+  """Returns the layout of a recipe over these devices.
+
+  Raises:
+    InputError: there are fewer devices than the degrees ask for.
+  """
+  try:
+    return make_layout(experiment.parallel, devices)
+  except InputError as error:
+    raise InputError(f"{error}; or --devices={experiment.parallel.num_devices}") from None
+
+
+def room_of(layout: Layout, there: bool) -> int | None:
+  """Returns the bytes of memory of a device, None where they are not known.
+
+  The processor's devices have each a part of what this process may have. `there`: whether the
+  devices are those of this machine, not as if.
+  """
+  device = layout.mesh.devices.flat[0]
+  if not there:
+    return memory_of(device)
+  if device.platform == "cpu":
+    memory = host.memory()
+    return memory.limit // layout.mesh.devices.size if memory else None
+  return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def say(line: str) -> None:
+  """Tells what takes long, beside the output."""
+  print(f"{line} ...", file=sys.stderr, flush=True)
+
+
+def run() -> None:
+  """Runs the command as this process does, and exits."""
+  cli.run(main, FLAGS, __doc__, takes=(PREFIX,))
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,1 @@
+"""This process: its flags and exit codes, JAX settings, memory, output, signals and peers."""

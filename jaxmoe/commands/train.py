@@ -1,0 +1,176 @@
+"""Trains the model of a recipe; the same command goes on where it stopped.
+
+jaxmoe train --config=configs/tiny.py --workdir=runs/tiny [--config.train.num_steps=50]
+  [--sinks=tensorboard,wandb] [--profile_steps=10:12] [--config.parallel.data=8]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator, Sequence
+
+import jax
+from absl import flags
+
+from jaxmoe.commands.process import cli
+from jaxmoe.commands.process.command_line import follow_up, say
+from jaxmoe.commands.process.multi_process import processes
+from jaxmoe.commands.process.patient_output import lost, outlive_readers
+from jaxmoe.core import peers
+from jaxmoe.core.errors import InputError, ToldError
+from jaxmoe.core.recipe import to_json
+from jaxmoe.data.corpus import open_corpus
+from jaxmoe.optim import make_schedule
+from jaxmoe.parallel import make_layout
+from jaxmoe.parity import check_proven, selfcheck
+from jaxmoe.report import write_report
+from jaxmoe.runs.chat_prompt import settled
+from jaxmoe.runs.recipe_loading import PREFIX, kept_line, load_recipe, recipe_origin
+from jaxmoe.sinks import make_sinks
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.goodput import goodput
+from jaxmoe.train.profile import Profiler, parse_steps
+from jaxmoe.train.run_log import NoRunLog, RunLog, read_lines
+from jaxmoe.train.session import Around, Session
+from jaxmoe.train.sinks import Sink, Sinks
+from jaxmoe.train.wall_clock import WallClock
+from jaxmoe.train.workdir import Workdir
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "sinks", "", "Where metrics also go: tensorboard, wandb, or both with a comma.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "profile_steps", "", "FIRST:LAST; traces these steps into WORKDIR/profile.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  "allow_unproven",
+  False,
+  "Train on a layout that was not shown equal to one device.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  "selfcheck",
+  False,
+  "Compare the gradients of the first step with those of one device.",
+  flag_values=FLAGS,
+)
+
+
+def main(overrides: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  outlive_readers()
+  with processes():
+    return train(cli.process_clock(), overrides)
+
+
+def train(clock: WallClock, overrides: list[str]) -> int:
+  """Trains, as one of the processes of the run; returns the exit code."""
+  with peers.together():
+    workdir = cli.need_workdir(FLAGS.workdir)
+    asked, begun = load_recipe(FLAGS.config, overrides), workdir.begun()
+    kept = load_recipe(FLAGS.config, overrides, begun) if begun else asked
+    experiment = settled(kept, begun)
+    if peers.first():
+      workdir.check(experiment)
+      if kept != asked:
+        print(kept_line(asked, kept))
+    for warning in [] if FLAGS.allow_unproven else check_proven(experiment):
+      say(f"note: {warning}")
+    # Its checks, before anything is read.
+    make_schedule(experiment.optim, experiment.train.num_steps)
+  peers.same("the recipe", to_json(experiment))
+  # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
+  with around(experiment, workdir, clock) as onlookers:
+    cli.set_up_jax()
+    layout = make_layout(experiment.parallel)
+    if idle := cli.idle_of(experiment, layout, jax.devices()):
+      print(f"note: {idle}")
+    stop = cli.StopSignals()
+    with peers.together():
+      corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=say)
+    peers.same("the text", json.dumps(corpus.identity))
+    session = Session(experiment, workdir, corpus, layout, onlookers)
+    try:
+      outcome = session.train(stop)
+    except InputError:
+      raise
+    except ToldError:
+      tell(workdir, clock)
+      raise
+  tell(workdir, clock)
+  if not outcome.done:
+    print(f"stopped at step {outcome.step}, saved; the same command goes on")
+    return stop.exit_code
+  print(f"done: step {outcome.step}. In {workdir.path}: metrics.jsonl, samples.md, checkpoints/")
+  here = f"--workdir={workdir.path}"
+  say(f"  score it:    {follow_up('evaluate', here)}")
+  say(f"  write text:  {follow_up('generate', here, '--prompt=def main(')}")
+  print("  go on:       the same command with a larger --config.train.num_steps")
+  if ends := experiment.optim.schedule.kept_ends(experiment.train.num_steps):
+    shown = ",".join(map(str, ends))
+    print(f"               and --config.optim.schedule.earlier_ends={shown},")
+    print("               or the learning rate rises again")
+  return 0
+
+
+def tell(workdir: Workdir, clock: WallClock) -> None:
+  """Says where the wall time went, and writes the report; a disk that refuses it is told."""
+  if not peers.first():
+    return
+  print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
+  try:
+    print(f"what happened, as a page: {write_report(workdir.path)}")
+  except OSError as error:
+    later = follow_up("report", f"--workdir={workdir.path}")
+    print(f"report.html cannot be written ({error.strerror}); {later} makes it later")
+  log = RunLog(workdir.metrics, workdir.events)
+  log.event("report", time={"seconds": clock.take("report")})
+  if why := lost():
+    log.event("output_lost", why=why)
+
+
+@contextlib.contextmanager
+def around(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterator[Around]:
+  """Gives what the flags say that a run is given besides its recipe, and ends it with the run.
+
+  Raises:
+    InputError: no such sink, its package is missing, or no such steps.
+  """
+  profiler = None
+  targets: Sequence[Sink] = ()
+  log = RunLog(workdir.metrics, workdir.events) if peers.first() else NoRunLog()
+  with peers.together():
+    if FLAGS.profile_steps:
+      steps = parse_steps(FLAGS.profile_steps, experiment.train.num_steps)
+      profiler = Profiler(*steps, workdir.path / "profile") if peers.first() else None
+      # Or a program from the compile cache would carry the names of the code that compiled it.
+      jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    if peers.first():
+      targets = make_sinks(FLAGS.sinks, workdir.path)
+  sinks = Sinks(targets, log.event, print)
+  wait_s = 5.0
+  try:
+    first = functools.partial(selfcheck, experiment) if FLAGS.selfcheck else None
+    origin, peaks = recipe_origin(FLAGS.config, experiment), cli.cache_dir() / "peaks"
+    yield Around(origin, clock, (sinks,), profiler, first, peaks)
+  except KeyboardInterrupt:
+    wait_s = 0.5  # the person does not want to wait
+    raise
+  finally:
+    if profiler is not None:
+      profiler.close()
+    sinks.close(wait_s)
+
+
+def run() -> None:
+  """Runs the command as this process does, and exits."""
+  cli.run(main, FLAGS, __doc__, takes=(PREFIX,), spreads=True)
+
+
+if __name__ == "__main__":
+  run()

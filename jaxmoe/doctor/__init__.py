@@ -1,0 +1,1 @@
+"""This machine and installation: facts, and what they mean."""
