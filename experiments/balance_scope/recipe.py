@@ -7,13 +7,13 @@ scored, domain by domain, stays the same. `runs.py` makes the file.
 
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Jsonl, Synthetic
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.optim import Cosine, Optim
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
@@ -28,16 +28,16 @@ def get_config(scope: str = "global", mixed: str = "", num_steps: int = 1000) ->
   parts = tuple(MixturePart(task, weight=1e-6 if mixed else 1.0) for task in tasks)
   if mixed:
     parts = (MixturePart(Jsonl(path=mixed, domain="mixed")), *parts)
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=8,
     num_active=2,
     experts=SwiGLU(mlp_dim=64),
     balance=(LoadBalance(weight=0.02, scope=scope), RouterZ()),
   )
-  block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=32), moe)
+  block = BlockConfig(SoftmaxAttention(num_heads=2, num_kv_heads=2, head_dim=32), moe)
   return Experiment(
     data=Data(parts=parts, seq_len=128),
-    model=Transformer(dim=64, stack=(Segment((block,), repeats=4),)),
+    model=TransformerConfig(dim=64, stack=(LayerGroup((block,), repeats=4),)),
     optim=Optim(schedule=Cosine(warmup_steps=50), learning_rate=4e-3),
     train=Train(num_steps=num_steps, batch_size=8, checkpoint_every=num_steps, log_every=200),
     evaluation=Evaluation(every=num_steps, max_bytes=20_000),

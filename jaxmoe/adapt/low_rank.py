@@ -125,7 +125,7 @@ def add_low_rank(
   if rank < 1:
     raise InputError(f"rank must be at least 1: {rank=}")
   flat = names.flatten(decoder.shapes)
-  by_path = {path: names.layer_names(path, decoder.splits) or [path] for path in flat}
+  by_path = {path: names.layer_names(path, decoder.layer_groups) or [path] for path in flat}
   every = [name for several in by_path.values() for name in several]
   for glob in globs:
     if not fnmatch.filter(every, glob):

@@ -1,9 +1,10 @@
 """Operations on the experts of a model: its new record, and where each of its experts comes from.
 
-An operation is a function from a `Transformer` to a `Surgery`, which moves no array; parameters
-and optimizer state are carried over by `transplant.py`. What they do to the outputs:
+An operation is a function from a `TransformerConfig` to a `Surgery`, which moves no array;
+parameters and optimizer state are carried over by `transplant.py`. What they do to the outputs:
 
-- `insert` adds closed experts (`MoE.closed`): every router and dispatcher gives the same bits.
+- `insert` adds closed experts (`MoEConfig.closed`): every router and dispatcher gives the same
+  bits.
 - `open_closed` lets the router know them. Outputs change. (ModuleFormer, Shen et al. 2023, section
   3.4, inserts and opens at once; the old ones are then frozen, see `optim.Optim.frozen`. With
   strong weight decay the new ones take fewer of the tokens that old ones serve.)
@@ -26,10 +27,10 @@ import numpy as np
 
 from jaxmoe.adapt.variety import Variety
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.block import MLP
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.block import MLPConfig
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 
 NEW = -1
 ALIKE = Variety()
@@ -49,14 +50,14 @@ class Surgery:
     variety: How these copies are made to differ.
   """
 
-  model: Transformer
+  model: TransformerConfig
   experts: Mapping[int, Origins]
   routed: Mapping[int, Origins]
   from_dense: bool = False
   variety: Variety = ALIKE
 
 
-def insert(model: Transformer, num: int, like: Sequence[int] = ()) -> Surgery:
+def insert(model: TransformerConfig, num: int, like: Sequence[int] = ()) -> Surgery:
   """Adds `num` closed experts to every MoE layer.
 
   Args:
@@ -78,7 +79,7 @@ def insert(model: Transformer, num: int, like: Sequence[int] = ()) -> Surgery:
   )
 
 
-def open_closed(model: Transformer, like: Sequence[int] = ()) -> Surgery:
+def open_closed(model: TransformerConfig, like: Sequence[int] = ()) -> Surgery:
   """Opens every closed expert.
 
   Args:
@@ -102,7 +103,7 @@ def open_closed(model: Transformer, like: Sequence[int] = ()) -> Surgery:
   )
 
 
-def prune(model: Transformer, usage_LE: np.ndarray, keep: int) -> Surgery:
+def prune(model: TransformerConfig, usage_LE: np.ndarray, keep: int) -> Surgery:
   """Keeps the `keep` most used experts of each MoE layer, in their order; closed ones go.
 
   Args:
@@ -132,7 +133,7 @@ def prune(model: Transformer, usage_LE: np.ndarray, keep: int) -> Surgery:
   return Surgery(_changed(model, lambda moe: _grown(moe, keep, closed=0)), kept, kept)
 
 
-def clone(model: Transformer, times: int) -> Surgery:
+def clone(model: TransformerConfig, times: int) -> Surgery:
   """Makes every expert `times` experts, next to each other, and activates as many more.
 
   Raises:
@@ -148,7 +149,7 @@ def clone(model: Transformer, times: int) -> Surgery:
     for depth, moe in layers.items()
   }
 
-  def more(moe: MoE) -> MoE:
+  def more(moe: MoEConfig) -> MoEConfig:
     # The copies share what a softmax or a division by the sum gives the one; other scores add up.
     shared = moe.router.normalize or moe.router.score == "softmax"
     scale = moe.router.scale if shared else moe.router.scale / times
@@ -161,7 +162,7 @@ def clone(model: Transformer, times: int) -> Surgery:
   return Surgery(_changed(model, more), origins, origins)
 
 
-def upcycle(model: Transformer, moe: MoE, variety: Variety = ALIKE) -> Surgery:
+def upcycle(model: TransformerConfig, moe: MoEConfig, variety: Variety = ALIKE) -> Surgery:
   """Turns every dense feed-forward part into `moe`, whose experts take its width.
 
   Args:
@@ -172,7 +173,7 @@ def upcycle(model: Transformer, moe: MoE, variety: Variety = ALIKE) -> Surgery:
   Raises:
     InputError: no block is dense, or `moe` cannot be made of copies.
   """
-  depths = [depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MLP)]
+  depths = [depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MLPConfig)]
   if not depths:
     raise InputError("no block has a dense feed-forward part (mlp); there is nothing to upcycle")
   if not isinstance(moe.experts, SwiGLU) or moe.closed or moe.shared_mlp_dim:
@@ -180,15 +181,15 @@ def upcycle(model: Transformer, moe: MoE, variety: Variety = ALIKE) -> Surgery:
   origins = dict.fromkeys(depths, (0,) * moe.num_experts)
   routed = dict.fromkeys(depths, (NEW,) * moe.num_experts)
 
-  def sparse(ffn: MLP | MoE) -> MLP | MoE:
-    if isinstance(ffn, MoE):
+  def sparse(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
+    if isinstance(ffn, MoEConfig):
       return ffn
     return dataclasses.replace(moe, experts=SwiGLU(mlp_dim=ffn.mlp_dim))
 
   return Surgery(model.map_ffns(sparse), origins, routed, True, variety)
 
 
-def _added(num: int, like: Sequence[int], layers: Mapping[int, MoE]) -> Origins:
+def _added(num: int, like: Sequence[int], layers: Mapping[int, MoEConfig]) -> Origins:
   """Returns the origins of `num` experts that are added."""
   if not like:
     return (NEW,) * num
@@ -200,17 +201,19 @@ def _added(num: int, like: Sequence[int], layers: Mapping[int, MoE]) -> Origins:
   return tuple(like)
 
 
-def _grown(moe: MoE, num_experts: int, closed: int = 0) -> MoE:
+def _grown(moe: MoEConfig, num_experts: int, closed: int = 0) -> MoEConfig:
   return dataclasses.replace(moe, num_experts=num_experts, closed=closed)
 
 
-def _moe_layers(model: Transformer) -> dict[int, MoE]:
+def _moe_layers(model: TransformerConfig) -> dict[int, MoEConfig]:
   """Returns the record of each MoE layer by depth, at least one."""
-  layers = {depth: ffn for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoE)}
+  layers = {depth: ffn for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoEConfig)}
   if not layers:
     raise InputError("the model has no MoE layer; upcycle it first")
   return layers
 
 
-def _changed(model: Transformer, change: Callable[[MoE], MoE]) -> Transformer:
-  return model.map_ffns(lambda ffn: change(ffn) if isinstance(ffn, MoE) else ffn)
+def _changed(
+  model: TransformerConfig, change: Callable[[MoEConfig], MoEConfig]
+) -> TransformerConfig:
+  return model.map_ffns(lambda ffn: change(ffn) if isinstance(ffn, MoEConfig) else ffn)

@@ -51,15 +51,15 @@ def transplant_params(
   if names.flatten(params).keys() != names.flatten(old.shapes).keys():
     raise InputError("surgery needs plain parameters; merge low-rank updates first")
   fresh = _fresh(surgery, new, keys)
-  before = _by_name(params, old.splits)
-  likes = _likes(new.shapes, new.splits)
+  before = _by_name(params, old.layer_groups)
+  likes = _likes(new.shapes, new.layer_groups)
   moved = {name: _follow(surgery, name, before, like, fresh) for name, like in likes.items()}
   if surgery.from_dense:
     for depth in surgery.experts:
       gate_up, down = (f"{names.LAYERS}/{depth}/moe/experts/{of}" for of in ("gate_up", "down"))
       draw = keys / "variety" / str(depth)
       moved[gate_up], moved[down] = surgery.variety.apply(moved[gate_up], moved[down], draw)
-  return _rebuilt(new.shapes, moved, new.splits)
+  return _rebuilt(new.shapes, moved, new.layer_groups)
 
 
 def _fresh(surgery: Surgery, new: Decoder, keys: Keys) -> Named:
@@ -68,7 +68,7 @@ def _fresh(surgery: Surgery, new: Decoder, keys: Keys) -> Named:
     return {}
   if new.config.param_dtype != "float32":  # which is for files, and not for what is drawn
     new = Decoder(dataclasses.replace(new.config, param_dtype="float32"), new.vocab_size)
-  fresh = _by_name(new.init(Keys(keys("surgery"))), new.splits)
+  fresh = _by_name(new.init(Keys(keys("surgery"))), new.layer_groups)
   if not surgery.from_dense:
     return fresh
   return {name: x * ROUTER_SCALE if "/router/gate/" in name else x for name, x in fresh.items()}
@@ -87,10 +87,10 @@ def transplant_moments(surgery: Surgery, old: Decoder, new: Decoder, state: Any,
   Raises:
     InputError: a moment that averages over experts, as a factored one of a router column does.
   """
-  before = _by_name(state, old.splits)
-  owners = _likes(old.shapes, old.splits), _likes(new.shapes, new.splits)
+  before = _by_name(state, old.layer_groups)
+  owners = _likes(old.shapes, old.layer_groups), _likes(new.shapes, new.layer_groups)
   moved = {}
-  for name, leaf in _likes(like, new.splits).items():
+  for name, leaf in _likes(like, new.layer_groups).items():
     source = source_name(surgery, name)
     if _mixes_experts(name, before.get(source), leaf.shape, owners):
       raise InputError(
@@ -98,7 +98,7 @@ def transplant_moments(surgery: Surgery, old: Decoder, new: Decoder, state: Any,
         "start the optimizer anew (--reset_moments)"
       )
     moved[name] = _follow(surgery, name, before, leaf, {})
-  return _rebuilt(like, moved, new.splits)
+  return _rebuilt(like, moved, new.layer_groups)
 
 
 def _follow(
@@ -167,7 +167,7 @@ def _changes(old: Shape, new: Shape) -> list[tuple[int, int]]:
 def _check_gates(old: Decoder, new: Decoder) -> None:
   """Refuses another number of experts where a gate has no column for each."""
   gates = [moe.router.gate for blocks in old.moe_layers().values() for moe in blocks.values()]
-  before, after = _likes(old.shapes, old.splits), _likes(new.shapes, new.splits)
+  before, after = _likes(old.shapes, old.layer_groups), _likes(new.shapes, new.layer_groups)
   changed = any("/router/gate/" in name and before[name] != after[name] for name in before)
   for gate in gates:
     if changed and not gate.separable:
@@ -193,20 +193,20 @@ def _check_family(old: Decoder) -> None:
         )
 
 
-def _by_name(tree: Any, splits: names.Splits) -> dict[str, np.ndarray]:
-  return names.unstack(names.flatten(jax.device_get(tree)), splits)
+def _by_name(tree: Any, layer_groups: names.LayerGroupSizes) -> dict[str, np.ndarray]:
+  return names.unstack(names.flatten(jax.device_get(tree)), layer_groups)
 
 
-def _likes(tree: Any, splits: names.Splits) -> Likes:
+def _likes(tree: Any, layer_groups: names.LayerGroupSizes) -> Likes:
   """Returns the shape and dtype of each leaf by canonical name."""
   likes: Likes = {}
   for path, leaf in names.flatten(tree).items():
-    several = names.layer_names(path, splits)
+    several = names.layer_names(path, layer_groups)
     shape = leaf.shape[1:] if several else leaf.shape
     likes.update(dict.fromkeys(several or [path], jax.ShapeDtypeStruct(shape, leaf.dtype)))
   return likes
 
 
-def _rebuilt(like: Any, moved: Named, splits: names.Splits) -> Any:
-  flat = names.stack(moved, list(names.flatten(like)), splits)
+def _rebuilt(like: Any, moved: Named, layer_groups: names.LayerGroupSizes) -> Any:
+  flat = names.stack(moved, list(names.flatten(like)), layer_groups)
   return names.unflatten(like, flat)

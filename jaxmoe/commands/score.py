@@ -27,7 +27,7 @@ from jaxmoe.commands.process import cli
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.train.routing_record import (
   choices_of,
   digests_of,
@@ -109,7 +109,9 @@ def check_outputs(of_run: Sequence[pathlib.Path]) -> None:
   check_output(record, f"--record_routing={record}", inputs)
 
 
-def check_routing(model: Transformer, vocab_size: int, ids_BL: np.ndarray) -> np.ndarray | None:
+def check_routing(
+  model: TransformerConfig, vocab_size: int, ids_BL: np.ndarray
+) -> np.ndarray | None:
   """Returns the checked choices to take, None where routers choose.
 
   Raises:

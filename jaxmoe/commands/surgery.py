@@ -29,8 +29,8 @@ from jaxmoe.commands.process import cli
 from jaxmoe.commands.process.command_line import follow_up, say
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus, open_corpus
-from jaxmoe.models.transformer import Transformer
-from jaxmoe.moe.layer import MoE
+from jaxmoe.models.transformer import TransformerConfig
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.runs import derived_run
 from jaxmoe.runs.recipe_loading import PREFIX
 from jaxmoe.train.expert_counts import (
@@ -126,7 +126,7 @@ def given(name: str) -> list[str]:
   return [flag for flag in OPERATIONS[name] if FLAGS[flag].value]
 
 
-def operation(name: str) -> Callable[[Any, Transformer], Surgery]:
+def operation(name: str) -> Callable[[Any, TransformerConfig], Surgery]:
   """Returns a function (usage, model) -> Surgery; usage is None where none is needed."""
   like = [number(text) for text in FLAGS.like]
   functions = {
@@ -135,7 +135,7 @@ def operation(name: str) -> Callable[[Any, Transformer], Surgery]:
     "prune_to": lambda usage, model: prune(model, usage, FLAGS.prune_to),
     "clone": lambda usage, model: clone(model, FLAGS.clone),
     "upcycle": lambda usage, model: upcycle(
-      model, MoE(FLAGS.upcycle, FLAGS.active or 2), Variety(FLAGS.noise, FLAGS.drop)
+      model, MoEConfig(FLAGS.upcycle, FLAGS.active or 2), Variety(FLAGS.noise, FLAGS.drop)
     ),
   }
   return functions[name]
@@ -158,9 +158,9 @@ def read_given(name: str) -> ExpertCounts | None:
   return read_expert_counts(FLAGS.usage) if name == "prune_to" else None
 
 
-def usage_of_none(model: Transformer) -> ExpertCounts:
+def usage_of_none(model: TransformerConfig) -> ExpertCounts:
   """Returns zeros for every expert of every MoE layer."""
-  return [np.zeros(ffn.num_open) for ffn in model.ffns if isinstance(ffn, MoE)]
+  return [np.zeros(ffn.num_open) for ffn in model.ffns if isinstance(ffn, MoEConfig)]
 
 
 def count(source: derived_run.Source, corpus: Corpus) -> ExpertCounts:

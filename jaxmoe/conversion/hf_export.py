@@ -43,7 +43,7 @@ from jaxmoe.models.pretrained.model_family import differences
 from jaxmoe.models.pretrained.origin import with_origin
 from jaxmoe.models.pretrained.safetensors_writer import TensorSpec, plan_shards, write_shards
 from jaxmoe.models.pretrained.tensor_mapping import BoundParam, TensorSlice, bind_params
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.run_folder import check_folder
@@ -148,7 +148,7 @@ def _tell_rounding(caster: Caster, target: Target) -> None:
   print(f"note: rounded {told}, {why}; --file_dtype=float32 writes what the run has")
 
 
-def family_of(model: Transformer, carried: str | None) -> str:
+def family_of(model: TransformerConfig, carried: str | None) -> str:
   """Returns the `model_type` of a model: the one it came with, if that still fits, or any other.
 
   Raises:

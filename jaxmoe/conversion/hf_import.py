@@ -117,7 +117,7 @@ def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, wishes: Wishes) -> 
     changes.append(("model.dtype", wishes.compute_dtype))
   changed = override(made, changes)
   before, after = made.decoder(), changed.decoder()
-  if (before.shapes, before.splits) != (after.shapes, after.splits):
+  if (before.shapes, before.layer_groups) != (after.shapes, after.layer_groups):
     raise InputError(
       "--config.model or --config.data.tokenizer fields change the parameters, which are the "
       "checkpoint's; leave them as they are"

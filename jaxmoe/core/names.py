@@ -1,6 +1,6 @@
 """The names of one layer, `layers/7/moe/experts/down`, whatever a run does in memory.
 
-In memory the blocks of a stack are grouped for `scan`: segment s holds a pattern of blocks that
+In memory the blocks of a stack are grouped for `scan`: layer group s holds a pattern of blocks that
 repeats, and leaf `stack/s/j/...` stacks the j-th block of the pattern over its repeats, in dim 0.
 Files, tools, digests and surgery see canonical names, one for each layer. This file is the only
 one that knows both. The same holds for any tree that contains parameter trees, such as optimizer
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 
-Splits = tuple[tuple[int, int], ...]
-"""For each segment of a stack: (blocks in its pattern, repeats of the pattern)."""
+LayerGroupSizes = tuple[tuple[int, int], ...]
+"""For each layer group of a stack: (blocks in its pattern, repeats of the pattern)."""
 
 STACK, LAYERS = "stack", "layers"
 ATTENTION = ".attention"  # after the position of a block, where its attention has a router too
@@ -36,31 +36,31 @@ def unflatten(like: Any, flat: Mapping[str, Any]) -> Any:
   return jax.tree.unflatten(treedef, [flat[path] for path in flatten(like)])
 
 
-def layer_names(path: str, splits: Splits) -> list[str] | None:
+def layer_names(path: str, layer_groups: LayerGroupSizes) -> list[str] | None:
   """Returns the canonical names behind a stacked leaf, in order of dim 0; None if not stacked."""
   pieces = path.split("/")
   if STACK not in pieces:
     return None
   at = pieces.index(STACK)
-  segment, position = int(pieces[at + 1]), int(pieces[at + 2])
-  first = sum(blocks * repeats for blocks, repeats in splits[:segment])
-  blocks, repeats = splits[segment]
+  group, position = int(pieces[at + 1]), int(pieces[at + 2])
+  first = sum(blocks * repeats for blocks, repeats in layer_groups[:group])
+  blocks, repeats = layer_groups[group]
   before, after = pieces[:at], pieces[at + 3 :]
   layers = [first + repeat * blocks + position for repeat in range(repeats)]
   return ["/".join([*before, LAYERS, str(layer), *after]) for layer in layers]
 
 
-def canonical_name(path: str, splits: Splits) -> str:
+def canonical_name(path: str, layer_groups: LayerGroupSizes) -> str:
   """Returns the canonical name of a leaf; of a stacked one, the name of its first layer."""
-  names = layer_names(path, splits)
+  names = layer_names(path, layer_groups)
   return path if names is None else names[0]
 
 
-def unstack(flat: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
+def unstack(flat: Mapping[str, Any], layer_groups: LayerGroupSizes) -> dict[str, Any]:
   """Returns the leaves by canonical name: every stacked leaf is cut along dim 0."""
   cut: dict[str, Any] = {}
   for path, leaf in flat.items():
-    names = layer_names(path, splits)
+    names = layer_names(path, layer_groups)
     if names is None:
       cut[path] = leaf
     else:
@@ -68,7 +68,9 @@ def unstack(flat: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
   return cut
 
 
-def stack(named: Mapping[str, Any], paths: list[str], splits: Splits) -> dict[str, Any]:
+def stack(
+  named: Mapping[str, Any], paths: list[str], layer_groups: LayerGroupSizes
+) -> dict[str, Any]:
   """Returns the leaves at `paths`, the inverse of `unstack`.
 
   Raises:
@@ -76,7 +78,7 @@ def stack(named: Mapping[str, Any], paths: list[str], splits: Splits) -> dict[st
   """
   flat = {}
   for path in paths:
-    names = layer_names(path, splits)
+    names = layer_names(path, layer_groups)
     missing = [name for name in names or [path] if name not in named]
     if missing:
       raise InputError(f"{missing[0]!r} is missing ({len(missing)} in all): another model's tree")
@@ -85,16 +87,16 @@ def stack(named: Mapping[str, Any], paths: list[str], splits: Splits) -> dict[st
 
 
 def by_layer(
-  blocks: Mapping[str, Mapping[str, Any]], splits: Splits, part: str = ""
+  blocks: Mapping[str, Mapping[str, Any]], layer_groups: LayerGroupSizes, part: str = ""
 ) -> dict[int, Any]:
-  """Returns {depth: values of that layer} of trees by segment and position, stacked over repeats.
+  """Returns {depth: values of that layer} of trees by group and position, stacked over repeats.
 
   A position whose tree is None has no layers. `part` is ATTENTION for what is kept of attention.
   """
   layers: dict[int, Any] = {}
   for s, positions in blocks.items():
-    first = sum(width * repeats for width, repeats in splits[: int(s)])
-    width, repeats = splits[int(s)]
+    first = sum(width * repeats for width, repeats in layer_groups[: int(s)])
+    width, repeats = layer_groups[int(s)]
     for place, values in positions.items():
       j, dot, of = place.partition(".")
       if dot + of != part:

@@ -23,7 +23,7 @@ from jaxmoe.ops.rope import rope
 
 
 @dataclasses.dataclass(frozen=True)
-class Attention(AttentionBase):
+class SoftmaxAttention(AttentionBase):
   """Softmax attention; head_dim must be even, because positions turn pairs.
 
   Attributes:
@@ -67,18 +67,18 @@ class Attention(AttentionBase):
     eps: float,
     num_experts: int = 0,
     parallel: ParallelContext = ONE_DEVICE,
-  ) -> AttentionLayer:
+  ) -> SoftmaxAttentionLayer:
     """Returns the module with its weights."""
-    return AttentionLayer(self, init, dim, eps, num_experts, parallel)
+    return SoftmaxAttentionLayer(self, init, dim, eps, num_experts, parallel)
 
 
-class AttentionLayer(AttentionBaseLayer):
+class SoftmaxAttentionLayer(AttentionBaseLayer):
   """The weights of softmax attention."""
 
-  config: Attention
+  config: SoftmaxAttention
 
   def __init__(
-    self, config: Attention, init: Init, dim: int, eps: float, num_experts: int = 0,
+    self, config: SoftmaxAttention, init: Init, dim: int, eps: float, num_experts: int = 0,
     parallel: ParallelContext = ONE_DEVICE,
   ):
     super().__init__(config, init, dim, num_experts)

@@ -22,7 +22,7 @@ from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import grouped_dot
-from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.stick_breaking_attention import StickBreaking
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
@@ -32,7 +32,7 @@ from jaxmoe.moe.layer import MoESums, layer_sums
 from jaxmoe.moe.routers import ROUTERS, TopK
 
 HEADS = {
-  "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=4)),
+  "softmax": (SoftmaxAttention, SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=4)),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=4)),
 }
 
@@ -62,7 +62,7 @@ class AttentionExperts:
         "num_active must lie between 1 and num_experts: "
         f"num_active={self.num_active}, num_experts={self.num_experts}"
       )
-    if isinstance(self.heads, Attention) and (self.heads.bias != "none" or self.heads.sinks):
+    if isinstance(self.heads, SoftmaxAttention) and (self.heads.bias != "none" or self.heads.sinks):
       raise InputError(
         "attention experts have queries and outputs of their own, without biases and sinks: "
         f"bias={self.heads.bias}, sinks={self.heads.sinks}; set bias=none and sinks=false"

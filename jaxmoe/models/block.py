@@ -15,7 +15,7 @@ from jaxmoe.core.recipe import choice
 from jaxmoe.core.renamed import renamed
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.attention_experts import HEADS, AttentionExperts
 from jaxmoe.models.binary_linear_attention import BinaryLinear
 from jaxmoe.models.cache import Cache
@@ -24,11 +24,11 @@ from jaxmoe.models.residual import ResidualStream
 from jaxmoe.models.rope_scaling import Yarn
 from jaxmoe.models.stick_breaking_attention import StickBreaking
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
-from jaxmoe.moe.layer import MoE, MoESums
+from jaxmoe.moe.layer import MoEConfig, MoESums
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP:
+class MLPConfig:
   """A dense SwiGLU feed-forward layer of width `mlp_dim`."""
 
   mlp_dim: int = renamed("hidden", 512)
@@ -43,38 +43,52 @@ class MLP:
 
 
 ATTENTION = {
-  "softmax": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16)),
+  "softmax": (SoftmaxAttention, SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=16)),
   "sinks": (
-    Attention,
-    Attention(
-      num_heads=2, num_kv_heads=1, head_dim=16, bias="all", clip=4.0, scale=0.2, sinks=True,
+    SoftmaxAttention,
+    SoftmaxAttention(
+      num_heads=2,
+      num_kv_heads=1,
+      head_dim=16,
+      bias="all",
+      clip=4.0,
+      scale=0.2,
+      sinks=True,
       rope=Yarn(original=64),
     ),
   ),
-  "qk_norm": (Attention, Attention(num_heads=2, num_kv_heads=1, head_dim=16, qk_norm="all")),
+  "qk_norm": (
+    SoftmaxAttention,
+    SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=16, qk_norm="all"),
+  ),
   "stick_breaking": (StickBreaking, StickBreaking(num_heads=2, num_kv_heads=1, head_dim=16)),
   "latent": (
     LatentAttention,
     LatentAttention(
-      num_heads=2, head_dim=12, rope_dim=4, value_dim=10, latent_dim=14, query_dim=18,
+      num_heads=2,
+      head_dim=12,
+      rope_dim=4,
+      value_dim=10,
+      latent_dim=14,
+      query_dim=18,
       rope=Yarn(original=64, mscale=0.8, mscale_all=0.5),
     ),
   ),
   "experts": (AttentionExperts, AttentionExperts(3, 2, HEADS["stick_breaking"][1])),
   "binary_linear": (BinaryLinear, BinaryLinear(num_heads=2, num_kv_heads=1, head_dim=16)),
 }
-FFNS = {"moe": (MoE, MoE()), "mlp": (MLP, MLP(mlp_dim=32))}
+FFNS = {"moe": (MoEConfig, MoEConfig()), "mlp": (MLPConfig, MLPConfig(mlp_dim=32))}
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class BlockConfig:
   """Attention, then a feed-forward part, each behind a norm and beside a residual."""
 
-  attention: Any = choice(ATTENTION, Attention())
-  ffn: Any = choice(FFNS, MoE())
+  attention: Any = choice(ATTENTION, SoftmaxAttention())
+  ffn: Any = choice(FFNS, MoEConfig())
 
   def __post_init__(self) -> None:
-    if isinstance(self.ffn, MoE):
+    if isinstance(self.ffn, MoEConfig):
       self.ffn.check_causal()
 
   def build(
@@ -92,13 +106,17 @@ class BlockLayer(nnx.Module):
   """The pieces of a block; the feed-forward part is called `moe` or `mlp` after what it is."""
 
   def __init__(
-    self, config: Block, init: Init, stream: ResidualStream, parallel: ParallelContext = ONE_DEVICE
+    self,
+    config: BlockConfig,
+    init: Init,
+    stream: ResidualStream,
+    parallel: ParallelContext = ONE_DEVICE,
   ):
     self.parallel, self.stream, dim = parallel, stream, stream.dim
     self.attention_norm = stream.make_norm(init / "attention_norm")
     self.attention = config.attention.build(init / "attention", dim, stream.eps, parallel=parallel)
     self.ffn_norm = stream.make_norm(init / "ffn_norm")
-    is_moe = isinstance(config.ffn, MoE)
+    is_moe = isinstance(config.ffn, MoEConfig)
     self.moe = config.ffn.build(init / "moe", dim, parallel) if is_moe else None
     self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.mlp_dim)
 

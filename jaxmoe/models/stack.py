@@ -1,8 +1,8 @@
 """A stack of blocks: patterns that repeat, run by scan or layer by layer over the same leaves.
 
-`Stack((Segment((Block(ffn=MLP()),)), Segment((local, full), repeats=12)))` is one dense layer
-followed by 24 that alternate. In memory, leaf `stack/s/j/...` holds the j-th block of segment s for
-all repeats, stacked in dim 0; `core/names.py` gives each layer its own name.
+`Stack((LayerGroup((dense,)), LayerGroup((local, full), repeats=12)))` is one dense layer followed
+by 24 that alternate. In memory, leaf `stack/s/j/...` holds the j-th block of layer group s for all
+repeats, stacked in dim 0; `core/names.py` gives each layer its own name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from flax import nnx
 
 from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.names import Splits
+from jaxmoe.core.names import LayerGroupSizes
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.cache import NoCache
 from jaxmoe.models.residual import ResidualStream
 
@@ -32,10 +32,10 @@ POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dim
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class LayerGroup:
   """A pattern of blocks, repeated."""
 
-  pattern: tuple[Block, ...] = (Block(),)
+  pattern: tuple[BlockConfig, ...] = (BlockConfig(),)
   repeats: int = 2
 
   def __post_init__(self) -> None:
@@ -50,27 +50,27 @@ class Stack:
 
   def __init__(
     self,
-    segments: tuple[Segment, ...],
+    groups: tuple[LayerGroup, ...],
     stream: ResidualStream,
     parallel: ParallelContext = ONE_DEVICE,
   ):
-    self.segments, self.stream, self.parallel = segments, stream, parallel
+    self.groups, self.stream, self.parallel = groups, stream, parallel
 
   @property
-  def splits(self) -> Splits:
+  def layer_groups(self) -> LayerGroupSizes:
     """How layers are grouped in memory, for `core/names.py`."""
-    return tuple((len(segment.pattern), segment.repeats) for segment in self.segments)
+    return tuple((len(group.pattern), group.repeats) for group in self.groups)
 
-  def layer_indices(self, segment: int, position: int) -> list[int]:
+  def layer_indices(self, group: int, position: int) -> list[int]:
     """Returns the depth of each repeat of one block of a pattern."""
-    first = sum(blocks * repeats for blocks, repeats in self.splits[:segment])
-    blocks, repeats = self.splits[segment]
+    first = sum(blocks * repeats for blocks, repeats in self.layer_groups[:group])
+    blocks, repeats = self.layer_groups[group]
     return [first + repeat * blocks + position for repeat in range(repeats)]
 
   def modules(self, init: Init) -> dict[str, dict[str, nnx.State]]:
     """Returns the leaves, stacked over repeats; a layer's draw depends on its depth alone."""
 
-    def make(block: Block, layer: jax.Array) -> nnx.State:
+    def make(block: BlockConfig, layer: jax.Array) -> nnx.State:
       return nnx.state(block.build(init.at(layer) / "layer", self.stream))
 
     return {
@@ -78,9 +78,9 @@ class Stack:
         str(j): jax.vmap(lambda layer, block=block: make(block, layer))(
           jnp.array(self.layer_indices(s, j))
         )
-        for j, block in enumerate(segment.pattern)
+        for j, block in enumerate(group.pattern)
       }
-      for s, segment in enumerate(self.segments)
+      for s, group in enumerate(self.groups)
     }
 
   def graphs(self, init: Init) -> dict[str, dict[str, Any]]:
@@ -90,9 +90,9 @@ class Stack:
         str(j): nnx.graphdef(
           nnx.eval_shape(lambda b=block: b.build(init, self.stream, self.parallel))
         )
-        for j, block in enumerate(segment.pattern)
+        for j, block in enumerate(group.pattern)
       }
-      for s, segment in enumerate(self.segments)
+      for s, group in enumerate(self.groups)
     }
 
 
@@ -103,7 +103,7 @@ class Flow:
   Attributes:
     scan: By `lax.scan`, or unrolled.
     remat: What the backward pass makes again.
-    arrive: Makes the weights of one run of a pattern ready, from its segment and stored leaves;
+    arrive: Makes the weights of one run of a pattern ready, from its group and stored leaves;
       None where they are ready as they are stored.
     ahead: What runs layers whose weights arrive before they are used, in place of a scan:
       (step, arrive, state, stored leaves, unroll) -> (state, outputs).
@@ -132,16 +132,16 @@ def run_stack(
   """Runs every block over the stream.
 
   Args:
-    graphs: Graph definitions by segment and position.
-    params: Leaves by segment and position, stacked over repeats.
+    graphs: Graph definitions by group and position.
+    params: Leaves by group and position, stacked over repeats.
     state: The stream, (B, L, D), and what the first block is handed by the gates of earlier ones.
     tokens: What is known of each token.
     flow: Scan or not, remat or not.
-    caches: Caches by segment and position, stacked over repeats; None to attend afresh.
+    caches: Caches by group and position, stacked over repeats; None to attend afresh.
     keys: Randomness of the forward pass, for routers that use it.
 
   Returns:
-    The stream, the caches (None without any) and the MoE sums by segment and position, stacked
+    The stream, the caches (None without any) and the MoE sums by group and position, stacked
     over repeats (None for dense blocks); those of attention experts under `J.attention`.
   """
   new_caches, sums, depth = {}, {}, 0
@@ -219,7 +219,7 @@ def _kept_in_parts(
 
 
 def _numbered(step: Any, first: int, state: Any, params: Any, number: jax.Array) -> Any:
-  """Does a step of a pattern whose first block is the n-th of its segment's, n from 0."""
+  """Does a step of a pattern whose first block is the n-th of its group's, n from 0."""
   return step(state, (params, None, first + number * len(params)))
 
 

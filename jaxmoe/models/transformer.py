@@ -1,8 +1,9 @@
 """The decoder: pieces over one tree of parameters, each callable alone.
 
-A `Transformer` is the record; `Decoder(record, vocab_size)` holds graph definitions and metadata
-but no arrays. Parameters are nested dicts of arrays (or of other weight formats) that go in and
-out as arguments: `embed`, `block` (through `run_stack`), `final_norm` and `head` each read theirs.
+A `TransformerConfig` is the record; `Decoder(record, vocab_size)` holds graph definitions and
+metadata but no arrays. Parameters are nested dicts of arrays (or of other weight formats) that go
+in and out as arguments: `embed`, `block` (through `run_stack`), `final_norm` and `head` each read
+theirs.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
+from jaxmoe.models.embedding import Embed
 from jaxmoe.models.head import BiasedWeight, Head
 from jaxmoe.models.residual import NormKind, ResidualStream
-from jaxmoe.models.stack import Flow, Remat, Segment, Stack, run_stack
+from jaxmoe.models.stack import Flow, LayerGroup, Remat, Stack, run_stack
 from jaxmoe.ops.cross_entropy import Part, cross_entropy
 
 Params = dict[str, Any]
-Routed = MoE | AttentionExperts
+Routed = MoEConfig | AttentionExperts
 DType = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Transformer:
+class TransformerConfig:
   """A decoder-only transformer.
 
   Attributes:
     dim: D, width of the stream.
-    stack: Segments of blocks, in order of depth.
+    stack: Layer groups of blocks, in order of depth.
     tied: Whether the head is the embedding table.
     norm: What reads the stream: RMSNorm, or LayerNorm with a bias (Phi).
     norm_eps: Added to the mean square in every norm.
@@ -56,7 +58,7 @@ class Transformer:
   """
 
   dim: int = 128
-  stack: tuple[Segment, ...] = (Segment(),)
+  stack: tuple[LayerGroup, ...] = (LayerGroup(),)
   tied: bool = False
   norm_eps: float = 1e-6
   dtype: DType = "float32"
@@ -82,7 +84,7 @@ class Transformer:
         f"{self.embed_scale}, {self.residual_scale}, {self.logit_scale}"
       )
     if not self.stack:
-      raise InputError("a stack needs at least one segment")
+      raise InputError("a stack needs at least one layer group")
     sizes = {layer.num_open for layer in self.moe_records() if layer.router.gate.carries}
     if len(sizes) > 1:
       raise InputError(
@@ -90,35 +92,37 @@ class Transformer:
         f"their layers: {sorted(sizes)}; set them alike, or give some layers another gate"
       )
 
-  def moe_records(self) -> list[MoE]:
+  def moe_records(self) -> list[MoEConfig]:
     """Returns the record of each MoE block of each pattern, in order."""
     return [
       block.ffn
-      for segment in self.stack
-      for block in segment.pattern
-      if isinstance(block.ffn, MoE)
+      for group in self.stack
+      for block in group.pattern
+      if isinstance(block.ffn, MoEConfig)
     ]
 
   @property
-  def ffns(self) -> tuple[MLP | MoE, ...]:
+  def ffns(self) -> tuple[MLPConfig | MoEConfig, ...]:
     """The feed-forward record of each block, by depth."""
     return tuple(
       block.ffn
-      for segment in self.stack
-      for _ in range(segment.repeats)
-      for block in segment.pattern
+      for group in self.stack
+      for _ in range(group.repeats)
+      for block in group.pattern
     )
 
-  def map_ffns(self, change: Callable[[MLP | MoE], MLP | MoE]) -> Transformer:
+  def map_ffns(
+    self, change: Callable[[MLPConfig | MoEConfig], MLPConfig | MoEConfig]
+  ) -> TransformerConfig:
     """Returns the record with every feed-forward record changed."""
     stack = tuple(
       dataclasses.replace(
-        segment,
+        group,
         pattern=tuple(
-          dataclasses.replace(block, ffn=change(block.ffn)) for block in segment.pattern
+          dataclasses.replace(block, ffn=change(block.ffn)) for block in group.pattern
         ),
       )
-      for segment in self.stack
+      for group in self.stack
     )
     return dataclasses.replace(self, stack=stack)
 
@@ -126,7 +130,7 @@ class Transformer:
   def drop_limits(self) -> dict[int, float]:
     """The share of choices above which drops end the run, by the depth of layers that have one."""
     limits = {
-      depth: ffn.drop_limit for depth, ffn in enumerate(self.ffns) if isinstance(ffn, MoE)
+      depth: ffn.drop_limit for depth, ffn in enumerate(self.ffns) if isinstance(ffn, MoEConfig)
     }
     return {depth: limit for depth, limit in limits.items() if limit < 1}
 
@@ -138,13 +142,13 @@ class Transformer:
   @property
   def num_layers(self) -> int:
     """How many blocks a token passes."""
-    return sum(len(segment.pattern) * segment.repeats for segment in self.stack)
+    return sum(len(group.pattern) * group.repeats for group in self.stack)
 
   def active_params(self) -> int:
     """Returns the parameters of all blocks' matrices that act on one token (no embedding)."""
     return sum(
-      segment.repeats * sum(block.active_params(self.dim) for block in segment.pattern)
-      for segment in self.stack
+      group.repeats * sum(block.active_params(self.dim) for block in group.pattern)
+      for group in self.stack
     )
 
   def train_flops_per_token(self, vocab_size: int, seq_len: int) -> float:
@@ -154,28 +158,18 @@ class Transformer:
     work.
     """
     mixing = sum(
-      segment.repeats * block.attention.mixing_flops(seq_len)
-      for segment in self.stack
-      for block in segment.pattern
+      group.repeats * block.attention.mixing_flops(seq_len)
+      for group in self.stack
+      for block in group.pattern
     )
     matrices = self.active_params() + self.dim * vocab_size
     return 6.0 * matrices + mixing
 
 
-def gate_path(segment: str, place: str) -> str:
+def gate_path(group: str, place: str) -> str:
   """Returns the path of the parameters of a gate, of a place as `routed_layers` has it."""
   position, _, part = place.partition(".")
-  return f"{names.STACK}/{segment}/{position}/{part or 'moe'}/router/gate"
-
-
-class Embed(nnx.Module):
-  """The embedding table; a row a token id."""
-
-  def __init__(self, init: Init, vocab_size: int, dim: int, tied: bool):
-    # Unit variance, like what norms make of the stream; a tied table is also the head, whose
-    # logits start near uniform only if its rows have about unit length.
-    fan_in = dim if tied else 1
-    self.table = init.weight("table", (vocab_size, dim), ("vocab", "embed"), fan_in)
+  return f"{names.STACK}/{group}/{position}/{part or 'moe'}/router/gate"
 
 
 class Decoder:
@@ -191,7 +185,7 @@ class Decoder:
 
   def __init__(
     self,
-    config: Transformer,
+    config: TransformerConfig,
     vocab_size: int,
     parallel: ParallelContext = ONE_DEVICE,
     flow: Flow | None = None,
@@ -210,7 +204,7 @@ class Decoder:
     }
     self.shapes: Params = _values(state)
     self.dims: Params = _dims(state)
-    self.splits = self._stack.splits
+    self.layer_groups = self._stack.layer_groups
 
   def init(self, keys: Keys) -> Params:
     """Returns fresh parameters; each depends on the seed, its name and its layer's depth."""
@@ -221,7 +215,7 @@ class Decoder:
     """A tree like the parameters of their canonical names (a stacked leaf: its first layer's)."""
     flat = names.flatten(self.shapes)
     return names.unflatten(
-      self.shapes, {path: names.canonical_name(path, self.splits) for path in flat}
+      self.shapes, {path: names.canonical_name(path, self.layer_groups) for path in flat}
     )
 
   @property
@@ -229,25 +223,27 @@ class Decoder:
     """The number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
 
-  def moe_layers(self) -> dict[str, dict[str, MoE]]:
-    """Returns the record of each MoE block, by segment and position of its pattern."""
+  def moe_layers(self) -> dict[str, dict[str, MoEConfig]]:
+    """Returns the record of each MoE block, by layer group and position of its pattern."""
     return {
       str(s): {
-        str(j): block.ffn for j, block in enumerate(segment.pattern) if isinstance(block.ffn, MoE)
+        str(j): block.ffn
+        for j, block in enumerate(group.pattern)
+        if isinstance(block.ffn, MoEConfig)
       }
-      for s, segment in enumerate(self.config.stack)
+      for s, group in enumerate(self.config.stack)
     }
 
   def routed_layers(self) -> dict[str, dict[str, Routed]]:
-    """Returns the record of each part with a router, by segment and position as sums have it."""
+    """Returns the record of each part with a router, by group and position as sums have it."""
     return {
       str(s): {
         place: layer
-        for j, block in enumerate(segment.pattern)
+        for j, block in enumerate(group.pattern)
         for place, layer in ((str(j), block.ffn), (str(j) + names.ATTENTION, block.attention))
-        if isinstance(layer, (MoE, AttentionExperts))
+        if isinstance(layer, (MoEConfig, AttentionExperts))
       }
-      for s, segment in enumerate(self.config.stack)
+      for s, group in enumerate(self.config.stack)
     }
 
   @property
@@ -284,7 +280,7 @@ class Decoder:
     Args:
       before: The parameters of the step that `layers` came from; their buffers are moved.
       params: These parameters as the optimizer has moved them.
-      layers: `MoESums` of the whole step, by segment and position, stacked over repeats.
+      layers: `MoESums` of the whole step, by layer group and position, stacked over repeats.
     """
     stack = params["stack"]
     for s, places in self.routed_layers().items():
@@ -351,13 +347,13 @@ class Decoder:
   def empty_caches(self, batch: int, slots: int) -> Any:
     """Returns empty caches for every block, stacked over repeats."""
 
-    def stacked(segment: Segment, block: Block) -> Any:
+    def stacked(group: LayerGroup, block: BlockConfig) -> Any:
       one = block.attention.empty_cache(batch, slots, self.dtype)
-      return jax.tree.map(lambda leaf: jnp.stack([leaf] * segment.repeats), one)
+      return jax.tree.map(lambda leaf: jnp.stack([leaf] * group.repeats), one)
 
     return {
-      str(s): {str(j): stacked(segment, block) for j, block in enumerate(segment.pattern)}
-      for s, segment in enumerate(self.config.stack)
+      str(s): {str(j): stacked(group, block) for j, block in enumerate(group.pattern)}
+      for s, group in enumerate(self.config.stack)
     }
 
   def _first_carry(self, tokens: Tokens) -> Any:

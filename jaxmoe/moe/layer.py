@@ -31,7 +31,7 @@ from jaxmoe.ops.soft_tree import TreeSums
 
 
 @dataclasses.dataclass(frozen=True)
-class MoE:
+class MoEConfig:
   """A layer of experts.
 
   Attributes:
@@ -207,7 +207,9 @@ class Found:
 class MoELayer(nnx.Module):
   """The parts of a MoE layer, in the order in which a token meets them."""
 
-  def __init__(self, config: MoE, init: Init, dim: int, parallel: ParallelContext = ONE_DEVICE):
+  def __init__(
+    self, config: MoEConfig, init: Init, dim: int, parallel: ParallelContext = ONE_DEVICE
+  ):
     self.dispatch, self.exchange, self.parallel = config.dispatch, config.exchange, parallel
     self.num_experts, self.num_open = config.num_experts, config.num_open
     self.num_idle = config.experts.num_idle(config.num_experts)

@@ -27,7 +27,9 @@ Masks = Mapping[str, np.ndarray]
 _RANGE = re.compile(r"(.*)@(\d+):(\d+)")
 
 
-def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.Splits) -> Masks:
+def frozen_masks(
+  patterns: Sequence[str], shapes: Any, dims: Any, layer_groups: names.LayerGroupSizes
+) -> Masks:
   """Returns {path: bool}, True where frozen, of 1 in every dim but layers and experts.
 
   Args:
@@ -35,7 +37,7 @@ def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.
       experts.
     shapes: The parameters or their shapes.
     dims: A tree like the parameters of tuples of logical dims.
-    splits: How layers are grouped in memory.
+    layer_groups: How layers are grouped in memory.
 
   Raises:
     InputError: a pattern names nothing, a range no leaf with experts or more than a leaf has.
@@ -49,7 +51,7 @@ def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.
     span = slice(int(ranged[2]), int(ranged[3])) if ranged else None
     named = hit = False
     for path, leaf in flat.items():
-      several = names.layer_names(path, splits)
+      several = names.layer_names(path, layer_groups)
       rows = [fnmatch.fnmatchcase(name, glob) for name in several or [path]]
       if not any(rows):
         continue
@@ -61,7 +63,9 @@ def frozen_masks(patterns: Sequence[str], shapes: Any, dims: Any, splits: names.
     if named and not hit:
       raise InputError(f"frozen: {pattern!r} names no leaf with experts; leave out the range")
     if not hit:
-      raise InputError(f"frozen: {pattern!r} names no parameter; one is {_one(flat, splits)!r}")
+      raise InputError(
+        f"frozen: {pattern!r} names no parameter; one is {_one(flat, layer_groups)!r}"
+      )
   return masks
 
 
@@ -136,5 +140,5 @@ def _of_state(mask: np.ndarray, shape: tuple[int, ...], like: tuple[int, ...]) -
   return np.zeros([1] * len(like), bool)  # a placeholder, which never changes
 
 
-def _one(flat: Mapping[str, Any], splits: names.Splits) -> str:
-  return names.canonical_name(next(iter(flat)), splits)
+def _one(flat: Mapping[str, Any], layer_groups: names.LayerGroupSizes) -> str:
+  return names.canonical_name(next(iter(flat)), layer_groups)

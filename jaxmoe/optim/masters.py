@@ -46,11 +46,11 @@ class Masters:
       return jnp.dtype(self.came.get(name, declared))
     return jnp.dtype(declared if _BUFFERS in name else self.dtype)
 
-  def shapes(self, shapes: Any, splits: names.Splits) -> Any:
+  def shapes(self, shapes: Any, layer_groups: names.LayerGroupSizes) -> Any:
     """Returns the parameters' shapes with the dtypes they have in memory."""
 
     def kept(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-      several = names.layer_names(path, splits) or [path]
+      several = names.layer_names(path, layer_groups) or [path]
       dtypes = [self.of(name, leaf.dtype) for name in several]
       return jax.ShapeDtypeStruct(leaf.shape, functools.reduce(jnp.promote_types, dtypes))
 
@@ -58,11 +58,11 @@ class Masters:
     return names.unflatten(shapes, flat)
 
 
-def frozen_names(masks: Masks, splits: names.Splits) -> frozenset[str]:
+def frozen_names(masks: Masks, layer_groups: names.LayerGroupSizes) -> frozenset[str]:
   """Returns the canonical names of the parameters that are frozen as a whole."""
   found: set[str] = set()
   for path, mask in masks.items():
-    several = names.layer_names(path, splits)
+    several = names.layer_names(path, layer_groups)
     if several is None:
       found.update([path] if mask.all() else [])
       continue

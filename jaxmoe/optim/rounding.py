@@ -24,7 +24,11 @@ from jaxmoe.optim.masters import Masters
 
 
 def apply_updates(
-  masters: Masters, params: Any, updates: Any, keys: Keys, splits: names.Splits | None
+  masters: Masters,
+  params: Any,
+  updates: Any,
+  keys: Keys,
+  layer_groups: names.LayerGroupSizes | None,
 ) -> Any:
   """Returns the parameters after float32 updates, each in its dtype.
 
@@ -33,25 +37,25 @@ def apply_updates(
     params: The parameters.
     updates: A tree like them.
     keys: Of this step.
-    splits: How layers are grouped in memory; None for a tree that has no stack of layers.
+    layer_groups: How layers are grouped in memory; None for a tree that has no stack of layers.
   """
   flat, moves = names.flatten(params), names.flatten(updates)
   moved = {}
   for path, leaf in flat.items():
     wide = leaf.astype(jnp.float32) + moves[path]
-    trains = set(_layers(path, splits) or [path]) - masters.frozen
+    trains = set(_layers(path, layer_groups) or [path]) - masters.frozen
     if leaf.dtype == jnp.bfloat16 and trains:
-      moved[path] = round_by_chance(wide, draw_bits(keys, path, leaf.shape, splits))
+      moved[path] = round_by_chance(wide, draw_bits(keys, path, leaf.shape, layer_groups))
     else:
       moved[path] = wide.astype(leaf.dtype)
   return names.unflatten(params, moved)
 
 
 def draw_bits(
-  keys: Keys, path: str, shape: tuple[int, ...], splits: names.Splits | None
+  keys: Keys, path: str, shape: tuple[int, ...], layer_groups: names.LayerGroupSizes | None
 ) -> jax.Array:
   """Returns uint16 random bits for a leaf, stacked over layers or not."""
-  several = _layers(path, splits)
+  several = _layers(path, layer_groups)
   hashes = jnp.asarray([name_hash(name) for name in several or [path]], jnp.uint32)
   one = shape if several is None else shape[1:]
 
@@ -75,6 +79,6 @@ def round_by_chance(wide: jax.Array, bits: jax.Array) -> jax.Array:
   return jnp.where(jnp.isfinite(wide) & jnp.isfinite(cut), cut, wide).astype(jnp.bfloat16)
 
 
-def _layers(path: str, splits: names.Splits | None) -> list[str] | None:
+def _layers(path: str, layer_groups: names.LayerGroupSizes | None) -> list[str] | None:
   """Returns the names of the layers that are stacked in a leaf, None if it holds none."""
-  return None if splits is None else names.layer_names(path, splits)
+  return None if layer_groups is None else names.layer_names(path, layer_groups)

@@ -81,9 +81,9 @@ class Gathers:
       for name, part in params.items()
     }
 
-  def layer(self, segment: str, params: Mapping[str, Any]) -> dict[str, Any]:
+  def layer(self, group: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves of one layer of each block of a pattern, ready."""
-    return {j: self._ready(part, f"{names.STACK}/{segment}/{j}") for j, part in params.items()}
+    return {j: self._ready(part, f"{names.STACK}/{group}/{j}") for j, part in params.items()}
 
   def _ready(self, tree: Any, prefix: str) -> Any:
     flat = names.flatten(tree)

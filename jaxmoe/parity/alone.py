@@ -6,8 +6,8 @@ import dataclasses
 
 import jax
 
-from jaxmoe.models.block import MLP, MoE
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.block import MLPConfig, MoEConfig
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import AllToAll, Counts, Dropless, Site
 from jaxmoe.moe.dispatch.plan import Experts
 from jaxmoe.moe.routing import Routing
@@ -36,11 +36,11 @@ class Bounded(Dropless):
     return y_TD, Counts(counts.dropped | lost, counts.spilled)
 
 
-def alone(model: Transformer, degree: int) -> Transformer:
+def alone(model: TransformerConfig, degree: int) -> TransformerConfig:
   """Returns the model of one device that drops what `degree` devices would."""
 
-  def change(ffn: MLP | MoE) -> MLP | MoE:
-    if isinstance(ffn, MLP) or not isinstance(ffn.dispatch, Dropless):
+  def change(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
+    if isinstance(ffn, MLPConfig) or not isinstance(ffn.dispatch, Dropless):
       return ffn
     if not isinstance(ffn.exchange, AllToAll) or ffn.exchange.bound is None:
       return ffn

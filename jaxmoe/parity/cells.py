@@ -18,7 +18,7 @@ from jaxmoe.core.recipe import component
 from jaxmoe.models.block import ATTENTION
 from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parallel.degrees import Stage
@@ -132,10 +132,10 @@ def cells_of(experiment: Experiment) -> list[str]:
   if parallel.num_devices == 1:
     return []
   keys = []
-  for segment in experiment.model.stack:
-    for block in segment.pattern:
+  for group in experiment.model.stack:
+    for block in group.pattern:
       attention = _name(ATTENTION, block.attention)
-      if isinstance(block.ffn, MoE):
+      if isinstance(block.ffn, MoEConfig):
         layer = block.ffn
         names = (
           _name(ROUTERS, layer.router), _name(EXPERTS, layer.experts),

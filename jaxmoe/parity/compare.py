@@ -13,7 +13,7 @@ import optax
 from jaxmoe.core import names
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
-from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, state_dims
 from jaxmoe.parallel import make_layout
 from jaxmoe.parity.alone import alone
@@ -106,7 +106,7 @@ def _number_error(found: Any, true: Any, absolute: bool = False) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _reference(model: Transformer, micro: int, groups: int) -> dict[str, Any]:
+def _reference(model: TransformerConfig, micro: int, groups: int) -> dict[str, Any]:
   """Returns the quantities of a model on one device, in so many microbatches.
 
   Where what a token gets depends on the others of its device, each token group is a microbatch.

@@ -18,13 +18,13 @@ import numpy as np
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention_base import AttentionBase
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Remat, Segment
-from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup, Remat
+from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parity.cells import Cell, parts_of
 from jaxmoe.train.gradients import Batch
 
@@ -44,7 +44,7 @@ def decoder_of(cell: Cell) -> Decoder:
   exchange = parts["exchange"]
   if isinstance(exchange, AllToAll) and exchange.bound is not None:
     exchange = dataclasses.replace(exchange, bound=0.9)
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=4,
     num_active=parts["router"].fixed_active or 2,
     router=parts["router"],
@@ -57,9 +57,9 @@ def decoder_of(cell: Cell) -> Decoder:
   attention = parts["attention"]
   if isinstance(attention, AttentionBase):
     attention = dataclasses.replace(attention, num_heads=4, num_kv_heads=2, head_dim=4)
-  block = Block(attention, moe)
+  block = BlockConfig(attention, moe)
   remat: Remat = "full" if cell.parallel.partition_activations else "none"
-  model = Transformer(dim=DIM, stack=(Segment((block,), repeats=2),), remat=remat)
+  model = TransformerConfig(dim=DIM, stack=(LayerGroup((block,), repeats=2),), remat=remat)
   return Decoder(model, VOCAB)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import AllToAll, Capacity
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parallel import Parallel
 from jaxmoe.train.divisibility import check_divisibility
 
@@ -20,7 +20,7 @@ def refused() -> list[dict[str, str]]:
   """Returns {pair, reason} of everything that is refused, by trying it."""
   rows = []
   for pair, parallel, block in _pairs():
-    model = Transformer(stack=(Segment((block,)),))
+    model = TransformerConfig(stack=(LayerGroup((block,)),))
     try:
       check_divisibility(parallel, model, batch_size=24, num_micro=1, seq_len=8)
     except InputError as error:
@@ -30,9 +30,9 @@ def refused() -> list[dict[str, str]]:
   return rows
 
 
-def _pairs() -> Iterator[tuple[str, Parallel, Block]]:
+def _pairs() -> Iterator[tuple[str, Parallel, BlockConfig]]:
   tensor, expert = Parallel(tensor=2), Parallel(expert=2)
-  block, moe = Block(), MoE()
+  block, moe = BlockConfig(), MoEConfig()
   folded = Parallel(expert=2, tensor=2, fold=("tensor",))
   yield "tensor x attention experts", tensor, dataclasses.replace(
     block, attention=AttentionExperts()

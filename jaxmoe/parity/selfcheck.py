@@ -11,7 +11,7 @@ import numpy as np
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
-from jaxmoe.models.block import MLP, MoE
+from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch import Dense
 from jaxmoe.parity.alone import Bounded, alone
@@ -87,8 +87,8 @@ def _local(leaf: Any) -> np.ndarray:
 def _dense(decoder: Decoder, degree: int) -> Decoder:
   """Returns the model in which dispatchers that drop nothing compute everything."""
 
-  def change(ffn: MLP | MoE) -> MLP | MoE:
-    if isinstance(ffn, MLP) or ffn.dispatch.by_group or isinstance(ffn.dispatch, Bounded):
+  def change(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
+    if isinstance(ffn, MLPConfig) or ffn.dispatch.by_group or isinstance(ffn.dispatch, Bounded):
       return ffn
     return dataclasses.replace(ffn, dispatch=Dense())
 

@@ -18,7 +18,7 @@ from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.dense import Dense
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.optim import Masters
 from jaxmoe.train.experiment import Experiment
 
@@ -52,7 +52,7 @@ class Experts:
 
   Attributes:
     layers: How many there are.
-    where: Segment and position, `0/0`.
+    where: Layer group and position, `0/0`.
     num_experts: Experts that take rows.
     num_active: Choices of a token.
     dispatch: Its kind.
@@ -132,7 +132,7 @@ def kept_bytes(decoder: Decoder, masters: Masters, rows: int, length: int) -> in
 
     return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-  params = masters.shapes(decoder.shapes, decoder.splits)
+  params = masters.shapes(decoder.shapes, decoder.layer_groups)
   traced = jax.make_jaxpr(kept)(params, batch).jaxpr
   given = set(traced.invars)
   made = {var for var in traced.outvars if not isinstance(var, Literal) and var not in given}
@@ -163,7 +163,7 @@ def _is_dims(node: Any) -> bool:
 class _Place:
   """A MoE layer on one device: experts in all and here, tokens of a device, devices that send."""
 
-  moe: MoE
+  moe: MoEConfig
   num_experts: int
   here: int
   tokens: int
@@ -193,7 +193,7 @@ class _Place:
 
 def _experts(decoder: Decoder, s: str, j: str, layout: Layout, tokens: int) -> Experts:
   """Returns what is made in the MoE layers of one place in a pattern."""
-  segment = decoder.config.stack[int(s)]
+  group = decoder.config.stack[int(s)]
   moe = decoder.moe_layers()[s][j]
   num_experts = moe.num_open - moe.experts.num_idle(moe.num_experts)
   spread, size = _axes(layout, "params", "expert"), decoder.dtype.itemsize
@@ -208,7 +208,7 @@ def _experts(decoder: Decoder, s: str, j: str, layout: Layout, tokens: int) -> E
     hidden_bytes=hidden_width(decoder, s, j) * size // _degree(layout, "params", "mlp"),
   )
   return Experts(
-    layers=segment.repeats,
+    layers=group.repeats,
     where=f"{s}/{j}",
     num_experts=num_experts,
     num_active=moe.num_active,

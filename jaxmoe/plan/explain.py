@@ -289,7 +289,7 @@ def _boxed(dims: Any) -> Any:
 
 def _name(path: str, decoder: Decoder) -> str:
   """Returns a leaf's canonical name; of a stacked one `layers/0..31/...`, `layers/1,3..31/...`."""
-  stacked = names.layer_names(path, decoder.splits)
+  stacked = names.layer_names(path, decoder.layer_groups)
   if stacked is None:
     return path
   before, _, after = stacked[0].partition(f"{names.LAYERS}/")

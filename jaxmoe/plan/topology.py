@@ -13,7 +13,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.block import MLP, MoE
+from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.moe.dispatch import AllToAll, Dropless
 from jaxmoe.train.experiment import Experiment
 
@@ -49,8 +49,8 @@ def memory_of(device: jax.Device) -> int | None:
 def as_on_tpu(experiment: Experiment) -> Experiment:
   """Returns the recipe with the back ends that `auto` stands for on a TPU."""
 
-  def change(ffn: MLP | MoE) -> MLP | MoE:
-    if not isinstance(ffn, MoE):
+  def change(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
+    if not isinstance(ffn, MoEConfig):
       return ffn
     dispatch, exchange = ffn.dispatch, ffn.exchange
     if dispatch == Dropless():

@@ -11,13 +11,13 @@ Source: Muennighoff et al. 2024, arXiv:2409.02060, table 10 and the released con
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import TextFiles
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.optim import AdamW, Cosine, Optim
 from jaxmoe.train.experiment import Experiment, Train
@@ -25,10 +25,10 @@ from jaxmoe.train.experiment import Experiment, Train
 
 def get_config(seq_len: int = 4096) -> Experiment:
   """Returns the recipe."""
-  attention = Attention(
+  attention = SoftmaxAttention(
     num_heads=16, num_kv_heads=16, head_dim=128, rope_theta=10_000.0, qk_norm="all"
   )
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=64,
     num_active=8,
     router=TopK(normalize=False),
@@ -41,9 +41,9 @@ def get_config(seq_len: int = 4096) -> Experiment:
       tokenizer=TokenizerFile(path="tokenizer.json", vocab_size=50304),
       seq_len=seq_len,
     ),
-    model=Transformer(
+    model=TransformerConfig(
       dim=2048,
-      stack=(Segment((Block(attention, moe),), repeats=16),),
+      stack=(LayerGroup((BlockConfig(attention, moe),), repeats=16),),
       norm_eps=1e-5,
       dtype="bfloat16",
       remat="full",

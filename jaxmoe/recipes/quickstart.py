@@ -12,13 +12,13 @@ from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Stdlib
 from jaxmoe.data.sources.auto import source_at
 from jaxmoe.data.tokenizers.bpe import Bpe
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.optim import AdamW, Cosine, Optim
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
 
@@ -27,13 +27,15 @@ def get_config(
   text: str = "", vocab_size: int = 2048, num_experts: int = 8, num_steps: int = 1500
 ) -> Experiment:
   """Returns the recipe; `text` is a folder of files to train on instead."""
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=num_experts,
     num_active=2,
     experts=SwiGLU(mlp_dim=128),
     balance=(LoadBalance(weight=0.01), RouterZ(weight=1e-3)),
   )
-  block = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=32, qk_norm="head"), moe)
+  block = BlockConfig(
+    SoftmaxAttention(num_heads=4, num_kv_heads=4, head_dim=32, qk_norm="head"), moe
+  )
   parts: tuple[MixturePart, ...] = (
     MixturePart(Stdlib(domain="code"), weight=0.96),
     MixturePart(Stdlib(domain="prose"), weight=0.02),
@@ -46,7 +48,7 @@ def get_config(
     data=Data(
       parts=parts, tokenizer=Bpe(vocab_size=vocab_size), seq_len=128, shuffle_tokens=3_500_000
     ),
-    model=Transformer(dim=128, stack=(Segment((block,), repeats=2),)),
+    model=TransformerConfig(dim=128, stack=(LayerGroup((block,), repeats=2),)),
     optim=Optim(
       AdamW(b2=0.98, weight_decay=0.1),
       Cosine(warmup_steps=60, final_fraction=0.1),

@@ -11,13 +11,13 @@ Source: Qwen3 technical report 2025, arXiv:2505.09388, table 2 and the released 
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import TextFiles
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.optim import AdamW, Cosine, Optim
 from jaxmoe.train.experiment import Experiment, Train
@@ -25,10 +25,10 @@ from jaxmoe.train.experiment import Experiment, Train
 
 def get_config(seq_len: int = 32768) -> Experiment:
   """Returns the recipe."""
-  attention = Attention(
+  attention = SoftmaxAttention(
     num_heads=32, num_kv_heads=4, head_dim=128, rope_theta=1_000_000.0, qk_norm="head"
   )
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=128,
     num_active=8,
     router=TopK(normalize=True),
@@ -41,9 +41,9 @@ def get_config(seq_len: int = 32768) -> Experiment:
       tokenizer=TokenizerFile(path="tokenizer.json", vocab_size=151936),
       seq_len=seq_len,
     ),
-    model=Transformer(
+    model=TransformerConfig(
       dim=2048,
-      stack=(Segment((Block(attention, moe),), repeats=48),),
+      stack=(LayerGroup((BlockConfig(attention, moe),), repeats=48),),
       norm_eps=1e-6,
       dtype="bfloat16",
       remat="full",

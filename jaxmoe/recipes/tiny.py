@@ -15,13 +15,13 @@ from typing import Final
 from jaxmoe.core.recipe import component
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
-from jaxmoe.models.block import ATTENTION, Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.block import ATTENTION, BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import BALANCE, RouterZ
 from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.optim import OPTIMIZERS, Cosine, Optim
 from jaxmoe.train.experiment import Evaluation, Experiment, Samples, Train
@@ -43,7 +43,7 @@ def get_config(
   """Returns the recipe with the named components."""
   rule = component(ROUTERS, "router", router or ROUTER_OF.get(balance, "topk"))
   term = component(BALANCE, "balance", balance)
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=4,
     num_active=rule.fixed_active or 2,
     router=rule,
@@ -52,13 +52,13 @@ def get_config(
     exchange=component(EXCHANGES, "exchange", exchange),
     balance=(term,) if isinstance(term, RouterZ) else (term, RouterZ()),
   )
-  block = Block(component(ATTENTION, "attention", attention), moe)
+  block = BlockConfig(component(ATTENTION, "attention", attention), moe)
   return Experiment(
     data=Data(
       parts=tuple(MixturePart(Synthetic(task=task, num_documents=400)) for task in TASKS),
       seq_len=64,
     ),
-    model=Transformer(dim=32, stack=(Segment((block,), repeats=2),)),
+    model=TransformerConfig(dim=32, stack=(LayerGroup((block,), repeats=2),)),
     optim=Optim(component(OPTIMIZERS, "optimizer", optimizer), Cosine(warmup_steps=2)),
     train=Train(num_steps=30, batch_size=4, checkpoint_every=10, log_every=10),
     evaluation=Evaluation(every=15, max_bytes=2000, batch_size=4),

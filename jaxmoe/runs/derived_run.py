@@ -231,7 +231,7 @@ def _named(tree: Any, decoder: Decoder) -> dict[str, Any]:
   """Returns (shape, dtype) of every leaf by canonical name."""
   told: dict[str, Any] = {}
   for path, leaf in names.flatten(tree).items():
-    several = names.layer_names(path, decoder.splits)
+    several = names.layer_names(path, decoder.layer_groups)
     shape = leaf.shape[1:] if several else leaf.shape
     told.update(dict.fromkeys(several or [path], (shape, str(leaf.dtype))))
   return told

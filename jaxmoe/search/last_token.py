@@ -18,9 +18,9 @@ import numpy as np
 
 from jaxmoe.core.names import by_layer
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import Dropless
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.search.patterns import SKIP, Patterns
 from jaxmoe.train.routing_record import choices_of
 
@@ -127,7 +127,7 @@ def _last(
   )
   hidden, _, sums = decoder.hidden(params, tokens, caches)
   logp_PV = jax.nn.log_softmax(decoder.logits(params, hidden)[:, 0])
-  layers = by_layer(sums, decoder.splits)
+  layers = by_layer(sums, decoder.layer_groups)
   first = [of.routing for _, of in sorted(layers.items())]
   expert_L = jnp.stack([jnp.where(of.valid_TA, of.expert_TA, SKIP)[0, 0] for of in first])
   return -logp_PV[:, labels], expert_L
@@ -147,8 +147,8 @@ def _whole(
   return -jax.nn.log_softmax(decoder.logits(params, hidden[:, at][:, None])[0, 0])[label]
 
 
-def _dropless(model: Transformer) -> Transformer:
+def _dropless(model: TransformerConfig) -> TransformerConfig:
   """Returns the record with every dispatcher the one that drops nothing."""
   return model.map_ffns(
-    lambda ffn: dataclasses.replace(ffn, dispatch=Dropless()) if isinstance(ffn, MoE) else ffn
+    lambda ffn: dataclasses.replace(ffn, dispatch=Dropless()) if isinstance(ffn, MoEConfig) else ffn
   )

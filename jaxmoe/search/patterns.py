@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.transformer import Transformer
-from jaxmoe.moe.layer import MoE
+from jaxmoe.models.transformer import TransformerConfig
+from jaxmoe.moe.layer import MoEConfig
 
 SKIP = -1
 """The kind that is no expert at all: the stream passes the layer by."""
@@ -37,7 +37,7 @@ class Patterns:
   flops_LK: np.ndarray
 
   @classmethod
-  def of(cls, model: Transformer, kinds: tuple[int, ...] = ()) -> Patterns:
+  def of(cls, model: TransformerConfig, kinds: tuple[int, ...] = ()) -> Patterns:
     """Returns the patterns of a model.
 
     Args:
@@ -47,7 +47,7 @@ class Patterns:
     Raises:
       InputError: no MoE layer, one that sends a token to several, or a kind that is not there.
     """
-    layers = {depth: ffn for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoE)}
+    layers = {depth: ffn for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoEConfig)}
     if not layers:
       raise InputError("the model has no MoE layer, so there is no pattern to choose")
     if {layer.num_active for layer in layers.values()} != {1}:

@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import MLP, MoE
+from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.latent_attention import LatentAttention
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.parallel import Parallel
@@ -17,7 +17,7 @@ MOST_COUNTED = 2**31 - 1
 
 
 def check_divisibility(
-  parallel: Parallel, model: Transformer, batch_size: int, num_micro: int, seq_len: int
+  parallel: Parallel, model: TransformerConfig, batch_size: int, num_micro: int, seq_len: int
 ) -> None:
   """Refuses what cannot be spread as asked.
 
@@ -45,12 +45,12 @@ def check_divisibility(
     )
   if parallel.sequence or parallel.partition_activations or _splits(parallel):
     _divides(seq_len, parallel.tensor, "data.seq_len", "tensor, over which sequences are spread")
-  for segment in model.stack:
-    for block in segment.pattern:
+  for group in model.stack:
+    for block in group.pattern:
       _check_attention(block.attention, parallel.tensor)
-      if isinstance(block.ffn, MoE):
+      if isinstance(block.ffn, MoEConfig):
         _check_experts(block.ffn, parallel)
-      elif isinstance(block.ffn, MLP):
+      elif isinstance(block.ffn, MLPConfig):
         _divides(block.ffn.mlp_dim, parallel.tensor, "mlp_dim of a dense layer", "tensor")
 
 
@@ -72,7 +72,7 @@ def _check_attention(attention: Any, tensor: int) -> None:
     )
 
 
-def _check_experts(layer: MoE, parallel: Parallel) -> None:
+def _check_experts(layer: MoEConfig, parallel: Parallel) -> None:
   if parallel.tensor > 1:
     _divides(layer.shared_mlp_dim, parallel.tensor, "shared_mlp_dim", "tensor")
     folds = "tensor" in parallel.fold

@@ -28,7 +28,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.data.document import without_start_id
 from jaxmoe.data.tokenizers.tokenizer import BoundaryIds
 from jaxmoe.models.masks import DocumentMask, WindowMask
-from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.routers.forced import Forced
 from jaxmoe.train.domain_routing import routing_table
 from jaxmoe.train.row_packing import Window, fitted_batches, packed_batches
@@ -141,7 +141,7 @@ def _fitted(of_domains: list[Iterator[Window]], shape: tuple[int, int], least: i
     yield batch, np.array([row[0][0] for row in rows])
 
 
-def scored_alone(model: Transformer) -> bool:
+def scored_alone(model: TransformerConfig) -> bool:
   """Whether what a window gets does not depend on what lies in its row and batch beside it."""
   routers = [part.router for part in _parts(model) if hasattr(part, "router")]
   placed = any(isinstance(router, Forced) or getattr(router, "always", False) for router in routers)
@@ -152,19 +152,19 @@ def scored_alone(model: Transformer) -> bool:
   )
 
 
-def least_row(model: Transformer, length: int) -> int:
+def least_row(model: TransformerConfig, length: int) -> int:
   """Returns the shortest row in which a model computes what it does in rows of `length`."""
   ropes = [heads.rope for heads in _heads(model) if hasattr(heads, "rope")]
   return max([1, *(rope.least_alike(length) for rope in ropes)])
 
 
-def _parts(model: Transformer) -> list[Any]:
+def _parts(model: TransformerConfig) -> list[Any]:
   """Returns the records of attention and of feed-forward parts."""
-  blocks = [block for segment in model.stack for block in segment.pattern]
+  blocks = [block for group in model.stack for block in group.pattern]
   return [part for block in blocks for part in (block.attention, block.ffn)]
 
 
-def _heads(model: Transformer) -> list[Any]:
+def _heads(model: TransformerConfig) -> list[Any]:
   """Returns the records that say what a token sees."""
   attention = _parts(model)[::2]
   return [getattr(of, "heads", of) for of in attention]
@@ -242,7 +242,7 @@ def score_rows(
   tokens = dataclasses.replace(Tokens.of_batch(batch), by_row=True)
   hidden_BLD, _, sums = decoder.hidden(params, tokens)
   nats_B = jnp.sum(decoder.nll(params, hidden_BLD, batch["labels"]), axis=1)
-  layers = by_layer(sums, decoder.splits)
+  layers = by_layer(sums, decoder.layer_groups)
   return nats_B, {depth: of_layer.by_row.counts_E for depth, of_layer in layers.items()}
 
 

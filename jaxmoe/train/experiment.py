@@ -13,7 +13,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added, diff
 from jaxmoe.core.tokens import Compare
 from jaxmoe.data.mixture import Data
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.optim import Masters, Optim, freeze, frozen_masks, frozen_names, make_optimizer
 from jaxmoe.optim.freeze import Masks
 from jaxmoe.parallel import Parallel
@@ -171,7 +171,7 @@ class Experiment:
   """One run: data, model, optimizer, training, devices, what is looked at on the way."""
 
   data: Data
-  model: Transformer = Transformer()
+  model: TransformerConfig = TransformerConfig()
   optim: Optim = Optim()
   train: Train = Train()
   parallel: Parallel = Parallel()
@@ -210,7 +210,7 @@ class Experiment:
     Raises:
       InputError: a pattern names nothing.
     """
-    return frozen_masks(self.optim.frozen, decoder.shapes, decoder.dims, decoder.splits)
+    return frozen_masks(self.optim.frozen, decoder.shapes, decoder.dims, decoder.layer_groups)
 
   def masters(self, decoder: Decoder) -> Masters:
     """Returns in which dtypes the decoder's parameters train.
@@ -218,7 +218,9 @@ class Experiment:
     Raises:
       InputError: a pattern of `frozen` names nothing.
     """
-    return Masters(self.optim.master_dtype, frozen_names(self.frozen(decoder), decoder.splits))
+    return Masters(
+      self.optim.master_dtype, frozen_names(self.frozen(decoder), decoder.layer_groups)
+    )
 
   def transform(self, decoder: Decoder) -> optax.GradientTransformation:
     """Returns the optimizer of a run over the decoder's parameters.

@@ -44,7 +44,7 @@ class Whole:
     rows: float32, the number of rows that hold a valid token.
     num_micro: The number of microbatches.
     num_groups: On how many data-parallel devices a microbatch lies.
-    sums: Router sums of the whole step by segment and position, stacked over repeats, or None.
+    sums: Router sums of the whole step by layer group and position, stacked over repeats, or None.
     running: Those of the earlier microbatches.
   """
 
@@ -250,7 +250,7 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
 
 
 def map_layers(function: Callable[[MoESums], Any], layers: Any) -> Any:
-  """Returns `function` of the sums of each MoE layer, by segment and position; None elsewhere."""
+  """Returns `function` of the sums of each MoE layer, by group and position; None elsewhere."""
   return {
     s: {j: None if sums is None else function(sums) for j, sums in blocks.items()}
     for s, blocks in layers.items()
@@ -264,7 +264,7 @@ def without(layers: Any, *fields: str) -> Any:
 
 
 def _terms(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
-  """Yields segment, position, layer and term of every balance loss."""
+  """Yields layer group, position, layer and term of every balance loss."""
   for s, blocks in layers.items():
     for j, moe in blocks.items():
       for term in moe.balance:
@@ -272,7 +272,7 @@ def _terms(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
 
 
 def _zero_sums(decoder: Decoder) -> Sums:
-  repeats = {str(s): segment.repeats for s, segment in enumerate(decoder.config.stack)}
+  repeats = {str(s): group.repeats for s, group in enumerate(decoder.config.stack)}
 
   def zeros(repeats: int, layer: Routed) -> RouterSums:
     one, each = jnp.zeros(repeats), jnp.zeros((repeats, layer.num_open))

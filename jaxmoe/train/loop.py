@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import jax
 
 from jaxmoe.core.errors import DropError, NotFiniteError
-from jaxmoe.core.names import Splits
+from jaxmoe.core.names import LayerGroupSizes
 from jaxmoe.train.completion import Completion, CompletionWatcher
 from jaxmoe.train.experiment import Train
 from jaxmoe.train.observers import Observers
@@ -119,7 +119,7 @@ class Job:
 
   Attributes:
     train: How long, and how often.
-    splits: How layers are grouped in memory.
+    layer_groups: How layers are grouped in memory.
     step: The compiled step.
     draw: Returns the next batch.
     hooks: What is done on the way.
@@ -136,7 +136,7 @@ class Job:
   """
 
   train: Train
-  splits: Splits
+  layer_groups: LayerGroupSizes
   step: Step
   draw: Callable[[], Drawn]
   hooks: tuple[Hook, ...]
@@ -273,7 +273,12 @@ def _write(job: Job, dispatched: _Dispatched, extra: dict[str, Any] | None) -> d
   Its seconds end when it was done or, with what hooks returned as `extra`, now.
   """
   step, metrics, drawn = dispatched.step, dispatched.metrics, dispatched.drawn
-  line = {"step": step, **summarize(metrics, job.splits), "data": drawn.counters, **(extra or {})}
+  line = {
+    "step": step,
+    **summarize(metrics, job.layer_groups),
+    "data": drawn.counters,
+    **(extra or {}),
+  }
   dispatched.completion.look()
   until_s = dispatched.completion.at if extra is None else math.inf
   line["time"] = _clock(job, dispatched, line["tokens"], until_s)

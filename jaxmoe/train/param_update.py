@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmoe.core.names import Splits
+from jaxmoe.core.names import LayerGroupSizes
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Params
 from jaxmoe.optim import Masters, Optim, apply_updates
@@ -35,13 +35,13 @@ class ParamUpdate:
     shards: Lays parameters like gradients and moments, so that each device updates its shards of
       what is whole elsewhere (ZeRO 1 and 2).
     masters: In which dtypes parameters are kept.
-    splits: How layers are grouped in memory; None where there is no stack of them.
+    layer_groups: How layers are grouped in memory; None where there is no stack of them.
     counts: Whether entries that stay as they were are counted.
   """
 
   constrain: Callable[[Params], Params] = lambda params: params
   masters: Masters = Masters()
-  splits: Splits | None = None
+  layer_groups: LayerGroupSizes | None = None
   counts_unmoved: bool = False
 
   def apply(self, params: Params, updates: Any, seed: int, step: jax.Array) -> Params:
@@ -49,7 +49,7 @@ class ParamUpdate:
     if self.masters.dtype == "float32":
       return optax.apply_updates(params, updates)
     keys = (Keys.from_seed(seed) / "rounding").at(step)
-    return apply_updates(self.masters, params, updates, keys, self.splits)
+    return apply_updates(self.masters, params, updates, keys, self.layer_groups)
 
 
 def count_unmoved(before: Params, updates: Any, after: Params) -> dict[str, jax.Array]:

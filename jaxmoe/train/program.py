@@ -53,7 +53,7 @@ def lower_step(
     ParamUpdate(
       lambda params: jax.lax.with_sharding_constraint(params, of_grads),
       spec.masters,
-      decoder.splits,
+      decoder.layer_groups,
       may_underflow(experiment.optim),
     ),
   )

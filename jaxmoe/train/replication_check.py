@@ -20,9 +20,9 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.data.batches import NAMES
-from jaxmoe.models.block import Block, MoE
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Params, Transformer
+from jaxmoe.models.block import BlockConfig, MoEConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import AllGather, AllToAll
 from jaxmoe.parallel import AXES, GIB, TOKEN_AXES, Copied, Given, find_copies, make_layout
 from jaxmoe.train.experiment import Experiment
@@ -47,7 +47,7 @@ def replicated_activations(
     return ()
   here, _ = on_one_device(decoder, parallel, layout)
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
-  kept = experiment.masters(decoder).shapes(decoder.shapes, decoder.splits)
+  kept = experiment.masters(decoder).shapes(decoder.shapes, decoder.layer_groups)
   stored = jax.tree.map(_part, kept, shardings)
   rows = train.batch_size // (parallel.num_token_groups * train.num_micro)
   tokens = jax.ShapeDtypeStruct((rows, experiment.data.seq_len), jnp.int32)
@@ -124,18 +124,17 @@ def _changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
       continue
 
 
-def _sending(model: Transformer) -> tuple[Segment, ...]:
-  """Returns the segments of a model with all-to-alls in place of all-gathers."""
+def _sending(model: TransformerConfig) -> tuple[LayerGroup, ...]:
+  """Returns the layer groups of a model with all-to-alls in place of all-gathers."""
 
-  def sending(block: Block) -> Block:
+  def sending(block: BlockConfig) -> BlockConfig:
     ffn = block.ffn
-    if not (isinstance(ffn, MoE) and isinstance(ffn.exchange, AllGather)):
+    if not (isinstance(ffn, MoEConfig) and isinstance(ffn.exchange, AllGather)):
       return block
     return dataclasses.replace(block, ffn=dataclasses.replace(ffn, exchange=AllToAll()))
 
   return tuple(
-    dataclasses.replace(segment, pattern=tuple(map(sending, segment.pattern)))
-    for segment in model.stack
+    dataclasses.replace(group, pattern=tuple(map(sending, group.pattern))) for group in model.stack
   )
 
 

@@ -20,21 +20,21 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.names import by_layer
 from jaxmoe.core.recipe import to_json
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.transformer import Decoder, Params, Transformer
-from jaxmoe.moe.layer import MoE
+from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
+from jaxmoe.moe.layer import MoEConfig
 
 VERSION = 1
 
 
-def experts_by_depth(model: Transformer) -> list[int]:
+def experts_by_depth(model: TransformerConfig) -> list[int]:
   """Returns how many experts the router of each layer knows, 0 for a dense layer."""
-  return [ffn.num_open if isinstance(ffn, MoE) else 0 for ffn in model.ffns]
+  return [ffn.num_open if isinstance(ffn, MoEConfig) else 0 for ffn in model.ffns]
 
 
 def choices_of(decoder: Decoder, params: Params, tokens: Tokens) -> jax.Array:
   """Returns (layers, B, L, A) int16 of tokens with `record`; A is the most choices of a layer."""
   _, _, sums = decoder.hidden(params, tokens)
-  routings = {depth: of.routing for depth, of in by_layer(sums, decoder.splits).items()}
+  routings = {depth: of.routing for depth, of in by_layer(sums, decoder.layer_groups).items()}
   width = max(routing.expert_TA.shape[1] for routing in routings.values())
   layers = [jnp.full((*tokens.id.shape, width), -1, jnp.int16)] * decoder.config.num_layers
   for depth, routing in routings.items():
@@ -51,7 +51,7 @@ def write_routing(
   np.savez_compressed(file, choices=choices, version=np.int64(VERSION), **labels)  # type: ignore[arg-type]
 
 
-def digests_of(model: Transformer, vocab_size: int, ids_BL: np.ndarray) -> dict[str, str]:
+def digests_of(model: TransformerConfig, vocab_size: int, ids_BL: np.ndarray) -> dict[str, str]:
   """Returns the SHA-256 of a model's record and of token ids."""
   ids = repr(ids_BL.shape).encode() + np.ascontiguousarray(ids_BL, "<i4").tobytes()
   text = f"{vocab_size} {to_json(model)}".encode()
@@ -59,7 +59,7 @@ def digests_of(model: Transformer, vocab_size: int, ids_BL: np.ndarray) -> dict[
 
 
 def read_routing(
-  path: str, where: str, model: Transformer, vocab_size: int, ids_BL: np.ndarray
+  path: str, where: str, model: TransformerConfig, vocab_size: int, ids_BL: np.ndarray
 ) -> np.ndarray:
   """Returns the choices of a file, int16 (layers, B, L, A).
 

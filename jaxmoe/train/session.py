@@ -299,7 +299,7 @@ class Session:
     observers.log.event("compiled", time=clock)
     return Job(
       train=train,
-      splits=self.decoder.splits,
+      layer_groups=self.decoder.layer_groups,
       step=step,
       draw=lambda: self._draw(parts.stream),
       hooks=hooks,

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmoe.core.names import ATTENTION, Splits, by_layer
+from jaxmoe.core.names import ATTENTION, LayerGroupSizes, by_layer
 
 _OF_CHOICES = ("load_entropy", "max_violation", "drop_rate")
 _OF_TOKENS = ("effective_k", "router_z", "pressure")
 
 
-def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
+def summarize(metrics: dict[str, Any], layer_groups: LayerGroupSizes) -> dict[str, Any]:
   """Returns the metrics of a step as JSON-able values; blocks until they are computed.
 
   Args:
     metrics: What the step returned: sums, and means as (sum, weight).
-    splits: How layers are grouped in memory.
+    layer_groups: How layers are grouped in memory.
 
   Returns:
     `loss` (nats a token, without balance losses), `total_loss`, `grad_norm`, `learning_rate`,
@@ -31,7 +31,7 @@ def summarize(metrics: dict[str, Any], splits: Splits) -> dict[str, Any]:
   host = jax.device_get(metrics)
   host.pop("unmoved", None)  # told by an event, like these below
   sums = host.pop("layers")
-  layers, attention = (by_layer(sums, splits, part) for part in ("", ATTENTION))
+  layers, attention = (by_layer(sums, layer_groups, part) for part in ("", ATTENTION))
   for name in ("finite", "in_a_row"):  # told by events
     del host[name]
   balance, loss, unlabelled = (host.pop(name) for name in ("balance", "loss", "unlabelled"))

@@ -127,7 +127,7 @@ class TaskRun:
     self.layout = make_layout(recipe.parallel, devices)
     self._share = share_of_rows(self.layout, recipe.batch_size)
     self._keys, self._store = Keys.from_seed(recipe.seed), store
-    self._moves = ParamUpdate(masters=Masters(recipe.optim.master_dtype), splits=None)
+    self._moves = ParamUpdate(masters=Masters(recipe.optim.master_dtype), layer_groups=None)
     shapes = jax.eval_shape(lambda: params)
     rows = [sample[row % len(sample)] for row in range(recipe.batch_size)] if len(sample) else []
     batch = self._collate(rows)

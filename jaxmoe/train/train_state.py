@@ -93,7 +93,7 @@ class StateSpec:
 
   Attributes:
     masters: In which dtypes parameters train.
-    splits: How layers are grouped in memory.
+    layer_groups: How layers are grouped in memory.
     shapes: Of the state in memory.
     shardings: Of it.
   """
@@ -103,9 +103,9 @@ class StateSpec:
     window: int = 0, masters: Masters | None = None,
   ):
     self.masters = masters = masters or Masters()
-    self.splits = decoder.splits
+    self.layer_groups = decoder.layer_groups
     self.decoder, self._transform = decoder, transform
-    params = masters.shapes(decoder.shapes, decoder.splits)
+    params = masters.shapes(decoder.shapes, decoder.layer_groups)
     optimizer = jax.eval_shape(transform.init, params)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     recent = SpikeWindow(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
@@ -152,7 +152,7 @@ class StateSpec:
 
   def to_arrays(self, state: State) -> Arrays:
     """Returns the leaves by canonical name, one a layer, each in its own dtype."""
-    arrays = _unstack(names.flatten(state), self.splits)
+    arrays = _unstack(names.flatten(state), self.layer_groups)
     own = {name: leaf.dtype for name, leaf in self.abstract_params().items()}
     return {
       name: leaf.astype(own[name]) if name in own and leaf.dtype != own[name] else leaf
@@ -166,7 +166,7 @@ class StateSpec:
     declared = names.flatten({"params": self.decoder.shapes})
     like = {}
     for path, leaf in flat.items():
-      stacked = names.layer_names(path, self.splits)
+      stacked = names.layer_names(path, self.layer_groups)
       sharding, shape = shardings[path], leaf.shape
       if stacked is not None:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[1:]))
@@ -203,7 +203,7 @@ class StateSpec:
 
     def stacked(named: Arrays) -> Arrays:
       first = {name: jnp.zeros((), jnp.int32) for name in _LATER}
-      flat = names.stack({**first, **named}, list(paths), self.splits)
+      flat = names.stack({**first, **named}, list(paths), self.layer_groups)
       return {path: leaf.astype(paths[path].dtype) for path, leaf in flat.items()}
 
     flat = jax.jit(stacked)(arrays)
@@ -288,11 +288,11 @@ def read_params(
 def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:
   """Returns the parameters' tree for arrays read by `abstract_params`."""
   tree = {"params": decoder.shapes}
-  flat = names.stack(arrays, list(names.flatten(tree)), decoder.splits)
+  flat = names.stack(arrays, list(names.flatten(tree)), decoder.layer_groups)
   return names.unflatten(tree, flat)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _unstack(flat: Arrays, splits: names.Splits) -> Arrays:
-  return names.unstack(flat, splits)
+def _unstack(flat: Arrays, layer_groups: names.LayerGroupSizes) -> Arrays:
+  return names.unstack(flat, layer_groups)
 

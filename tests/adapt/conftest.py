@@ -10,10 +10,10 @@ import pytest
 from jaxmoe.core import names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block, MoE
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.routers import TopK
 
@@ -21,12 +21,12 @@ VOCAB = 11
 
 
 def make_model(ffn=None, **moe):
-  """Returns dense, MoE, dense, MoE, MoE: a pattern that repeats, and a segment of its own."""
-  attention = Attention(num_heads=1, num_kv_heads=1, head_dim=4)
-  moe = MoE(**{"num_experts": 5, "num_active": 2, "experts": SwiGLU(mlp_dim=12)} | moe)
-  dense = Block(attention, MLP(mlp_dim=12))
+  """Returns dense, MoE, dense, MoE, MoE: a pattern that repeats, and a layer group of its own."""
+  attention = SoftmaxAttention(num_heads=1, num_kv_heads=1, head_dim=4)
+  moe = MoEConfig(**{"num_experts": 5, "num_active": 2, "experts": SwiGLU(mlp_dim=12)} | moe)
+  dense = BlockConfig(attention, MLPConfig(mlp_dim=12))
   sparse = dataclasses.replace(dense, ffn=moe if ffn is None else ffn)
-  return Transformer(dim=12, stack=(Segment((dense, sparse), 2), Segment((sparse,), 1)))
+  return TransformerConfig(dim=12, stack=(LayerGroup((dense, sparse), 2), LayerGroup((sparse,), 1)))
 
 
 MODEL = make_model()
@@ -40,7 +40,7 @@ def logits_of():
     def forward(params, ids):
       tokens = Tokens.of_ids(ids)
       hidden, _, sums = decoder.hidden(params, tokens)
-      counts = names.by_layer(sums, decoder.splits)
+      counts = names.by_layer(sums, decoder.layer_groups)
       return decoder.logits(params, hidden), {d: of.router.counts_E for d, of in counts.items()}
 
     return jax.device_get(jax.jit(forward)(params, jnp.asarray(ids)))
@@ -63,7 +63,7 @@ def by_name():
   """Returns a function (tree, decoder) -> {canonical name: NumPy array}."""
 
   def run(tree, decoder):
-    named = names.unstack(names.flatten(tree), decoder.splits)
+    named = names.unstack(names.flatten(tree), decoder.layer_groups)
     return {name: np.asarray(leaf) for name, leaf in named.items()}
 
   return run

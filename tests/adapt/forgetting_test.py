@@ -36,13 +36,13 @@ from jaxmoe.adapt.surgery import insert, open_closed
 from jaxmoe.adapt.transplant import transplant_params
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.balance import MutualInformation
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.optim import AdamW, Constant, Cosine, Optim, freeze, frozen_masks, make_optimizer
 from jaxmoe.train.gradients import make_gradients
 
@@ -71,9 +71,9 @@ WAYS = {
 
 
 def make_decoder(**moe):
-  layer = MoE(**{"num_experts": OLD, "experts": SwiGLU(mlp_dim=32), "balance": ()} | moe)
-  block = Block(Attention(num_heads=2, num_kv_heads=2, head_dim=16), layer)
-  return Decoder(Transformer(dim=32, stack=(Segment((block,), 1),)), VOCAB)
+  layer = MoEConfig(**{"num_experts": OLD, "experts": SwiGLU(mlp_dim=32), "balance": ()} | moe)
+  block = BlockConfig(SoftmaxAttention(num_heads=2, num_kv_heads=2, head_dim=16), layer)
+  return Decoder(TransformerConfig(dim=32, stack=(LayerGroup((block,), 1),)), VOCAB)
 
 
 def documents(table_DV, domains, shape, rng, unknown=0.0):
@@ -100,7 +100,7 @@ def loss_of(decoder, params, batch):
 
 def learner(decoder, optim, num_steps):
   """Returns a function (params, batches, held) -> (params, losses of what is held at checks)."""
-  masks = frozen_masks(optim.frozen, decoder.shapes, decoder.dims, decoder.splits)
+  masks = frozen_masks(optim.frozen, decoder.shapes, decoder.dims, decoder.layer_groups)
   transform = make_optimizer(optim, num_steps, decoder.parameter_names, decoder.dims)
   transform, gradients = freeze(transform, masks), make_gradients(decoder, 1)
 

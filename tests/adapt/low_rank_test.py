@@ -9,16 +9,16 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block, MoE
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch.plan import Ragged, Uniform
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.ops.grouped_matmul import BACKENDS
 
-ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=4)
-MIXED = MoE(5, 2, experts=SwiGLU(mlp_dim=6), shared_mlp_dim=6)
+ATTENTION = SoftmaxAttention(num_heads=4, num_kv_heads=2, head_dim=4)
+MIXED = MoEConfig(5, 2, experts=SwiGLU(mlp_dim=6), shared_mlp_dim=6)
 RANK, SCALE = 2, 0.5
 MATRICES = ("*/table", "*/attention/?", "*/gate_up", "*/down", "*/gate/weight")
 B, L, VOCAB = 2, 7, 11
@@ -36,8 +36,8 @@ SPECS = {
 
 
 def decoder(tied=True, repeats=2):
-  pattern = (Block(ATTENTION, MIXED),)
-  return Decoder(Transformer(dim=8, stack=(Segment(pattern, repeats),), tied=tied), VOCAB)
+  pattern = (BlockConfig(ATTENTION, MIXED),)
+  return Decoder(TransformerConfig(dim=8, stack=(LayerGroup(pattern, repeats),), tied=tied), VOCAB)
 
 
 def normal(seed, shape):
@@ -219,14 +219,14 @@ def test_an_update_over_an_update_merges_to_one_array():
 
 
 def test_draws_depend_on_the_name_of_a_layer_and_not_on_the_split_of_the_stack():
-  block = Block(ATTENTION, MLP(mlp_dim=6))
+  block = BlockConfig(ATTENTION, MLPConfig(mlp_dim=6))
   drawn = []
-  for segments in ((Segment((block,), 4),), (Segment((block, block), 2),)):
-    model = Decoder(Transformer(dim=8, stack=segments), VOCAB)
+  for groups in ((LayerGroup((block,), 4),), (LayerGroup((block, block), 2),)):
+    model = Decoder(TransformerConfig(dim=8, stack=groups), VOCAB)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.shapes)
     globs = ["layers/*/attention/o", "head/weight"]
     swapped = add_low_rank(model, params, globs, RANK, SCALE, Keys.from_seed(3))
-    drawn.append(names.unstack(names.flatten(swapped), model.splits))
+    drawn.append(names.unstack(names.flatten(swapped), model.layer_groups))
   assert drawn[0].keys() == drawn[1].keys()
   assert drawn[0]["layers/3/attention/o/a"].shape == (4, 4, RANK)
   for name, leaf in drawn[0].items():
@@ -258,7 +258,7 @@ def test_a_product_over_part_of_a_side_is_refused():
 
 
 def test_updates_over_bfloat16_weights_train_in_float32():
-  base = Transformer(dim=8, stack=decoder().config.stack, param_dtype="bfloat16")
+  base = TransformerConfig(dim=8, stack=decoder().config.stack, param_dtype="bfloat16")
   model = Decoder(base, VOCAB)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.shapes)
   params = add_low_rank(model, zeros, ("*/attention/q",), RANK, SCALE, Keys.from_seed(0))

@@ -64,7 +64,7 @@ def batch_of(step, rng):
 
 def learn(decoder, params, step, num_steps, frozen=()):
   """Returns the parameters after some steps of AdamW on one domain."""
-  masks = frozen_masks(frozen, decoder.shapes, decoder.dims, decoder.splits)
+  masks = frozen_masks(frozen, decoder.shapes, decoder.dims, decoder.layer_groups)
   optim = Optim(AdamW(weight_decay=0.1), Constant(), learning_rate=1e-2)
   transform = freeze(
     make_optimizer(optim, num_steps, decoder.parameter_names, decoder.dims), masks
@@ -107,7 +107,7 @@ def loss_of(decoder, params, step):
   @jax.jit
   def run(params):
     hidden, _, sums = decoder.hidden(params, Tokens.of_batch(batch))
-    layers = names.by_layer(sums, decoder.splits)
+    layers = names.by_layer(sums, decoder.layer_groups)
     counts = {depth: of.router.counts_E for depth, of in layers.items()}
     return decoder.nll(params, hidden, batch["labels"]).mean(), counts
 

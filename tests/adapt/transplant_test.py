@@ -13,10 +13,10 @@ from jaxmoe.adapt.transplant import transplant_moments, transplant_params
 from jaxmoe.adapt.variety import Variety
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
-from jaxmoe.models.block import MLP
+from jaxmoe.models.block import MLPConfig
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import Residual
 from jaxmoe.optim import OPTIMIZERS, Adafactor, Constant, Optim, make_optimizer
@@ -109,10 +109,10 @@ def test_cloning_leaves_logits_as_they_were(model, top_k, logits_of):
 
 
 def test_upcycling_leaves_logits_as_they_were(model, logits_of, by_name):
-  dense = Decoder(model(ffn=MLP(mlp_dim=12)), VOCAB)
+  dense = Decoder(model(ffn=MLPConfig(mlp_dim=12)), VOCAB)
   params = draw(dense)
   right, _ = logits_of(dense, params, IDS)
-  sparse, grown = operate(upcycle(dense.config, MoE(4, 2)), dense, params)
+  sparse, grown = operate(upcycle(dense.config, MoEConfig(4, 2)), dense, params)
   got, counts = logits_of(sparse, grown, IDS)
   np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-5)
   assert list(counts) == [0, 1, 2, 3, 4] and all((of > 0).sum() > 2 for of in counts.values())
@@ -125,10 +125,10 @@ def test_upcycling_leaves_logits_as_they_were(model, logits_of, by_name):
 
 
 def test_upcycled_experts_differ_where_that_is_asked_for(model, logits_of, by_name):
-  dense = Decoder(model(ffn=MLP(mlp_dim=12)), VOCAB)
+  dense = Decoder(model(ffn=MLPConfig(mlp_dim=12)), VOCAB)
   params = draw(dense)
   right, _ = logits_of(dense, params, IDS)
-  surgery = upcycle(dense.config, MoE(4, 2), Variety(noise=1e-3))
+  surgery = upcycle(dense.config, MoEConfig(4, 2), Variety(noise=1e-3))
   sparse, grown = operate(surgery, dense, params)
   got, _ = logits_of(sparse, grown, IDS)
   assert 1e-5 < np.abs(got - right).max() < 0.1
@@ -141,7 +141,7 @@ def test_upcycled_experts_differ_where_that_is_asked_for(model, logits_of, by_na
 def test_upcycling_leaves_layers_that_are_sparse_already_alone(patient, logits_of):
   decoder, params = patient
   right, _ = logits_of(decoder, params, IDS)
-  surgery = upcycle(decoder.config, MoE(3, 1))
+  surgery = upcycle(decoder.config, MoEConfig(3, 1))
   assert list(surgery.experts) == [0, 2]
   got, counts = logits_of(*operate(surgery, decoder, params), IDS)
   np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-5)
@@ -263,11 +263,11 @@ def test_moments_are_copied_exactly_and_those_of_new_experts_are_zero(
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_of_an_upcycled_network_are_those_of_the_dense_one(name, model, by_name):
-  dense = Decoder(model(ffn=MLP(mlp_dim=12)), VOCAB)
+  dense = Decoder(model(ffn=MLPConfig(mlp_dim=12)), VOCAB)
   params = draw(dense)
   transform = transform_of(optimizer_of(name), dense)
   _, state = jax.jit(transform.update)(params, transform.init(params), params)
-  surgery = upcycle(dense.config, MoE(4, 2))
+  surgery = upcycle(dense.config, MoEConfig(4, 2))
   sparse = Decoder(surgery.model, VOCAB)
   like = jax.eval_shape(transform_of(optimizer_of(name), sparse).init, sparse.shapes)
   before = by_name(state, dense)
@@ -307,7 +307,7 @@ REFUSED = [
   (lambda model: prune(model, USAGE * np.nan, 3), "finite"),
   (lambda model: clone(model, 1), "at least 2"),
   (lambda model: clone(insert(model, 1).model, 2), "open them first"),
-  (lambda model: upcycle(model, MoE(4, 2, shared_mlp_dim=3)), "without a shared one"),
+  (lambda model: upcycle(model, MoEConfig(4, 2, shared_mlp_dim=3)), "without a shared one"),
 ]
 
 
@@ -319,13 +319,13 @@ def test_an_operation_that_does_not_fit_is_refused_in_one_line(operation, why, m
 
 
 def test_a_model_without_what_an_operation_needs_is_refused(model):
-  dense = model(ffn=MLP(mlp_dim=12))
+  dense = model(ffn=MLPConfig(mlp_dim=12))
   for operation in (lambda: insert(dense, 1), lambda: clone(dense, 2)):
     with pytest.raises(InputError, match="no MoE layer; upcycle"):
       operation()
   sparse = dataclasses.replace(model(), stack=model().stack[1:])
   with pytest.raises(InputError, match="no block has a dense"):
-    upcycle(sparse, MoE(4, 2))
+    upcycle(sparse, MoEConfig(4, 2))
 
 
 def test_a_gate_without_a_column_for_each_expert_keeps_its_number_of_them(model):

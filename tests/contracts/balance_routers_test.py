@@ -16,7 +16,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.moe.balance import BALANCE, Reference
 from jaxmoe.moe.experts.null import Null
 from jaxmoe.moe.experts.swiglu import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.moe.routing import sum_routing
 from tests.contracts.moe_pairs_test import KEYS, A, E, T, build, decide, draw, tokens_of
@@ -30,7 +30,7 @@ def layer_with(router, balance):
   """Returns the record of a layer of both, or the line that refuses it."""
   config, term = ROUTERS[router][1], BALANCE[balance][1]
   try:
-    return MoE(E, config.fixed_active or A, config, EXPERTS, balance=(term,))
+    return MoEConfig(E, config.fixed_active or A, config, EXPERTS, balance=(term,))
   except InputError as error:
     return str(error)
 

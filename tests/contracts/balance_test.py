@@ -21,7 +21,7 @@ from jaxmoe.moe.balance import (
   Sparsity,
 )
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routing import RouterSums, Routing, sum_rows
@@ -61,7 +61,7 @@ class WithIdle(SwiGLU):
     return 2
 
 
-LAYER = MoE(num_experts=E, num_active=A, experts=WithIdle(mlp_dim=4))
+LAYER = MoEConfig(num_experts=E, num_active=A, experts=WithIdle(mlp_dim=4))
 
 
 def draw(case, seed=0):
@@ -238,7 +238,7 @@ def test_a_negative_weight_is_refused(cls):
 
 def test_two_losses_of_one_name_are_refused():
   with pytest.raises(InputError, match="two losses called load_balance_micro"):
-    MoE(balance=(LoadBalance(0.1, "micro"), RouterZ(), LoadBalance(0.2, "micro")))
+    MoEConfig(balance=(LoadBalance(0.1, "micro"), RouterZ(), LoadBalance(0.2, "micro")))
 
 
 REFUSED = {
@@ -255,7 +255,7 @@ REFUSED = {
 def test_a_loss_that_makes_no_sense_for_a_layer_is_refused(why):
   term, options = REFUSED[why]
   with pytest.raises(InputError, match=why):
-    MoE(num_experts=E, balance=(term,), **options)
+    MoEConfig(num_experts=E, balance=(term,), **options)
 
 
 def descend(balance, layer, num_choices, rate=0.5, steps=400):
@@ -295,13 +295,13 @@ def descend(balance, layer, num_choices, rate=0.5, steps=400):
 
 
 def test_latency_aware_balance_brings_hard_choices_into_inverse_proportion_to_latency():
-  layer = MoE(num_experts=2, num_active=1)
+  layer = MoEConfig(num_experts=2, num_active=1)
   share, _ = descend(LatencyAware(latency=(3.0, 1.0)), layer, 1)
   np.testing.assert_allclose(share, [0.25, 0.75], atol=0.05)
 
 
 def test_mutual_information_alone_spreads_tokens_and_makes_each_sure():
-  layer = MoE(num_experts=4, num_active=1)
+  layer = MoEConfig(num_experts=4, num_active=1)
   _, scores = descend(MutualInformation(), layer, 1, rate=2.0)
   assert oracle.entropy(scores.mean(0)) > np.log(4) - 0.02
   assert np.mean([oracle.entropy(token) for token in scores]) < 0.3

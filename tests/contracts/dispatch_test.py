@@ -15,7 +15,7 @@ from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.overflow import OVERFLOW
 from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routing import Routing, sum_routing
 from tests.contracts.oracles import dispatch as oracles
 
@@ -279,7 +279,7 @@ def test_every_dropless_back_end_equals_every_other():
 
 def layer_of(dispatch, seed=0):
   """Returns (graph, state) of a whole layer, router included."""
-  config = MoE(E, A, experts=SwiGLU(F), dispatch=dispatch, shared_mlp_dim=3)
+  config = MoEConfig(E, A, experts=SwiGLU(F), dispatch=dispatch, shared_mlp_dim=3)
   layer = config.build(Init(Keys.from_seed(seed)), D)
   return nnx.graphdef(layer), nnx.to_pure_dict(nnx.state(layer))
 

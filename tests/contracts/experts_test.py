@@ -18,7 +18,7 @@ from jaxmoe.moe.experts.mlp import GELU
 from jaxmoe.moe.experts.null import Null
 from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routing import Routing
 from jaxmoe.ops.grouped_matmul import BACKENDS
 from tests.contracts.oracles import experts as oracles
@@ -200,7 +200,7 @@ def layer_of(name, dispatch):
   record = DISPATCHERS[dispatch][1]
   if isinstance(record, Limited):
     record = dataclasses.replace(record, factor=100.0)
-  config = MoE(E, A, experts=FAMILIES[name], dispatch=record)
+  config = MoEConfig(E, A, experts=FAMILIES[name], dispatch=record)
   module = config.build(Init(Keys.from_seed(0)), D)
   return config, *parts_of(module)
 

@@ -20,7 +20,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.dispatch import DISPATCHERS, Site
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.moe.routing import sum_routing
 from jaxmoe.parity.compare import tree_error
@@ -247,7 +247,7 @@ def test_recorded_choices_given_back_weigh_the_same_bit_for_bit(router):
 def layer_of(router, dispatcher, experts):
   """Returns a whole layer's graph and leaves."""
   config = ROUTERS[router][1]
-  moe = MoE(E, config.fixed_active or A, config, experts, DISPATCHERS[dispatcher][1])
+  moe = MoEConfig(E, config.fixed_active or A, config, experts, DISPATCHERS[dispatcher][1])
   graph, state = nnx.split(moe.build(Init(Keys.from_seed(0)), D))
   return graph, nnx.to_pure_dict(state)
 

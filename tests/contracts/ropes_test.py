@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.rope_scaling import (
   ROPES,
   DynamicRope,
@@ -91,8 +91,8 @@ def test_rows_from_the_least_length_that_is_alike_on_turn_alike_and_shorter_ones
     (lambda: Yarn(mscale=-1.0), "mscale must be above 0"),
     (lambda: Llama3Rope(low=4.0), "high must be above low"),
     (lambda: LongRope((1.0,), (0.0,)), "factors must be above 0"),
-    (lambda: Attention(head_dim=6, rope=FACTORS), "factor for each of the 3 pairs"),
-    (lambda: Attention(head_dim=2, rope=DynamicRope()), "two pairs"),
+    (lambda: SoftmaxAttention(head_dim=6, rope=FACTORS), "factor for each of the 3 pairs"),
+    (lambda: SoftmaxAttention(head_dim=2, rope=DynamicRope()), "two pairs"),
   ],
 )
 def test_what_cannot_be_is_refused(make, message):

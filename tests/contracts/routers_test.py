@@ -13,11 +13,11 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
-from jaxmoe.moe.layer import MoE
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import GATES, ROUTERS, TopK
 from jaxmoe.moe.routers.assignment import Auction
 from jaxmoe.moe.routers.bias import AuxFree
@@ -281,8 +281,10 @@ def test_only_a_rule_that_says_so_lets_a_later_token_change_an_earlier_decision(
   same = jax.tree.leaves(jax.tree.map(lambda leaf: (leaf == leaf[:1]) | _like(later, leaf), got))
   independent = router.depends_on == "token" or not (training or getattr(router, "always", False))
   assert all(leaf.all() for leaf in same) == independent
-  moe = MoE(E, active(router), router, balance=())
-  alone = scored_alone(Transformer(stack=(Segment((Block(Attention(), moe),)),)))
+  moe = MoEConfig(E, active(router), router, balance=())
+  alone = scored_alone(
+    TransformerConfig(stack=(LayerGroup((BlockConfig(SoftmaxAttention(), moe),)),))
+  )
   assert training or independent or not alone
 
 

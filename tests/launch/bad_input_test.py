@@ -290,7 +290,7 @@ def test_a_number_out_of_its_range_is_refused(refuses, tiny, tmp_path, change, w
     (("train.num_steps=2",), ("warmup_steps=2", "num_steps=2", "lower warmup_steps")),
     (("data.parts.1.source.task=copy",), ("config.data", "same domain", "'copy'")),
     (("train.seed=1", "train.seed=2"), ("config.train.seed", "set twice")),
-    (("model.stack=",), ("config.model", "at least one segment")),
+    (("model.stack=",), ("config.model", "at least one layer group")),
     (("data.parts=",), ("config.data", "parts is empty")),
     ((f"{SOURCE}.num_documents=1",), ("'copy'", "1 documents", "held-out share")),
     (("data.seq_len=4",), ("config.samples.prompts.0", "'copy'", "context is 4")),
@@ -570,8 +570,8 @@ def test_a_routing_of_other_ids_or_in_place_of_the_scores_is_refused(
 def test_routing_of_a_model_without_experts_is_refused(refuses, shallow, save_ids):
   path = shallow / "config.json"
   plain = json.loads(path.read_text())
-  for segment in plain["model"]["stack"]:
-    for block in segment["pattern"]:
+  for group in plain["model"]["stack"]:
+    for block in group["pattern"]:
       block["ffn"] = {"kind": "mlp", "mlp_dim": 8}
   path.write_text(json.dumps(plain))
   ids = save_ids(np.zeros((1, 4), np.int32))

@@ -13,7 +13,7 @@ from jaxmoe.bench.expert_latency import family_of, latencies
 from jaxmoe.bench.expert_layers import Shape, layer_race, matmul_race
 from jaxmoe.commands import bench
 from jaxmoe.moe.balance import LatencyAware
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.topk import Switch
 
 TINY = Shape(tokens=12, dim=4, mlp_dim=3, num_experts=3, num_active=2, skew=0.5)
@@ -89,7 +89,7 @@ def test_the_latency_of_each_expert_is_a_setting_of_the_loss(experts, capsys):
   printed = latency_of(capsys, f"--experts={experts}", "--num_experts=4")
   term = eval(printed, {"LatencyAware": LatencyAware})
   assert len(term.latency) == 4
-  MoE(4, 1, router=Switch(), experts=family_of(experts, 3, 4), balance=(term,))
+  MoEConfig(4, 1, router=Switch(), experts=family_of(experts, 3, 4), balance=(term,))
 
 
 def test_a_latency_is_the_median_time_of_a_kind_over_its_rows():

@@ -25,13 +25,13 @@ from configs.tiny import get_config
 from jaxmoe.core.layout import one_device
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.block import ATTENTION, MLP, Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.block import ATTENTION, BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import BALANCE, LoadBalance
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.optim import OPTIMIZERS, Cosine, Muon, OnlineFairness, Optim
 from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
@@ -60,30 +60,32 @@ def with_tree():
 
 def with_blocks(blocks):
   """Returns `tiny` with these blocks, one after the other."""
-  model = Transformer(dim=32, stack=tuple(Segment((block,)) for block in blocks))
+  model = TransformerConfig(dim=32, stack=tuple(LayerGroup((block,)) for block in blocks))
   return dataclasses.replace(get_config(), model=model)
 
 
 def moe(router="topk", **fields):
   """Returns a layer as `tiny` has it."""
   rule = ROUTERS[router][1]
-  return MoE(num_experts=4, num_active=rule.fixed_active or 2, router=rule, **fields)
+  return MoEConfig(num_experts=4, num_active=rule.fixed_active or 2, router=rule, **fields)
 
 
 def drawing():
   """Returns `tiny` with a block for whatever draws its parameters in a way of its own."""
   layers = [moe(experts=experts) for _, experts in EXPERTS.values()]
   layers += [moe(name) for name in ("cosine", "residual", "tree", "noisy", "quantile", "adaptive")]
-  layers += [MoE(num_experts=4, num_active=2, shared_mlp_dim=16, shared_gate=True)]
+  layers += [MoEConfig(num_experts=4, num_active=2, shared_mlp_dim=16, shared_gate=True)]
   attention = itertools.cycle(attention for _, attention in ATTENTION.values())
-  return with_blocks([*map(Block, attention, layers), Block(ATTENTION["softmax"][1], MLP(16))])
+  return with_blocks(
+    [*map(BlockConfig, attention, layers), BlockConfig(ATTENTION["softmax"][1], MLPConfig(16))]
+  )
 
 
 def choosing():
   """Returns `tiny` with a block for each router and each dispatcher."""
   layers = [moe(router) for router in ROUTERS]
   layers += [moe(dispatch=dispatch) for _, dispatch in DISPATCHERS.values()]
-  return with_blocks([Block(ATTENTION["softmax"][1], layer) for layer in layers])
+  return with_blocks([BlockConfig(ATTENTION["softmax"][1], layer) for layer in layers])
 
 
 def measured():
@@ -101,7 +103,7 @@ def measured():
     moe("relu", dispatch=DISPATCHERS["capacity"][1], balance=(of_relu,)),
   ]
   attention = [ATTENTION["experts"][1], *[ATTENTION["softmax"][1]] * 3]
-  return with_blocks([*map(Block, attention, layers)])
+  return with_blocks([*map(BlockConfig, attention, layers)])
 
 
 def cases():
@@ -185,7 +187,7 @@ def metrics_of(experiment):
     patch.setattr(jax.stages.Traced, "lower", lambda traced: traced)  # which takes a second
     metrics = lower_step(experiment, decoder, spec, one_device(), *like).out_info[1]
   ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), metrics)
-  return sorted({of_any_layer(path) for path in paths(summarize(ones, decoder.splits))})
+  return sorted({of_any_layer(path) for path in paths(summarize(ones, decoder.layer_groups))})
 
 
 def initial_values(experiment):

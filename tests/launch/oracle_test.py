@@ -9,10 +9,10 @@ import pytest
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.core.layout import one_device
 from jaxmoe.core.recipe import to_json
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block, MoE
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MoEConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.train.train_state import StateSpec
@@ -21,8 +21,8 @@ from jaxmoe.train.workdir import Workdir
 
 def write_run(trained, workdir, moe):
   """Writes an untrained model of three layers of one expert a token; returns its workdir."""
-  block = Block(Attention(num_heads=1, num_kv_heads=1, head_dim=8), moe)
-  model = Transformer(dim=16, stack=(Segment((block,), 3),))
+  block = BlockConfig(SoftmaxAttention(num_heads=1, num_kv_heads=1, head_dim=8), moe)
+  model = TransformerConfig(dim=16, stack=(LayerGroup((block,), 3),))
   experiment = dataclasses.replace(Workdir(trained).experiment(), model=model)
   (workdir / "config.json").write_text(to_json(experiment))
   (workdir / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
@@ -37,13 +37,15 @@ def write_run(trained, workdir, moe):
 @pytest.fixture(scope="module")
 def switch(trained, tmp_path_factory):
   """Returns a run of which each layer has two experts alike."""
-  return write_run(trained, tmp_path_factory.mktemp("switch"), MoE(2, 1, experts=SwiGLU(mlp_dim=8)))
+  return write_run(
+    trained, tmp_path_factory.mktemp("switch"), MoEConfig(2, 1, experts=SwiGLU(mlp_dim=8))
+  )
 
 
 def test_budgets_are_those_of_the_widths_of_big_and_small(here, trained, tmp_path):
   workdir = tmp_path / "duo"
   workdir.mkdir()
-  write_run(trained, workdir, MoE(3, 1, experts=Duo((8, 2, 0))))
+  write_run(trained, workdir, MoEConfig(3, 1, experts=Duo((8, 2, 0))))
   flags = (f"--workdir={workdir}", f"--out={tmp_path}", "--tokens=2", "--context=9", "--random=5")
   result = here("oracle", *flags, "--budgets=0,0.5,1")
   assert result.code == 0, result

@@ -13,10 +13,10 @@ from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.core.recipe import override, to_json
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.recipes.tiny import get_config
 from jaxmoe.runs import derived_run
 from jaxmoe.train.train_state import StateSpec
@@ -171,9 +171,11 @@ def test_opened_and_cloned_runs_are_written_and_a_cloned_one_scores_as_before(
 
 @pytest.mark.slow
 def test_an_upcycled_run_scores_as_the_dense_one(operate, logits, trained, tmp_path):
-  block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=16), MLP(mlp_dim=16))
+  block = BlockConfig(
+    SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=16), MLPConfig(mlp_dim=16)
+  )
   sparse = Workdir(trained).experiment()
-  model = Transformer(dim=32, stack=(Segment((block,), 2),))
+  model = TransformerConfig(dim=32, stack=(LayerGroup((block,), 2),))
   dense = derived_run.dataclasses.replace(sparse, model=model)
   workdir = tmp_path / "dense"
   workdir.mkdir()

@@ -12,13 +12,13 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import MLP, Block
+from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.models.cache import NoCache
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.stick_breaking_attention import StickBreaking
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.moe.routers import ROUTERS, TopK
 from tests.contracts.oracles.attention import experts as oracle
@@ -50,7 +50,7 @@ def draw(seed=1):
 
 
 CONFIGS = {
-  "softmax, grouped heads": AttentionExperts(3, 2, Attention(4, 2, 4)),
+  "softmax, grouped heads": AttentionExperts(3, 2, SoftmaxAttention(4, 2, 4)),
   "stick-breaking, weights as they are": AttentionExperts(4, 3, STICK, TopK(normalize=False)),
   "one of one": AttentionExperts(1, 1, STICK, TopK(normalize=False)),
 }
@@ -117,10 +117,10 @@ def test_what_the_layer_cannot_serve_is_refused():
 
 def test_a_decoder_reports_its_attention_experts_beside_its_layers_by_scan_and_without():
   config = AttentionExperts(3, 2, STICK)
-  stack = (Segment((Block(config, MLP(mlp_dim=4)),), 2),)
+  stack = (LayerGroup((BlockConfig(config, MLPConfig(mlp_dim=4)),), 2),)
   found, ids = {}, jnp.asarray(np.random.default_rng(0).integers(0, 9, (2, L)))
   for scan in (True, False):
-    decoder = Decoder(Transformer(dim=D, stack=stack, scan=scan), 9)
+    decoder = Decoder(TransformerConfig(dim=D, stack=stack, scan=scan), 9)
     params = decoder.init(Keys.from_seed(0))
     found[scan] = jax.jit(lambda p, d=decoder: d.hidden(p, Tokens.of_ids(ids))[::2])(params)
   jax.tree.map(
@@ -128,7 +128,7 @@ def test_a_decoder_reports_its_attention_experts_beside_its_layers_by_scan_and_w
   )
   sums = found[True][1]["0"]
   assert sums["0"] is None and set(sums) == {"0", "0.attention"}
-  layers = names.by_layer(found[True][1], decoder.splits, names.ATTENTION)
+  layers = names.by_layer(found[True][1], decoder.layer_groups, names.ATTENTION)
   assert {depth: of.router.tokens for depth, of in layers.items()} == {0: 2 * L, 1: 2 * L}
-  assert names.by_layer(found[True][1], decoder.splits) == {}
+  assert names.by_layer(found[True][1], decoder.layer_groups) == {}
   assert decoder.routed_layers() == {"0": {"0.attention": config}}

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.cache import NoCache
 from jaxmoe.models.masks import WindowMask
 
@@ -33,8 +33,8 @@ def draw(rows=2, seed=1):
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("qk_norm", ["none", "head"])
 def test_grouped_heads_equal_full_heads_with_keys_and_values_repeated(num_kv_heads, qk_norm):
-  graph, state = build(Attention(4, num_kv_heads, 4, qk_norm=qk_norm))
-  full_graph, _ = build(Attention(4, 4, 4, qk_norm=qk_norm))
+  graph, state = build(SoftmaxAttention(4, num_kv_heads, 4, qk_norm=qk_norm))
+  full_graph, _ = build(SoftmaxAttention(4, 4, 4, qk_norm=qk_norm))
   repeat = lambda leaf: jnp.repeat(leaf, 4 // num_kv_heads, axis=1)  # noqa: E731
   full = state | {"k": repeat(state["k"]), "v": repeat(state["v"])}
   tokens = Tokens.of_ids(jnp.zeros((2, L), jnp.int32))
@@ -47,7 +47,7 @@ def test_grouped_heads_equal_full_heads_with_keys_and_values_repeated(num_kv_hea
 def test_a_norm_over_heads_makes_attention_blind_to_the_scale_of_queries_and_keys():
   tokens, outputs = Tokens.of_ids(jnp.zeros((2, L), jnp.int32)), {}
   for qk_norm in ("none", "head", "all"):
-    graph, state = build(Attention(4, 2, 4, qk_norm=qk_norm))
+    graph, state = build(SoftmaxAttention(4, 2, 4, qk_norm=qk_norm))
     first = np.arange(4)[None, :, None] == 0
     whole = state | {"q": 9 * state["q"]}
     one = state | {"q": jnp.where(first, 9 * state["q"], state["q"])}
@@ -63,7 +63,7 @@ def test_a_norm_over_heads_makes_attention_blind_to_the_scale_of_queries_and_key
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_window_shows_exactly_its_last_tokens(size):
-  graph, state = build(Attention(2, 2, 4, mask=WindowMask(size)))
+  graph, state = build(SoftmaxAttention(2, 2, 4, mask=WindowMask(size)))
   tokens, x = Tokens.of_ids(jnp.zeros((1, L), jnp.int32)), draw(1)
 
   @jax.jit
@@ -76,7 +76,7 @@ def test_a_window_shows_exactly_its_last_tokens(size):
 
 
 def test_only_distances_between_positions_count():
-  graph, state = build(Attention(4, 2, 4))
+  graph, state = build(SoftmaxAttention(4, 2, 4))
   tokens = Tokens.of_ids(jnp.zeros((2, L), jnp.int32))
   moved = Tokens(tokens.id, tokens.position + 50, tokens.segment, tokens.slot)
   mixed = Tokens(tokens.id, tokens.position[:, ::-1], tokens.segment, tokens.slot)

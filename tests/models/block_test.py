@@ -10,8 +10,8 @@ from jaxmoe.core.parallel_context import ONE_DEVICE
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block, BlockLayer, MoE
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, BlockLayer, MLPConfig, MoEConfig
 from jaxmoe.models.cache import NoCache
 from jaxmoe.models.residual import ResidualStream
 from jaxmoe.moe.dispatch import Capacity
@@ -19,11 +19,13 @@ from jaxmoe.moe.experts import SwiGLU
 
 D, E, A, B, L, TRIALS = 8, 5, 2, 3, 12, 60
 SEGMENT = np.array([[1] * 5 + [2] * 7, [1] * 4 + [2] * 6 + [0] * 2, [1] * 12], np.int32)
-TIGHT = MoE(E, A, experts=SwiGLU(mlp_dim=6), dispatch=Capacity(0.8))
+TIGHT = MoEConfig(E, A, experts=SwiGLU(mlp_dim=6), dispatch=Capacity(0.8))
 
 
 def build(layer, ffn=TIGHT):
-  block = Block(Attention(4, 2, 4), ffn).build(Init(Keys.from_seed(layer)), ResidualStream(D, 1e-6))
+  block = BlockConfig(SoftmaxAttention(4, 2, 4), ffn).build(
+    Init(Keys.from_seed(layer)), ResidualStream(D, 1e-6)
+  )
   return nnx.graphdef(block), nnx.to_pure_dict(nnx.state(block))
 
 
@@ -81,7 +83,7 @@ def test_where_choices_drop_only_the_drop_pattern_depends_on_other_documents():
 
 
 def test_a_dense_block_adds_its_two_parts_to_the_stream():
-  graph, state = build(0, MLP(mlp_dim=6))
+  graph, state = build(0, MLPConfig(mlp_dim=6))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(B, L, D)), jnp.float32)
 
   @jax.jit

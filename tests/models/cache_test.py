@@ -8,19 +8,23 @@ import pytest
 
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
 from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import WindowMask
 from jaxmoe.models.rope_scaling import DynamicRope, LongRope, Yarn
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
 
 VOCAB, SLOTS, LENGTHS = 11, 14, (12, 8)
-MOE = MoE(5, 2, experts=SwiGLU(mlp_dim=6), shared_mlp_dim=3)
-LOCAL = Attention(4, 2, 4, qk_norm="head", mask=WindowMask(3))
-STACK = (Segment((Block(LOCAL, MLP(mlp_dim=6)), Block(Attention(4, 2, 4), MOE)), 2),)
+MOE = MoEConfig(5, 2, experts=SwiGLU(mlp_dim=6), shared_mlp_dim=3)
+LOCAL = SoftmaxAttention(4, 2, 4, qk_norm="head", mask=WindowMask(3))
+STACK = (
+  LayerGroup(
+    (BlockConfig(LOCAL, MLPConfig(mlp_dim=6)), BlockConfig(SoftmaxAttention(4, 2, 4), MOE)), 2
+  ),
+)
 # Float32 sums over keys in rows of other lengths.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -46,7 +50,7 @@ def compiled_chunk(decoder):
 @pytest.fixture(scope="module")
 def model(forward):
   """An untied decoder and its logits without a cache."""
-  return whole(Transformer(dim=8, stack=STACK), forward)
+  return whole(TransformerConfig(dim=8, stack=STACK), forward)
 
 
 def whole(config, forward, perturb=lambda params: params):
@@ -99,33 +103,41 @@ def test_a_prefill_and_then_token_by_token_equals_the_whole_row(model, prefill):
     np.testing.assert_allclose(logits, model.full[row, at], **CLOSE, err_msg=f"{row} {at}")
 
 
-FULL = Attention(4, 2, 4)
+FULL = SoftmaxAttention(4, 2, 4)
 # Rows are past the original length of either, and the prompt is not.
 STRETCHED = (DynamicRope(original=6), LongRope((1.0, 1.5), (1.0, 9.0), original=6, long_gain=1.4))
 LATENT = LatentAttention(
   3, head_dim=6, rope_dim=4, value_dim=5, latent_dim=7, query_dim=None, rope=Yarn(original=8)
 )
 VARIANTS = {
-  "latents, a window between": Transformer(
+  "latents, a window between": TransformerConfig(
     dim=8,
     stack=(
-      Segment(
+      LayerGroup(
         tuple(
-          Block(dataclasses.replace(LATENT, mask=mask), MLP(6))
+          BlockConfig(dataclasses.replace(LATENT, mask=mask), MLPConfig(6))
           for mask in (WindowMask(3), LATENT.mask)
         ), 2,
       ),
     ),
   ),
-  "angles that depend on the room of a row": Transformer(
-    dim=8, stack=(Segment(tuple(Block(Attention(4, 2, 4, rope=r), MLP(6)) for r in STRETCHED)),)
+  "angles that depend on the room of a row": TransformerConfig(
+    dim=8,
+    stack=(
+      LayerGroup(
+        tuple(BlockConfig(SoftmaxAttention(4, 2, 4, rope=r), MLPConfig(6)) for r in STRETCHED)
+      ),
+    ),
   ),
-  "biases, a limit, sinks, a window between, scales and LayerNorm": Transformer(
+  "biases, a limit, sinks, a window between, scales and LayerNorm": TransformerConfig(
     dim=8, norm="layer", embed_scale=2.0, residual_scale=0.5, logit_scale=0.7, head_bias=True,
     stack=(
-      Segment(
+      LayerGroup(
         tuple(
-          Block(Attention(4, 2, 4, mask=mask, bias="all", clip=0.9, scale=0.4, sinks=True), MLP(6))
+          BlockConfig(
+            SoftmaxAttention(4, 2, 4, mask=mask, bias="all", clip=0.9, scale=0.4, sinks=True),
+            MLPConfig(6),
+          )
           for mask in (WindowMask(2), FULL.mask)
         ), 2,
       ),

@@ -11,20 +11,22 @@ from jaxmoe.core import names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block, MoE
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import Dense
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import Residual
 
 VOCAB, ROWS, LENGTH = 11, ([4, 1], [6]), 6
-RESIDUAL = MoE(5, 2, TopK(gate=Residual()), SwiGLU(mlp_dim=4), Dense())
-OTHER = MoE(3, 1, TopK(normalize=False), SwiGLU(mlp_dim=4), Dense())
-BLOCKS = tuple(Block(Attention(2, 1, 4), ffn) for ffn in (RESIDUAL, MLP(mlp_dim=6), OTHER))
-MODEL = Transformer(dim=8, stack=(Segment(BLOCKS, 2), Segment(BLOCKS[:1], 1)))
+RESIDUAL = MoEConfig(5, 2, TopK(gate=Residual()), SwiGLU(mlp_dim=4), Dense())
+OTHER = MoEConfig(3, 1, TopK(normalize=False), SwiGLU(mlp_dim=4), Dense())
+BLOCKS = tuple(
+  BlockConfig(SoftmaxAttention(2, 1, 4), ffn) for ffn in (RESIDUAL, MLPConfig(mlp_dim=6), OTHER)
+)
+MODEL = TransformerConfig(dim=8, stack=(LayerGroup(BLOCKS, 2), LayerGroup(BLOCKS[:1], 1)))
 
 
 def w_g(tree):
@@ -92,6 +94,6 @@ def test_a_token_at_a_time_gives_the_logits_of_the_whole_row(params, batch_of, f
 
 
 def test_residual_gates_over_different_numbers_of_experts_are_refused():
-  wide = Block(BLOCKS[0].attention, dataclasses.replace(RESIDUAL, num_experts=6))
+  wide = BlockConfig(BLOCKS[0].attention, dataclasses.replace(RESIDUAL, num_experts=6))
   with pytest.raises(InputError, match=r"one number of open experts .* \[5, 6\]"):
-    Transformer(dim=8, stack=(Segment((BLOCKS[0], wide), 1),))
+    TransformerConfig(dim=8, stack=(LayerGroup((BLOCKS[0], wide), 1),))

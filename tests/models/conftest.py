@@ -8,7 +8,7 @@ import pytest
 from jaxmoe.core import names
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.masks import DocumentMask, WindowMask
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from tests.contracts.oracles import ropes
 
 
@@ -112,7 +112,7 @@ def _decoder(config, weights, row):
   """Returns logits (L, V) of one row: {'ids', 'position', 'segment'}, each (L,)."""
   x = weights["embed/table"][row["ids"]] * config.embed_scale
   blocks = [
-    block for segment in config.stack for _ in range(segment.repeats) for block in segment.pattern
+    block for group in config.stack for _ in range(group.repeats) for block in group.pattern
   ]
   carried = None
   for depth, block in enumerate(blocks):
@@ -121,7 +121,7 @@ def _decoder(config, weights, row):
     y = _attention(normed, _below(layer, "attention/"), block.attention, row, eps)
     x = x + config.residual_scale * y
     normed = _normed(x, layer, "ffn_norm", config)
-    if isinstance(block.ffn, MoE):
+    if isinstance(block.ffn, MoEConfig):
       logits = _gate(normed, _below(layer, "moe/"), carried)
       carried = logits if block.ffn.router.gate.carries else carried
       y = _moe(normed, _below(layer, "moe/"), block.ffn, row, logits)
@@ -138,7 +138,7 @@ def oracle_logits():
   """Returns a function (decoder, params, batch) -> float64 logits (B, L, V)."""
 
   def run(decoder, params, batch):
-    flat = names.unstack(names.flatten(params), decoder.splits)
+    flat = names.unstack(names.flatten(params), decoder.layer_groups)
     weights = {name: np.asarray(leaf, np.float64) for name, leaf in flat.items()}
     rows = range(len(batch["ids"]))
     parts = [{key: np.asarray(field[row]) for key, field in batch.items()} for row in rows]

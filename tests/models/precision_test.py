@@ -5,10 +5,10 @@ import pytest
 
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block, MoE
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MoEConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import SwiGLU
 
@@ -21,12 +21,12 @@ CAREFUL = (
 
 
 def decoder(dtype, dispatch="dropless"):
-  moe = MoE(
+  moe = MoEConfig(
     EXPERTS, 2, experts=SwiGLU(mlp_dim=6), dispatch=DISPATCHERS[dispatch][1], shared_mlp_dim=3
   )
-  attention = Attention(4, 2, 4, qk_norm="head")
-  segment = Segment((Block(attention, moe),), 2)
-  return Decoder(Transformer(dim=8, stack=(segment,), dtype=dtype), VOCAB)
+  attention = SoftmaxAttention(4, 2, 4, qk_norm="head")
+  segment = LayerGroup((BlockConfig(attention, moe),), 2)
+  return Decoder(TransformerConfig(dim=8, stack=(segment,), dtype=dtype), VOCAB)
 
 
 def run_of(model):
@@ -128,6 +128,6 @@ def test_bfloat16_weights_kept_in_float32_give_the_same_outputs_bit_for_bit(batc
 
 
 def test_files_hold_the_dtype_that_is_asked_for():
-  config = Transformer(dim=8, stack=decoder("float32").config.stack, param_dtype="bfloat16")
+  config = TransformerConfig(dim=8, stack=decoder("float32").config.stack, param_dtype="bfloat16")
   shapes = Decoder(config, VOCAB).shapes
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.bfloat16)}

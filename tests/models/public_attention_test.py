@@ -11,7 +11,7 @@ from flax import nnx
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.cache import NoCache
 from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import DocumentMask, WindowMask
@@ -71,7 +71,7 @@ def test_biases_sinks_windows_and_yarn_are_those_of_gpt_oss(window):
 
   mask = WindowMask(window) if window < L else DocumentMask()
   yarn = Yarn(8.0, original=8, truncate=False)
-  config = Attention(4, 2, 8, bias="all", sinks=True, mask=mask, rope=yarn, rope_theta=THETA)
+  config = SoftmaxAttention(4, 2, 8, bias="all", sinks=True, mask=mask, rope=yarn, rope_theta=THETA)
   layer = drawn(config)
   of = GptOssConfig(
     hidden_size=D, head_dim=8, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1,

@@ -8,24 +8,28 @@ import pytest
 from jaxmoe.core import names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block, MoE
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MoEConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import Dense
 from jaxmoe.moe.experts import SwiGLU
 
 VOCAB, ROWS, LENGTH = 11, ([4, 3], [9]), 9
-BLOCK = Block(Attention(4, 2, 4), MoE(5, 2, experts=SwiGLU(mlp_dim=6)))
+BLOCK = BlockConfig(SoftmaxAttention(4, 2, 4), MoEConfig(5, 2, experts=SwiGLU(mlp_dim=6)))
 # Every expert on every token: the dispatch that compiles in no time.
-DENSE = Block(Attention(4, 2, 4), MoE(5, 2, experts=SwiGLU(mlp_dim=6), dispatch=Dense()))
-OTHER = Block(Attention(2, 2, 4), MoE(3, 1, experts=SwiGLU(mlp_dim=4), dispatch=Dense()))
-PLAIN = Transformer(dim=8, stack=(Segment((BLOCK,), 3),))
+DENSE = BlockConfig(
+  SoftmaxAttention(4, 2, 4), MoEConfig(5, 2, experts=SwiGLU(mlp_dim=6), dispatch=Dense())
+)
+OTHER = BlockConfig(
+  SoftmaxAttention(2, 2, 4), MoEConfig(3, 1, experts=SwiGLU(mlp_dim=4), dispatch=Dense())
+)
+PLAIN = TransformerConfig(dim=8, stack=(LayerGroup((BLOCK,), 3),))
 SPLITS = {
-  "one by one": (Segment((DENSE,), 4),),
-  "in pairs": (Segment((DENSE, DENSE), 2),),
-  "no repeats": (Segment((DENSE,), 1),) * 4,
-  "uneven": (Segment((DENSE,), 1), Segment((DENSE,), 3)),
+  "one by one": (LayerGroup((DENSE,), 4),),
+  "in pairs": (LayerGroup((DENSE, DENSE), 2),),
+  "no repeats": (LayerGroup((DENSE,), 1),) * 4,
+  "uneven": (LayerGroup((DENSE,), 1), LayerGroup((DENSE,), 3)),
 }
 
 
@@ -70,10 +74,10 @@ def test_scan_and_remat_change_no_value_and_no_gradient(reference, fields):
 
 def test_initial_parameters_and_outputs_do_not_depend_on_the_split(batch_of, forward):
   batch, named, logits = batch_of(ROWS, LENGTH, VOCAB), {}, {}
-  for split, segments in SPLITS.items():
-    decoder = Decoder(Transformer(dim=8, stack=segments), VOCAB)
+  for split, groups in SPLITS.items():
+    decoder = Decoder(TransformerConfig(dim=8, stack=groups), VOCAB)
     params = decoder.init(Keys.from_seed(7))
-    named[split] = names.unstack(names.flatten(params), decoder.splits)
+    named[split] = names.unstack(names.flatten(params), decoder.layer_groups)
     logits[split] = forward(decoder, params, batch)
   first = named["one by one"]
   assert len({np.asarray(first[f"layers/{at}/attention/q"]).tobytes() for at in range(4)}) == 4
@@ -86,14 +90,14 @@ def test_initial_parameters_and_outputs_do_not_depend_on_the_split(batch_of, for
 
 def test_a_stack_runs_its_blocks_in_the_order_of_the_names(batch_of, forward):
   batch = batch_of(ROWS, LENGTH, VOCAB)
-  mixed = Decoder(Transformer(dim=8, stack=(Segment((DENSE, OTHER), 2),)), VOCAB)
+  mixed = Decoder(TransformerConfig(dim=8, stack=(LayerGroup((DENSE, OTHER), 2),)), VOCAB)
   apart = Decoder(
-    Transformer(dim=8, stack=(Segment((DENSE,), 1), Segment((OTHER,), 1)) * 2), VOCAB
+    TransformerConfig(dim=8, stack=(LayerGroup((DENSE,), 1), LayerGroup((OTHER,), 1)) * 2), VOCAB
   )
   params = mixed.init(Keys.from_seed(0))
-  named = names.unstack(names.flatten(params), mixed.splits)
+  named = names.unstack(names.flatten(params), mixed.layer_groups)
   paths = list(names.flatten(apart.shapes))
-  other = names.unflatten(apart.shapes, names.stack(named, paths, apart.splits))
+  other = names.unflatten(apart.shapes, names.stack(named, paths, apart.layer_groups))
   np.testing.assert_allclose(
     forward(mixed, params, batch), forward(apart, other, batch), rtol=1e-6, atol=1e-6
   )
@@ -102,7 +106,7 @@ def test_a_stack_runs_its_blocks_in_the_order_of_the_names(batch_of, forward):
 def test_a_deeper_stack_compiles_to_as_many_instructions(batch_of):
   batch, counts = batch_of(ROWS, LENGTH, VOCAB), {}
   for layers in (2, 48):
-    decoder = Decoder(Transformer(dim=8, stack=(Segment((BLOCK,), layers),)), VOCAB)
+    decoder = Decoder(TransformerConfig(dim=8, stack=(LayerGroup((BLOCK,), layers),)), VOCAB)
 
     def loss(params, batch, decoder=decoder):
       hidden, _, sums = decoder.hidden(params, Tokens.of_batch(batch))

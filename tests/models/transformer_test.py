@@ -8,14 +8,14 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
+from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import MLP, Block, MoE
+from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
 from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.masks import CausalMask, DocumentMask, WindowMask
 from jaxmoe.models.rope_scaling import LongRope, Yarn
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, Dropless
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.experts import SwiGLU
@@ -23,64 +23,69 @@ from jaxmoe.moe.routers import TopK
 
 VOCAB, LENGTH = 11, 9
 ROWS = ([4, 3], [9], [], [1, 5])
-DOCUMENT = Attention(4, 2, 4)
+DOCUMENT = SoftmaxAttention(4, 2, 4)
 LONG = LongRope((1.0, 1.5), (1.0, 9.0), original=4, long_gain=1.4)
 
 
 def moe(dispatch=Dropless(), shared=0, normalize=True):  # noqa: B008
-  return MoE(
+  return MoEConfig(
     5, 2, TopK(normalize=normalize), SwiGLU(mlp_dim=6), dispatch=dispatch, shared_mlp_dim=shared
   )
 
 
-def decoder(*segments, **fields):
-  return Decoder(Transformer(dim=8, stack=segments, **fields), VOCAB)
+def decoder(*groups, **fields):
+  return Decoder(TransformerConfig(dim=8, stack=groups, **fields), VOCAB)
 
 
 def blocks(attention, *ffns):
-  return tuple(Block(attention, ffn) for ffn in ffns)
+  return tuple(BlockConfig(attention, ffn) for ffn in ffns)
 
 
-LOCAL = Attention(4, 2, 4, mask=WindowMask(3))
-BIASED = Attention(4, 2, 4, mask=WindowMask(2), bias="all", scale=0.3, sinks=True)
+LOCAL = SoftmaxAttention(4, 2, 4, mask=WindowMask(3))
+BIASED = SoftmaxAttention(4, 2, 4, mask=WindowMask(2), bias="all", scale=0.3, sinks=True)
 VARIANTS = {
   "grouped queries, dense layers with windows between": decoder(
-    Segment((Block(LOCAL, MLP(mlp_dim=6)), Block(DOCUMENT, moe())), 2),
+    LayerGroup((BlockConfig(LOCAL, MLPConfig(mlp_dim=6)), BlockConfig(DOCUMENT, moe())), 2),
   ),
   "tied, a norm over each head": decoder(
-    Segment(blocks(Attention(2, 2, 6, qk_norm="head", rope_theta=100.0), moe(Dense())), 2),
+    LayerGroup(
+      blocks(SoftmaxAttention(2, 2, 6, qk_norm="head", rope_theta=100.0), moe(Dense())), 2
+    ),
     tied=True, norm_eps=1e-2,
   ),
   "norm over all heads, a shared expert, across documents": decoder(
-    Segment(
-      blocks(Attention(4, 2, 4, qk_norm="all", mask=CausalMask()), moe(Capacity(9.0), 3, False)), 2
+    LayerGroup(
+      blocks(
+        SoftmaxAttention(4, 2, 4, qk_norm="all", mask=CausalMask()), moe(Capacity(9.0), 3, False)
+      ), 2
     )
   ),
   "biases, scores of sinks, a window between": decoder(
-    Segment(
-      blocks(BIASED, MLP(mlp_dim=6))
-      + blocks(Attention(4, 2, 4, bias="all", sinks=True, rope=Yarn(original=8)), moe()), 2
+    LayerGroup(
+      blocks(BIASED, MLPConfig(mlp_dim=6))
+      + blocks(SoftmaxAttention(4, 2, 4, bias="all", sinks=True, rope=Yarn(original=8)), moe()), 2
     )
   ),
   "a norm over all heads, then a limit; biases before": decoder(
-    Segment(
+    LayerGroup(
       blocks(
-        Attention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG), MLP(mlp_dim=6)
+        SoftmaxAttention(4, 2, 4, qk_norm="all", clip=0.6, bias="qkv", rope=LONG),
+        MLPConfig(mlp_dim=6)
       ), 2
     )
   ),
   "LayerNorm, a head with a bias, parts of the stream scaled": decoder(
-    Segment(blocks(DOCUMENT, MLP(mlp_dim=6), moe()), 1),
+    LayerGroup(blocks(DOCUMENT, MLPConfig(mlp_dim=6), moe()), 1),
     norm="layer", norm_eps=1e-2, head_bias=True, embed_scale=3.0, residual_scale=0.4,
     logit_scale=0.7,
   ),
   "tied, with a bias": decoder(
-    Segment(blocks(DOCUMENT, MLP(mlp_dim=6)), 1), tied=True, head_bias=True
+    LayerGroup(blocks(DOCUMENT, MLPConfig(mlp_dim=6)), 1), tied=True, head_bias=True
   ),
-  "one key head": decoder(Segment(blocks(Attention(4, 1, 2), MLP(mlp_dim=6)), 2)),
+  "one key head": decoder(LayerGroup(blocks(SoftmaxAttention(4, 1, 2), MLPConfig(mlp_dim=6)), 2)),
 }  # fmt: skip
 variant = pytest.mark.parametrize("name", VARIANTS)
-MIXED = decoder(Segment(blocks(DOCUMENT, MLP(mlp_dim=6), moe()), 2))
+MIXED = decoder(LayerGroup(blocks(DOCUMENT, MLPConfig(mlp_dim=6), moe()), 2))
 
 
 @variant
@@ -150,7 +155,7 @@ CAUSAL_DISPATCH = {
 
 @pytest.mark.parametrize("name", CAUSAL_DISPATCH)
 def test_a_later_token_never_changes_an_earlier_output_of_its_document(name, batch_of):
-  model = decoder(Segment(blocks(DOCUMENT, moe(CAUSAL_DISPATCH[name])), 2))
+  model = decoder(LayerGroup(blocks(DOCUMENT, moe(CAUSAL_DISPATCH[name])), 2))
   params, batch = model.init(Keys.from_seed(0)), batch_of([[6, 9], [15]], 16, VOCAB)
   rng, trials = np.random.default_rng(1), 200
   row, at = rng.integers(0, 2, trials), rng.integers(0, 15, trials)
@@ -228,7 +233,7 @@ def test_numbers_of_parameters_follow_the_formula():
   attention = 2 * dim * heads * size + 2 * dim * kv_heads * size
   dense = 3 * dim * hidden
   mixed = dim * experts + experts * dense + 3 * dim * shared
-  stack = (Segment(blocks(DOCUMENT, MLP(mlp_dim=6), moe(shared=3)), 3),)
+  stack = (LayerGroup(blocks(DOCUMENT, MLPConfig(mlp_dim=6), moe(shared=3)), 3),)
   for tied in (True, False):
     model = decoder(*stack, tied=tied)
     embedding = VOCAB * dim * (1 if tied else 2)
@@ -240,9 +245,13 @@ def test_numbers_of_parameters_follow_the_formula():
   visible = (10 + 1) / 2
   flops = 6 * (active + dim * VOCAB) + 12 * 6 * heads * size * visible
   assert model.config.train_flops_per_token(VOCAB, 10) == flops
-  normed = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="all"), MLP(mlp_dim=6)), 1))
-  each = decoder(Segment(blocks(Attention(4, 2, 4, qk_norm="head"), MLP(mlp_dim=6)), 1))
-  plain = decoder(Segment(blocks(DOCUMENT, MLP(mlp_dim=6)), 1))
+  normed = decoder(
+    LayerGroup(blocks(SoftmaxAttention(4, 2, 4, qk_norm="all"), MLPConfig(mlp_dim=6)), 1)
+  )
+  each = decoder(
+    LayerGroup(blocks(SoftmaxAttention(4, 2, 4, qk_norm="head"), MLPConfig(mlp_dim=6)), 1)
+  )
+  plain = decoder(LayerGroup(blocks(DOCUMENT, MLPConfig(mlp_dim=6)), 1))
   assert normed.num_params - plain.num_params == (heads + kv_heads) * size
   assert each.num_params - plain.num_params == 2 * size
 
@@ -260,32 +269,35 @@ def test_dims_and_names_match_the_parameters():
 @pytest.mark.parametrize(
   "make, message",
   [
-    (lambda: Attention(num_heads=4, num_kv_heads=3), "multiple of num_kv_heads"),
-    (lambda: Attention(num_heads=0), "must be at least 1"),
-    (lambda: Attention(head_dim=5), "must be even"),
-    (lambda: Attention(rope_theta=1.0), "must be above 1"),
-    (lambda: Attention(clip=0.0), "clip must be above 0"),
-    (lambda: Attention(scale=-1.0), "scale must be above 0"),
-    (lambda: AttentionExperts(heads=Attention(sinks=True)), "without biases and sinks"),
-    (lambda: AttentionExperts(heads=Attention(bias="qkv")), "without biases and sinks"),
+    (lambda: SoftmaxAttention(num_heads=4, num_kv_heads=3), "multiple of num_kv_heads"),
+    (lambda: SoftmaxAttention(num_heads=0), "must be at least 1"),
+    (lambda: SoftmaxAttention(head_dim=5), "must be even"),
+    (lambda: SoftmaxAttention(rope_theta=1.0), "must be above 1"),
+    (lambda: SoftmaxAttention(clip=0.0), "clip must be above 0"),
+    (lambda: SoftmaxAttention(scale=-1.0), "scale must be above 0"),
+    (lambda: AttentionExperts(heads=SoftmaxAttention(sinks=True)), "without biases and sinks"),
+    (lambda: AttentionExperts(heads=SoftmaxAttention(bias="qkv")), "without biases and sinks"),
     (lambda: LatentAttention(latent_dim=0), "at least 1"),
     (lambda: LatentAttention(query_dim=0), "query_dim=none"),
     (lambda: LatentAttention(rope_dim=5), "rope_dim must be even"),
     (lambda: LatentAttention(rope_theta=1.0), "rope_theta must be above 1"),
     (lambda: LatentAttention(rope=LONG), "each of the 32 pairs"),
-    (lambda: MLP(mlp_dim=0), "at least 1"),
+    (lambda: MLPConfig(mlp_dim=0), "at least 1"),
     (lambda: SwiGLU(mlp_dim=0), "at least 1"),
-    (lambda: MoE(num_experts=8, num_active=99), "num_active must lie between"),
-    (lambda: MoE(num_active=0), "num_active must lie between"),
-    (lambda: MoE(shared_mlp_dim=-1), "must not be negative"),
+    (lambda: MoEConfig(num_experts=8, num_active=99), "num_active must lie between"),
+    (lambda: MoEConfig(num_active=0), "num_active must lie between"),
+    (lambda: MoEConfig(shared_mlp_dim=-1), "must not be negative"),
     (lambda: Capacity(factor=0.0), "must be above 0"),
     (lambda: WindowMask(size=0), "at least 1"),
-    (lambda: Segment(repeats=0), "at least 1"),
-    (lambda: Segment(pattern=()), "at least one block"),
-    (lambda: Transformer(stack=()), "at least one segment"),
-    (lambda: Transformer(dim=0), "at least 1"),
-    (lambda: Transformer(norm_eps=0.0), "norm_eps above 0"),
-    (lambda: Transformer(residual_scale=0.0), "residual_scale and logit_scale must be above 0"),
+    (lambda: LayerGroup(repeats=0), "at least 1"),
+    (lambda: LayerGroup(pattern=()), "at least one block"),
+    (lambda: TransformerConfig(stack=()), "at least one layer group"),
+    (lambda: TransformerConfig(dim=0), "at least 1"),
+    (lambda: TransformerConfig(norm_eps=0.0), "norm_eps above 0"),
+    (
+      lambda: TransformerConfig(residual_scale=0.0),
+      "residual_scale and logit_scale must be above 0",
+    ),
   ],
 )
 def test_a_size_that_cannot_be_is_refused(make, message):
@@ -294,4 +306,4 @@ def test_a_size_that_cannot_be_is_refused(make, message):
 
 
 def test_the_default_mask_is_by_document():
-  assert Attention().mask == DocumentMask()
+  assert SoftmaxAttention().mask == DocumentMask()

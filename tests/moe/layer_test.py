@@ -13,7 +13,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 
 D, E, A, B, L = 6, 5, 2, 2, 7
 SEGMENT = np.array([[1, 1, 1, 2, 2, 0, 0], [1] * 7], np.int32)
@@ -37,11 +37,11 @@ def draw():
 
 
 def test_a_shared_expert_adds_its_dense_network_to_every_token():
-  config = MoE(E, A, experts=SwiGLU(4), shared_mlp_dim=3)
+  config = MoEConfig(E, A, experts=SwiGLU(4), shared_mlp_dim=3)
   x = draw()
   y, _, state = run(config, x)
   without = {name: child for name, child in state.items() if name != "shared"}
-  routed, _, _ = run(MoE(E, A, experts=SwiGLU(4)), x, without)
+  routed, _, _ = run(MoEConfig(E, A, experts=SwiGLU(4)), x, without)
   gate, up = np.einsum("bld,dgf->gblf", x, state["shared"]["gate_up"])
   right = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(state["shared"]["down"])
   np.testing.assert_allclose(y - routed, right, rtol=1e-4, atol=1e-5)
@@ -49,13 +49,13 @@ def test_a_shared_expert_adds_its_dense_network_to_every_token():
 
 
 def test_a_gate_multiplies_the_shared_expert_by_the_sigmoid_of_its_logit():
-  config = MoE(E, A, experts=SwiGLU(4), shared_mlp_dim=3, shared_gate=True)
+  config = MoEConfig(E, A, experts=SwiGLU(4), shared_mlp_dim=3, shared_gate=True)
   x = draw()
   y, _, state = run(config, x)
   gate = state.pop("shared_gate")
   plain, _, _ = run(dataclasses.replace(config, shared_gate=False), x, state)
   state.pop("shared")
-  routed, _, _ = run(MoE(E, A, experts=SwiGLU(4)), x, state)
+  routed, _, _ = run(MoEConfig(E, A, experts=SwiGLU(4)), x, state)
   share = 1 / (1 + np.exp(-np.asarray(x, np.float64) @ gate))
   np.testing.assert_allclose(y - routed, share * (plain - routed), rtol=1e-4, atol=1e-5)
   ungated = dataclasses.replace(config, shared_gate=False)
@@ -64,12 +64,12 @@ def test_a_gate_multiplies_the_shared_expert_by_the_sigmoid_of_its_logit():
 
 def test_a_gate_without_a_shared_expert_is_refused():
   with pytest.raises(InputError, match="needs a shared expert"):
-    MoE(E, A, shared_gate=True)
+    MoEConfig(E, A, shared_gate=True)
 
 
 def test_one_expert_that_every_token_takes_is_a_dense_network():
   x = draw()
-  y, sums, state = run(MoE(1, 1, experts=SwiGLU(4)), x)
+  y, sums, state = run(MoEConfig(1, 1, experts=SwiGLU(4)), x)
   gate, up = np.einsum("bld,dgf->gblf", x, state["experts"]["gate_up"][0])
   right = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(state["experts"]["down"][0])
   np.testing.assert_allclose(y, right * (SEGMENT > 0)[..., None], rtol=1e-5, atol=1e-6)
@@ -78,8 +78,8 @@ def test_one_expert_that_every_token_takes_is_a_dense_network():
 
 def test_counts_are_taken_before_drops_and_drops_stand_beside_them():
   x = draw()
-  _, kept, state = run(MoE(E, A, experts=SwiGLU(4), dispatch=Dense()), x)
-  _, tight, _ = run(MoE(E, A, experts=SwiGLU(4), dispatch=Capacity(0.5)), x, state)
+  _, kept, state = run(MoEConfig(E, A, experts=SwiGLU(4), dispatch=Dense()), x)
+  _, tight, _ = run(MoEConfig(E, A, experts=SwiGLU(4), dispatch=Capacity(0.5)), x, state)
   jax.tree.map(np.testing.assert_array_equal, kept.router, tight.router)
   rows = Capacity(0.5).rows_per_expert(B * L, A, E)
   lost = np.maximum(np.asarray(kept.router.counts_E) - rows, 0).sum()
@@ -103,12 +103,14 @@ def test_a_share_of_idle_experts_is_the_decimal_it_is_written_as():
 
 def test_a_run_of_before_has_the_rows_of_float_products():
   plain = {"kind": "capacity", "factor": 1.1}
-  config = from_plain(MoE, {"dispatch": plain, "exchange": {"kind": "all_to_all", "bound": 1.1}})
+  config = from_plain(
+    MoEConfig, {"dispatch": plain, "exchange": {"kind": "all_to_all", "bound": 1.1}}
+  )
   assert config.dispatch.rows_per_expert(200, 1, 4) == config.exchange.rows_per_device(200, 4) == 56
 
 
 def test_the_stated_active_parameters_are_those_one_token_meets():
-  config = MoE(E, A, experts=SwiGLU(4), shared_mlp_dim=3)
+  config = MoEConfig(E, A, experts=SwiGLU(4), shared_mlp_dim=3)
   _, _, state = run(config, draw())
   sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(child)) for name, child in state.items()}
   active = sizes["router"] + A * sizes["experts"] // E + sizes["shared"]
@@ -118,7 +120,7 @@ def test_the_stated_active_parameters_are_those_one_token_meets():
 @pytest.mark.parametrize("dispatch", DISPATCHERS)
 def test_closed_experts_change_no_bit_of_output_sums_and_gradients_and_get_none(dispatch):
   x, parts = draw(), {"experts": SwiGLU(4), "dispatch": DISPATCHERS[dispatch][1]}
-  config, closed = MoE(E, A, **parts), MoE(E + 3, A, closed=3, **parts)
+  config, closed = MoEConfig(E, A, **parts), MoEConfig(E + 3, A, closed=3, **parts)
   y, sums, state = run(config, x)
   _, _, wide = run(closed, x)
   grown = jax.tree.map(lambda few, many: many.at[:E].set(few), state["experts"], wide["experts"])
@@ -141,4 +143,4 @@ def test_closed_experts_change_no_bit_of_output_sums_and_gradients_and_get_none(
 @pytest.mark.parametrize("closed", [-1, E - A + 1])
 def test_closed_must_leave_the_active_experts_open(closed):
   with pytest.raises(InputError, match="must leave num_active experts open"):
-    MoE(E, A, closed=closed)
+    MoEConfig(E, A, closed=closed)

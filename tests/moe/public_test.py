@@ -12,7 +12,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.bias import AuxFree
 from jaxmoe.moe.routers.gates import Linear
@@ -101,7 +101,7 @@ def test_a_layer_of_clamped_experts_behind_a_gate_with_a_bias_is_that_of_gpt_oss
   from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
   hidden, limit = 6, 1.0
-  layer = MoE(E, 3, TopK(gate=Linear(bias=True)), ClampedSwiGLU(hidden, limit=limit))
+  layer = MoEConfig(E, 3, TopK(gate=Linear(bias=True)), ClampedSwiGLU(hidden, limit=limit))
   module = drawn(layer, D)
   of = GptOssConfig(
     hidden_size=D, intermediate_size=hidden, num_local_experts=E, num_experts_per_tok=3,

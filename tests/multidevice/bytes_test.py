@@ -11,11 +11,11 @@ import math
 import pytest
 
 from jaxmoe.hlo.stablehlo import collectives_of_lowered
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES, AllToAll
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parallel import Parallel
 from tests.multidevice.programs import decoder_of, lower_gradients
 
@@ -29,13 +29,13 @@ ROUTED = FLOAT * EXPERTS * 3 * DIM * NARROW
 OUTSIDE = FLOAT * (2 * VOCAB * DIM + DIM)
 ALL = LAYERS * DENSE + OUTSIDE
 STREAM = FLOAT * TOKENS * DIM
-FEED_FORWARD = MLP(HIDDEN)
+FEED_FORWARD = MLPConfig(HIDDEN)
 TOLD = FLOAT * LAYERS * EXPERTS  # the largest sum that is of a metric
 
 
 def sent(parallel, ffn=FEED_FORWARD, micro=1, key_heads=8, **settings):
   """Returns the bytes a device sends by kind and axes, metrics apart, and all collectives."""
-  block = Block(Attention(num_heads=8, num_kv_heads=key_heads, head_dim=8), ffn)
+  block = BlockConfig(SoftmaxAttention(num_heads=8, num_kv_heads=key_heads, head_dim=8), ffn)
   decoder = decoder_of(block, LAYERS, DIM, VOCAB, **settings)
   found = collectives_of_lowered(*lower_gradients(decoder, parallel, (ROWS, LENGTH), micro))
   assert all(one.known and not one.sometimes for one in found)
@@ -161,7 +161,7 @@ class Moved:
 
   @property
   def ffn(self):
-    return MoE(
+    return MoEConfig(
       EXPERTS, ACTIVE, experts=SwiGLU(NARROW), dispatch=DISPATCHERS[self.dispatch][1],
       exchange=EXCHANGES[self.exchange][1],
     )

@@ -5,15 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 
-DENSE = (Segment((Block(Attention(num_heads=2, num_kv_heads=2, head_dim=4), MLP(mlp_dim=8)),), 1),)
+DENSE = (
+  LayerGroup(
+    (BlockConfig(SoftmaxAttention(num_heads=2, num_kv_heads=2, head_dim=4), MLPConfig(mlp_dim=8)),),
+    1,
+  ),
+)
 TINY = load_recipe("configs/tiny.py", []).model.stack
 LAYOUTS = [
   (Parallel(fsdp=2), DENSE),

@@ -6,19 +6,19 @@ import pytest
 
 from jaxmoe.hlo.compiled import collectives, memory
 from jaxmoe.hlo.stablehlo import collectives_of_lowered
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parallel import Parallel
 from jaxmoe.train import spread
 from tests.multidevice.programs import compile_step, decoder_of, lower_gradients
 from tests.parallel.ahead_test import plain_scan
 
 ROWS, LENGTH, DIM, LAYERS, FLOAT = 8, 8, 64, 2, 4
-HEADS = Attention(num_heads=4, num_kv_heads=4, head_dim=16)
-MLP_BLOCK = Block(HEADS, MLP(128))
-MOE_BLOCK = Block(HEADS, MoE(num_experts=4, experts=SwiGLU(32), balance=()))
+HEADS = SoftmaxAttention(num_heads=4, num_kv_heads=4, head_dim=16)
+MLP_BLOCK = BlockConfig(HEADS, MLPConfig(128))
+MOE_BLOCK = BlockConfig(HEADS, MoEConfig(num_experts=4, experts=SwiGLU(32), balance=()))
 
 
 def shared_params(shapes, ffn):
@@ -70,7 +70,7 @@ def test_a_device_is_given_its_own_experts_and_shards_of_them():
   assert memory(compiled).arguments == held + beside(shapes, 4)
 
 
-WIDE = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=64), MLP(512))
+WIDE = BlockConfig(SoftmaxAttention(num_heads=4, num_kv_heads=4, head_dim=64), MLPConfig(512))
 ONE_LAYER = FLOAT * (2 * 256 + 4 * 256 * 256 + 3 * 256 * 512)
 TINY = (4, 2)  # two tokens a device: what is kept of them is little beside weights
 
@@ -113,7 +113,7 @@ def test_layers_that_are_unrolled_ask_for_their_weights_again_too():
 
 def kept_of_a_layer(parallel):
   """Returns the bytes by which temporaries grow with a layer that is made again whole."""
-  block = Block(Attention(num_heads=4, num_kv_heads=4, head_dim=8), MLP(32))
+  block = BlockConfig(SoftmaxAttention(num_heads=4, num_kv_heads=4, head_dim=8), MLPConfig(32))
   sizes = []
   for layers in (4, 12):
     decoder = decoder_of(block, layers, 64, 64, remat="full")

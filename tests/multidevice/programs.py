@@ -8,8 +8,8 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.data.batches import NAMES
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.optim import AdamW, Constant, Optim
 from jaxmoe.parallel import make_layout
 from jaxmoe.train.experiment import Experiment, Train
@@ -20,8 +20,8 @@ from jaxmoe.train.train_state import StateSpec
 
 def decoder_of(block, layers, dim, vocab_size, **settings):
   """Returns a model of so many of a block."""
-  stack = (Segment((block,), repeats=layers),)
-  return Decoder(Transformer(dim=dim, stack=stack, **settings), vocab_size)
+  stack = (LayerGroup((block,), repeats=layers),)
+  return Decoder(TransformerConfig(dim=dim, stack=stack, **settings), vocab_size)
 
 
 def lower_gradients(decoder, parallel, shape, micro=1):
@@ -50,7 +50,7 @@ def compile_step(block, layers, dim, parallel, shape):
   """Returns the compiled training step with AdamW, its mesh, and the shapes of its state."""
   experiment = Experiment(
     Data(parts=(MixturePart(Synthetic()),), seq_len=shape[1]),
-    Transformer(dim=dim, stack=(Segment((block,), repeats=layers),)),
+    TransformerConfig(dim=dim, stack=(LayerGroup((block,), repeats=layers),)),
     Optim(AdamW(), Constant()),
     Train(num_steps=10, batch_size=shape[0]),
     parallel,

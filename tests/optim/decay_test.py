@@ -5,31 +5,33 @@ import pytest
 
 from jaxmoe.core.layout import is_dims
 from jaxmoe.core.recipe import from_plain, to_plain
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import ATTENTION, MLP, Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import ATTENTION, BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.experts import EXPERTS
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import GATES, ROUTERS, TopK
 from jaxmoe.optim import Optim, decay_mask
 from jaxmoe.optim.matrices import matrix_axes
 
-HEADS = Attention(num_heads=2, num_kv_heads=1, head_dim=4)
+HEADS = SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=4)
 GATE = {name: TopK(gate=gate) for name, (_, gate) in GATES.items()}
 RULES = {name: router for name, (_, router) in ROUTERS.items() if router.gate not in GATE.values()}
 FAMILIES = {
-  "gates": [Block(HEADS, MoE(4, 2, router)) for router in GATE.values()],
-  "routers": [Block(HEADS, MoE(8, rule.fixed_active or 2, rule)) for rule in RULES.values()],
-  "experts": [Block(HEADS, MoE(4, 2, experts=of)) for _, of in EXPERTS.values()],
-  "attention": [Block(of, MLP(8)) for _, of in ATTENTION.values()],
+  "gates": [BlockConfig(HEADS, MoEConfig(4, 2, router)) for router in GATE.values()],
+  "routers": [
+    BlockConfig(HEADS, MoEConfig(8, rule.fixed_active or 2, rule)) for rule in RULES.values()
+  ],
+  "experts": [BlockConfig(HEADS, MoEConfig(4, 2, experts=of)) for _, of in EXPERTS.values()],
+  "attention": [BlockConfig(of, MLPConfig(8)) for _, of in ATTENTION.values()],
 }
 
 
 def decays(blocks, patterns):
   """Returns {name: (whether it decays, its dims)} of a decoder, buffers left out."""
-  stack = (Segment(tuple(blocks)),)
-  decoder = Decoder(Transformer(dim=8, stack=stack, norm="layer", head_bias=True), 16)
+  stack = (LayerGroup(tuple(blocks)),)
+  decoder = Decoder(TransformerConfig(dim=8, stack=stack, norm="layer", head_bias=True), 16)
   names = jax.tree.leaves(decoder.parameter_names)
   masks = jax.tree.leaves(decay_mask(decoder.parameter_names, patterns))
   dims = jax.tree.leaves(decoder.dims, is_leaf=is_dims)

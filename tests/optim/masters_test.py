@@ -174,7 +174,7 @@ LAYOUTS = {
 
 
 def test_the_same_bits_come_out_wherever_parts_of_a_leaf_lie():
-  masters, splits = Masters("bfloat16"), ((1, 3),)
+  masters, layer_groups = Masters("bfloat16"), ((1, 3),)
   path = f"stack/0/0/{DOWN}"
   params = {"stack": {"0": {"0": {"moe": {"experts": {"down": draw(path, (3, 4, 6, 8))}}}}}}
   params = jax.tree.map(lambda leaf: leaf.astype(BF16), params)
@@ -182,7 +182,7 @@ def test_the_same_bits_come_out_wherever_parts_of_a_leaf_lie():
 
   def apply(params, updates, index):
     keys = (Keys.from_seed(1) / "rounding").at(index)
-    return apply_updates(masters, params, updates, keys, splits)
+    return apply_updates(masters, params, updates, keys, layer_groups)
 
   true = jax.tree.leaves(jax.jit(apply)(params, updates, 5))[0]
   moved = np.asarray(true) != np.asarray(jax.tree.leaves(params)[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxmoe.models.block import MLP, Block
+from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.parallel import Parallel, scan_ahead
 from tests.multidevice.programs import decoder_of, trace_gradients
 
@@ -66,7 +66,7 @@ def gathers_in_loops(jaxpr, inside=False):
 
 
 def waits(parallel):
-  decoder = decoder_of(Block(ffn=MLP(32)), 4, 32, 64)
+  decoder = decoder_of(BlockConfig(ffn=MLPConfig(32)), 4, 32, 64)
   return list(gathers_in_loops(trace_gradients(decoder, parallel, (8, 8))[0].jaxpr.jaxpr))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parallel import Parallel
 from jaxmoe.parity import Cell, compare, is_green, smoke_cells
 from jaxmoe.parity.compare import tree_error
@@ -19,7 +19,7 @@ def test_a_layout_gives_the_numbers_of_one_device(cell):
 
 def test_scores_of_chosen_and_unchosen_experts_lie_apart():
   decoder = decoder_of(Cell(Parallel()))
-  assert isinstance(decoder.config.moe_records()[0], MoE)
+  assert isinstance(decoder.config.moe_records()[0], MoEConfig)
   assert margin(decoder, params_of(decoder), batch_of()) > 1e-4
 
 

@@ -116,9 +116,9 @@ def test_layers_that_are_stacked_have_one_line(repeats, name):
 
 def test_layers_that_alternate_are_told_by_their_first_two_and_the_last():
   experiment = recipe()
-  (segment,) = experiment.model.stack
-  segment = dataclasses.replace(segment, pattern=segment.pattern * 2, repeats=3)
-  model = dataclasses.replace(experiment.model, stack=(segment,))
+  (group,) = experiment.model.stack
+  group = dataclasses.replace(group, pattern=group.pattern * 2, repeats=3)
+  model = dataclasses.replace(experiment.model, stack=(group,))
   found = explain(dataclasses.replace(experiment, model=model), one_device(), compiles=False)
   names = {weight.name for weight in found.weights}
   assert {"layers/0,2..4/moe/experts/down", "layers/1,3..5/moe/experts/down"} <= names

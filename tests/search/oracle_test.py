@@ -13,13 +13,13 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import Capacity
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.search import (
   METHODS,
   SKIP,
@@ -35,11 +35,17 @@ from jaxmoe.search import (
 )  # fmt: skip
 
 VOCAB, BIG, SMALL = 11, 0, 1
-ATTENTION = Attention(num_heads=1, num_kv_heads=1, head_dim=4)
+ATTENTION = SoftmaxAttention(num_heads=1, num_kv_heads=1, head_dim=4)
 # Of a capacity that would drop: the oracle must see what an expert does, not whether it was full.
-SPARSE = Block(ATTENTION, MoE(2, 1, experts=SwiGLU(mlp_dim=6), dispatch=Capacity(factor=0.5)))
-MODEL = Transformer(
-  dim=8, stack=(Segment((SPARSE, Block(ATTENTION, MLP(mlp_dim=4))), 2), Segment((SPARSE,), 2))
+SPARSE = BlockConfig(
+  ATTENTION, MoEConfig(2, 1, experts=SwiGLU(mlp_dim=6), dispatch=Capacity(factor=0.5))
+)
+MODEL = TransformerConfig(
+  dim=8,
+  stack=(
+    LayerGroup((SPARSE, BlockConfig(ATTENTION, MLPConfig(mlp_dim=4))), 2),
+    LayerGroup((SPARSE,), 2),
+  ),
 )
 IDS = np.random.default_rng(0).integers(0, VOCAB, 5)
 LABELS = (3, 7)
@@ -245,8 +251,14 @@ def test_random_patterns_cover_the_costs_between_all_cheap_and_all_big(last):
 @pytest.mark.parametrize(
   "attempt, why",
   [
-    (lambda: Patterns.of(Transformer(stack=(Segment((Block(ffn=MLP(4)),)),))), "no MoE layer"),
-    (lambda: Patterns.of(Transformer(stack=(Segment((Block(ffn=MoE()),)),))), "to several"),
+    (
+      lambda: Patterns.of(TransformerConfig(stack=(LayerGroup((BlockConfig(ffn=MLPConfig(4)),)),))),
+      "no MoE layer",
+    ),
+    (
+      lambda: Patterns.of(TransformerConfig(stack=(LayerGroup((BlockConfig(ffn=MoEConfig()),)),))),
+      "to several",
+    ),
     (lambda: Patterns.of(MODEL, (0, 2)), "below 2"),
     (lambda: Patterns.of(MODEL, (0, 0)), "distinct"),
     (lambda: Sampled(0), "at least one"),
@@ -269,7 +281,7 @@ def test_every_method_can_be_named():
 
 @pytest.mark.slow
 def test_all_4096_patterns_of_twelve_layers_bound_a_beam_and_random_draws():
-  model = Transformer(dim=8, stack=(Segment((SPARSE,), 12),))
+  model = TransformerConfig(dim=8, stack=(LayerGroup((SPARSE,), 12),))
   decoder = Decoder(model, VOCAB)
   params = decoder.init(Keys.from_seed(1))
   costs = np.tile([[3.0, 1.0]], (12, 1))

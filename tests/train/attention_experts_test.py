@@ -8,14 +8,14 @@ import pytest
 from jaxmoe.core import names
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.stick_breaking_attention import StickBreaking
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import Dense
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.bias import AuxFree
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
@@ -29,7 +29,9 @@ GATE = "stack/0/0/attention/router/gate/weight"
 
 
 def decoder_of(attention, ffn, repeats):
-  return Decoder(Transformer(dim=8, stack=(Segment((Block(attention, ffn),), repeats),)), VOCAB)
+  return Decoder(
+    TransformerConfig(dim=8, stack=(LayerGroup((BlockConfig(attention, ffn),), repeats),)), VOCAB
+  )
 
 
 def written_out(x, gate, rows):
@@ -57,7 +59,7 @@ def written_out(x, gate, rows):
 @pytest.mark.parametrize("num_micro", [1, 2])
 def test_balance_losses_reach_the_gate_as_they_are_written(params_of, batch_of, num_micro):
   balance = (LoadBalance(3.0, "sequence"), RouterZ(0.5))
-  decoder = decoder_of(AttentionExperts(4, 2, HEADS, balance=balance), MLP(mlp_dim=4), 1)
+  decoder = decoder_of(AttentionExperts(4, 2, HEADS, balance=balance), MLPConfig(mlp_dim=4), 1)
   params, batch = params_of(decoder), batch_of(ROWS, LENGTH)
   batch["labels"] = np.full_like(batch["labels"], -1)  # nothing else has a gradient
   gradients = make_gradients(decoder, num_micro)
@@ -76,7 +78,7 @@ def test_a_step_moves_the_bias_of_attention_and_feed_forward_experts_each_by_its
   params_of, batch_of
 ):
   router = AuxFree(bias_rate=RATE)
-  ffn = MoE(4, 2, router, SwiGLU(mlp_dim=4), Dense())
+  ffn = MoEConfig(4, 2, router, SwiGLU(mlp_dim=4), Dense())
   decoder = decoder_of(AttentionExperts(4, 2, HEADS, router), ffn, 2)
   optim = Optim(AdamW(weight_decay=0.5), Constant(), learning_rate=0.1)
   transform = make_optimizer(optim, 9, decoder.parameter_names, decoder.dims)

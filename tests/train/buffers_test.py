@@ -10,7 +10,7 @@ import pytest
 from jaxmoe.core import names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.moe.balance import Sparsity
 from jaxmoe.moe.dispatch import Capacity, Dropless
 from jaxmoe.moe.layer import MoESums
@@ -44,7 +44,7 @@ def run(decoder_of, params_of, batch_of):
 
   def get(name, num_micro=1, drops=False, bad=False, labels=None):
     decoder = decoder_of(
-      stack=lambda block: (Segment((block,), repeats=2),), router=ROUTERS[name],
+      stack=lambda block: (LayerGroup((block,), repeats=2),), router=ROUTERS[name],
       dispatch=Capacity(0.5) if drops else Dropless(),
     )
     if (name, num_micro, drops) not in made:
@@ -176,7 +176,7 @@ def test_an_adaptive_loss_is_multiplied_by_the_factor_of_each_layer(
   extra = metrics["total_loss"] - metrics["loss"].value
   np.testing.assert_allclose(extra, 3 * jnp.sum(each * factors[:, 0]), rtol=1e-4)
   rest = {"finite": 1, "in_a_row": 0, "unlabelled": 0}
-  told = summarize({**metrics, **rest}, decoder.splits)["layers"]
+  told = summarize({**metrics, **rest}, decoder.layer_groups)["layers"]
   np.testing.assert_allclose([told[depth]["pressure"] for depth in "01"], factors[:, 0], rtol=1e-6)
 
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.train.observers import Observers
 from jaxmoe.train.wall_clock import WallClock
 
@@ -21,13 +21,13 @@ VOCAB = 19
 
 @pytest.fixture(scope="session")
 def decoder_of():
-  """Returns a function that makes a decoder of two MoE layers; its keywords are fields of MoE."""
+  """Returns a function that makes a decoder of two MoE layers from fields of MoEConfig."""
 
   def make(stack=None, vocab_size=VOCAB, scan=True, tied=False, **fields):
-    moe = MoE(**{"num_experts": 4, "experts": SwiGLU(mlp_dim=8), **fields})
-    block = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=4), moe)
-    stack = stack(block) if stack else (Segment((block,), repeats=2),)
-    return Decoder(Transformer(dim=8, stack=stack, tied=tied, scan=scan), vocab_size)
+    moe = MoEConfig(**{"num_experts": 4, "experts": SwiGLU(mlp_dim=8), **fields})
+    block = BlockConfig(SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=4), moe)
+    stack = stack(block) if stack else (LayerGroup((block,), repeats=2),)
+    return Decoder(TransformerConfig(dim=8, stack=stack, tied=tied, scan=scan), vocab_size)
 
   return make
 

@@ -315,9 +315,9 @@ def test_what_depends_on_its_neighbours_is_scored_in_full_batches(decoder_of, fi
   change = lambda block: dataclasses.replace(  # noqa: E731
     block, attention=dataclasses.replace(block.attention, mask=mask)
   )
-  segment = dataclasses.replace(model.stack[0], pattern=tuple(map(change, model.stack[0].pattern)))
+  group = dataclasses.replace(model.stack[0], pattern=tuple(map(change, model.stack[0].pattern)))
   assert scored_alone(decoder_of().config)
-  assert not scored_alone(dataclasses.replace(model, stack=(segment,)))
+  assert not scored_alone(dataclasses.replace(model, stack=(group,)))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_no_row_is_so_short_that_angles_are_others(decoder_of, shapes, rope, lea
   model = decoder_of().config
   (block,) = model.stack[0].pattern
   block = dataclasses.replace(block, attention=dataclasses.replace(block.attention, rope=rope))
-  segment = dataclasses.replace(model.stack[0], pattern=(block,))
-  decoder = Decoder(dataclasses.replace(model, stack=(segment,)), VOCAB)
+  group = dataclasses.replace(model.stack[0], pattern=(block,))
+  decoder = Decoder(dataclasses.replace(model, stack=(group,)), VOCAB)
   evaluate(decoder, None, {"a": [document(4, 0)]}, (EOD, EOD), (2, 32))
   assert shapes == [(1, max(least, 5))]

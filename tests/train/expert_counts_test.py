@@ -8,12 +8,12 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.train.expert_counts import LINES, count_experts, held_out_batches, read_expert_counts
 
 EOD, L = 7, 6
@@ -35,10 +35,13 @@ class Documents:
 
 
 def test_every_choice_of_every_token_of_held_out_documents_is_counted_once():
-  attention = Attention(num_heads=1, num_kv_heads=1, head_dim=4)
-  sparse = Block(attention, MoE(5, 2, experts=SwiGLU(mlp_dim=4)))
-  stack = (Segment((sparse, Block(attention, MLP(mlp_dim=4))), 1), Segment((sparse,), 1))
-  decoder = Decoder(Transformer(dim=4, stack=stack), EOD + 1)
+  attention = SoftmaxAttention(num_heads=1, num_kv_heads=1, head_dim=4)
+  sparse = BlockConfig(attention, MoEConfig(5, 2, experts=SwiGLU(mlp_dim=4)))
+  stack = (
+    LayerGroup((sparse, BlockConfig(attention, MLPConfig(mlp_dim=4))), 1),
+    LayerGroup((sparse,), 1),
+  )
+  decoder = Decoder(TransformerConfig(dim=4, stack=stack), EOD + 1)
   params = decoder.init(Keys.from_seed(0))
   batches = list(held_out_batches(Documents(), (2, L)))
   usage = count_experts(decoder, params, batches)

@@ -8,7 +8,7 @@ import pytest
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.generate import Sampling, generate, nucleus
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.stack import LayerGroup
 
 CONTEXT, EOD, VOCAB = 40, 18, 19
 PROMPTS = [np.array(ids, np.int32) for ids in ([EOD, 3, 1], [EOD], [EOD, *range(17), 2, 9, 4, 4])]
@@ -166,7 +166,7 @@ def test_a_nucleus_of_one_keeps_every_token():
 def frequencies(decoder_of, params_of):
   """Returns a function from sampling to (frequencies of the next token, logits) of 4,000 rows."""
   decoder = decoder_of(
-    stack=lambda block: (Segment((block,), repeats=1),), vocab_size=6
+    stack=lambda block: (LayerGroup((block,), repeats=1),), vocab_size=6
   )
   params = params_of(decoder, 1)
   rows = 4000

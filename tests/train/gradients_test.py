@@ -9,7 +9,7 @@ import pytest
 
 from jaxmoe.core import names
 from jaxmoe.core.rng import Keys
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import Dense, Dropless
 from jaxmoe.train.gradients import counts_first, make_gradients
@@ -71,7 +71,7 @@ def experts(x, weights, config):
 
 def oracle_terms(decoder, params, batch):
   """Returns nll (B, L), and (chosen, scores, log z) of every layer, computed over all rows."""
-  weights = names.unstack(names.flatten(params), decoder.splits)
+  weights = names.unstack(names.flatten(params), decoder.layer_groups)
   config, routings = decoder.config, []
   x = weights["embed/table"][batch["ids"]]
   for depth in range(config.num_layers):
@@ -342,7 +342,7 @@ def test_only_exact_balance_under_accumulation_costs_a_second_forward_pass(
   decoder_of, batch, scope, weight, num_micro, passes
 ):
   decoder = decoder_of(
-    stack=lambda block: (Segment((block,), repeats=1),),
+    stack=lambda block: (LayerGroup((block,), repeats=1),),
     balance=(RouterZ(0.1), LoadBalance(weight, scope)),
   )
   assert counts_first(decoder, num_micro) == (passes == 2)

@@ -91,7 +91,7 @@ class Recorder:
 def go(recorder, first=0, **train):
   job = Job(
     train=Train(**{"num_steps": 5, "checkpoint_every": 100, **train}),
-    splits=(),
+    layer_groups=(),
     step=recorder.train_step,
     draw=recorder.draw,
     hooks=recorder.hooks,
@@ -336,9 +336,9 @@ def on_device(monkeypatch):
     monkeypatch.setattr(wall_clock, "time", device)
     fetch = loop.summarize
 
-    def summarize(metrics, splits):
+    def summarize(metrics, layer_groups):
       device.fetched(metrics)
-      return fetch(metrics, splits)
+      return fetch(metrics, layer_groups)
 
     monkeypatch.setattr(loop, "summarize", summarize)
     wait = lambda metrics: device.fetched(dict(metrics))  # noqa: E731

@@ -18,11 +18,11 @@ FLOPS, BYTES = 0.005, 0.02  # shares of the step's
 
 def unbalanced(experiment):
   """Returns a recipe without balance losses, whose routers count for the metrics alone."""
-  (segment,) = experiment.model.stack
-  (block,) = segment.pattern
+  (group,) = experiment.model.stack
+  (block,) = group.pattern
   moe = dataclasses.replace(block.ffn, balance=())
-  segment = dataclasses.replace(segment, pattern=(dataclasses.replace(block, ffn=moe),))
-  model = dataclasses.replace(experiment.model, stack=(segment,))
+  group = dataclasses.replace(group, pattern=(dataclasses.replace(block, ffn=moe),))
+  model = dataclasses.replace(experiment.model, stack=(group,))
   return dataclasses.replace(experiment, model=model)
 
 
@@ -34,7 +34,7 @@ def costs(experiment):
   gradients = make_gradients(decoder, experiment.train.num_micro)
   step = make_step(gradients, transform, make_schedule(optim, 30), 0)
   shape = (experiment.train.batch_size, experiment.data.seq_len)
-  names = ("ids", "labels", "position", "segment")
+  names = ("ids", "labels", "position", "group")
   batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
 
   def bare(state, batch):

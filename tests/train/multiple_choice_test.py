@@ -10,10 +10,10 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Decoder, Transformer
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.train import multiple_choice
 from jaxmoe.train.multiple_choice import Question, read_questions, score_questions
 
@@ -28,8 +28,8 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def model():
-  block = Block(Attention(2, 1, 8), MLP(16))
-  decoder = Decoder(Transformer(dim=16, stack=(Segment((block,), 1),)), 257)
+  block = BlockConfig(SoftmaxAttention(2, 1, 8), MLPConfig(16))
+  decoder = Decoder(TransformerConfig(dim=16, stack=(LayerGroup((block,), 1),)), 257)
   return decoder, decoder.init(Keys.from_seed(5))
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxmoe.core.metrics import Mean
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.optim import Constant, Cosine, Lion, Masters, Optim, make_optimizer
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.train.param_update import ParamUpdate, count_unmoved, may_underflow
@@ -26,7 +26,7 @@ LAYOUTS = {
 
 
 def two(block):
-  return (Segment((block,), 1), Segment((block,), 1))
+  return (LayerGroup((block,), 1), LayerGroup((block,), 1))
 
 
 def drawn(spec):
@@ -56,7 +56,7 @@ def stepped(decoder_of):
     spec = StateSpec(decoder, transform, layout, masters=masters)
     lies = layout.shardings("grads", decoder.dims, decoder.shapes)
     shards = lambda params: jax.lax.with_sharding_constraint(params, lies)  # noqa: E731
-    moves = ParamUpdate(shards, masters, decoder.splits)
+    moves = ParamUpdate(shards, masters, decoder.layer_groups)
     step = make_step(gradients, transform, lambda update: 0.0, 0, moves=moves)
     step = jax.jit(step, out_shardings=(spec.shardings, layout.replicated))
     state, _ = step(spec.from_arrays(drawn(spec)), {})
@@ -90,7 +90,7 @@ def test_bfloat16_masters_get_the_same_bits_on_every_layout(stepped, alone, layo
 
 
 def test_bfloat16_masters_get_the_same_bits_however_layers_are_stacked(stepped, alone):
-  got, _ = stepped(stack=lambda block: (Segment((block,), 1), Segment((block,), 1)))
+  got, _ = stepped(stack=lambda block: (LayerGroup((block,), 1), LayerGroup((block,), 1)))
   for name, x in alone[0].items():
     np.testing.assert_array_equal(got[name], x, err_msg=name)
 

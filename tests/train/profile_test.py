@@ -6,9 +6,9 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.moe.dispatch import Capacity, Dropless
 from jaxmoe.optim import Optim, make_optimizer, make_schedule
 from jaxmoe.train import profile
@@ -32,13 +32,15 @@ def _names_are_fresh():
 
 
 def dense_then(block):
-  dense = Block(Attention(num_heads=2, num_kv_heads=1, head_dim=4), MLP(mlp_dim=8))
-  return (Segment((dense, block), repeats=2),)
+  dense = BlockConfig(
+    SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=4), MLPConfig(mlp_dim=8)
+  )
+  return (LayerGroup((dense, block), repeats=2),)
 
 
 @pytest.fixture
 def compiled(decoder_of, batch_of, _names_are_fresh):
-  """Returns a function from fields of MoE to the compiled step, a state and a batch."""
+  """Returns a function from fields of MoEConfig to the compiled step, a state and a batch."""
 
   def make(**fields):
     decoder = decoder_of(stack=dense_then, shared_mlp_dim=8, **fields)

@@ -7,11 +7,11 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.train.routing_record import (
   choices_of,
@@ -26,18 +26,20 @@ IDS = np.random.default_rng(0).integers(0, VOCAB, (2, 6)).astype(np.int32)
 
 
 def moe_block(num_experts, num_active, **fields):
-  moe = MoE(num_experts, num_active, experts=SwiGLU(mlp_dim=4), **fields)
-  return Block(Attention(num_heads=1, num_kv_heads=1, head_dim=4), moe)
+  moe = MoEConfig(num_experts, num_active, experts=SwiGLU(mlp_dim=4), **fields)
+  return BlockConfig(SoftmaxAttention(num_heads=1, num_kv_heads=1, head_dim=4), moe)
 
 
 @pytest.fixture(scope="module")
 def mixed(decoder_of):
   """A decoder of a dense layer, two layers top-1 of 3 and one top-2 of 5 with one closed."""
-  dense = Block(Attention(num_heads=1, num_kv_heads=1, head_dim=4), MLP(mlp_dim=4))
+  dense = BlockConfig(
+    SoftmaxAttention(num_heads=1, num_kv_heads=1, head_dim=4), MLPConfig(mlp_dim=4)
+  )
   return decoder_of(stack=lambda block: (
-    Segment((dense,), repeats=1),
-    Segment((moe_block(3, 1, router=ROUTERS["sigmoid"][1]),), repeats=2),
-    Segment((moe_block(5, 2, closed=1),), repeats=1),
+    LayerGroup((dense,), repeats=1),
+    LayerGroup((moe_block(3, 1, router=ROUTERS["sigmoid"][1]),), repeats=2),
+    LayerGroup((moe_block(5, 2, closed=1),), repeats=1),
   ))  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def test_drops_of_all_reasons_add_up():
 
 
 def metrics(**fields):
-  """The metrics of a step with layers 0 and 2 dense: splits ((1, 1), (2, 2), (1, 1))."""
+  """The metrics of a step with layers 0 and 2 dense: layer_groups ((1, 1), (2, 2), (1, 1))."""
 
   def layers(*hot):
     counts = np.stack([np.roll([12, 0, 0, 0, 0, 0], expert) for expert in hot])

@@ -9,7 +9,7 @@ import pytest
 from jaxmoe.checkpoint import MemoryStore, OrbaxStore
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.models.stack import Segment
+from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import OPTIMIZERS, Constant, Masters, Optim, make_optimizer
 from jaxmoe.train.train_state import (
@@ -25,10 +25,10 @@ from jaxmoe.train.train_state import (
 
 REPEATS = 4
 SPLITS = {
-  "scan": lambda block: (Segment((block,), repeats=REPEATS),),
-  "pairs": lambda block: (Segment((block, block), repeats=REPEATS // 2),),
-  "segments": lambda block: (Segment((block,), repeats=1),) * REPEATS,
-  "one and three": lambda block: (Segment((block,), 1), Segment((block,), 3)),
+  "scan": lambda block: (LayerGroup((block,), repeats=REPEATS),),
+  "pairs": lambda block: (LayerGroup((block, block), repeats=REPEATS // 2),),
+  "segments": lambda block: (LayerGroup((block,), repeats=1),) * REPEATS,
+  "one and three": lambda block: (LayerGroup((block,), 1), LayerGroup((block,), 3)),
 }
 optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_before_has_no_steps_without_labels(spec_of, arrays_of):
 
 def test_a_tree_of_another_depth_is_refused_by_name(decoder_of, stored):
   store, _ = stored
-  deeper = decoder_of(stack=lambda block: (Segment((block,), repeats=REPEATS + 1),))
+  deeper = decoder_of(stack=lambda block: (LayerGroup((block,), repeats=REPEATS + 1),))
   with pytest.raises(InputError, match="layers/4/"):
     store.read(7, abstract_params(deeper, one_device()), under="params/")
 

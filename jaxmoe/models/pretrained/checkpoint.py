@@ -22,7 +22,7 @@ from jaxmoe.models.pretrained.tensor_mapping import (
   bind_params,
   choose_layouts,
 )
-from jaxmoe.models.transformer import Decoder, DType, Transformer
+from jaxmoe.models.transformer import Decoder, DType, TransformerConfig
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -44,7 +44,7 @@ class Checkpoint:
   family: ModelFamily
   plain: Mapping[str, Any]
   unread: list[str]
-  model: Transformer
+  model: TransformerConfig
   vocab_size: int
   files: CheckpointFiles
   weights: list[tuple[BoundParam, TensorLayout | None]]
@@ -109,7 +109,7 @@ def shapes_by_name(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of each weight of a model by canonical name, in order of depth."""
   shapes = {}
   for path, leaf in names.flatten(decoder.shapes).items():
-    stacked = names.layer_names(path, decoder.splits)
+    stacked = names.layer_names(path, decoder.layer_groups)
     shape = leaf.shape if stacked is None else leaf.shape[1:]
     shapes.update(dict.fromkeys(stacked or [path], jax.ShapeDtypeStruct(shape, leaf.dtype)))
   return dict(sorted(shapes.items(), key=lambda pair: _order(pair[0])))

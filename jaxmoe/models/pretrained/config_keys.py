@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.attention import Attention
-from jaxmoe.models.block import MLP, Block
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.models.masks import DocumentMask, WindowMask
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import blocks, stack_of
 from jaxmoe.models.pretrained.rope_config import read_rope, rope_keys
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import LoadBalance
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 
 ACTIVATIONS = "silu", "swish"
 
 
-def decoder(config: ConfigReader, layers: list[Block], eps: float) -> Transformer:
+def decoder(config: ConfigReader, layers: list[BlockConfig], eps: float) -> TransformerConfig:
   """Returns the record of blocks by depth, with the sizes that every family has.
 
   Args:
@@ -27,7 +27,7 @@ def decoder(config: ConfigReader, layers: list[Block], eps: float) -> Transforme
     eps: Of norms, where the config does not say it.
   """
   config.only("hidden_act", *ACTIVATIONS)
-  return Transformer(
+  return TransformerConfig(
     dim=config.get(int, "hidden_size"),
     stack=stack_of(layers),
     tied=config.get(bool, "tie_word_embeddings", default=False),
@@ -35,7 +35,7 @@ def decoder(config: ConfigReader, layers: list[Block], eps: float) -> Transforme
   )
 
 
-def decoder_keys(model: Transformer) -> dict[str, Any]:
+def decoder_keys(model: TransformerConfig) -> dict[str, Any]:
   """Returns the inverse of `decoder`."""
   return {
     "hidden_act": ACTIVATIONS[0],
@@ -60,7 +60,7 @@ def num_layers(config: ConfigReader) -> int:
 
 def attention(
   config: ConfigReader, window: int | None = None, theta: float = 10_000.0, **others: Any
-) -> Attention:
+) -> SoftmaxAttention:
   """Returns the attention of a layer.
 
   Args:
@@ -71,7 +71,7 @@ def attention(
   """
   num_heads = config.get(int, "num_attention_heads")
   theta, scaling = read_rope(config, theta)
-  return Attention(
+  return SoftmaxAttention(
     num_heads=num_heads,
     num_kv_heads=config.get(int, "num_key_value_heads", default=num_heads),
     head_dim=config.get(
@@ -84,7 +84,7 @@ def attention(
   )
 
 
-def attention_keys(model: Transformer) -> dict[str, Any]:
+def attention_keys(model: TransformerConfig) -> dict[str, Any]:
   """Returns the inverse of `attention` for the first block, all but the window."""
   of = blocks(model)[0].attention
   return {
@@ -100,7 +100,7 @@ def bias(config: ConfigReader, key: str = "attention_bias") -> str:
   return "all" if config.get(bool, key, default=False) else "none"
 
 
-def window_of(block: Block) -> int | None:
+def window_of(block: BlockConfig) -> int | None:
   """Returns how many tokens a block's attention sees, None for all."""
   mask = block.attention.mask
   return mask.size if isinstance(mask, WindowMask) else None
@@ -116,7 +116,7 @@ def balance(config: ConfigReader, default: float) -> tuple[LoadBalance, ...]:
   return (LoadBalance(weight=weight * active),) if weight > 0 else ()
 
 
-def balance_keys(moe: MoE) -> dict[str, Any]:
+def balance_keys(moe: MoEConfig) -> dict[str, Any]:
   """Returns the inverse of `balance`."""
   weight = sum(term.weight for term in moe.balance if isinstance(term, LoadBalance))
   return {"router_aux_loss_coef": weight / moe.num_active}
@@ -132,9 +132,9 @@ def dense_layers(config: ConfigReader) -> list[bool]:
   return [depth in named or (depth + 1) % step != 0 for depth in depths]
 
 
-def dense_layers_keys(model: Transformer) -> dict[str, Any]:
+def dense_layers_keys(model: TransformerConfig) -> dict[str, Any]:
   """Returns the inverse of `dense_layers`."""
-  dense = [depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MLP)]
+  dense = [depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MLPConfig)]
   return {"mlp_only_layers": dense, "decoder_sparse_step": 1}
 
 
@@ -172,7 +172,7 @@ def windows_of_types(config: ConfigReader, kinds: list, size: int | None) -> lis
   return [size if kind == "sliding_attention" else None for kind in kinds]
 
 
-def windows_keys(model: Transformer) -> dict[str, Any]:
+def windows_keys(model: TransformerConfig) -> dict[str, Any]:
   """Returns the inverse of `windows`."""
   sizes = [window_of(block) for block in blocks(model)]
   if not any(sizes):

@@ -17,16 +17,16 @@ from jaxmoe.models.pretrained.deepseek_v3 import (
 )
 from jaxmoe.models.pretrained.model_family import ModelFamily, only_moe
 from jaxmoe.models.pretrained.shared_mappings import ENDS, EXPERTS, GATE, MLP, NORMS, mapping
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.balance import LoadBalance
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.bias import AuxFree
 
 GREEDY, GROUPS = "greedy", "group_limited_greedy"
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
   config.only("scoring_func", "softmax")
   config.only("norm_topk_prob", False)  # transformers never normalises
@@ -43,12 +43,12 @@ def read(config: ConfigReader) -> Transformer:
     )  # fmt: skip
   alpha = config.get(float, "aux_loss_alpha", default=0.001)
   balance = (LoadBalance(weight=alpha),) if alpha > 0 else ()
-  moe = MoE(router=router, balance=balance, **expert_sizes(config))
+  moe = MoEConfig(router=router, balance=balance, **expert_sizes(config))
   attention = latent_attention(config, neighbours=True)
   return config_keys.decoder(config, first_dense(config, attention, moe), eps=1e-6)
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe = only_moe(model)
   grouped = isinstance(moe.router, AuxFree)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.block import MLP as DenseMLP
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.block import MLPConfig as DenseMLP
 from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
@@ -17,9 +17,9 @@ from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp,
 from jaxmoe.models.pretrained.rope_config import read_rope, rope_keys
 from jaxmoe.models.pretrained.shared_mappings import AT, ENDS, EXPERTS, GATE, MLP, NORMS, mapping
 from jaxmoe.models.pretrained.tensor_mapping import GATE_UP, ParamMapping, TensorLayout
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.bias import AuxFree
 
 SHARED, SELF = AT + "mlp.shared_experts.", AT + "self_attn."
@@ -67,7 +67,7 @@ def latent_attention(config: ConfigReader, neighbours: bool) -> LatentAttention:
   )
 
 
-def latent_attention_keys(model: Transformer) -> dict[str, Any]:
+def latent_attention_keys(model: TransformerConfig) -> dict[str, Any]:
   """Returns the inverse of `latent_attention`."""
   of = blocks(model)[0].attention
   return {
@@ -83,21 +83,21 @@ def latent_attention_keys(model: Transformer) -> dict[str, Any]:
   }
 
 
-def first_dense(config: ConfigReader, attention: Any, moe: MoE) -> list[Block]:
+def first_dense(config: ConfigReader, attention: Any, moe: MoEConfig) -> list[BlockConfig]:
   """Returns the blocks: the first ones dense, the rest with experts."""
   config.only("moe_layer_freq", 1)
   dense = config.get(int, "first_k_dense_replace", default=0)
   mlp = DenseMLP(config.get(int, "intermediate_size"))
   depths = range(config_keys.num_layers(config))
-  return [Block(attention, mlp if depth < dense else moe) for depth in depths]
+  return [BlockConfig(attention, mlp if depth < dense else moe) for depth in depths]
 
 
-def first_dense_keys(model: Transformer, moe: MoE) -> dict[str, Any]:
+def first_dense_keys(model: TransformerConfig, moe: MoEConfig) -> dict[str, Any]:
   """Returns the inverse of `first_dense`, and of `expert_sizes`."""
   mlp, width = only_mlp(model), moe.experts.mlp_dim
   return {
     "first_k_dense_replace": next(
-      depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoE)
+      depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MoEConfig)
     ),
     "intermediate_size": mlp.mlp_dim if mlp else width,
     "moe_intermediate_size": width,
@@ -123,7 +123,7 @@ def expert_sizes(config: ConfigReader) -> dict[str, Any]:
   }
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
   config.only("scoring_func", "sigmoid")
   config.only("topk_method", "noaux_tc")
@@ -135,12 +135,12 @@ def read(config: ConfigReader) -> Transformer:
     num_groups=config.get(int, "n_group", default=1),
     groups_active=config.get(int, "topk_group", default=1),
   )
-  moe = MoE(router=router, balance=(), **expert_sizes(config))
+  moe = MoEConfig(router=router, balance=(), **expert_sizes(config))
   attention = latent_attention(config, config.get(bool, "rope_interleave", default=True))
   return config_keys.decoder(config, first_dense(config, attention, moe), eps=1e-6)
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe = only_moe(model)
   return {

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
 from jaxmoe.models.pretrained.shared_mappings import AT, BIASES, DECODER, mapping
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import Linear
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
   config.get(dict, "rope_parameters", "rope_scaling")  # without, transformers takes a YaRN
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=config.get(int, "num_local_experts", "num_experts", default=128),
     num_active=config.get(int, "num_experts_per_tok", "experts_per_token", default=4),
     router=TopK(gate=Linear(bias=True), normalize=True),
@@ -37,14 +37,14 @@ def read(config: ConfigReader) -> Transformer:
   size = config.get(int, "sliding_window", default=128)
   bias = "all" if config.get(bool, "attention_bias", default=True) else "none"
   layers = [
-    Block(config_keys.attention(config, window, theta=150_000.0, bias=bias, sinks=True), moe)
+    BlockConfig(config_keys.attention(config, window, theta=150_000.0, bias=bias, sinks=True), moe)
     for window in config_keys.windows_of_types(config, kinds, size)
   ]
   config.skip("initial_context_length")
   return config_keys.decoder(config, layers, eps=1e-5)
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe = only_moe(model)
   attention = config_keys.attention_keys(model)

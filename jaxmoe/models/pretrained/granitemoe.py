@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
 from jaxmoe.models.pretrained.shared_mappings import AT, BIASES, DECODER, mapping
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
 SPARSE = AT + "block_sparse_moe."
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=config.get(int, "num_local_experts", default=8),
     num_active=config.get(int, "num_experts_per_tok", default=2),
     router=TopK(normalize=True),
@@ -32,7 +32,7 @@ def read(config: ConfigReader) -> Transformer:
     scale=config.get(float, "attention_multiplier", default=1.0),
   )  # fmt: skip
   model = config_keys.decoder(
-    config, [Block(attention, moe)] * config_keys.num_layers(config), eps=1e-6
+    config, [BlockConfig(attention, moe)] * config_keys.num_layers(config), eps=1e-6
   )
   return dataclasses.replace(
     model,
@@ -42,7 +42,7 @@ def read(config: ConfigReader) -> Transformer:
   )
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe, attention = only_moe(model), blocks(model)[0].attention
   scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmoe.models.block import MLP as DenseMLP
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.block import MLPConfig as DenseMLP
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp
 from jaxmoe.models.pretrained.shared_mappings import BIASES, DECODER, MLP
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
   config.only("mlp_bias", False)
-  block = Block(
+  block = BlockConfig(
     config_keys.attention(config, bias=config_keys.bias(config)),
     DenseMLP(config.get(int, "intermediate_size")),
   )
   return config_keys.decoder(config, [block] * config_keys.num_layers(config), eps=1e-6)
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   mlp = only_mlp(model)
   return {

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
 from jaxmoe.models.pretrained.shared_mappings import AT, DECODER, FUSED, mapping
 from jaxmoe.models.pretrained.tensor_mapping import ParamMapping, TensorLayout
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
 OLD = AT + "block_sparse_moe."
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
   window = config.get(int, "sliding_window", default=None)
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=config.get(int, "num_local_experts", default=8),
     num_active=config.get(int, "num_experts_per_tok", default=2),
     router=TopK(normalize=True),
     experts=SwiGLU(mlp_dim=config.get(int, "intermediate_size")),
     balance=config_keys.balance(config, default=0.001),
   )
-  block = Block(config_keys.attention(config, window=window, theta=1e6), moe)
+  block = BlockConfig(config_keys.attention(config, window=window, theta=1e6), moe)
   return config_keys.decoder(config, [block] * config_keys.num_layers(config), eps=1e-5)
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe = only_moe(model)
   return {

@@ -8,13 +8,13 @@ from typing import Any
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import to_plain
-from jaxmoe.models.block import MLP, Block
+from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.tensor_mapping import ParamMapping
-from jaxmoe.models.stack import Segment
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import Dropless
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 
 _LONGEST_PATTERN = 8
 
@@ -33,13 +33,13 @@ class ModelFamily:
   """
 
   architecture: str
-  read: Callable[[ConfigReader], Transformer]
-  write: Callable[[Transformer], dict[str, Any]]
+  read: Callable[[ConfigReader], TransformerConfig]
+  write: Callable[[TransformerConfig], dict[str, Any]]
   mappings: tuple[ParamMapping, ...]
   ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
 
 
-def differences(family: ModelFamily, model: Transformer) -> list[str]:
+def differences(family: ModelFamily, model: TransformerConfig) -> list[str]:
   """Returns what a model has that `family.write` cannot say, in words; empty if it can say all.
 
   Raises:
@@ -58,7 +58,7 @@ def differences(family: ModelFamily, model: Transformer) -> list[str]:
   ]
 
 
-def essence(model: Transformer) -> dict[str, Any]:
+def essence(model: TransformerConfig) -> dict[str, Any]:
   """Returns what a record says of the numbers a trained model gives, as plain values by path.
 
   Not what speed and memory depend on, how layers are grouped, or how the model is trained. Whether
@@ -73,12 +73,12 @@ def essence(model: Transformer) -> dict[str, Any]:
   return _flat({**plain, **others})
 
 
-def _bare(block: Block) -> Block:
+def _bare(block: BlockConfig) -> BlockConfig:
   """Returns a block without what training and speed alone depend on."""
-  if not isinstance(block.ffn, MoE):
+  if not isinstance(block.ffn, MoEConfig):
     return block
   moe = dataclasses.replace(
-    block.ffn, balance=(), dispatch=Dropless(), exchange=MoE().exchange, placement=(),
+    block.ffn, balance=(), dispatch=Dropless(), exchange=MoEConfig().exchange, placement=(),
   )
   if hasattr(moe.router, "bias_rate"):
     moe = dataclasses.replace(moe, router=dataclasses.replace(moe.router, bias_rate=0.0))
@@ -100,16 +100,16 @@ def _flat(plain: Any, path: str = "") -> dict[str, Any]:
   }
 
 
-def blocks(model: Transformer) -> list[Block]:
+def blocks(model: TransformerConfig) -> list[BlockConfig]:
   """Returns the record of each block, by depth."""
   return [
-    block for segment in model.stack for _ in range(segment.repeats) for block in segment.pattern
+    block for group in model.stack for _ in range(group.repeats) for block in group.pattern
   ]
 
 
-def stack_of(layers: list[Block]) -> tuple[Segment, ...]:
-  """Returns segments for blocks by depth, as few as can be: the inverse of `blocks`."""
-  segments, at = [], 0
+def stack_of(layers: list[BlockConfig]) -> tuple[LayerGroup, ...]:
+  """Returns groups for blocks by depth, as few as can be: the inverse of `blocks`."""
+  groups, at = [], 0
   while at < len(layers):
     covered, width = max(
       (_repeats(layers[at:], width) * width, -width)
@@ -117,12 +117,12 @@ def stack_of(layers: list[Block]) -> tuple[Segment, ...]:
       if width == 1 or _repeats(layers[at:], width) > 1
     )
     width = -width
-    segments.append(Segment(tuple(layers[at : at + width]), covered // width))
+    groups.append(LayerGroup(tuple(layers[at : at + width]), covered // width))
     at += covered
-  return tuple(segments)
+  return tuple(groups)
 
 
-def _repeats(layers: list[Block], width: int) -> int:
+def _repeats(layers: list[BlockConfig], width: int) -> int:
   """Returns how often the first `width` blocks come one after the other."""
   count = 1
   while layers[count * width : (count + 1) * width] == layers[:width]:
@@ -130,18 +130,18 @@ def _repeats(layers: list[Block], width: int) -> int:
   return count
 
 
-def only_moe(model: Transformer) -> MoE:
+def only_moe(model: TransformerConfig) -> MoEConfig:
   """Returns the record of the experts of the first block that has some.
 
   Raises:
     InputError: none has.
   """
-  found = next((ffn for ffn in model.ffns if isinstance(ffn, MoE)), None)
+  found = next((ffn for ffn in model.ffns if isinstance(ffn, MoEConfig)), None)
   if found is None:
     raise InputError("it has no experts")
   return found
 
 
-def only_mlp(model: Transformer) -> MLP | None:
+def only_mlp(model: TransformerConfig) -> MLPConfig | None:
   """Returns the record of the first dense feed-forward part, None where there is none."""
-  return next((ffn for ffn in model.ffns if isinstance(ffn, MLP)), None)
+  return next((ffn for ffn in model.ffns if isinstance(ffn, MLPConfig)), None)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
 from jaxmoe.models.pretrained.shared_mappings import AT, BIASES, DECODER, EXPERTS, GATE, mapping
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=config.get(int, "num_experts", "num_local_experts", default=64),
     num_active=config.get(int, "num_experts_per_tok", default=8),
     router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
@@ -29,11 +29,11 @@ def read(config: ConfigReader) -> Transformer:
     clip=config.get(float, "clip_qkv", default=None),
   )  # fmt: skip
   return config_keys.decoder(
-    config, [Block(attention, moe)] * config_keys.num_layers(config), eps=1e-5
+    config, [BlockConfig(attention, moe)] * config_keys.num_layers(config), eps=1e-5
   )
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe, attention = only_moe(model), blocks(model)[0].attention
   return {

@@ -12,14 +12,17 @@ from typing import Any
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.config_reader import INERT, LOSSES, ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, essence
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 
 UNSAID = "architectures", "model_type", *LOSSES
 """Keys that a family writes and that say nothing of what a model computes."""
 
 
 def with_origin(
-  families: Mapping[str, ModelFamily], kind: str, model: Transformer, origin: Mapping[str, Any]
+  families: Mapping[str, ModelFamily],
+  kind: str,
+  model: TransformerConfig,
+  origin: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Returns the keys of config.json for a model of a family.
 
@@ -52,7 +55,7 @@ def with_origin(
   return {**own, **kept, **{key: value for key, value in own.items() if key not in UNSAID}}
 
 
-def _says(family: ModelFamily, plain: Mapping[str, Any], model: Transformer) -> bool:
+def _says(family: ModelFamily, plain: Mapping[str, Any], model: TransformerConfig) -> bool:
   """Whether a config.json describes a model."""
   try:
     return essence(family.read(ConfigReader(plain, "config.json"))) == essence(model)

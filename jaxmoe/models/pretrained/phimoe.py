@@ -9,21 +9,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.mixtral import OLD_EXPERTS
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_moe
 from jaxmoe.models.pretrained.shared_mappings import AT, BIASES, DECODER, mapping
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=config.get(int, "num_local_experts", default=16),
     num_active=config.get(int, "num_experts_per_tok", default=2),
     router=SparseMixer(band=config.get(float, "router_jitter_noise", default=0.01)),
@@ -33,13 +33,13 @@ def read(config: ConfigReader) -> Transformer:
   window = config.get(int, "sliding_window", default=None)
   attention = config_keys.attention(config, window, theta=1e6, bias=config_keys.bias(config))
   model = config_keys.decoder(
-    config, [Block(attention, moe)] * config_keys.num_layers(config), eps=1e-5
+    config, [BlockConfig(attention, moe)] * config_keys.num_layers(config), eps=1e-5
   )
   head_bias = config.get(bool, "lm_head_bias", default=False)
   return dataclasses.replace(model, norm="layer", head_bias=head_bias)
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe, first = only_moe(model), blocks(model)[0]
   return {

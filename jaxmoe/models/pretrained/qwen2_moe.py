@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmoe.models.block import MLP as DenseMLP
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.block import MLPConfig as DenseMLP
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp, only_moe
@@ -19,18 +19,18 @@ from jaxmoe.models.pretrained.shared_mappings import (
   mapping,
 )
 from jaxmoe.models.pretrained.tensor_mapping import GATE_UP, ParamMapping, TensorLayout
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
 SHARED = AT + "mlp.shared_expert."
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
   bias = "qkv" if config.get(bool, "qkv_bias", default=True) else "none"
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=config.get(int, "num_experts", "num_local_experts", default=60),
     num_active=config.get(int, "num_experts_per_tok", default=4),
     router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
@@ -41,7 +41,7 @@ def read(config: ConfigReader) -> Transformer:
   )
   mlp = DenseMLP(config.get(int, "intermediate_size", default=5632))
   layers = [
-    Block(config_keys.attention(config, window, bias=bias), mlp if dense else moe)
+    BlockConfig(config_keys.attention(config, window, bias=bias), mlp if dense else moe)
     for window, dense in zip(windows(config), config_keys.dense_layers(config))
   ]
   return config_keys.decoder(config, layers, eps=1e-6)
@@ -62,7 +62,7 @@ def windows(config: ConfigReader) -> list[int | None]:
   return config_keys.windows_of_types(config, kinds, size if used else None)
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe, mlp = only_moe(model), only_mlp(model)
   return {

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmoe.models.block import MLP as DenseMLP
-from jaxmoe.models.block import Block
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.block import MLPConfig as DenseMLP
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp, only_moe
 from jaxmoe.models.pretrained.shared_mappings import BIASES, DECODER, EXPERTS, GATE, MLP, QK_NORMS
-from jaxmoe.models.transformer import Transformer
+from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
 
-def read(config: ConfigReader) -> Transformer:
+def read(config: ConfigReader) -> TransformerConfig:
   """Returns the record that a config.json describes."""
   config.skip("max_window_layers")
   window = config.get(int, "sliding_window", default=None)
@@ -24,7 +24,7 @@ def read(config: ConfigReader) -> Transformer:
   attention = config_keys.attention(
     config, window if used else None, qk_norm="head", bias=config_keys.bias(config)
   )
-  moe = MoE(
+  moe = MoEConfig(
     num_experts=config.get(int, "num_experts", "num_local_experts", default=128),
     num_active=config.get(int, "num_experts_per_tok", default=8),
     router=TopK(normalize=config.get(bool, "norm_topk_prob", default=False)),
@@ -35,11 +35,11 @@ def read(config: ConfigReader) -> Transformer:
   width = config.get(int, "intermediate_size", default=6144)
   mlp = DenseMLP(width)
   return config_keys.decoder(
-    config, [Block(attention, mlp if of else moe) for of in dense], eps=1e-6
+    config, [BlockConfig(attention, mlp if of else moe) for of in dense], eps=1e-6
   )
 
 
-def write(model: Transformer) -> dict[str, Any]:
+def write(model: TransformerConfig) -> dict[str, Any]:
   """Returns the keys of config.json."""
   moe, mlp, window = only_moe(model), only_mlp(model), config_keys.window_of(blocks(model)[0])
   return {

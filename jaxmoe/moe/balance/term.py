@@ -92,7 +92,7 @@ class Term:
     return self.scope == "global" and not self.additive
 
   def check(self, layer: Any) -> None:
-    """Refuses a layer (`MoE`) that the loss makes no sense for.
+    """Refuses a layer (`MoEConfig`) that the loss makes no sense for.
 
     Raises:
       InputError: what, why and the cure in one line.

@@ -38,12 +38,12 @@ def stick_breaking(q, k, v, config, seen, sink):
   return out
 
 
-MIXES = {"Attention": softmax, "StickBreaking": stick_breaking}
+MIXES = {"SoftmaxAttention": softmax, "StickBreaking": stick_breaking}
 
 
 def turned(config, heads, segment):
   """Positions, where the kind has any: the place in the document."""
-  if type(config).__name__ != "Attention":
+  if type(config).__name__ != "SoftmaxAttention":
     return heads
   return np.stack([
     rope(heads[t], place, config, len(segment)) for t, place in enumerate(positions(segment))

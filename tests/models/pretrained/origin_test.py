@@ -10,7 +10,7 @@ from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.model_family import essence
 from jaxmoe.models.pretrained.origin import with_origin
 from jaxmoe.moe.balance import LoadBalance
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from tests.models.pretrained.golden import FOLDER
 
 INERT = {
@@ -66,7 +66,7 @@ def test_keys_that_do_nothing_in_a_model_keep_their_values(kind, idle):
 
 def changed(kind, origin, **fields):
   """The model of a config with other fields of its experts."""
-  replace = lambda ffn: dataclasses.replace(ffn, **fields) if isinstance(ffn, MoE) else ffn  # noqa: E731
+  replace = lambda ffn: dataclasses.replace(ffn, **fields) if isinstance(ffn, MoEConfig) else ffn  # noqa: E731
   return read(kind, origin).map_ffns(replace)
 
 

@@ -15,7 +15,7 @@ from jaxmoe.models.pretrained.checkpoint import open_checkpoint
 from jaxmoe.models.pretrained.tensor_mapping import choose_layouts
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch import DISPATCHERS
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -37,7 +37,7 @@ class Ours:
     dispatch = DISPATCHERS[name][1]
 
     def change(ffn):
-      return dataclasses.replace(ffn, dispatch=dispatch) if isinstance(ffn, MoE) else ffn
+      return dataclasses.replace(ffn, dispatch=dispatch) if isinstance(ffn, MoEConfig) else ffn
 
     model = self.checkpoint.model.map_ffns(change)
     self.decoder = Decoder(model, self.checkpoint.vocab_size)
@@ -46,7 +46,7 @@ class Ours:
   def tree(self, named):
     """Our tree of arrays by canonical name."""
     arrays = {name: jnp.asarray(x) for name, x in named.items()}
-    flat = names.stack(arrays, list(names.flatten(self.decoder.shapes)), self.decoder.splits)
+    flat = names.stack(arrays, list(names.flatten(self.decoder.shapes)), self.decoder.layer_groups)
     return names.unflatten(self.decoder.shapes, flat)
 
   def forward(self, ids_BL, position_BL=None):
@@ -56,11 +56,15 @@ class Ours:
       tokens = dataclasses.replace(tokens, position=jnp.asarray(position_BL, jnp.int32))
     with jax.default_matmul_precision("highest"):
       (_, (logits, sums)), grads = forward(self.decoder, self.params, tokens)
-    layers = names.by_layer(sums, self.decoder.splits)
+    layers = names.by_layer(sums, self.decoder.layer_groups)
     choices = {
       depth: np.sort(np.asarray(of.routing.expert_TA), axis=1) for depth, of in layers.items()
     }
-    return np.asarray(logits), choices, names.unstack(names.flatten(grads), self.decoder.splits)
+    return (
+      np.asarray(logits),
+      choices,
+      names.unstack(names.flatten(grads), self.decoder.layer_groups),
+    )
 
   def greedy(self, ids_BL, new):
     with jax.default_matmul_precision("highest"):

@@ -139,7 +139,7 @@ def test_keys_that_nobody_reads_are_told():
     ("a", [("a", 1)]),
   ],
 )
-def test_layers_are_grouped_into_few_segments(letters, expected):
+def test_layers_are_grouped_into_few_layer_groups(letters, expected):
   model = FAMILIES["mixtral"].read(settings_of("mixtral"))
   block = model.stack[0].pattern[0]
   of = {
@@ -148,7 +148,7 @@ def test_layers_are_grouped_into_few_segments(letters, expected):
   }
   layers = [of[letter] for letter in letters]
   stack = stack_of(layers)
-  assert [(segment.pattern, segment.repeats) for segment in stack] == [
+  assert [(group.pattern, group.repeats) for group in stack] == [
     (tuple(of[letter] for letter in pattern), repeats) for pattern, repeats in expected
   ]
   assert blocks(dataclasses.replace(model, stack=stack)) == layers

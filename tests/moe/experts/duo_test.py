@@ -11,7 +11,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.moe.experts.primitives import Primitives
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
 D, T = 6, 12
@@ -21,7 +21,7 @@ GIVEN = np.random.default_rng(0).integers(0, len(WIDTHS), T)
 
 def run(given, x=None):
   """Returns x, outputs and sums of a layer in which every token takes one given expert."""
-  config = MoE(len(WIDTHS), 1, router=TopK(normalize=False), experts=Duo(WIDTHS))
+  config = MoEConfig(len(WIDTHS), 1, router=TopK(normalize=False), experts=Duo(WIDTHS))
   layer = config.build(Init(Keys.from_seed(0)), D)
   if x is None:
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, T, D)), jnp.float32)
@@ -69,7 +69,7 @@ def test_kinds_that_mean_nothing_are_refused(kinds):
 
 
 def test_another_number_of_experts_is_refused():
-  config = MoE(4, 2, experts=Duo(WIDTHS))
+  config = MoEConfig(4, 2, experts=Duo(WIDTHS))
   with pytest.raises(InputError, match="widths needs one number an expert"):
     dataclasses.replace(config, num_experts=5)
   with pytest.raises(InputError, match="kinds needs one name an expert"):

@@ -15,7 +15,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.dispatch import Capacity, Dropless
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.experts.latent import Latent
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 
 D, K, F, E, A, T = 10, 4, 6, 5, 2, 23
 LATENT = Latent(SwiGLU(F), dim=K)
@@ -51,7 +51,7 @@ def test_rows_that_are_dispatched_have_the_width_of_the_latent_space(dispatch):
       seen.append((x_TD.shape, y_TD.shape))
       return y_TD, counts
 
-  call, state = build(MoE(E, A, experts=LATENT, dispatch=Watched()))
+  call, state = build(MoEConfig(E, A, experts=LATENT, dispatch=Watched()))
   y, _ = call(draw())
   assert seen == [((T, K), (T, K))] and y.shape == (T, D)
   shapes = {leaf.shape for leaf in jax.tree.leaves(state["experts"]["network"])}
@@ -60,7 +60,7 @@ def test_rows_that_are_dispatched_have_the_width_of_the_latent_space(dispatch):
 
 def test_the_output_is_that_of_a_loop_over_tokens_and_their_choices():
   x = draw()
-  call, state = build(MoE(E, A, experts=LATENT))
+  call, state = build(MoEConfig(E, A, experts=LATENT))
   y, sums = jax.jit(call)(x)
   w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state["experts"])
   routing = jax.device_get(sums.routing)
@@ -79,16 +79,18 @@ def test_the_output_is_that_of_a_loop_over_tokens_and_their_choices():
 
 def test_with_projections_that_change_nothing_it_is_the_bare_network():
   x = draw()
-  call, state = build(MoE(E, A, experts=Latent(SwiGLU(F), dim=D)))
+  call, state = build(MoEConfig(E, A, experts=Latent(SwiGLU(F), dim=D)))
   eye = jnp.eye(D)
   state = {**state, "experts": {**state["experts"], "down": eye, "up": eye}}
-  bare, _ = build(MoE(E, A, experts=SwiGLU(F)), {**state, "experts": state["experts"]["network"]})
+  bare, _ = build(
+    MoEConfig(E, A, experts=SwiGLU(F)), {**state, "experts": state["experts"]["network"]}
+  )
   np.testing.assert_allclose(call(x, state)[0], bare(x)[0], rtol=1e-6, atol=1e-7)
 
 
 def test_the_router_and_the_shared_expert_see_what_the_projection_does_not():
   x = draw()
-  call, state = build(MoE(E, A, experts=LATENT, shared_mlp_dim=3))
+  call, state = build(MoEConfig(E, A, experts=LATENT, shared_mlp_dim=3))
   # A direction that no row of the projection looks at.
   blind = np.linalg.svd(np.asarray(state["experts"]["down"]).T)[2][-1]
   np.testing.assert_allclose(blind @ state["experts"]["down"], 0, atol=1e-6)
@@ -105,7 +107,7 @@ def test_the_router_and_the_shared_expert_see_what_the_projection_does_not():
 
 
 def test_its_parameters_are_counted_where_they_are():
-  config = MoE(E, A, experts=LATENT)
+  config = MoEConfig(E, A, experts=LATENT)
   _, state = build(config)
   sizes = jax.tree.map(np.size, state["experts"])
   per_expert = sum(jax.tree.leaves(sizes["network"])) // E

@@ -14,7 +14,7 @@ from jaxmoe.moe.balance import LoadBalance, NullAveraged
 from jaxmoe.moe.dispatch import Capacity, Dropless
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.experts.null import Null
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
 D, F, N, M, A, T = 6, 4, 4, 4, 3, 29
@@ -43,9 +43,9 @@ def draw():
 
 def test_without_null_experts_it_is_the_network_alone_bit_for_bit():
   x = draw()
-  y, sums, state, grads = run(MoE(N, A, experts=Null(SwiGLU(F), num_null=0)), x)
+  y, sums, state, grads = run(MoEConfig(N, A, experts=Null(SwiGLU(F), num_null=0)), x)
   bare = {"router": state["router"], "experts": state["experts"]["kinds"]["true"]}
-  right, right_sums, _, right_grads = run(MoE(N, A, experts=SwiGLU(F)), x, bare)
+  right, right_sums, _, right_grads = run(MoEConfig(N, A, experts=SwiGLU(F)), x, bare)
   np.testing.assert_array_equal(y, right)
   jax.tree.map(np.testing.assert_array_equal, sums, right_sums)
   np.testing.assert_array_equal(grads[1], right_grads[1])
@@ -55,7 +55,7 @@ def test_without_null_experts_it_is_the_network_alone_bit_for_bit():
 
 
 def layer_of(**options):
-  return MoE(N + M, A, experts=Null(SwiGLU(F), num_null=M), **options)
+  return MoEConfig(N + M, A, experts=Null(SwiGLU(F), num_null=M), **options)
 
 
 def moved(state, order):
@@ -120,7 +120,7 @@ def variation(loads):
 
 def test_the_loss_alone_leads_to_a_n_over_n_plus_m_experts_each_token_its_own_number(balanced):
   n, m, k = 8, 8, 4
-  layer = functools.partial(MoE, n + m, k, experts=Null(SwiGLU(F), num_null=m))
+  layer = functools.partial(MoEConfig, n + m, k, experts=Null(SwiGLU(F), num_null=m))
   expert_TA, loads = balanced(layer(balance=(NullAveraged(),)))
   np.testing.assert_allclose(loads[:n].sum() / loads.sum() * k, k * n / (n + m), rtol=0.01)
   spread = np.bincount((expert_TA < n).sum(1), minlength=k + 1) / len(expert_TA)
@@ -143,8 +143,8 @@ def test_capacity_is_sized_by_the_share_of_choices_that_compute():
 
 def test_a_layer_of_nulls_alone_is_refused():
   with pytest.raises(InputError, match="must leave an expert that computes"):
-    MoE(4, 2, experts=Null(SwiGLU(F), num_null=4))
+    MoEConfig(4, 2, experts=Null(SwiGLU(F), num_null=4))
   with pytest.raises(InputError, match="must not be negative"):
     Null(SwiGLU(F), num_null=-1)
   with pytest.raises(InputError, match="cannot be closed"):
-    MoE(8, 2, experts=Null(SwiGLU(F), num_null=2), closed=1)
+    MoEConfig(8, 2, experts=Null(SwiGLU(F), num_null=2), closed=1)

@@ -10,7 +10,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.moe.balance import Heterogeneous
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routing import Routing
 
 D, F, FFN, E = 6, 4, 3, 7  # Three of the network, one zero, one copy, two constant.
@@ -20,7 +20,7 @@ EXPERTS = ZeroCopyConstant(SwiGLU(F), num_constant=2)
 
 def run(chosen, experts=EXPERTS, weight=(0.3, 0.5)):
   """Returns x, the layer's output for tokens that all chose these experts, and the layer."""
-  layer = MoE(E, 2, experts=experts).build(Init(Keys.from_seed(0)), D)
+  layer = MoEConfig(E, 2, experts=experts).build(Init(Keys.from_seed(0)), D)
   x = jnp.asarray(np.random.default_rng(0).normal(size=(5, D)), jnp.float32)
   expert_TA = jnp.tile(jnp.asarray(chosen, jnp.int32), (5, 1))
   weight_TA = jnp.tile(jnp.asarray(weight, jnp.float32), (5, 1))
@@ -60,13 +60,13 @@ def test_two_experts_that_compute_nothing_take_no_row_and_drop_nothing():
 
 @pytest.mark.parametrize("tau", [0.5, 0.75])
 def test_the_loss_alone_leads_to_loads_of_tau_to_one(balanced, tau):
-  config = functools.partial(MoE, 8, 2, experts=ZeroCopyConstant(SwiGLU(F), 1, 1, 2))
+  config = functools.partial(MoEConfig, 8, 2, experts=ZeroCopyConstant(SwiGLU(F), 1, 1, 2))
   _, loads = balanced(config(balance=(Heterogeneous(idle=tau),)), steps=1500)
   np.testing.assert_allclose(loads[:4].mean() / loads[4:].mean(), tau, rtol=0.03)
 
 
 def test_a_layer_without_a_network_is_refused():
   with pytest.raises(InputError, match="must leave one of the network"):
-    MoE(4, 2, experts=ZeroCopyConstant(SwiGLU(F), num_constant=2))
+    MoEConfig(4, 2, experts=ZeroCopyConstant(SwiGLU(F), num_constant=2))
   with pytest.raises(InputError, match="num_copy must not be negative"):
     ZeroCopyConstant(num_copy=-1)

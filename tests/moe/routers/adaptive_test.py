@@ -7,7 +7,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.moe.balance import LoadBalance, Sparsity
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.adaptive import AdaptiveTopK, ReLU
 from jaxmoe.moe.routing import Routing, sum_routing
 
@@ -52,7 +52,7 @@ def test_relu_under_the_sparsity_loss_comes_to_its_target_while_it_learns_a_task
   w = jnp.asarray(rng.normal(size=(8, E)), jnp.float32)
   y = jax.nn.relu(x @ w) @ outputs  # Without the loss about half of the experts would be right.
   router, term = ReLU(target=target, rate=1.02, first=1e-2), Sparsity()
-  layer = MoE(E, E, balance=())
+  layer = MoEConfig(E, E, balance=())
 
   def value(w, pressure):
     seen = seen_of(router, x @ w, num_active=E, buffers={"pressure": pressure})
@@ -88,7 +88,7 @@ def test_a_weight_follows_the_router_only_if_asked_and_padding_does_not_dilute_i
 
 def test_a_target_that_the_most_experts_cannot_exceed_is_refused():
   with pytest.raises(InputError, match="must lie below num_active, the most: target=2"):
-    MoE(num_experts=E, num_active=2, router=ReLU(target=2.0))
+    MoEConfig(num_experts=E, num_active=2, router=ReLU(target=2.0))
 
 
 @pytest.mark.parametrize("fields", [{"rate": 0.9}, {"first": 0.0}, {"target": 0.0}])

@@ -4,8 +4,8 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.block import Block
-from jaxmoe.moe.layer import MoE
+from jaxmoe.models.block import BlockConfig
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 
@@ -20,8 +20,8 @@ def loads(chosen, valid=None, num_experts=8):
 def test_a_causal_model_is_served_only_if_the_future_is_allowed(router):
   config = {"num_experts": 4, "num_active": router.fixed_active or 2}
   with pytest.raises(InputError, match="set allow_future=true"):
-    Block(ffn=MoE(router=router, **config))
-  Block(ffn=MoE(router=type(router)(allow_future=True), **config))
+    BlockConfig(ffn=MoEConfig(router=router, **config))
+  BlockConfig(ffn=MoEConfig(router=type(router)(allow_future=True), **config))
 
 
 def test_sinkhorn_evens_out_a_skewed_batch(seen_of, skewed):

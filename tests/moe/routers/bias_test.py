@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.moe.routers.router import Samples
 
@@ -101,13 +101,13 @@ def test_an_expert_outside_of_the_groups_is_not_chosen_where_those_inside_rank_b
 )
 def test_groups_that_cannot_serve_are_refused(fields, message):
   with pytest.raises(InputError, match=message):
-    MoE(num_experts=E, num_active=A, router=AuxFree(**fields))
+    MoEConfig(num_experts=E, num_active=A, router=AuxFree(**fields))
 
 
 def test_more_active_experts_than_the_active_groups_have_are_refused():
-  MoE(num_experts=E, num_active=4, router=AuxFree(num_groups=4, groups_active=2))
+  MoEConfig(num_experts=E, num_active=4, router=AuxFree(num_groups=4, groups_active=2))
   with pytest.raises(InputError, match="groups of 3 or more"):
-    MoE(num_experts=E, num_active=5, router=AuxFree(num_groups=4, groups_active=2))
+    MoEConfig(num_experts=E, num_active=5, router=AuxFree(num_groups=4, groups_active=2))
 
 
 # ---- quantile balancing ----

@@ -6,7 +6,7 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import from_plain
 from jaxmoe.moe.dispatch import Capacity, Dropless, Einsum
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
 from jaxmoe.moe.routers.router import Samples
 from jaxmoe.moe.routing import Routing
@@ -59,9 +59,9 @@ def test_without_keys_a_token_takes_its_best_unless_experts_always_choose(seen_o
 
 def test_a_causal_model_is_refused_unless_the_future_is_allowed():
   with pytest.raises(InputError, match="routes a token by later ones"):
-    MoE(router=ExpertChoice()).check_causal()
-  MoE(router=ExpertChoice(allow_future=True)).check_causal()
-  MoE(router=CausalExpertChoice()).check_causal()
+    MoEConfig(router=ExpertChoice()).check_causal()
+  MoEConfig(router=ExpertChoice(allow_future=True)).check_causal()
+  MoEConfig(router=CausalExpertChoice()).check_causal()
 
 
 @pytest.mark.parametrize("tokens, factor", [(400, 1.0), (41, 1.25), (41, 0.3), (1, 1.0)])
@@ -150,7 +150,7 @@ def test_padding_tells_thresholds_nothing():
 )  # fmt: skip
 def test_numbers_that_make_no_sense_are_refused(cls, options, words):
   with pytest.raises(InputError, match=words):
-    MoE(num_experts=E, num_active=A, router=cls(**options))
+    MoEConfig(num_experts=E, num_active=A, router=cls(**options))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.5])

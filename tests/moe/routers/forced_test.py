@@ -5,7 +5,7 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import Seen
 from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
 from tests.contracts.oracles.batch_routing import inclusion
@@ -73,11 +73,11 @@ def test_weights_are_alike_to_the_bit_and_have_the_gradient_of_the_scores(router
 )  # fmt: skip
 def test_a_list_that_no_layer_could_follow_is_refused(experts, words):
   with pytest.raises(InputError, match=words):
-    MoE(num_experts=5, num_active=2, router=Given(experts=experts))
+    MoEConfig(num_experts=5, num_active=2, router=Given(experts=experts))
 
 
 def test_a_list_may_repeat_an_expert_where_no_token_has_it_twice():
-  MoE(num_experts=5, num_active=2, router=Given(experts=(0, 1, 0, 2)))
+  MoEConfig(num_experts=5, num_active=2, router=Given(experts=(0, 1, 0, 2)))
 
 
 @pytest.mark.parametrize("exponent", [-1.0, 101.0])

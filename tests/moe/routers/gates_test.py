@@ -8,7 +8,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import from_plain
 from jaxmoe.core.rng import Keys
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.gates import GATES, MLP, Cosine, Residual
 from jaxmoe.moe.routers.tree import Tree
@@ -97,7 +97,7 @@ def test_sure_decisions_lead_to_one_leaf_left_first_and_have_finite_gradients():
 
 def test_a_tree_of_other_than_a_power_of_two_leaves_is_refused():
   with pytest.raises(InputError, match="a power of two: 6 open ones; use 4 or 8"):
-    MoE(num_experts=6, router=TopK(gate=Tree()))
+    MoEConfig(num_experts=6, router=TopK(gate=Tree()))
 
 
 def test_the_mlp_gate_of_a_run_of_before_has_no_bias_and_an_approximate_gelu():

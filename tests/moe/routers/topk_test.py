@@ -12,7 +12,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.dispatch import Capacity, Dense, Dropless
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.layer import MoE
+from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.topk import GShard, Switch
 
 T, D, E = 40, 6, 4
@@ -31,7 +31,7 @@ def test_jitter_that_may_turn_a_sign_is_refused(jitter):
 
 def test_a_rule_that_knows_one_number_of_experts_refuses_others():
   with pytest.raises(InputError, match="GShard sends a token to 2: num_active=3; set num_active=2"):
-    MoE(num_experts=4, num_active=3, router=GShard())
+    MoEConfig(num_experts=4, num_active=3, router=GShard())
 
 
 def test_jitter_multiplies_each_entry_of_the_gate_input_within_its_bounds_in_training_alone():
@@ -58,7 +58,7 @@ def test_gshard_keeps_a_second_expert_with_probability_2_g2_and_the_first_always
 
 @pytest.mark.parametrize("dispatch", [Dropless(), Dense(), Capacity(100.0)], ids=str)
 def test_a_choice_that_is_not_kept_adds_nothing_and_has_no_gradient(dispatch):
-  config = MoE(E, 2, router=GShard(), experts=SwiGLU(4), dispatch=dispatch)
+  config = MoEConfig(E, 2, router=GShard(), experts=SwiGLU(4), dispatch=dispatch)
   layer = config.build(Init(Keys.from_seed(0)), D)
   x = jax.random.normal(jax.random.key(1), (T, D))
   tokens = Tokens.of_ids(jnp.zeros((1, T), jnp.int32))
