@@ -210,9 +210,7 @@ def gathered_for_good(original: Any) -> Any:
 
 def on_every_device(original: Any) -> Any:
   """Biases of sums that every device of a tensor group adds."""
-  return lambda self, leaf, arrival: original(
-    self, leaf, dataclasses.replace(arrival, once=False)
-  )
+  return lambda self, leaf, arrival: original(self, leaf, dataclasses.replace(arrival, once=False))
 
 
 def other_key_head(original: Any) -> Any:
@@ -237,21 +235,21 @@ def labels_off_by_one(original: Any) -> Any:
 def far_before_near(original: Any) -> Any:
   """The two levels of an exchange over each other's axes."""
 
-  def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+  def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
     turned = dataclasses.replace(self, axes=self.axes[::-1], degrees=self.degrees[::-1])
     return original(turned if two_level else self, parts_eF, two_level)
 
-  return swap
+  return all_to_all
 
 
 def sizes_not_swapped(original: Any) -> Any:
   """Devices that take their own numbers of rows for those of others."""
 
-  def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+  def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
     whole = jnp.issubdtype(parts_eF.dtype, jnp.integer)
     return parts_eF if whole else original(self, parts_eF, two_level)
 
-  return swap
+  return all_to_all
 
 
 def on_return(change: Callable[[Any], Any]) -> Make:
@@ -260,14 +258,14 @@ def on_return(change: Callable[[Any], Any]) -> Make:
   def make(original: Any) -> Any:
     moves: list[None] = []
 
-    def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+    def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
       swapped = original(self, parts_eF, two_level)
       if jnp.issubdtype(parts_eF.dtype, jnp.integer):
         return swapped
       moves.append(None)
       return swapped if len(moves) % 2 else change(swapped)
 
-    return swap
+    return all_to_all
 
   return make
 
@@ -347,16 +345,27 @@ FAULTS = {
   "axes of experts are swapped": Fault(
     FOLD_DATA, MeshContext, "expert_mesh", property_of(lambda mesh: (mesh[0][::-1], mesh[1][::-1]))
   ),
-  "levels of an exchange are swapped": Fault(FOLD_DATA, exchange.Group, "swap", far_before_near),
-  "sizes of groups stay where they are": Fault(EXPERT, exchange.Group, "swap", sizes_not_swapped),
-  "rows return to the wrong device": Fault(
-    EXPERT, exchange.Group, "swap", on_return(lambda parts_eF: jnp.roll(parts_eF, 1, axis=0))
+  "levels of an exchange are swapped": Fault(
+    FOLD_DATA, exchange.DeviceGroup, "all_to_all", far_before_near
   ),
-  "a combine is dropped": Fault(EXPERT, exchange.Group, "swap", on_return(jnp.zeros_like)),
+  "sizes of groups stay where they are": Fault(
+    EXPERT, exchange.DeviceGroup, "all_to_all", sizes_not_swapped
+  ),
+  "rows return to the wrong device": Fault(
+    EXPERT,
+    exchange.DeviceGroup,
+    "all_to_all",
+    on_return(lambda parts_eF: jnp.roll(parts_eF, 1, axis=0)),
+  ),
+  "a combine is dropped": Fault(
+    EXPERT, exchange.DeviceGroup, "all_to_all", on_return(jnp.zeros_like)
+  ),
   "pieces are put together backwards": Fault(CHUNKED, exchange, "_spans", spans_backwards),
-  "outputs of experts elsewhere are left out": Fault(GATHERED, exchange.Group, "scatter", own_rows),
+  "outputs of experts elsewhere are left out": Fault(
+    GATHERED, exchange.DeviceGroup, "scatter", own_rows
+  ),
   "the router is detached by an all-gather": Fault(
-    GATHERED, exchange.Group, "gather", weights_detached
+    GATHERED, exchange.DeviceGroup, "gather", weights_detached
   ),
 }
 

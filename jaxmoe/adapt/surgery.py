@@ -73,9 +73,11 @@ def insert(model: TransformerConfig, num: int, like: Sequence[int] = ()) -> Surg
     raise InputError(f"at least one expert must be inserted: insert={num}")
   added = _added(num, like, layers)
   return Surgery(
-    _changed(model, lambda moe: _grown(moe, moe.num_experts + num, closed=moe.closed + num)),
+    _changed(
+      model, lambda moe: _grown(moe, moe.num_experts + num, num_inactive=moe.num_inactive + num)
+    ),
     {depth: (*range(moe.num_experts), *added) for depth, moe in layers.items()},
-    {depth: tuple(range(moe.num_open)) for depth, moe in layers.items()},
+    {depth: tuple(range(moe.num_routable)) for depth, moe in layers.items()},
   )
 
 
@@ -91,15 +93,15 @@ def open_closed(model: TransformerConfig, like: Sequence[int] = ()) -> Surgery:
     InputError: there are none, or `like` does not fit.
   """
   layers = _moe_layers(model)
-  if not all(moe.closed for moe in layers.values()):
+  if not all(moe.num_inactive for moe in layers.values()):
     raise InputError("no expert is closed in some MoE layer, so none can be opened; insert first")
-  if len({moe.closed for moe in layers.values()}) > 1 and like:
+  if len({moe.num_inactive for moe in layers.values()}) > 1 and like:
     raise InputError("layers have different numbers of closed experts; open them without `like`")
-  opened = {depth: _added(moe.closed, like, layers) for depth, moe in layers.items()}
+  opened = {depth: _added(moe.num_inactive, like, layers) for depth, moe in layers.items()}
   return Surgery(
-    _changed(model, lambda moe: dataclasses.replace(moe, closed=0)),
+    _changed(model, lambda moe: dataclasses.replace(moe, num_inactive=0)),
     {depth: tuple(range(moe.num_experts)) for depth, moe in layers.items()},
-    {depth: (*range(moe.num_open), *opened[depth]) for depth, moe in layers.items()},
+    {depth: (*range(moe.num_routable), *opened[depth]) for depth, moe in layers.items()},
   )
 
 
@@ -116,7 +118,7 @@ def prune(model: TransformerConfig, usage_LE: np.ndarray, keep: int) -> Surgery:
     InputError: usage of another shape or not a number, or a number that does not fit.
   """
   layers = _moe_layers(model)
-  widths = [moe.num_open for moe in layers.values()]
+  widths = [moe.num_routable for moe in layers.values()]
   if [len(row) for row in usage_LE] != widths:
     raise InputError(
       f"usage needs a row for each MoE layer, an entry for each expert, {widths}: it has "
@@ -130,7 +132,7 @@ def prune(model: TransformerConfig, usage_LE: np.ndarray, keep: int) -> Surgery:
     depth: tuple(sorted(np.argsort(-np.asarray(row, np.float64), kind="stable")[:keep].tolist()))
     for depth, row in zip(layers, usage_LE)
   }
-  return Surgery(_changed(model, lambda moe: _grown(moe, keep, closed=0)), kept, kept)
+  return Surgery(_changed(model, lambda moe: _grown(moe, keep, num_inactive=0)), kept, kept)
 
 
 def clone(model: TransformerConfig, times: int) -> Surgery:
@@ -142,11 +144,10 @@ def clone(model: TransformerConfig, times: int) -> Surgery:
   layers = _moe_layers(model)
   if times < 2:
     raise InputError(f"cloning needs at least 2 of each: clone={times}")
-  if any(moe.closed for moe in layers.values()):
+  if any(moe.num_inactive for moe in layers.values()):
     raise InputError("some experts are closed; open them first, or prune them")
   origins = {
-    depth: tuple(np.repeat(range(moe.num_experts), times).tolist())
-    for depth, moe in layers.items()
+    depth: tuple(np.repeat(range(moe.num_experts), times).tolist()) for depth, moe in layers.items()
   }
 
   def more(moe: MoEConfig) -> MoEConfig:
@@ -176,7 +177,7 @@ def upcycle(model: TransformerConfig, moe: MoEConfig, variety: Variety = ALIKE) 
   depths = [depth for depth, ffn in enumerate(model.ffns) if isinstance(ffn, MLPConfig)]
   if not depths:
     raise InputError("no block has a dense feed-forward part (mlp); there is nothing to upcycle")
-  if not isinstance(moe.experts, SwiGLU) or moe.closed or moe.shared_mlp_dim:
+  if not isinstance(moe.experts, SwiGLU) or moe.num_inactive or moe.shared_mlp_dim:
     raise InputError("upcycling makes swiglu experts, open, without a shared one; ask for these")
   origins = dict.fromkeys(depths, (0,) * moe.num_experts)
   routed = dict.fromkeys(depths, (NEW,) * moe.num_experts)
@@ -193,7 +194,7 @@ def _added(num: int, like: Sequence[int], layers: Mapping[int, MoEConfig]) -> Or
   """Returns the origins of `num` experts that are added."""
   if not like:
     return (NEW,) * num
-  fewest = min(moe.num_open for moe in layers.values())
+  fewest = min(moe.num_routable for moe in layers.values())
   if len(like) != num or not all(0 <= expert < fewest for expert in like):
     raise InputError(
       f"like must name an expert below {fewest} for each of the {num} added: like={list(like)}"
@@ -201,8 +202,8 @@ def _added(num: int, like: Sequence[int], layers: Mapping[int, MoEConfig]) -> Or
   return tuple(like)
 
 
-def _grown(moe: MoEConfig, num_experts: int, closed: int = 0) -> MoEConfig:
-  return dataclasses.replace(moe, num_experts=num_experts, closed=closed)
+def _grown(moe: MoEConfig, num_experts: int, num_inactive: int = 0) -> MoEConfig:
+  return dataclasses.replace(moe, num_experts=num_experts, num_inactive=num_inactive)
 
 
 def _moe_layers(model: TransformerConfig) -> dict[int, MoEConfig]:

@@ -160,7 +160,7 @@ def read_given(name: str) -> ExpertCounts | None:
 
 def usage_of_none(model: TransformerConfig) -> ExpertCounts:
   """Returns zeros for every expert of every MoE layer."""
-  return [np.zeros(ffn.num_open) for ffn in model.ffns if isinstance(ffn, MoEConfig)]
+  return [np.zeros(ffn.num_routable) for ffn in model.ffns if isinstance(ffn, MoEConfig)]
 
 
 def count(source: derived_run.Source, corpus: Corpus) -> ExpertCounts:

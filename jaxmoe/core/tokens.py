@@ -22,7 +22,7 @@ class Compare:
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["id", "position", "segment", "slot", "given", "domain"],
-  meta_fields=["by_row", "record", "compare"],
+  meta_fields=["per_sequence", "record", "compare"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -36,7 +36,7 @@ class Tokens:
     given: Choices to take in place of the routers' own, (layers, B, L, A) by depth, or
       (B, L, A) inside a layer; -1 is no choice. None to let routers choose.
     domain: Which part of the data it is from, from 0; None where nobody asks.
-    by_row: Whether routers also count choices row by row, for tables of what goes where.
+    per_sequence: Whether routers also count choices row by row, for tables of what goes where.
     record: Whether layers return every token's routing beside their sums.
     compare: Whether gates that are trees tell of each domain, and what; None for no.
   """
@@ -47,7 +47,7 @@ class Tokens:
   slot: jax.Array
   given: jax.Array | None = None
   domain: jax.Array | None = None
-  by_row: bool = False
+  per_sequence: bool = False
   record: bool = False
   compare: Compare | None = None
 

@@ -105,7 +105,7 @@ class AttentionExperts:
     return self.num_active * self.heads.mixing_flops(seq_len)
 
   @property
-  def num_open(self) -> int:
+  def num_routable(self) -> int:
     """How many experts the router knows: all."""
     return self.num_experts
 
@@ -115,9 +115,9 @@ class AttentionExperts:
     return Experts()
 
   @property
-  def needs_rows(self) -> bool:
+  def needs_sequence_totals(self) -> bool:
     """Whether a balance loss needs the sums of each row of the batch."""
-    return any(term.needs_rows for term in self.balance)
+    return any(term.needs_sequence_totals for term in self.balance)
 
 
 class AttentionExpertsLayer(nnx.Module):
@@ -151,7 +151,7 @@ class AttentionExpertsLayer(nnx.Module):
       out_TANH.reshape(choices, -1), mode="drop"
     )
     y_TD = plan.combine(grouped_dot(self.experts.o.get_value(), rows_RP, plan.groups))
-    sums = layer_sums(routing, tokens, Counts({}, {}), self.config.needs_rows)
+    sums = layer_sums(routing, tokens, Counts({}, {}), self.config.needs_sequence_totals)
     return y_TD.reshape(x_BLD.shape), cache, sums
 
   def _attend(self, q_TANH: jax.Array, tokens: Tokens, cache: Cache) -> jax.Array:

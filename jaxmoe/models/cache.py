@@ -101,7 +101,7 @@ class KVCache:
       return memory.at[rows_B1, slot_BL].set(values.astype(memory.dtype), mode="drop")
 
     # What is asked of routers is no business of those who look back.
-    plain = dataclasses.replace(tokens, given=None, by_row=False, record=False)
+    plain = dataclasses.replace(tokens, given=None, per_sequence=False, record=False)
     return KVCache(
       write(self.k_BSKH, k_BLKH),
       write(self.v_BSKH, v_BLKH),

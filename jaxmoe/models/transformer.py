@@ -85,7 +85,7 @@ class TransformerConfig:
       )
     if not self.stack:
       raise InputError("a stack needs at least one layer group")
-    sizes = {layer.num_open for layer in self.moe_records() if layer.router.gate.carries}
+    sizes = {layer.num_routable for layer in self.moe_records() if layer.router.gate.carries}
     if len(sizes) > 1:
       raise InputError(
         "gates that add the logits of the layer before need one number of open experts in all "
@@ -360,7 +360,7 @@ class Decoder:
     """Returns what the gate of the first layer is handed: zero logits if gates carry any."""
     for layer in self.config.moe_records():
       if layer.router.gate.carries:
-        return jnp.zeros((tokens.id.size, layer.num_open), jnp.float32)
+        return jnp.zeros((tokens.id.size, layer.num_routable), jnp.float32)
     return None
 
   def _embed(self, init: Init) -> Embed:

@@ -19,7 +19,15 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
-from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES, AllToAll, Counts, Dropless, Group, Site
+from jaxmoe.moe.dispatch import (
+  DISPATCHERS,
+  EXCHANGES,
+  AllToAll,
+  Counts,
+  DeviceGroup,
+  DispatchContext,
+  Dropless,
+)
 from jaxmoe.moe.dispatch.placement import check_placement
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
 from jaxmoe.moe.experts.family import Part
@@ -44,7 +52,8 @@ class MoEConfig:
     shared_mlp_dim: Width of a shared expert that every token passes; 0 for none.
     shared_gate: Whether its output is multiplied by sigmoid(w x) (Qwen2-MoE).
     balance: Losses that keep the load of experts even.
-    closed: How many experts, the last ones, no token is sent to: they have weights, but the router
+    num_inactive: How many experts, the last ones, no token is sent to: they have weights, but the
+      router
       does not know them, so that outputs are those of a layer without them, bit for bit.
     placement: The expert each slot holds, several slots for one of many rows; empty for one each.
   """
@@ -58,7 +67,7 @@ class MoEConfig:
   shared_mlp_dim: int = renamed("shared_hidden", 0)
   shared_gate: bool = False
   balance: tuple[Any, ...] = choice(BALANCE, (LoadBalance(), RouterZ()))
-  closed: int = 0
+  num_inactive: int = renamed("closed", 0)
   placement: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
@@ -68,26 +77,26 @@ class MoEConfig:
         f"num_active={self.num_active}, num_experts={self.num_experts}"
       )
     if self.shared_mlp_dim < 0:
-      raise InputError(
-        f"shared_mlp_dim must not be negative: shared_mlp_dim={self.shared_mlp_dim}"
-      )
+      raise InputError(f"shared_mlp_dim must not be negative: shared_mlp_dim={self.shared_mlp_dim}")
     if self.shared_gate and not self.shared_mlp_dim:
       raise InputError(
         "shared_gate needs a shared expert; set shared_mlp_dim, or shared_gate=false"
       )
-    if not 0 <= self.closed <= self.num_experts - self.num_active:
+    if not 0 <= self.num_inactive <= self.num_experts - self.num_active:
       raise InputError(
-        "closed must leave num_active experts open: "
-        f"closed={self.closed}, num_experts={self.num_experts}, num_active={self.num_active}"
+        "num_inactive must leave num_active experts open: num_inactive="
+        f"{self.num_inactive}, num_experts={self.num_experts}, num_active={self.num_active}"
       )
-    if self.closed and self.experts.mixed:
+    if self.num_inactive and self.experts.mixed:
       raise InputError(
         f"{type(self.experts).__name__} has several kinds of experts, which cannot be closed: "
-        f"closed={self.closed}; set closed=0"
+        f"num_inactive={self.num_inactive}; set num_inactive=0"
       )
-    self.router.check(self.num_open, self.num_active)
+    self.router.check(self.num_routable, self.num_active)
     self.experts.check(self.num_experts)
-    check_placement(self.placement, self.num_open - self.experts.num_idle(self.num_experts))
+    check_placement(
+      self.placement, self.num_routable - self.experts.num_zero_compute(self.num_experts)
+    )
     names = [term.name for term in self.balance]
     for term in self.balance:
       term.check(self)
@@ -111,9 +120,9 @@ class MoEConfig:
     self.dispatch.check_causal()
 
   @property
-  def by_group(self) -> bool:
+  def depends_on_shard(self) -> bool:
     """Whether what a token gets differs with the tokens that lie on one device with it."""
-    return any(part.by_group for part in (self.router, self.dispatch, self.exchange))
+    return any(part.depends_on_shard for part in (self.router, self.dispatch, self.exchange))
 
   @property
   def drop_limit(self) -> float:
@@ -129,23 +138,30 @@ class MoEConfig:
     shared = 3 * dim * self.shared_mlp_dim + dim * self.shared_gate
     num_active = round(self.router.mean_active(self.num_active))
     routed = self.experts.active_params(dim, self.num_experts, num_active)
-    return self.router.num_params(dim, self.num_open) + routed + shared
+    return self.router.num_params(dim, self.num_routable) + routed + shared
 
   @property
-  def num_open(self) -> int:
+  def num_routable(self) -> int:
     """How many experts, the first ones, the router knows; sums and scores are over these."""
-    return self.num_experts - self.closed
+    return self.num_experts - self.num_inactive
 
   @property
-  def needs_rows(self) -> bool:
+  def needs_sequence_totals(self) -> bool:
     """Whether a balance loss needs the sums of each row of the batch."""
-    return any(term.needs_rows for term in self.balance)
+    return any(term.needs_sequence_totals for term in self.balance)
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
-    "router", "dropped", "by_row", "samples", "routing", "spilled", "idle", "of_domains"
+    "router",
+    "dropped",
+    "per_sequence",
+    "samples",
+    "routing",
+    "spilled",
+    "idle",
+    "domain_sums",
   ],
   meta_fields=[],
 )
@@ -156,22 +172,23 @@ class MoESums:
   Attributes:
     router: What balance losses and load metrics are computed from.
     dropped: float32 numbers of dropped choices, by reason.
-    by_row: The router's sums row by row of the batch, where `Tokens.by_row` or a loss needs them.
+    per_sequence: The router's sums row by row of the batch, where `Tokens.per_sequence` or a loss
+      needs them.
     samples: What the buffers of the router are updated from, where it has any.
     routing: Every token's choices, where `Tokens.record` asks for them.
     spilled: float32 numbers of choices that another expert took, by reason.
     idle: float32 number of choices of experts that take no rows.
-    of_domains: That of `Routing`, sums too.
+    domain_sums: That of `Routing`, sums too.
   """
 
   router: RouterSums
   dropped: dict[str, jax.Array]
-  by_row: RouterSums | None = None
+  per_sequence: RouterSums | None = None
   samples: Samples | None = None
   routing: Routing | None = None
   spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   idle: jax.Array | float = 0.0
-  of_domains: TreeSums | None = None
+  domain_sums: TreeSums | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,13 +228,11 @@ class MoELayer(nnx.Module):
     self, config: MoEConfig, init: Init, dim: int, parallel: ParallelContext = ONE_DEVICE
   ):
     self.dispatch, self.exchange, self.parallel = config.dispatch, config.exchange, parallel
-    self.num_experts, self.num_open = config.num_experts, config.num_open
-    self.num_idle = config.experts.num_idle(config.num_experts)
+    self.num_experts, self.num_routable = config.num_experts, config.num_routable
+    self.num_zero_compute = config.experts.num_zero_compute(config.num_experts)
     self.placement = config.placement
-    self.needs_rows = config.needs_rows
-    self.router = config.router.build(
-      init / "router", dim, config.num_open, config.num_active
-    )
+    self.needs_sequence_totals = config.needs_sequence_totals
+    self.router = config.router.build(init / "router", dim, config.num_routable, config.num_active)
     self.experts = config.experts.build(init / "experts", dim, config.num_experts)
     width = config.shared_mlp_dim
     self.shared = SwiGLUMLP(init / "shared", dim, width) if width else None
@@ -240,7 +255,7 @@ class MoELayer(nnx.Module):
       with jax.named_scope("shared"):
         found = found.add("parts", self._shared(x_TD).reshape(whole_BLD.shape))
     with jax.named_scope("sums"):
-      sums = layer_sums(routing, tokens, counts, self.needs_rows, self.num_idle)
+      sums = layer_sums(routing, tokens, counts, self.needs_sequence_totals, self.num_zero_compute)
     return found.stream(self.parallel), carry, sums
 
   def _shared(self, x_TD: jax.Array) -> jax.Array:
@@ -252,17 +267,15 @@ class MoELayer(nnx.Module):
     gate_T1 = dot(self.shared_gate.get_value(), x_TD.astype(jnp.float32), "td,dg->tg")
     return (jax.nn.sigmoid(gate_T1) * y_TD.astype(jnp.float32)).astype(y_TD.dtype)
 
-  def _experts(
-    self, x_BLD: jax.Array, routing: Routing, keys: Keys | None
-  ) -> tuple[Found, Counts]:
+  def _experts(self, x_BLD: jax.Array, routing: Routing, keys: Keys | None) -> tuple[Found, Counts]:
     """Returns the combined outputs of all kinds of experts, and drops and spills by reason."""
     experts = self._open()
-    routing = experts.reweigh(routing)
+    routing = experts.adjust_weights(routing)
     rows_BLD = experts.enter(x_BLD.reshape(-1, x_BLD.shape[-1])).reshape(*x_BLD.shape[:2], -1)
     found, counts = Found(), Counts({}, {})
-    for part in experts.parts(self.num_open):
+    for part in experts.parts(self.num_routable):
       chosen = routing
-      if (part.start, part.stop) != (0, self.num_open):
+      if (part.start, part.stop) != (0, self.num_routable):
         chosen = routing.part(part.start, part.stop)
       where, y_BLD, more = self._part(part, rows_BLD, chosen, keys)
       counts = Counts(*map(_add, counts, more))
@@ -277,39 +290,41 @@ class MoELayer(nnx.Module):
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     if not part.takes_rows:
       return "whole", part.module.at_tokens(x_TD, routing).reshape(x_BLD.shape), Counts({}, {})
-    site, spread = self._site(part, keys), self.parallel.expert_degree
+    context, spread = self._context(part, keys), self.parallel.expert_degree
     if spread == 1 or (part.stop - part.start) % spread:
-      y_TD, counts = self.dispatch(x_TD, routing, part.module, site)
+      y_TD, counts = self.dispatch(x_TD, routing, part.module, context)
       return _where(part.module), y_TD.reshape(x_BLD.shape), counts
     split = self.parallel.splits_tokens
     if split:
       x_BLD, routing = _split(self.parallel, x_BLD, routing)
       x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
-    group = Group(*self.parallel.expert_mesh)
-    y_TD, counts = self.exchange(self.dispatch, x_TD, routing, part.module, site, group)
+    group = DeviceGroup(*self.parallel.expert_mesh)
+    y_TD, counts = self.exchange(self.dispatch, x_TD, routing, part.module, context, group)
     counts = self.parallel.psum_tensor(counts) if split else counts
     return "shares" if split else _where(part.module), y_TD.reshape(x_BLD.shape), counts
 
   def _open(self) -> Any:
     """Returns the experts without those closed; their weights are copied where any are."""
-    if self.num_open == self.num_experts:
+    if self.num_routable == self.num_experts:
       return self.experts
     graph, state = nnx.split(self.experts)
 
     def cut(leaf: nnx.Variable) -> nnx.Variable:
       if leaf.get_metadata()["dims"][:1] != ("expert",):
         return leaf
-      return leaf.replace(jax.tree.map(lambda part: part[: self.num_open], leaf.get_value()))
+      return leaf.replace(jax.tree.map(lambda part: part[: self.num_routable], leaf.get_value()))
 
     is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     return nnx.merge(graph, jax.tree.map(cut, state, is_leaf=is_leaf))
 
-  def _site(self, part: Part, keys: Keys | None) -> Site:
+  def _context(self, part: Part, keys: Keys | None) -> DispatchContext:
     """Returns what the dispatcher is told of the rest of the layer."""
     slots = tuple(e - part.start for e in self.placement if part.start <= e < part.stop)
-    num_slots = len(self.placement) or self.num_open - self.num_idle
+    num_slots = len(self.placement) or self.num_routable - self.num_zero_compute
     mine = len(slots) or part.stop - part.start
-    return Site(num_slots - mine, self.num_idle, slots, keys / str(part.start) if keys else None)
+    return DispatchContext(
+      num_slots - mine, self.num_zero_compute, slots, keys / str(part.start) if keys else None
+    )
 
 
 def _where(module: Any) -> str:
@@ -333,14 +348,18 @@ def _split(
 
 
 def layer_sums(
-  routing: Routing, tokens: Tokens, counts: Counts, needs_rows: bool, num_idle: int = 0
+  routing: Routing,
+  tokens: Tokens,
+  counts: Counts,
+  needs_sequence_totals: bool,
+  num_zero_compute: int = 0,
 ) -> MoESums:
   """Returns what a layer reports of its routing; row by row too where that is needed."""
   valid_T = tokens.valid.reshape(-1)
-  by_row = None
-  if tokens.by_row or needs_rows:
-    by_row = sum_rows(routing, valid_T, tokens.id.shape[0])
-    router = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), by_row)
+  per_sequence = None
+  if tokens.per_sequence or needs_sequence_totals:
+    per_sequence = sum_rows(routing, valid_T, tokens.id.shape[0])
+    router = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), per_sequence)
   else:
     router = sum_routing(routing, valid_T)
   margins_TE = routing.margins_TE
@@ -348,9 +367,9 @@ def layer_sums(
   if margins_TE is not None:
     samples = Samples(margins_TE, valid_T, routing.num_active)
   record = routing if tokens.record else None
-  idle = jnp.sum(router.counts_E[router.counts_E.shape[0] - num_idle :])
+  idle = jnp.sum(router.counts_E[router.counts_E.shape[0] - num_zero_compute :])
   return MoESums(
-    router, counts.dropped, by_row, samples, record, counts.spilled, idle, routing.of_domains
+    router, counts.dropped, per_sequence, samples, record, counts.spilled, idle, routing.domain_sums
   )
 
 

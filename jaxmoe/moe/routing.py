@@ -14,8 +14,15 @@ from jaxmoe.ops.soft_tree import TreeSums
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
-    "expert_TA", "weight_TA", "valid_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE",
-    "pressure_T", "of_domains",
+    "expert_TA",
+    "weight_TA",
+    "valid_TA",
+    "scores_TE",
+    "log_z_T",
+    "load_TE",
+    "margins_TE",
+    "adaptive_coefficient_T",
+    "domain_sums",
   ],
   meta_fields=["among", "active", "sum_to_1"],
 )
@@ -32,9 +39,10 @@ class Routing:
     load_TE: float32, how probably each expert is chosen under the router's noise, differentiable;
       None from a router without noise.
     margins_TE: float32, what the buffers of the router are updated from; None for most.
-    pressure_T: float32, what adaptive balance losses are multiplied by, the same for all tokens;
+    adaptive_coefficient_T: float32, what adaptive balance losses are multiplied by, the same for
+      all tokens;
       None from a router that keeps no such factor.
-    of_domains: What each domain sees of a gate that is a tree, where `Tokens.compare` asks.
+    domain_sums: What each domain sees of a gate that is a tree, where `Tokens.compare` asks.
     among: Over how many experts the choices are spread: more than E in a part of a layer, None
       for E. Buffers are sized by it.
     active: How many choices of a token count in the mean; None for A. Buffers are sized by it.
@@ -48,8 +56,8 @@ class Routing:
   log_z_T: jax.Array
   load_TE: jax.Array | None = None
   margins_TE: jax.Array | None = None
-  pressure_T: jax.Array | None = None
-  of_domains: TreeSums | None = None
+  adaptive_coefficient_T: jax.Array | None = None
+  domain_sums: TreeSums | None = None
   among: int | None = None
   active: float | None = None
   sum_to_1: bool = True
@@ -79,7 +87,14 @@ class Routing:
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
-    "counts_E", "scores_E", "tokens", "log_z_squared", "entropy", "load_E", "pressure", "shares_E"
+    "counts_E",
+    "scores_E",
+    "tokens",
+    "log_z_squared",
+    "entropy",
+    "load_E",
+    "adaptive_coefficient",
+    "shares_E",
   ],
   meta_fields=[],
 )
@@ -96,7 +111,8 @@ class RouterSums:
       differentiable.
     load_E: float32, how often each expert is chosen in expectation over the router's noise,
       differentiable; the counts where there is no noise.
-    pressure: float32, the router's factor of adaptive balance losses times `tokens`; no gradient.
+    adaptive_coefficient: float32, the router's factor of adaptive balance losses times `tokens`; no
+      gradient.
       None from a router that keeps no such factor.
     shares_E: float32, summed scores of which each token's are divided by their sum over all
       experts; differentiable. None where they are that already (`Routing.sum_to_1`).
@@ -108,7 +124,7 @@ class RouterSums:
   log_z_squared: jax.Array
   entropy: jax.Array
   load_E: jax.Array
-  pressure: jax.Array | None = None
+  adaptive_coefficient: jax.Array | None = None
   shares_E: jax.Array | None = None
 
   @property
@@ -120,8 +136,8 @@ class RouterSums:
 @jax.named_scope("sums")
 def sum_routing(routing: Routing, valid_T: jax.Array) -> RouterSums:
   """Returns the sums of a routing over the tokens with `valid_T`. O(T * (A + E))."""
-  by_row = sum_rows(routing, valid_T, 1)
-  return jax.tree.map(lambda leaf: leaf[0], by_row)
+  per_sequence = sum_rows(routing, valid_T, 1)
+  return jax.tree.map(lambda leaf: leaf[0], per_sequence)
 
 
 def sum_rows(routing: Routing, valid_T: jax.Array, rows: int) -> RouterSums:
@@ -145,7 +161,9 @@ def sum_rows(routing: Routing, valid_T: jax.Array, rows: int) -> RouterSums:
     log_z_squared=total(routing.log_z_T**2),
     entropy=total(entropy_of(routing.scores_TE)),
     load_E=counts_BE if routing.load_TE is None else total(routing.load_TE),
-    pressure=None if routing.pressure_T is None else total(routing.pressure_T),
+    adaptive_coefficient=None
+    if routing.adaptive_coefficient_T is None
+    else total(routing.adaptive_coefficient_T),
     shares_E=None if routing.sum_to_1 else total(shares_of(routing.scores_TE)),
   )
 

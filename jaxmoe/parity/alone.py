@@ -8,7 +8,7 @@ import jax
 
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.transformer import TransformerConfig
-from jaxmoe.moe.dispatch import AllToAll, Counts, Dropless, Site
+from jaxmoe.moe.dispatch import AllToAll, Counts, DispatchContext, Dropless
 from jaxmoe.moe.dispatch.plan import Experts
 from jaxmoe.moe.routing import Routing
 
@@ -26,13 +26,13 @@ class Bounded(Dropless):
   devices: int = 1
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D) and what would have found no room."""
     lost: dict[str, jax.Array] = {}
     if routing.scores_TE.shape[1] % self.devices == 0:  # or they are whole on every device
       routing, lost = self.exchange.admit(routing, self.devices)
-    y_TD, counts = super().run(x_TD, routing, experts, site)
+    y_TD, counts = super().run(x_TD, routing, experts, context)
     return y_TD, Counts(counts.dropped | lost, counts.spilled)
 
 

@@ -40,7 +40,7 @@ def compare(cell: Cell, micro: int = 1) -> dict[str, float]:
   """
   groups, degree = cell.parallel.num_token_groups, cell.parallel.expert_degree
   decoder = decoder_of(cell)
-  in_turn = groups if any(moe.by_group for moe in decoder.config.moe_records()) else 1
+  in_turn = groups if any(moe.depends_on_shard for moe in decoder.config.moe_records()) else 1
   reference = _reference(alone(decoder.config, degree), in_turn * micro, groups // in_turn)
   found = _spread(cell, micro)
   return errors(found, reference)

@@ -41,7 +41,7 @@ def _pairs() -> Iterator[tuple[str, Parallel, BlockConfig]]:
     block, ffn=dataclasses.replace(moe, dispatch=Capacity())
   )
   yield "expert x closed experts", expert, dataclasses.replace(
-    block, ffn=dataclasses.replace(moe, closed=2)
+    block, ffn=dataclasses.replace(moe, num_inactive=2)
   )
   yield "expert x placement", expert, dataclasses.replace(
     block, ffn=dataclasses.replace(moe, placement=tuple(range(8)))

@@ -65,8 +65,8 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   whole = jax.jit(lambda tree: tree, out_shardings=layout.replicated)((params, batch))
   device = jax.local_devices()[0]
   params, batch = jax.tree.map(lambda leaf: jax.device_put(_local(leaf), device), whole)
-  by_group = any(moe.by_group for moe in decoder.config.moe_records())
-  groups = parallel.num_token_groups if by_group else 1
+  depends_on_shard = any(moe.depends_on_shard for moe in decoder.config.moe_records())
+  groups = parallel.num_token_groups if depends_on_shard else 1
   dense = _dense(decoder, parallel.expert_degree)
   oracle = make_gradients(
     dense, train.num_micro * groups, parallel.num_token_groups // groups, compare
@@ -88,7 +88,11 @@ def _dense(decoder: Decoder, degree: int) -> Decoder:
   """Returns the model in which dispatchers that drop nothing compute everything."""
 
   def change(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
-    if isinstance(ffn, MLPConfig) or ffn.dispatch.by_group or isinstance(ffn.dispatch, Bounded):
+    if (
+      isinstance(ffn, MLPConfig)
+      or ffn.dispatch.depends_on_shard
+      or isinstance(ffn.dispatch, Bounded)
+    ):
       return ffn
     return dataclasses.replace(ffn, dispatch=Dense())
 

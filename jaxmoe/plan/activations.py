@@ -177,7 +177,7 @@ class _Place:
     mean, dropped = tokens * active / self.num_experts, 0
     busiest = min(round(load * mean), tokens)
     if isinstance(dispatch, Limited):
-      idle = self.moe.num_open - self.num_experts
+      idle = self.moe.num_routable - self.num_experts
       room = self.groups * dispatch.rows_per_expert(self.tokens, active, self.num_experts, idle)
       rows, dropped = self.here * room, max(busiest - room, 0)
     elif isinstance(dispatch, Dense):
@@ -195,7 +195,7 @@ def _experts(decoder: Decoder, s: str, j: str, layout: Layout, tokens: int) -> E
   """Returns what is made in the MoE layers of one place in a pattern."""
   group = decoder.config.stack[int(s)]
   moe = decoder.moe_layers()[s][j]
-  num_experts = moe.num_open - moe.experts.num_idle(moe.num_experts)
+  num_experts = moe.num_routable - moe.experts.num_zero_compute(moe.num_experts)
   spread, size = _axes(layout, "params", "expert"), decoder.dtype.itemsize
   by_tokens = _axes(layout, "activations", "batch") & spread
   place = _Place(

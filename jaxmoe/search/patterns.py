@@ -57,7 +57,7 @@ class Patterns:
         "num_active=1, such as --config=configs/tiny.py:experts=duo,router=switch"
       )
     costs = [of.experts.expert_params(model.dim, of.num_experts) for of in layers.values()]
-    fewest = min(layer.num_open for layer in layers.values())
+    fewest = min(layer.num_routable for layer in layers.values())
     if not kinds:
       free = min(min(of[:fewest]) for of in costs) == 0
       kinds = (*range(fewest), *(() if free else (SKIP,)))

@@ -84,7 +84,7 @@ def _check_experts(layer: MoEConfig, parallel: Parallel) -> None:
     return
   if not layer.experts.mixed:
     _divides(layer.num_experts, degree, "num_experts", "the product of expert and folded degrees")
-  for name, value in (("closed", layer.closed), ("placement", layer.placement)):
+  for name, value in (("num_inactive", layer.num_inactive), ("placement", layer.placement)):
     if value:
       raise InputError(
         f"{name} is not offered with experts spread over {degree} devices: {name}={value}; "

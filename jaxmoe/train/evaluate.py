@@ -87,11 +87,11 @@ def evaluate(
   `routing` has a table for each MoE layer, see `routing_table`.
   """
   nats, rows, labels = np.zeros(len(domains)), [], []
-  of_domains = [_windows(documents, ends, shape[1]) for documents in domains.values()]
+  domain_sums = [_windows(documents, ends, shape[1]) for documents in domains.values()]
   if fitted and scored_alone(decoder.config):
-    batches = _fitted(of_domains, shape, least_row(decoder.config, shape[1]))
+    batches = _fitted(domain_sums, shape, least_row(decoder.config, shape[1]))
   else:
-    batches = _packed(of_domains, shape)
+    batches = _packed(domain_sums, shape)
   for batch, domain_R in batches:
     nats_B, counts = jax.device_get(score_rows(decoder, params, batch))
     nats_R = nats_B[: len(domain_R)]
@@ -127,16 +127,16 @@ def _windows(documents: Sequence[Any], ends: BoundaryIds, length: int) -> Iterat
     yield from document_windows(document.ids, ends, length, document.scored)
 
 
-def _packed(of_domains: list[Iterator[Window]], shape: tuple[int, int]) -> Batches:
+def _packed(domain_sums: list[Iterator[Window]], shape: tuple[int, int]) -> Batches:
   """Yields batches of `shape`, each of one domain, and the domain of each of their rows."""
-  for index, windows in enumerate(of_domains):
+  for index, windows in enumerate(domain_sums):
     for batch in packed_batches(windows, *shape):
       yield batch, np.full(shape[0], index)
 
 
-def _fitted(of_domains: list[Iterator[Window]], shape: tuple[int, int], least: int) -> Batches:
+def _fitted(domain_sums: list[Iterator[Window]], shape: tuple[int, int], least: int) -> Batches:
   """Yields batches of shapes that fit, and the domain of each of their rows that has one."""
-  items = ((index, window) for index, windows in enumerate(of_domains) for window in windows)
+  items = ((index, window) for index, windows in enumerate(domain_sums) for window in windows)
   for batch, rows in fitted_batches(items, shape, least):
     yield batch, np.array([row[0][0] for row in rows])
 
@@ -145,7 +145,7 @@ def scored_alone(model: TransformerConfig) -> bool:
   """Whether what a window gets does not depend on what lies in its row and batch beside it."""
   routers = [part.router for part in _parts(model) if hasattr(part, "router")]
   placed = any(isinstance(router, Forced) or getattr(router, "always", False) for router in routers)
-  limited = any(moe.dispatch.by_group for moe in model.moe_records())
+  limited = any(moe.dispatch.depends_on_shard for moe in model.moe_records())
   masks = [heads.mask for heads in _heads(model)]
   return not (placed or limited) and all(
     isinstance(mask, (DocumentMask, WindowMask)) for mask in masks
@@ -239,11 +239,11 @@ def score_rows(
 
   Choices are (B, E) float32 by the depth of the MoE layer: how often each expert was chosen.
   """
-  tokens = dataclasses.replace(Tokens.of_batch(batch), by_row=True)
+  tokens = dataclasses.replace(Tokens.of_batch(batch), per_sequence=True)
   hidden_BLD, _, sums = decoder.hidden(params, tokens)
   nats_B = jnp.sum(decoder.nll(params, hidden_BLD, batch["labels"]), axis=1)
   layers = by_layer(sums, decoder.layer_groups)
-  return nats_B, {depth: of_layer.by_row.counts_E for depth, of_layer in layers.items()}
+  return nats_B, {depth: of_layer.per_sequence.counts_E for depth, of_layer in layers.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

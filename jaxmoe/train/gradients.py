@@ -60,7 +60,7 @@ class Whole:
 def counts_first(decoder: Decoder, num_micro: int) -> bool:
   """Whether a step runs a forward pass for the router's sums before its gradient pass."""
   terms = (term for _, _, _, term in _terms(decoder.routed_layers()))
-  return num_micro > 1 and any(term.needs_whole and term.weight > 0 for term in terms)
+  return num_micro > 1 and any(term.needs_step_totals and term.weight > 0 for term in terms)
 
 
 class Summing(Protocol):
@@ -109,10 +109,12 @@ def make_gradients(
   def gradients(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
     zeros = _zero_sums(decoder)
     valid_BL = batch["segment"] > 0
-    labels, tokens, rows = parallel.psum_tokens(tuple(
-      jnp.sum(counted).astype(jnp.float32)
-      for counted in (batch["labels"] >= 0, valid_BL, jnp.any(valid_BL, axis=1))
-    ))
+    labels, tokens, rows = parallel.psum_tokens(
+      tuple(
+        jnp.sum(counted).astype(jnp.float32)
+        for counted in (batch["labels"] >= 0, valid_BL, jnp.any(valid_BL, axis=1))
+      )
+    )
     labels = jnp.maximum(labels, 1)
     micro = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
     sums = _count(decoder, params, micro, keys) if count_first else None
@@ -157,19 +159,21 @@ def _loss(
   for s, j, layer, term in _terms(decoder.routed_layers()):
     known = None if whole.sums is None else whole.sums[s][j]
     share, weighted = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
-    if not term.by_row:  # every token group has it
+    if not term.per_sequence:  # every token group has it
       share, weighted = share / parallel.num_token_groups, weighted / parallel.num_token_groups
     balance[term.name] = balance.get(term.name, 0.0) + share
     total = total + weighted
-  layers = without(sums, "by_row")
+  layers = without(sums, "per_sequence")
   metrics = {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
   return total / parallel.tensor_size, metrics
 
 
 def _of_all(sums: MoESums, parallel: ParallelContext) -> MoESums:
   """Returns a layer's sums over the tokens of all devices; those by row, and samples, of this."""
-  mine = dataclasses.replace(sums, by_row=None, samples=None, routing=None)
-  return dataclasses.replace(parallel.psum_tokens(mine), by_row=sums.by_row, samples=sums.samples)
+  mine = dataclasses.replace(sums, per_sequence=None, samples=None, routing=None)
+  return dataclasses.replace(
+    parallel.psum_tokens(mine), per_sequence=sums.per_sequence, samples=sums.samples
+  )
 
 
 @jax.named_scope("balance")
@@ -178,14 +182,14 @@ def _balance(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns a balance loss summed over the repeats of a pattern's position, and times weights."""
 
-  def of_layer(sums: Any, by_row: Any, known: Any, running: Any) -> tuple[Any, Any]:
+  def of_layer(sums: Any, per_sequence: Any, known: Any, running: Any) -> tuple[Any, Any]:
     reference = Reference(
       whole.tokens, whole.rows, whole.num_micro, whole.num_groups, known, running
     )
-    share = term.share(sums, by_row, reference, layer)
+    share = term.share(sums, per_sequence, reference, layer)
     return share, term.weight_of(sums) * share
 
-  shares_R, weighted_R = jax.vmap(of_layer)(sums.router, sums.by_row, known, running)
+  shares_R, weighted_R = jax.vmap(of_layer)(sums.router, sums.per_sequence, known, running)
   return jnp.sum(shares_R), jnp.sum(weighted_R)
 
 
@@ -275,10 +279,10 @@ def _zero_sums(decoder: Decoder) -> Sums:
   repeats = {str(s): group.repeats for s, group in enumerate(decoder.config.stack)}
 
   def zeros(repeats: int, layer: Routed) -> RouterSums:
-    one, each = jnp.zeros(repeats), jnp.zeros((repeats, layer.num_open))
-    pressure = one if isinstance(layer.router, Adaptive) else None
+    one, each = jnp.zeros(repeats), jnp.zeros((repeats, layer.num_routable))
+    coefficient = one if isinstance(layer.router, Adaptive) else None
     shares = None if layer.router.sum_to_1 else each
-    return RouterSums(each, each, one, one, one, each, pressure, shares)
+    return RouterSums(each, each, one, one, one, each, coefficient, shares)
 
   return {
     s: {j: zeros(repeats[s], layer) for j, layer in blocks.items()}

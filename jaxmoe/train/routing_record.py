@@ -28,7 +28,7 @@ VERSION = 1
 
 def experts_by_depth(model: TransformerConfig) -> list[int]:
   """Returns how many experts the router of each layer knows, 0 for a dense layer."""
-  return [ffn.num_open if isinstance(ffn, MoEConfig) else 0 for ffn in model.ffns]
+  return [ffn.num_routable if isinstance(ffn, MoEConfig) else 0 for ffn in model.ffns]
 
 
 def choices_of(decoder: Decoder, params: Params, tokens: Tokens) -> jax.Array:

@@ -72,7 +72,7 @@ def make_step(
         metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(step_ok, count, 0), moved)
     if update_buffers is not None:
       params = update_buffers(state.params, params, metrics["layers"])
-    metrics["layers"] = without(metrics["layers"], "samples", "of_domains")
+    metrics["layers"] = without(metrics["layers"], "samples", "domain_sums")
     keep = functools.partial(jnp.where, step_ok)
     skipped, unlabelled = (what.astype(jnp.int32) for what in (labelled & ~step_ok, ~labelled))
     new = State(
@@ -96,10 +96,10 @@ def make_step(
 def sums_of_trees(layers: Any) -> dict[str, TreeSums]:
   """Returns what domains see of each gate that is a tree, by its path; none if nobody asked."""
   return {
-    gate_path(s, place): sums.of_domains
+    gate_path(s, place): sums.domain_sums
     for s, places in layers.items()
     for place, sums in places.items()
-    if sums is not None and sums.of_domains is not None
+    if sums is not None and sums.domain_sums is not None
   }
 
 

@@ -79,8 +79,8 @@ def layer_summary(sums: Any) -> dict[str, Any]:
     "effective_k": number(np.float32(rows / tokens)),
     "router_z": number(sums.router.log_z_squared / tokens),
   }
-  if sums.router.pressure is not None:
-    summary["pressure"] = number(sums.router.pressure / tokens)
+  if sums.router.adaptive_coefficient is not None:
+    summary["pressure"] = number(sums.router.adaptive_coefficient / tokens)
   if not counts_E.any():
     summary |= dict.fromkeys(_OF_CHOICES)
   if not float(sums.router.tokens):

@@ -56,7 +56,7 @@ def right(router, layer, counts_from, valid, leaves):
   for token, choice in np.argwhere(fixed["valid"]):
     counts[token, fixed["expert"][token, choice]] += 1
   load = found.get("load", counts)
-  seen = oracle.Seen(
+  seen = oracle.RouterInputs(
     found["scores"], found["log_z"], load, fixed["expert"], fixed["valid"], valid
   )
   return oracle.LOSSES[type(layer.balance[0])](layer.balance[0], layer, seen)

@@ -57,7 +57,7 @@ cases = pytest.mark.parametrize("case", CASES)
 class WithIdle(SwiGLU):
   """Experts of which the last two are said to compute nothing."""
 
-  def num_idle(self, num_experts):
+  def num_zero_compute(self, num_experts):
     return 2
 
 
@@ -93,8 +93,8 @@ def sums_of(logits, expert, valid, score="softmax"):
     load_TE=jax.nn.softmax(2 * logits),
     sum_to_1=TopK(score=score).sum_to_1,
   )
-  by_row = sum_rows(routing, valid, B)
-  return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), by_row), by_row
+  per_sequence = sum_rows(routing, valid, B)
+  return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), per_sequence), per_sequence
 
 
 def step_loss(balance, logits, expert, valid, score="softmax"):
@@ -104,10 +104,12 @@ def step_loss(balance, logits, expert, valid, score="softmax"):
   running = jax.tree.map(jnp.zeros_like, whole)
   tokens, rows = jnp.float32(valid.sum()), jnp.float32(valid.any(-1).sum())
   loss = 0.0
-  for sums, by_row in parts:
-    known = jax.lax.stop_gradient(whole) if balance.needs_whole else None
+  for sums, per_sequence in parts:
+    known = jax.lax.stop_gradient(whole) if balance.needs_step_totals else None
     reference = Reference(tokens, rows, M, G, known, running)
-    loss += balance.share(sums, by_row if balance.needs_rows else None, reference, LAYER)
+    loss += balance.share(
+      sums, per_sequence if balance.needs_sequence_totals else None, reference, LAYER
+    )
     running = jax.tree.map(jnp.add, running, jax.lax.stop_gradient(sums))
   return loss
 
@@ -152,16 +154,16 @@ def test_gradients_equal_finite_differences_with_counts_held_still(balance):
 @member
 def test_counts_carry_no_gradient(balance):
   logits, expert, valid = draw("random")
-  sums, by_row = sums_of(jnp.asarray(logits[0], jnp.float32), expert[0], valid[0])
+  sums, per_sequence = sums_of(jnp.asarray(logits[0], jnp.float32), expert[0], valid[0])
 
   def loss(counts, counts_by_row):
     moved = dataclasses.replace(sums, counts_E=counts)
-    rows = dataclasses.replace(by_row, counts_E=counts_by_row)
+    rows = dataclasses.replace(per_sequence, counts_E=counts_by_row)
     zeros = jax.tree.map(jnp.zeros_like, sums)
     reference = Reference(sums.tokens, jnp.float32(B), 1, G, None, zeros)
     return balance.share(moved, rows, reference, LAYER)
 
-  for grad in jax.grad(loss, argnums=(0, 1))(sums.counts_E, by_row.counts_E):
+  for grad in jax.grad(loss, argnums=(0, 1))(sums.counts_E, per_sequence.counts_E):
     np.testing.assert_array_equal(grad, 0)
 
 
@@ -221,8 +223,8 @@ def test_scopes_differ_where_rows_and_microbatches_differ_and_agree_on_one_row()
   logits, expert, valid = draw("random")
   by_scope = [step_loss(LoadBalance(scope=scope), logits, expert, valid) for scope in SCOPES]
   assert len({round(float(loss), 4) for loss in by_scope}) == len(SCOPES)
-  sums, by_row = sums_of(logits[0], expert[0], valid[0])
-  row = jax.tree.map(lambda leaf: leaf[:1], by_row)
+  sums, per_sequence = sums_of(logits[0], expert[0], valid[0])
+  row = jax.tree.map(lambda leaf: leaf[:1], per_sequence)
   sums = jax.tree.map(lambda leaf: leaf[0], row)
   zeros = jax.tree.map(jnp.zeros_like, sums)
   alone = Reference(sums.tokens, jnp.float32(1), 1, 1, None, zeros)
@@ -279,8 +281,12 @@ def descend(balance, layer, num_choices, rate=0.5, steps=400):
     load = jax.scipy.stats.norm.cdf(logits - others)
     valid = jnp.ones(tokens, bool)
     routing = Routing(
-      expert, jnp.ones(expert.shape), jnp.ones(expert.shape, bool),
-      jax.nn.softmax(logits), jax.nn.logsumexp(logits, axis=-1), load_TE=load,
+      expert,
+      jnp.ones(expert.shape),
+      jnp.ones(expert.shape, bool),
+      jax.nn.softmax(logits),
+      jax.nn.logsumexp(logits, axis=-1),
+      load_TE=load,
     )
     return jax.tree.map(lambda leaf: leaf[0], sum_rows(routing, valid, 1))
 

@@ -57,7 +57,7 @@ def test_a_router_of_one_file_and_one_line_passes_the_contract(tree):
 def test_a_wrong_router_fails_the_contract(tree):
   path = tree / "jaxmoe/moe/routers/lead.py"
   right = path.read_text()
-  path.write_text(right.replace("best(seen.scores_TE, 2)", "best(-seen.scores_TE, 2)"))
+  path.write_text(right.replace("top_k(seen.scores_TE, 2)", "top_k(-seen.scores_TE, 2)"))
   code, said = run(
     tree, "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/contracts/routers_test.py",
     "-k", "decision_equals and lead",

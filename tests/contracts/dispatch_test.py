@@ -10,7 +10,7 @@ from flax import nnx
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, Dropless, Einsum, Site
+from jaxmoe.moe.dispatch import DISPATCHERS, Capacity, Dense, DispatchContext, Dropless, Einsum
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.overflow import OVERFLOW
 from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows
@@ -47,7 +47,7 @@ planning = pytest.mark.parametrize(
   "name", [name for name, member in MEMBERS.items() if not isinstance(member, Einsum)]
 )
 KEYS = Keys.from_seed(3)
-SITE = Site(keys=KEYS)
+SITE = DispatchContext(keys=KEYS)
 CASES = (
   "random",
   "with padding",
@@ -302,11 +302,11 @@ def run_many(graph, state, inputs, tokens):
   def once(x):
     layer = nnx.merge(graph, state)
     routing = layer.router(x.reshape(-1, D), tokens, None, None)[0]
-    site = Site(keys=KEYS / "dispatch" / "0")
+    context = DispatchContext(keys=KEYS / "dispatch" / "0")
     if isinstance(layer.dispatch, Einsum):
-      computed_TE = jnp.any(layer.dispatch.masks(routing, site)[0] > 0, axis=2)
+      computed_TE = jnp.any(layer.dispatch.masks(routing, context)[0] > 0, axis=2)
     else:
-      plan = layer.dispatch.plan(routing, site)
+      plan = layer.dispatch.plan(routing, context)
       slot_TA = jnp.where(plan.row_TA < plan.token_R.size, slot_and_place(plan, plan.row_TA)[0], E)
       computed_TE = jnp.any(jax.nn.one_hot(slot_TA, E) > 0, axis=1)
     return layer(x, tokens, None, KEYS)[0], computed_TE.reshape(B, L, E)
@@ -330,8 +330,8 @@ def perturbed(scale):
 class GShardOrder(Capacity):
   """All first choices have their places before all second ones (Algorithm 1 of GShard)."""
 
-  def plan(self, routing, site):
-    capacity, one_hot = self.rows_for(routing, site), jax.nn.one_hot(routing.expert_TA, E)
+  def plan(self, routing, context):
+    capacity, one_hot = self.rows_for(routing, context), jax.nn.one_hot(routing.expert_TA, E)
     in_order = jnp.concatenate([one_hot[:, choice] for choice in range(A)])
     place = jnp.sum((jnp.cumsum(in_order, axis=0) - in_order) * in_order, axis=1)
     place_TA = place.reshape(A, -1).T.astype(jnp.int32)

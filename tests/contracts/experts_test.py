@@ -290,9 +290,14 @@ def test_the_stated_numbers_of_parameters_are_those_of_the_leaves(name):
 @family
 def test_exactly_the_experts_that_are_said_to_be_idle_take_no_rows(name):
   config, graph, state = layer_of(name, "dropless")
-  module, num_idle = nnx.merge(graph, state), config.experts.num_idle(E)
+  module, num_zero_compute = nnx.merge(graph, state), config.experts.num_zero_compute(E)
   parts = [part for part in module.experts.parts(E) if part.takes_rows]
-  assert [e for part in parts for e in range(part.start, part.stop)] == list(range(E - num_idle))
+  assert [e for part in parts for e in range(part.start, part.stop)] == list(
+    range(E - num_zero_compute)
+  )
   for part in parts:
-    site = module._site(part, None)
-    assert (site.idle, site.others) == (num_idle, E - num_idle - (part.stop - part.start))
+    context = module._site(part, None)
+    assert (context.idle, context.others) == (
+      num_zero_compute,
+      E - num_zero_compute - (part.stop - part.start),
+    )

@@ -18,7 +18,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.moe.dispatch import DISPATCHERS, Site
+from jaxmoe.moe.dispatch import DISPATCHERS, DispatchContext
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
@@ -29,7 +29,7 @@ from tests.contracts.oracles import routing as routing_oracle
 
 D, E, A, F, T = 4, 4, 2, 3, 11
 KEYS = Keys.from_seed(5)
-SITE = Site(keys=KEYS / "dispatch" / "0")
+SITE = DispatchContext(keys=KEYS / "dispatch" / "0")
 CASES = (
   "sizes that divide nothing", "no token for an expert", "all tokens alike", "one token",
   "all padding",

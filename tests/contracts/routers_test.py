@@ -39,7 +39,12 @@ MEMBERS = {
   "topk, scaled": TopK(scale=2.5),
   "topk, a gate with a bias": TopK(gate=Linear(bias=True)),
   "group_limited softmax, as in V2": AuxFree(
-    score="softmax", normalize=False, scale=16.0, bias_rate=0.0, num_groups=4, groups_active=2,
+    score="softmax",
+    normalize=False,
+    scale=16.0,
+    bias_rate=0.0,
+    num_groups=4,
+    groups_active=2,
     group_best=1,
   ),
   "topk, tanh gate": TopK(gate=MLP(hidden=7, activation="tanh", bias=False)),
@@ -150,7 +155,14 @@ def test_the_decision_equals_the_float64_oracle(router, num_active, segment, tra
     return  # One token alone may be shared out evenly, and then any expert is right.
   assert right["clear"].all(), "choose another seed"
   np.testing.assert_array_equal(got.expert_TA[valid], right["expert"][valid])
-  for name in ("weight_TA", "scores_TE", "log_z_T", "load_TE", "margins_TE", "pressure_T"):
+  for name in (
+    "weight_TA",
+    "scores_TE",
+    "log_z_T",
+    "load_TE",
+    "margins_TE",
+    "adaptive_coefficient_T",
+  ):
     field, expected = getattr(got, name), right.get(name.rsplit("_", 1)[0])
     assert (field is None) == (expected is None), name
     if field is not None:
@@ -235,7 +247,7 @@ def test_equal_scores_go_to_the_lower_expert_or_where_the_id_says(router):
   graph, state = build(router, active(router), scale=0.0)
   got, segment = route(graph, state, draw(4), tokens_of(np.ones((1, 4)))), np.ones((1, 4), int)
   zeros = np.zeros((4, E))
-  right = routing.best(zeros, active(router))[0]
+  right = routing.top_k(zeros, active(router))[0]
   if isinstance(router, (Hash, Forced)):
     seen = types.SimpleNamespace(
       ids=np.arange(4), logits=zeros, scores=zeros + 1, num_active=2, segment=segment
@@ -330,7 +342,8 @@ def _like(flags, leaf):
 def test_a_rule_works_with_every_score_and_every_gate(cls):
   num_active = cls.fixed_active or 2
   routers = [
-    *(cls(score=score) for score in SCORES), *(cls(gate=gate) for _, gate in GATES.values())
+    *(cls(score=score) for score in SCORES),
+    *(cls(gate=gate) for _, gate in GATES.values()),
   ]
   built = [build(router, num_active) for router in routers]
   x, tokens = draw(14), tokens_of(CASES["rows with padding"][1])

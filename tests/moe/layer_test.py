@@ -120,7 +120,7 @@ def test_the_stated_active_parameters_are_those_one_token_meets():
 @pytest.mark.parametrize("dispatch", DISPATCHERS)
 def test_closed_experts_change_no_bit_of_output_sums_and_gradients_and_get_none(dispatch):
   x, parts = draw(), {"experts": SwiGLU(4), "dispatch": DISPATCHERS[dispatch][1]}
-  config, closed = MoEConfig(E, A, **parts), MoEConfig(E + 3, A, closed=3, **parts)
+  config, closed = MoEConfig(E, A, **parts), MoEConfig(E + 3, A, num_inactive=3, **parts)
   y, sums, state = run(config, x)
   _, _, wide = run(closed, x)
   grown = jax.tree.map(lambda few, many: many.at[:E].set(few), state["experts"], wide["experts"])
@@ -140,7 +140,7 @@ def test_closed_experts_change_no_bit_of_output_sums_and_gradients_and_get_none(
     np.testing.assert_array_equal(many[E:], 0)
 
 
-@pytest.mark.parametrize("closed", [-1, E - A + 1])
-def test_closed_must_leave_the_active_experts_open(closed):
+@pytest.mark.parametrize("num_inactive", [-1, E - A + 1])
+def test_closed_must_leave_the_active_experts_open(num_inactive):
   with pytest.raises(InputError, match="must leave num_active experts open"):
-    MoEConfig(E, A, closed=closed)
+    MoEConfig(E, A, num_inactive=num_inactive)

@@ -68,7 +68,7 @@ def run(decoder, params_of):
     state = change(state)
     for _ in range(steps):
       state, metrics = step(state, batch)
-    assert all(sums.of_domains is None for sums in metrics["layers"]["0"].values())
+    assert all(sums.domain_sums is None for sums in metrics["layers"]["0"].values())
     return jax.device_get(state)
 
   return get

@@ -39,7 +39,7 @@ def mixed(decoder_of):
   return decoder_of(stack=lambda block: (
     LayerGroup((dense,), repeats=1),
     LayerGroup((moe_block(3, 1, router=ROUTERS["sigmoid"][1]),), repeats=2),
-    LayerGroup((moe_block(5, 2, closed=1),), repeats=1),
+    LayerGroup((moe_block(5, 2, num_inactive=1),), repeats=1),
   ))  # fmt: skip
 
 

@@ -13,13 +13,13 @@ from jaxmoe.train.step_summary import layer_summary, number, summarize
 E = 6
 
 
-def sums_of(counts, dropped=None, tokens=None, log_z_squared=0.0, pressure=None):
+def sums_of(counts, dropped=None, tokens=None, log_z_squared=0.0, adaptive_coefficient=None):
   counts = np.asarray(counts, np.float32)
   tokens = np.asarray(counts.sum(-1) / 2 if tokens is None else tokens, np.float32)
   scores = np.ones_like(counts)
   log_z_squared = np.asarray(log_z_squared, np.float32)
   zeros = np.zeros_like(tokens)
-  router = RouterSums(counts, scores, tokens, log_z_squared, zeros, counts, pressure)
+  router = RouterSums(counts, scores, tokens, log_z_squared, zeros, counts, adaptive_coefficient)
   return MoESums(router, dropped or {}, idle=zeros)
 
 
@@ -49,12 +49,12 @@ def test_choices_of_experts_that_compute_nothing_are_no_effective_ones():
 
 def test_only_a_router_that_keeps_a_factor_has_its_pressure_told():
   assert "pressure" not in layer_summary(sums_of([4] * E))
-  found = layer_summary(sums_of([4] * E, pressure=np.float32(12 * 0.75)))
+  found = layer_summary(sums_of([4] * E, adaptive_coefficient=np.float32(12 * 0.75)))
   assert found["pressure"] == 0.75
 
 
 def test_a_layer_that_saw_no_token_has_no_choices_and_no_means():
-  found = layer_summary(sums_of([0] * E, tokens=0, pressure=np.float32(0)))
+  found = layer_summary(sums_of([0] * E, tokens=0, adaptive_coefficient=np.float32(0)))
   assert found.pop("load") == [0.0] * E
   assert found.pop("dead") == E
   assert found.pop("dropped") == {}

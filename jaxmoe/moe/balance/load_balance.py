@@ -44,13 +44,13 @@ class NullAveraged(Term):
 
   def check(self, layer: Any) -> None:
     """Refuses a layer without idle experts."""
-    _needs_idle(self, layer)
+    _needs_zero_compute(self, layer)
 
   def loss(self, sums: RouterSums, layer: Any) -> jax.Array:
     """Returns E * sum_i f~_i p_i."""
     share_E = shares(sums)
     num_experts = share_E.shape[0]
-    idle_E = is_idle(layer)
+    idle_E = is_zero_compute(layer)
     mean = jnp.sum(share_E * idle_E) / jnp.sum(idle_E)
     averaged_E = jnp.where(idle_E, mean, share_E)
     return num_experts * jnp.sum(averaged_E * sums.summed_shares_E) / jnp.maximum(sums.tokens, 1)
@@ -76,23 +76,23 @@ class Heterogeneous(Term):
 
   def check(self, layer: Any) -> None:
     """Refuses a layer without idle experts."""
-    _needs_idle(self, layer)
+    _needs_zero_compute(self, layer)
 
   def loss(self, sums: RouterSums, layer: Any) -> jax.Array:
     """Returns E * sum_i eta_i f_i p_i."""
-    eta_E = jnp.where(is_idle(layer), self.idle, 1.0)
+    eta_E = jnp.where(is_zero_compute(layer), self.idle, 1.0)
     mean_E = sums.summed_shares_E / jnp.maximum(sums.tokens, 1)
     return eta_E.shape[0] * jnp.sum(eta_E * shares(sums) * mean_E)
 
 
-def is_idle(layer: Any) -> jax.Array:
+def is_zero_compute(layer: Any) -> jax.Array:
   """Returns (E,) bool: the experts that compute nothing or next to nothing, the last ones."""
-  first = layer.num_experts - layer.experts.num_idle(layer.num_experts)
+  first = layer.num_experts - layer.experts.num_zero_compute(layer.num_experts)
   return jnp.arange(layer.num_experts) >= first
 
 
-def _needs_idle(term: Term, layer: Any) -> None:
-  if not layer.experts.num_idle(layer.num_experts):
+def _needs_zero_compute(term: Term, layer: Any) -> None:
+  if not layer.experts.num_zero_compute(layer.num_experts):
     raise InputError(
       f"{term.kind} is about experts that compute nothing, and {type(layer.experts).__name__} has "
       "none; use load_balance, or experts with idle ones"

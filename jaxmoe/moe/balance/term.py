@@ -77,17 +77,17 @@ class Term:
     return f"{self.kind}_{self.scope}"
 
   @property
-  def by_row(self) -> bool:
+  def per_sequence(self) -> bool:
     """Whether shares are of rows, of which each device has its own; else of sums over devices."""
     return self.scope == "sequence"
 
   @property
-  def needs_rows(self) -> bool:
+  def needs_sequence_totals(self) -> bool:
     """Whether the sums of each row must be made."""
     return self.scope in ("sequence", "micro")
 
   @property
-  def needs_whole(self) -> bool:
+  def needs_step_totals(self) -> bool:
     """Whether the sums of the whole step must be known before the gradient pass."""
     return self.scope == "global" and not self.additive
 
@@ -102,28 +102,28 @@ class Term:
     """Returns the loss's factor in the training loss, from the sums of any tokens of the step."""
     if not self.adaptive:
       return self.weight
-    assert sums.pressure is not None, "a layer checks that its router keeps a factor"
-    pressure = sums.pressure / jnp.maximum(sums.tokens, 1)
-    return self.weight * jax.lax.stop_gradient(pressure)
+    assert sums.adaptive_coefficient is not None, "a layer checks that its router keeps a factor"
+    coefficient = sums.adaptive_coefficient / jnp.maximum(sums.tokens, 1)
+    return self.weight * jax.lax.stop_gradient(coefficient)
 
   def loss(self, sums: RouterSums, layer: Any) -> jax.Array:
     """Returns the loss over the tokens that `sums` counts, float32; 0 where there are none."""
     raise NotImplementedError
 
   def share(
-    self, sums: RouterSums, by_row: RouterSums | None, reference: Reference, layer: Any
+    self, sums: RouterSums, per_sequence: RouterSums | None, reference: Reference, layer: Any
   ) -> jax.Array:
     """Returns a microbatch's share of the loss of the step, unweighted, float32.
 
     Shares of all microbatches sum to the loss of the scope, and their gradients to its gradient.
     """
     if self.scope == "sequence":
-      assert by_row is not None
-      each_B = jax.vmap(lambda row: self.loss(row, layer))(by_row)
-      return jnp.sum(jnp.where(by_row.tokens > 0, each_B, 0)) / jnp.maximum(reference.rows, 1)
+      assert per_sequence is not None
+      each_B = jax.vmap(lambda row: self.loss(row, layer))(per_sequence)
+      return jnp.sum(jnp.where(per_sequence.tokens > 0, each_B, 0)) / jnp.maximum(reference.rows, 1)
     if self.scope == "micro":
-      assert by_row is not None
-      each_G = jax.vmap(lambda group: self.loss(group, layer))(_groups(by_row, reference))
+      assert per_sequence is not None
+      each_G = jax.vmap(lambda group: self.loss(group, layer))(_groups(per_sequence, reference))
       return jnp.mean(each_G) / reference.num_micro
     if self.scope == "data_parallel":
       return self.loss(sums, layer) / reference.num_micro
@@ -151,9 +151,9 @@ def _seen_from(sums: RouterSums, whole: RouterSums) -> RouterSums:
   return jax.tree.map(lambda part, all: part + jax.lax.stop_gradient(all - part), sums, whole)
 
 
-def _groups(by_row: RouterSums, reference: Reference) -> RouterSums:
+def _groups(per_sequence: RouterSums, reference: Reference) -> RouterSums:
   """Returns the sums of each of `num_groups` equal parts of the rows."""
   groups = reference.num_groups
   return jax.tree.map(
-    lambda leaf: jnp.sum(leaf.reshape(groups, -1, *leaf.shape[1:]), axis=1), by_row
+    lambda leaf: jnp.sum(leaf.reshape(groups, -1, *leaf.shape[1:]), axis=1), per_sequence
   )

@@ -1,16 +1,16 @@
 """Dispatchers: from a Routing to outputs of experts, with every dropped choice counted.
 
-A dispatcher is a record called as `dispatch(x_TD, routing, experts, site) -> (y_TD, counts)`. To
+A dispatcher is a record called as `dispatch(x_TD, routing, experts, context) -> (y_TD, counts)`. To
 add one, write its file, add one line to DISPATCHERS, and the contract test runs it. A name may also
 stand for settings of another's record.
 """
 
 from jaxmoe.moe.dispatch.capacity import Capacity
 from jaxmoe.moe.dispatch.dense import Dense
-from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Site
+from jaxmoe.moe.dispatch.dispatcher import Counts, DispatchContext, Dispatcher
 from jaxmoe.moe.dispatch.dropless import Dropless
 from jaxmoe.moe.dispatch.einsum import Einsum
-from jaxmoe.moe.dispatch.exchange import AllGather, AllToAll, Group
+from jaxmoe.moe.dispatch.exchange import AllGather, AllToAll, DeviceGroup
 
 DISPATCHERS = {
   "dense": (Dense, Dense()),
@@ -34,6 +34,16 @@ EXCHANGES = {
 """How rows reach experts on other devices; on one device none is used."""
 
 __all__ = [
-  "DISPATCHERS", "EXCHANGES", "AllGather", "AllToAll", "Capacity", "Counts", "Dense", "Dispatcher",
-  "Dropless", "Einsum", "Group", "Site",
+  "DISPATCHERS",
+  "EXCHANGES",
+  "AllGather",
+  "AllToAll",
+  "Capacity",
+  "Counts",
+  "Dense",
+  "DeviceGroup",
+  "DispatchContext",
+  "Dispatcher",
+  "Dropless",
+  "Einsum",
 ]

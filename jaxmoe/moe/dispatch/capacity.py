@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added
-from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, Dispatcher, Site
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, DispatchContext, Dispatcher
 from jaxmoe.moe.dispatch.overflow import OVERFLOW
 from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows
 from jaxmoe.moe.routing import Routing
@@ -50,7 +50,7 @@ class Limited(Dispatcher):
       raise InputError(f"max_drop_rate must lie in [0, 1]: max_drop_rate={self.max_drop_rate}")
 
   @property
-  def by_group(self) -> bool:
+  def depends_on_shard(self) -> bool:
     """Whether a token's rows differ with the tokens that lie on one device with it."""
     return True
 
@@ -71,22 +71,24 @@ class Limited(Dispatcher):
     """Which choices of a full expert lose, a key of OVERFLOW."""
     return "position"
 
-  def admit(self, routing: Routing, site: Site = WHOLE) -> tuple[Routing, Counts]:
+  def admit(self, routing: Routing, context: DispatchContext = WHOLE) -> tuple[Routing, Counts]:
     """Returns the routing in which just the choices that get a row are valid, and the counts."""
-    admitted, _, counts = self._admit(routing, site)
+    admitted, _, counts = self._admit(routing, context)
     return admitted, counts
 
-  def _admit(self, routing: Routing, site: Site) -> tuple[Routing, jax.Array, Counts]:
+  def _admit(self, routing: Routing, context: DispatchContext) -> tuple[Routing, jax.Array, Counts]:
     """Returns the same, with each choice's place among its expert's rows."""
-    capacity = self.rows_for(routing, site)
-    admitted, place_TA, spilled = OVERFLOW[self.policy](routing, capacity, site)
+    capacity = self.rows_for(routing, context)
+    admitted, place_TA, spilled = OVERFLOW[self.policy](routing, capacity, context)
     wanted, kept = (jnp.sum(r.valid_TA.astype(jnp.float32)) for r in (routing, admitted))
     return admitted, place_TA, Counts({"capacity": wanted - kept}, spilled)
 
-  def rows_for(self, routing: Routing, site: Site) -> int:
+  def rows_for(self, routing: Routing, context: DispatchContext) -> int:
     """Returns C for the experts of a part of the layer."""
     tokens, num_slots = routing.scores_TE.shape
-    return self.rows_per_expert(tokens, routing.num_active, num_slots + site.others, site.idle)
+    return self.rows_per_expert(
+      tokens, routing.num_active, num_slots + context.others, context.idle
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +115,11 @@ class Capacity(Limited):
     return self.overflow in ("score", "random")
 
   @jax.named_scope("plan")
-  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
+  def plan(self, routing: Routing, context: DispatchContext = WHOLE) -> Plan:
     """Returns the plan of S * C rows; choices that the policy leaves out have none."""
-    num_slots, capacity = routing.scores_TE.shape[1], self.rows_for(routing, site)
+    num_slots, capacity = routing.scores_TE.shape[1], self.rows_for(routing, context)
     num_rows = num_slots * capacity
-    admitted, place_TA, counts = self._admit(routing, site)
+    admitted, place_TA, counts = self._admit(routing, context)
     row_TA = jnp.where(admitted.valid_TA, admitted.expert_TA * capacity + place_TA, num_rows)
     token_R = tokens_of_rows(row_TA, num_rows)
     used_SC = (token_R < routing.expert_TA.shape[0]).reshape(num_slots, capacity)

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.moe.dispatch.dispatcher import WHOLE, Dispatcher, Site
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, DispatchContext, Dispatcher
 from jaxmoe.moe.dispatch.plan import Plan, Uniform
 from jaxmoe.moe.routing import Routing
 
@@ -20,9 +20,9 @@ class Dense(Dispatcher):
   """All experts on all tokens; R = E * T."""
 
   @jax.named_scope("plan")
-  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
+  def plan(self, routing: Routing, context: DispatchContext = WHOLE) -> Plan:
     """Returns the plan whose row e * T + t is token t at expert e."""
-    del site
+    del context
     tokens, num_experts = routing.scores_TE.shape
     token_T = jnp.arange(tokens, dtype=jnp.int32)
     row_TA = routing.expert_TA * tokens + token_T[:, None]

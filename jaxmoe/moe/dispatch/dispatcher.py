@@ -20,7 +20,7 @@ from jaxmoe.moe.routing import Routing
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class DispatchContext:
   """What a dispatcher is told beside the routing, whose experts may be a part of the layer's.
 
   Attributes:
@@ -36,7 +36,7 @@ class Site:
   keys: Keys | None = None
 
 
-WHOLE = Site()
+WHOLE = DispatchContext()
 """A layer of one kind of experts, one slot each, no randomness."""
 
 
@@ -48,11 +48,11 @@ class Counts(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mover:
+class TokenTransport:
   """What hands rows on, to experts or to devices; the base loses none."""
 
   @property
-  def by_group(self) -> bool:
+  def depends_on_shard(self) -> bool:
     """Whether a token's rows differ with the tokens that lie on one device with it."""
     return False
 
@@ -63,7 +63,7 @@ class Mover:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dispatcher(Mover):
+class Dispatcher(TokenTransport):
   """The base of dispatchers; one overrides `plan` or `run`."""
 
   @property
@@ -83,26 +83,26 @@ class Dispatcher(Mover):
         "set allow_future=true to train with it all the same, or overflow=position"
       )
 
-  def admit(self, routing: Routing, site: Site = WHOLE) -> tuple[Routing, Counts]:
+  def admit(self, routing: Routing, context: DispatchContext = WHOLE) -> tuple[Routing, Counts]:
     """Returns the routing in which just the choices that get a row are valid, and the counts."""
-    del site
+    del context
     return routing, Counts({}, {})
 
-  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
+  def plan(self, routing: Routing, context: DispatchContext = WHOLE) -> Plan:
     """Returns which rows the experts see."""
     raise NotImplementedError
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns what a call does, over slots."""
-    plan = self.plan(routing, site)
+    plan = self.plan(routing, context)
     return through_rows(plan, x_TD, experts), Counts(plan.dropped, plan.spilled)
 
   def __call__(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site = WHOLE
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext = WHOLE
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D), each token's outputs of its experts times their weights, and the counts."""
-    if site.slots:
-      routing, experts = deal(routing, site.slots), weights_of_slots(experts, site.slots)
-    return self.run(x_TD, routing, experts, site)
+    if context.slots:
+      routing, experts = deal(routing, context.slots), weights_of_slots(experts, context.slots)
+    return self.run(x_TD, routing, experts, context)

@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, Dispatcher, Site
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, DispatchContext, Dispatcher
 from jaxmoe.moe.dispatch.plan import Experts, Plan, Ragged, place_choices, tokens_of_rows
 from jaxmoe.moe.routing import Routing
 from jaxmoe.ops import expert_mlp, grouped_matmul
@@ -32,9 +32,9 @@ class Dropless(Dispatcher):
   backend: Literal["auto", "fused", "blocks", "ragged", "loop"] = "auto"
 
   @jax.named_scope("plan")
-  def plan(self, routing: Routing, site: Site = WHOLE) -> Plan:
+  def plan(self, routing: Routing, context: DispatchContext = WHOLE) -> Plan:
     """Returns the plan of T * A rows in order of expert, then of token."""
-    del site
+    del context
     num_rows = routing.expert_TA.size
     place_TA, sizes_E = place_choices(routing)
     first_E = jnp.cumsum(sizes_E) - sizes_E
@@ -49,12 +49,12 @@ class Dropless(Dispatcher):
     )
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D) and no drops."""
     plain = experts.plain_weights() if hasattr(experts, "plain_weights") else None
     if self._backend() != "fused" or plain is None:
-      return super().run(x_TD, routing, experts, site)
+      return super().run(x_TD, routing, experts, context)
     num_experts = routing.scores_TE.shape[1]
     slot_TA = jnp.where(routing.valid_TA, routing.expert_TA, num_experts)
     # Of many choices that do not count, each slot has its share, too.

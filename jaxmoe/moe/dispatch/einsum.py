@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.moe.dispatch.capacity import Limited
-from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, Site
+from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, DispatchContext
 from jaxmoe.moe.dispatch.plan import Experts, Uniform
 from jaxmoe.moe.routing import Routing
 
@@ -24,7 +24,9 @@ class Einsum(Limited):
   """A fixed number of rows an expert, moved by products with masks."""
 
   @jax.named_scope("plan")
-  def masks(self, routing: Routing, site: Site = WHOLE) -> tuple[jax.Array, jax.Array]:
+  def masks(
+    self, routing: Routing, context: DispatchContext = WHOLE
+  ) -> tuple[jax.Array, jax.Array]:
     """Returns (T, E, C) float32: 1 where a token has a row, and its weight there."""
     onehot_TAE = jax.nn.one_hot(routing.expert_TA, routing.scores_TE.shape[1])
     onehot_TAE = jnp.where(routing.valid_TA[:, :, None], onehot_TAE, 0)
@@ -32,16 +34,16 @@ class Einsum(Limited):
     chosen_TE = jnp.sum(onehot_TAE, axis=1)
     place_TE = (jnp.cumsum(chosen_TE, axis=0) - chosen_TE).astype(jnp.int32)
     # A place of C or more has no row: its one-hot vector is zeros.
-    room_TEC = jax.nn.one_hot(place_TE, self.rows_for(routing, site))
+    room_TEC = jax.nn.one_hot(place_TE, self.rows_for(routing, context))
     dispatch_TEC = room_TEC * chosen_TE[:, :, None]
     weight_TE = jnp.sum(onehot_TAE * weight_TA[:, :, None], axis=1)
     return dispatch_TEC, room_TEC * weight_TE[:, :, None]
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site
+    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D) and the drops; the products with masks are float32."""
-    dispatch_TEC, combine_TEC = self.masks(routing, site)
+    dispatch_TEC, combine_TEC = self.masks(routing, context)
     num_experts, capacity = dispatch_TEC.shape[1:]
     used_T1 = jnp.any(dispatch_TEC > 0, axis=(1, 2))[:, None]
     with jax.named_scope("move"):  # What a token without a row holds is not to be multiplied by 0.

@@ -20,14 +20,14 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added
 from jaxmoe.core.weights import Groups
 from jaxmoe.moe.dispatch.capacity import Limited
-from jaxmoe.moe.dispatch.dispatcher import Counts, Dispatcher, Mover, Site
+from jaxmoe.moe.dispatch.dispatcher import Counts, DispatchContext, Dispatcher, TokenTransport
 from jaxmoe.moe.dispatch.dropless import Dropless
 from jaxmoe.moe.dispatch.plan import Experts, Uniform, place_choices
 from jaxmoe.moe.routing import Routing
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class DeviceGroup:
   """The devices over which experts are spread: mesh axes, outermost first, and their degrees."""
 
   axes: tuple[str, ...]
@@ -42,7 +42,7 @@ class Group:
     """Returns which of them this device is."""
     return jax.lax.axis_index(self.axes)
 
-  def swap(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
+  def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
     """Returns part i of device d as part d of device i; (e, ...) in and out.
 
     On two levels rows first go to the right place within the innermost axis, then across the
@@ -67,12 +67,17 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange(Mover):
+class Exchange(TokenTransport):
   """The base of exchanges; one overrides the call."""
 
   def __call__(
-    self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
-    group: Group,
+    self,
+    dispatch: Dispatcher,
+    x_TD: jax.Array,
+    routing: Routing,
+    experts: Experts,
+    context: DispatchContext,
+    group: DeviceGroup,
   ) -> tuple[jax.Array, Counts]:
     """Returns what `dispatch` would with all experts here, (T, D), and the counts."""
     raise NotImplementedError
@@ -119,7 +124,7 @@ class AllToAll(Exchange):
       )
 
   @property
-  def by_group(self) -> bool:
+  def depends_on_shard(self) -> bool:
     """Whether a token's rows differ with the tokens that lie on one device with it."""
     return self.bound is not None
 
@@ -129,16 +134,21 @@ class AllToAll(Exchange):
     return self.max_drop_rate
 
   def __call__(
-    self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
-    group: Group,
+    self,
+    dispatch: Dispatcher,
+    x_TD: jax.Array,
+    routing: Routing,
+    experts: Experts,
+    context: DispatchContext,
+    group: DeviceGroup,
   ) -> tuple[jax.Array, Counts]:
     """As every exchange."""
     num_rows = self.rows_per_device(routing.expert_TA.size, group.size)
     lost: dict[str, jax.Array] = {}
     if isinstance(dispatch, Dropless):
       routing, lost = self.admit(routing, group.size)
-    remote = Remote(experts, self, group, num_rows, dispatch, routing.scores_TE.shape[1])
-    y_TD, counts = dispatch(x_TD, routing, remote, site)
+    remote = RemoteExperts(experts, self, group, num_rows, dispatch, routing.scores_TE.shape[1])
+    y_TD, counts = dispatch(x_TD, routing, remote, context)
     return y_TD, Counts(counts.dropped | lost, counts.spilled)
 
   def admit(self, routing: Routing, devices: int) -> tuple[Routing, dict[str, jax.Array]]:
@@ -177,7 +187,7 @@ def _admit(routing: Routing, num_rows: int, devices: int) -> tuple[Routing, jax.
 
 
 @dataclasses.dataclass(frozen=True)
-class Remote:
+class RemoteExperts:
   """Experts of a group of devices, called like those of one: rows in order of slot, in and out.
 
   Attributes:
@@ -191,7 +201,7 @@ class Remote:
 
   experts: Any
   exchange: AllToAll
-  group: Group
+  group: DeviceGroup
   num_rows: int
   dispatch: Dispatcher
   num_experts: int
@@ -209,14 +219,14 @@ class Remote:
     outs = []
     for part_eSCD in _chunks(rows_eSCD, self.exchange.chunks):
       with jax.named_scope("send"):
-        part_eSCD = self.group.swap(part_eSCD, self.exchange.two_level)
+        part_eSCD = self.group.all_to_all(part_eSCD, self.exchange.two_level)
       slots, mine = part_eSCD.shape[1], devices * part_eSCD.shape[2]
       rows_SRD = part_eSCD.swapaxes(0, 1)
       sizes_S = jnp.full(slots, mine, jnp.int32)
       out_RD = self.experts(rows_SRD.reshape(slots * mine, -1), Uniform(sizes_S, mine))
       out_eSCD = out_RD.reshape(*rows_SRD.shape[:3], -1).swapaxes(0, 1)
       with jax.named_scope("return"):
-        outs.append(self.group.swap(out_eSCD, self.exchange.two_level))
+        outs.append(self.group.all_to_all(out_eSCD, self.exchange.two_level))
     return jnp.concatenate(outs, axis=2).reshape(rows_RD.shape[0], -1)
 
   def _ragged(self, rows_RD: jax.Array, sizes_S: jax.Array) -> jax.Array:
@@ -226,7 +236,7 @@ class Remote:
     count_e = jnp.sum(sizes_eS, axis=1)
     first_e = jnp.cumsum(count_e) - count_e
     with jax.named_scope("send"):
-      there_eS = self.group.swap(sizes_eS)
+      there_eS = self.group.all_to_all(sizes_eS)
     place_C = jnp.arange(capacity)
     can = jax.default_backend() in ("tpu", "gpu")
     if self.exchange.ragged == "always" or (can and self.exchange.ragged == "auto"):
@@ -237,10 +247,10 @@ class Remote:
     for start, stop in _spans(capacity, self.exchange.chunks):
       with jax.named_scope("send"):
         rows_eCD = rows_RD.at[row_eC[:, start:stop]].get(mode="fill", fill_value=0)
-        rows_eCD = self.group.swap(rows_eCD, self.exchange.two_level)
+        rows_eCD = self.group.all_to_all(rows_eCD, self.exchange.two_level)
       out_eCD = self.here(rows_eCD, there_eS, start)
       with jax.named_scope("return"):
-        outs.append(self.group.swap(out_eCD, self.exchange.two_level))
+        outs.append(self.group.all_to_all(out_eCD, self.exchange.two_level))
     out_FD = jnp.concatenate(outs, axis=1).reshape(devices * capacity, -1)
     row_R = jnp.arange(rows_RD.shape[0])
     device_R = jnp.searchsorted(jnp.cumsum(count_e), row_R, side="right")
@@ -266,14 +276,18 @@ class Remote:
       log_z_T=ones_R1[:, 0],
       among=self.num_experts,  # few of the rows are there: back ends size buffers by it
     )
-    y_RD, _ = self.dispatch(rows_RD, routing, self.experts, Site())
+    y_RD, _ = self.dispatch(rows_RD, routing, self.experts, DispatchContext())
     return y_RD.reshape(devices, capacity, -1)
 
 
 def _over_the_wire(
-  remote: Remote, rows_RD: jax.Array, count_e: jax.Array, first_e: jax.Array, there_eS: jax.Array
+  remote: RemoteExperts,
+  rows_RD: jax.Array,
+  count_e: jax.Array,
+  first_e: jax.Array,
+  there_eS: jax.Array,
 ) -> jax.Array:
-  """Does what `Remote._ragged` does with buffers of which only used rows travel."""
+  """Does what `RemoteExperts._ragged` does with buffers of which only used rows travel."""
   group, capacity = remote.group, remote.num_rows
   devices = group.size
   mine_e = jnp.full(devices, group.index() * capacity, jnp.int32)
@@ -286,10 +300,15 @@ def _over_the_wire(
   out_eCD = remote.here(rows_FD.reshape(devices, capacity, -1), there_eS, 0)
   start_e = jnp.arange(devices, dtype=jnp.int32) * capacity
   with jax.named_scope("return"):
-    back_e = group.swap(first_e)  # where each device wants its rows back
+    back_e = group.all_to_all(first_e)  # where each device wants its rows back
     return jax.lax.ragged_all_to_all(
-      out_eCD.reshape(devices * capacity, -1), jnp.zeros_like(rows_RD), start_e, come_e,
-      back_e, count_e, axis_name=group.axes,
+      out_eCD.reshape(devices * capacity, -1),
+      jnp.zeros_like(rows_RD),
+      start_e,
+      come_e,
+      back_e,
+      count_e,
+      axis_name=group.axes,
     )
 
 
@@ -313,11 +332,16 @@ class AllGather(Exchange):
   """
 
   def __call__(
-    self, dispatch: Dispatcher, x_TD: jax.Array, routing: Routing, experts: Experts, site: Site,
-    group: Group,
+    self,
+    dispatch: Dispatcher,
+    x_TD: jax.Array,
+    routing: Routing,
+    experts: Experts,
+    context: DispatchContext,
+    group: DeviceGroup,
   ) -> tuple[jax.Array, Counts]:
     """As every exchange."""
-    admitted, counts = dispatch.admit(routing, site)
+    admitted, counts = dispatch.admit(routing, context)
     inner = Dropless() if isinstance(dispatch, Limited) else dispatch
     with jax.named_scope("send"):
       x_GD = group.gather(x_TD)

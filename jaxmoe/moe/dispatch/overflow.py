@@ -1,4 +1,4 @@
-"""Which choices of a full expert lose: OVERFLOW, functions of (routing, C rows a slot, site).
+"""Which choices of a full expert lose: OVERFLOW, functions of (routing, C rows a slot, context).
 
 Each returns the routing in which only choices with a row are valid, the row's place in its slot,
 and how many choices went to another expert. `position` and `spill` fill queues in order of tokens,
@@ -14,39 +14,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.moe.dispatch.dispatcher import Site
+from jaxmoe.moe.dispatch.dispatcher import DispatchContext
 from jaxmoe.moe.dispatch.plan import place_choices
 from jaxmoe.moe.routing import Routing
 
 Admitted = tuple[Routing, jax.Array, dict[str, jax.Array]]
 
 
-def by_position(routing: Routing, capacity: int, site: Site) -> Admitted:
+def by_position(routing: Routing, capacity: int, context: DispatchContext) -> Admitted:
   """The first tokens stay (Switch, Fedus et al. 2021, section 2.2)."""
-  del site
+  del context
   place_TA, _ = place_choices(routing)
   valid_TA = routing.valid_TA & (place_TA < capacity)
   return dataclasses.replace(routing, valid_TA=valid_TA), place_TA, {}
 
 
-def by_score(routing: Routing, capacity: int, site: Site) -> Admitted:
+def by_score(routing: Routing, capacity: int, context: DispatchContext) -> Admitted:
   """The highest weights stay, whatever their place: batch prioritized routing, by choice.
 
   Riquelme et al. 2021 (arXiv:2106.05974), section 4, order tokens by their largest weight and
   fill choice by choice; here each expert keeps the choices that weigh most.
   """
-  del site
+  del context
   return _ranked(routing, -jax.lax.stop_gradient(routing.weight_TA), capacity)
 
 
-def at_random(routing: Routing, capacity: int, site: Site) -> Admitted:
+def at_random(routing: Routing, capacity: int, context: DispatchContext) -> Admitted:
   """Chance decides (random token selection, Kim et al. 2021, arXiv:2109.10465, section 2.3).
 
   Without keys, in evaluation, the first tokens stay.
   """
-  if site.keys is None:
-    return by_position(routing, capacity, site)
-  chance_TA = jax.random.uniform(site.keys("overflow"), routing.expert_TA.shape)
+  if context.keys is None:
+    return by_position(routing, capacity, context)
+  chance_TA = jax.random.uniform(context.keys("overflow"), routing.expert_TA.shape)
   return _ranked(routing, chance_TA, capacity)
 
 
@@ -65,7 +65,7 @@ def _ranked(routing: Routing, rank_TA: jax.Array, capacity: int) -> Admitted:
   return dataclasses.replace(routing, valid_TA=valid_TA), place_TA, {}
 
 
-def spill(routing: Routing, capacity: int, site: Site) -> Admitted:
+def spill(routing: Routing, capacity: int, context: DispatchContext) -> Admitted:
   """A choice whose expert is full goes to the best-scored one with room that its token has not.
 
   Token after token, O(T) steps, because a spill takes a place from those that come later (cf.
@@ -73,7 +73,7 @@ def spill(routing: Routing, capacity: int, site: Site) -> Admitted:
   tokens push out earlier spills). The weight shrinks by the ratio of the two scores, never grows.
   """
   num_slots = routing.scores_TE.shape[1]
-  expert_S = np.asarray(site.slots or range(num_slots))
+  expert_S = np.asarray(context.slots or range(num_slots))
   twins_SS = jnp.asarray(expert_S[:, None] == expert_S[None, :])
   slot_S = jnp.arange(num_slots)
 
@@ -110,7 +110,7 @@ def spill(routing: Routing, capacity: int, site: Site) -> Admitted:
   return admitted, place_TA, {"capacity": jnp.sum(moved_TA.astype(jnp.float32))}
 
 
-OVERFLOW: dict[str, Callable[[Routing, int, Site], Admitted]] = {
+OVERFLOW: dict[str, Callable[[Routing, int, DispatchContext], Admitted]] = {
   "position": by_position,
   "score": by_score,
   "random": at_random,

@@ -31,7 +31,7 @@ class Duo(Experts):
   mixed: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
-    idle = self.num_idle(len(self.widths))
+    idle = self.num_zero_compute(len(self.widths))
     if len(self.widths) <= idle or min(self.widths[: len(self.widths) - idle]) < 1:
       raise InputError(
         f"widths must be at least 1, or 0 for the last ones, which skip: widths={self.widths}"
@@ -44,7 +44,7 @@ class Duo(Experts):
         f"widths needs one number an expert: widths={self.widths}, num_experts={num_experts}"
       )
 
-  def num_idle(self, num_experts: int) -> int:
+  def num_zero_compute(self, num_experts: int) -> int:
     """Returns how many skip."""
     return self.widths.count(0)
 

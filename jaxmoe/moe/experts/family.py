@@ -50,7 +50,7 @@ class Experts:
     total = sum(self.expert_params(dim, num_experts))
     return self.shared_params(dim) + num_active * total // num_experts
 
-  def num_idle(self, num_experts: int) -> int:
+  def num_zero_compute(self, num_experts: int) -> int:
     """Returns how many experts, the last ones, compute nothing or next to nothing."""
     del num_experts
     return 0
@@ -100,7 +100,7 @@ class ExpertFamily(nnx.Module):
     """Returns the kinds of experts by their ids, 0..E-1; ids in no part give zeros."""
     return (Part(0, num_experts, self),)
 
-  def reweigh(self, routing: Routing) -> Routing:
+  def adjust_weights(self, routing: Routing) -> Routing:
     """Returns the routing whose weights know what kind of expert each choice is."""
     return routing
 

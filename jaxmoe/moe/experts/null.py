@@ -45,7 +45,7 @@ class Null(Experts):
         f"num_null={self.num_null}, num_experts={num_experts}; num_experts counts null ones too"
       )
 
-  def num_idle(self, num_experts: int) -> int:
+  def num_zero_compute(self, num_experts: int) -> int:
     """Returns m."""
     return self.num_null
 
@@ -63,7 +63,7 @@ class Null(Experts):
 class NullExperts(SeveralKinds):
   """The weights of the experts that compute."""
 
-  def reweigh(self, routing: Routing) -> Routing:
+  def adjust_weights(self, routing: Routing) -> Routing:
     """Returns weights over the sum of the token's experts that compute (section 3).
 
     Times the sum of all it chose, which is 1 where the router divides by it, and its `scale`.

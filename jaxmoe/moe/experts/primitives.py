@@ -69,7 +69,7 @@ class Primitives(Experts):
         f"kinds needs one name an expert: kinds={self.kinds}, num_experts={num_experts}"
       )
 
-  def num_idle(self, num_experts: int) -> int:
+  def num_zero_compute(self, num_experts: int) -> int:
     """Returns how many are the identity."""
     return self.kinds.count("identity")
 

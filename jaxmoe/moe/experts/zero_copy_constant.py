@@ -52,26 +52,26 @@ class ZeroCopyConstant(Experts):
 
   def check(self, num_experts: int) -> None:
     """Refuses a layer without an expert of the network."""
-    idle = self.num_idle(num_experts)
+    idle = self.num_zero_compute(num_experts)
     if idle >= num_experts:
       raise InputError(
         "zero, copy and constant experts must leave one of the network: "
         f"there are {idle}, num_experts={num_experts}; num_experts counts all kinds"
       )
 
-  def num_idle(self, num_experts: int) -> int:
+  def num_zero_compute(self, num_experts: int) -> int:
     """Returns how many are zero, copy or constant."""
     return self.num_zero + self.num_copy + self.num_constant
 
   def expert_params(self, dim: int, num_experts: int) -> tuple[int, ...]:
     """Returns those of the network, none for zero and copy, 3 D for constant experts."""
-    num_true = num_experts - self.num_idle(num_experts)
+    num_true = num_experts - self.num_zero_compute(num_experts)
     free = (0,) * (self.num_zero + self.num_copy)
     return self.network.expert_params(dim, num_true) + free + (3 * dim,) * self.num_constant
 
   def build(self, init: Init, dim: int, num_experts: int) -> ZeroCopyConstantExperts:
     """Returns the module with the weights of all experts."""
-    num_true = num_experts - self.num_idle(num_experts)
+    num_true = num_experts - self.num_zero_compute(num_experts)
     return ZeroCopyConstantExperts(self, init, dim, num_true, num_experts)
 
 
@@ -85,7 +85,7 @@ class ZeroCopyConstantExperts(SeveralKinds):
     )
     self.zero_stop = num_true + config.num_zero if config.zero_gives_weight else num_true
 
-  def reweigh(self, routing: Routing) -> Routing:
+  def adjust_weights(self, routing: Routing) -> Routing:
     """Returns weights of which a zero expert has none."""
     (_, _, first), *_ = self.spans
     zero_TA = (routing.expert_TA >= first) & (routing.expert_TA < self.zero_stop)

@@ -1,6 +1,6 @@
 """Routers: a gate with parameters, then a pure rule on its scores.
 
-To add one, write its file (a record derived from `Router` with a `choose`), add one line to
+To add one, write its file (a record derived from `Router` with a `select`), add one line to
 ROUTERS, and the contract test runs it. A name may also stand for settings of another's record.
 """
 
@@ -12,7 +12,7 @@ from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
 from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
 from jaxmoe.moe.routers.gates import GATES, Cosine, Residual
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
-from jaxmoe.moe.routers.router import Choice, Router, Seen, best
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch, TopK
@@ -47,4 +47,4 @@ ROUTERS = {
   "adaptive": (AdaptiveTopK, AdaptiveTopK()),
 }
 
-__all__ = ["GATES", "ROUTERS", "Adaptive", "Choice", "Router", "Seen", "TopK", "best"]
+__all__ = ["GATES", "ROUTERS", "Adaptive", "Router", "RouterInputs", "Selection", "TopK", "top_k"]

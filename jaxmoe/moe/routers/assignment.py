@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import BatchRouter, Choice, Seen, best
+from jaxmoe.moe.routers.router import BatchRouter, RouterInputs, Selection, top_k
 
 State = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -42,14 +42,14 @@ class Sinkhorn(BatchRouter):
         f"tolerance={self.tolerance}, iterations={self.iterations}"
       )
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes all tokens together."""
-    rank_TE = seen.scores_TE
-    if seen.keys is not None:
-      logits_TE = jax.lax.stop_gradient(seen.logits_TE)
-      rank_TE = logits_TE + self._bias(logits_TE, seen.valid_T)[None]
-    expert_TA = best(rank_TE, seen.num_active)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+    rank_TE = inputs.scores_TE
+    if inputs.keys is not None:
+      logits_TE = jax.lax.stop_gradient(inputs.logits_TE)
+      rank_TE = logits_TE + self._bias(logits_TE, inputs.valid_T)[None]
+    expert_TA = top_k(rank_TE, inputs.num_active)
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
   def _bias(self, logits_TE: jax.Array, valid_T: jax.Array) -> jax.Array:
     """Returns (E,), the logarithms of the columns' factors, less their mean."""
@@ -98,18 +98,18 @@ class Auction(BatchRouter):
     if not 1e-4 <= self.slack <= 1:
       raise InputError(f"slack must lie between 1e-4 and 1: slack={self.slack}; 0.01 is usual")
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes all tokens together."""
-    expert_TA = best(seen.logits_TE, 1)
-    if seen.keys is not None:
-      logits_TE = jax.lax.stop_gradient(seen.logits_TE)
+    expert_TA = top_k(inputs.logits_TE, 1)
+    if inputs.keys is not None:
+      logits_TE = jax.lax.stop_gradient(inputs.logits_TE)
       # Finite, and with no level of its own, so that every raise is seen and the auction ends.
       logits_TE = jnp.clip(jnp.nan_to_num(logits_TE), -1e4, 1e4)
       logits_TE -= jnp.max(logits_TE, axis=1, keepdims=True)
-      logits_TE = jnp.where(seen.valid_T[:, None], logits_TE, 0)
+      logits_TE = jnp.where(inputs.valid_T[:, None], logits_TE, 0)
       least_raise = jnp.maximum(-self.slack * jnp.min(logits_TE), 1e-6)
-      expert_TA = _auction(logits_TE, seen.valid_T, least_raise)[:, None]
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+      expert_TA = _auction(logits_TE, inputs.valid_T, least_raise)[:, None]
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
 
 def _places(logits_TE: jax.Array, valid_T: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import Buffers, Choice, Router, Samples, Seen, best
+from jaxmoe.moe.routers.router import Buffers, Router, RouterInputs, Samples, Selection, top_k
 from jaxmoe.moe.routing import RouterSums
 
 
@@ -68,19 +68,19 @@ class AuxFree(Router):
     sign_E = jnp.sign(jnp.mean(sums.counts_E) - sums.counts_E)
     return {"bias": buffers["bias"] + self.bias_rate * sign_E}
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
-    rank_TE = jax.lax.stop_gradient(seen.scores_TE + seen.buffers["bias"][None])
+    rank_TE = jax.lax.stop_gradient(inputs.scores_TE + inputs.buffers["bias"][None])
     if self.num_groups > 1:
       rank_TE = self._in_groups(rank_TE)
-    expert_TA = best(rank_TE, seen.num_active)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+    expert_TA = top_k(rank_TE, inputs.num_active)
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
   def _in_groups(self, rank_TE: jax.Array) -> jax.Array:
     """Returns the ranks, below all others outside of a token's best groups."""
     rank_TGM = rank_TE.reshape(rank_TE.shape[0], self.num_groups, -1)
     merit_TG = jnp.sum(jax.lax.top_k(rank_TGM, self.group_best)[0], axis=-1)
-    group_TN = best(merit_TG, self.groups_active)
+    group_TN = top_k(merit_TG, self.groups_active)
     active_TG = jnp.any(jax.nn.one_hot(group_TN, self.num_groups, dtype=bool), axis=1)
     return jnp.where(active_TG[:, :, None], rank_TGM, -jnp.inf).reshape(rank_TE.shape)
 
@@ -118,14 +118,14 @@ class Quantile(Router):
     beta_E = jnp.sort(margins_TE, axis=0)[-nth]
     return {"beta": jnp.where(tokens > 0, beta_E - jnp.mean(beta_E), buffers["beta"])}
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself; where A = E the threshold is the last logit."""
-    biased_TE = jax.lax.stop_gradient(seen.logits_TE - seen.buffers["beta"][None])
-    ranked_TA = best(biased_TE, min(seen.num_active + 1, biased_TE.shape[1]))
+    biased_TE = jax.lax.stop_gradient(inputs.logits_TE - inputs.buffers["beta"][None])
+    ranked_TA = top_k(biased_TE, min(inputs.num_active + 1, biased_TE.shape[1]))
     threshold_T1 = jnp.take_along_axis(biased_TE, ranked_TA[:, -1:], axis=1)
-    expert_TA = ranked_TA[:, : seen.num_active]
-    return Choice(
+    expert_TA = ranked_TA[:, : inputs.num_active]
+    return Selection(
       expert_TA,
-      self.weigh(seen.scores_TE, expert_TA),
-      margins_TE=jax.lax.stop_gradient(seen.logits_TE) - threshold_T1,
+      self.combine_weights(inputs.scores_TE, expert_TA),
+      margins_TE=jax.lax.stop_gradient(inputs.logits_TE) - threshold_T1,
     )

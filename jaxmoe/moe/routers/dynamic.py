@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import Choice, Router, Seen, best
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Dynamic(Router):
 
   varies: ClassVar[bool] = True
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
-    expert_TA = best(seen.scores_TE, seen.num_active)
-    kept_TA = self.keep(jax.lax.stop_gradient(seen.scores_TE), expert_TA)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA, kept_TA), kept_TA)
+    expert_TA = top_k(inputs.scores_TE, inputs.num_active)
+    kept_TA = self.keep(jax.lax.stop_gradient(inputs.scores_TE), expert_TA)
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA, kept_TA), kept_TA)
 
   def keep(self, scores_TE: jax.Array, expert_TA: jax.Array) -> jax.Array:
     """Returns (T, A) bool: which choices count."""

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from jaxmoe.core.decimals import decimal, times_nearest, times_up
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.recipe import added
-from jaxmoe.moe.routers.router import BatchRouter, Buffers, Choice, Router, Samples, Seen, best
+from jaxmoe.moe.routers.router import (
+  BatchRouter,
+  Buffers,
+  Router,
+  RouterInputs,
+  Samples,
+  Selection,
+  top_k,
+)
 from jaxmoe.moe.routing import RouterSums
 
 
@@ -56,13 +64,15 @@ class ByExpert(Router):
     """Returns factor * A."""
     return float(decimal(self.factor) * num_active) if self.exact else self.factor * num_active
 
-  def take(self, seen: Seen, taken_TE: jax.Array) -> Choice:
+  def take(self, inputs: RouterInputs, taken_TE: jax.Array) -> Selection:
     """Returns each token's choices of the experts that took it."""
     # No score is negative.
-    rank_TE = jnp.where(taken_TE, seen.scores_TE, -1)
-    expert_TA = best(rank_TE, self.most or rank_TE.shape[1])
+    rank_TE = jnp.where(taken_TE, inputs.scores_TE, -1)
+    expert_TA = top_k(rank_TE, self.most or rank_TE.shape[1])
     valid_TA = jnp.take_along_axis(taken_TE, expert_TA, axis=1)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA, valid_TA), valid_TA)
+    return Selection(
+      expert_TA, self.combine_weights(inputs.scores_TE, expert_TA, valid_TA), valid_TA
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +91,19 @@ class ExpertChoice(ByExpert, BatchRouter):
 
   always: bool = False
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes all tokens together; O(T log T * E)."""
-    num_experts, mean = seen.scores_TE.shape[1], self.mean_active(seen.num_active)
-    if seen.keys is None and not self.always:
-      expert_TA = best(seen.scores_TE, max(1, round(mean)))
-      return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
-    valid_T1 = seen.valid_T[:, None]
-    rank_TE = jax.lax.stop_gradient(jnp.where(valid_T1, seen.scores_TE, -1))
+    num_experts, mean = inputs.scores_TE.shape[1], self.mean_active(inputs.num_active)
+    if inputs.keys is None and not self.always:
+      expert_TA = top_k(inputs.scores_TE, max(1, round(mean)))
+      return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
+    valid_T1 = inputs.valid_T[:, None]
+    rank_TE = jax.lax.stop_gradient(jnp.where(valid_T1, inputs.scores_TE, -1))
     place_TE = jnp.argsort(jnp.argsort(-rank_TE, axis=0), axis=0)
     places = jnp.ceil(mean * jnp.sum(valid_T1) / num_experts)
     if self.exact:
       places = times_up(jnp.sum(valid_T1), decimal(mean) / num_experts, valid_T1.shape[0])
-    return self.take(seen, valid_T1 & (place_TE < places))
+    return self.take(inputs, valid_T1 & (place_TE < places))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +145,11 @@ class CausalExpertChoice(ByExpert):
     moved_E = jnp.where(jnp.any(old_E != 0), old_E + self.rate * (new_E - old_E), new_E)
     return {"threshold": jnp.where(tokens > 0, moved_E, old_E)}
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
-    threshold_E, scores_TE = seen.buffers["threshold"], jax.lax.stop_gradient(seen.scores_TE)
-    first_TA = best(scores_TE, max(1, round(self.mean_active(seen.num_active))))
+    threshold_E, scores_TE = inputs.buffers["threshold"], jax.lax.stop_gradient(inputs.scores_TE)
+    first_TA = top_k(scores_TE, max(1, round(self.mean_active(inputs.num_active))))
     first_TE = jnp.any(jax.nn.one_hot(first_TA, scores_TE.shape[1], dtype=bool), axis=1)
     above_TE = scores_TE > threshold_E[None]
     taken_TE = jnp.where(jnp.any(threshold_E != 0), above_TE, first_TE)
-    return dataclasses.replace(self.take(seen, taken_TE), margins_TE=scores_TE)
+    return dataclasses.replace(self.take(inputs, taken_TE), margins_TE=scores_TE)

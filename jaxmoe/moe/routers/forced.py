@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import Choice, Router, Seen
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 
 STEPS = 2**16
 """In how many equal parts the share of an expert that every token goes to is counted."""
@@ -31,21 +31,21 @@ class Forced(Router):
     """Returns (T, A) int32, distinct experts for the n-th places, uint32."""
     raise NotImplementedError
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each place by itself."""
-    rows, length = seen.tokens.slot.shape
-    place_BL = seen.tokens.slot + length * jnp.arange(rows, dtype=jnp.int32)[:, None]
+    rows, length = inputs.tokens.slot.shape
+    place_BL = inputs.tokens.slot + length * jnp.arange(rows, dtype=jnp.int32)[:, None]
     place_T = place_BL.reshape(-1).astype(jnp.uint32)
-    expert_TA = self.experts_at(place_T, seen.scores_TE.shape[1], seen.num_active)
+    expert_TA = self.experts_at(place_T, inputs.scores_TE.shape[1], inputs.num_active)
     expert_TA = expert_TA.astype(jnp.int32)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
-  def weigh(
+  def combine_weights(
     self, scores_TE: jax.Array, expert_TA: jax.Array, valid_TA: jax.Array | None = None
   ) -> jax.Array:
     """Returns weights alike, with the gradient of weights by score."""
-    alike_TA = super().weigh(jnp.ones_like(scores_TE), expert_TA, valid_TA)
-    by_score_TA = super().weigh(scores_TE, expert_TA, valid_TA)
+    alike_TA = super().combine_weights(jnp.ones_like(scores_TE), expert_TA, valid_TA)
+    by_score_TA = super().combine_weights(scores_TE, expert_TA, valid_TA)
     return alike_TA + (by_score_TA - jax.lax.stop_gradient(by_score_TA))
 
 

@@ -15,7 +15,7 @@ class Gate:
   separable: ClassVar[bool] = True
   """Whether each expert has a column of its own, so that experts can be copied and removed."""
   decides: ClassVar[bool] = False
-  """Whether the gate is a tree, whose decisions can be compared by domain (`of_domains`)."""
+  """Whether the gate is a tree, whose decisions can be compared by domain (`domain_sums`)."""
 
   def check(self, num_experts: int) -> None:
     """Refuses a number of experts that the gate cannot tell apart.

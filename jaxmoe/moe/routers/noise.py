@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.weights import dot
-from jaxmoe.moe.routers.router import Choice, Seen, best
+from jaxmoe.moe.routers.router import RouterInputs, Selection, top_k
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routers.topk import TopK
 
@@ -35,18 +35,18 @@ class Noisy(TopK):
     """Returns the number of the gate's parameters and of W_noise."""
     return super().num_params(dim, num_experts) + dim * num_experts
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
-    if seen.keys is None:
-      return super().choose(seen)
-    deviation_TE = jax.nn.softplus(dot(seen.parameters["noise"], seen.x_TD, "td,de->te"))
-    normal_TE = jax.random.normal(seen.keys("noise"), deviation_TE.shape)
-    noisy_TE = seen.logits_TE + normal_TE * deviation_TE
-    expert_TA = best(noisy_TE, seen.num_active)
-    return Choice(
+    if inputs.keys is None:
+      return super().select(inputs)
+    deviation_TE = jax.nn.softplus(dot(inputs.parameters["noise"], inputs.x_TD, "td,de->te"))
+    normal_TE = jax.random.normal(inputs.keys("noise"), deviation_TE.shape)
+    noisy_TE = inputs.logits_TE + normal_TE * deviation_TE
+    expert_TA = top_k(noisy_TE, inputs.num_active)
+    return Selection(
       expert_TA,
-      self.weigh(SCORES[self.score](noisy_TE), expert_TA),
-      load_TE=_load(seen.logits_TE, noisy_TE, deviation_TE, seen.num_active),
+      self.combine_weights(SCORES[self.score](noisy_TE), expert_TA),
+      load_TE=_load(inputs.logits_TE, noisy_TE, deviation_TE, inputs.num_active),
     )
 
 
@@ -77,10 +77,10 @@ class Gumbel(TopK):
 
   draws: ClassVar[bool] = True
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
-    if seen.keys is None:
-      return super().choose(seen)
-    noise_TE = jax.random.gumbel(seen.keys("noise"), seen.logits_TE.shape)
-    expert_TA = best(seen.logits_TE + noise_TE, seen.num_active)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+    if inputs.keys is None:
+      return super().select(inputs)
+    noise_TE = jax.random.gumbel(inputs.keys("noise"), inputs.logits_TE.shape)
+    expert_TA = top_k(inputs.logits_TE + noise_TE, inputs.num_active)
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))

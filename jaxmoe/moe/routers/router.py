@@ -1,7 +1,7 @@
 """What all routers share: gate -> scores -> a pure rule that chooses -> weights.
 
 A router is a frozen record derived from `Router`. It states its settings, what its decision
-depends on, and one pure function, `choose`; gate and score function are its parts, so that every
+depends on, and one pure function, `select`; gate and score function are its parts, so that every
 rule works with all of them. Its module (`RouterModule`) is the same for all: it holds the gate's
 parameters and the rule's buffers, and writes to neither.
 """
@@ -28,7 +28,7 @@ Buffers = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class RouterInputs:
   """What a rule decides from.
 
   Attributes:
@@ -58,7 +58,7 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Selection:
   """What a rule chose; the fields are those of `Routing`.
 
   Attributes:
@@ -74,7 +74,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-  """The base of routers; a rule overrides `choose`, and what else it needs.
+  """The base of routers; a rule overrides `select`, and what else it needs.
 
   Attributes:
     gate: What makes the logits.
@@ -129,7 +129,7 @@ class Router:
     return self.score == "softmax"
 
   @property
-  def by_group(self) -> bool:
+  def depends_on_shard(self) -> bool:
     """Whether a token's experts differ with the tokens that lie on one device with it."""
     return self.draws or self.depends_on == "batch"
 
@@ -171,11 +171,11 @@ class Router:
     del keys
     return x_TD
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Returns the experts of each token and their weights; pure."""
     raise NotImplementedError
 
-  def weigh(
+  def combine_weights(
     self, scores_TE: jax.Array, expert_TA: jax.Array, valid_TA: jax.Array | None = None
   ) -> jax.Array:
     """Returns (T, A) float32: scores of chosen experts, over their sum if asked, times `scale`.
@@ -190,9 +190,11 @@ class Router:
       weight_TA = weight_TA / jnp.maximum(jnp.sum(weight_TA, axis=1, keepdims=True), 1e-15)
     return weight_TA if self.scale == 1 else weight_TA * self.scale
 
-  def weigh_given(self, seen: Seen, expert_TA: jax.Array, valid_TA: jax.Array) -> jax.Array:
+  def weights_of_replayed(
+    self, inputs: RouterInputs, expert_TA: jax.Array, valid_TA: jax.Array
+  ) -> jax.Array:
     """Returns (T, A) float32: what experts weigh that the rule did not choose itself."""
-    return self.weigh(seen.scores_TE, expert_TA, valid_TA)
+    return self.combine_weights(inputs.scores_TE, expert_TA, valid_TA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,21 +259,27 @@ class RouterModule(nnx.Module):
     scores_TE = SCORES[self.config.score](logits_TE)
     buffers = {name: jax.lax.stop_gradient(leaf[...]) for name, leaf in self.buffers.items()}
     parameters = {name: leaf.get_value() for name, leaf in self.rule.items()}
-    seen = Seen(
-      logits_TE, scores_TE, tokens, self.num_active, buffers, keys,
-      x_TD.astype(jnp.float32), parameters,
+    inputs = RouterInputs(
+      logits_TE,
+      scores_TE,
+      tokens,
+      self.num_active,
+      buffers,
+      keys,
+      x_TD.astype(jnp.float32),
+      parameters,
     )
     if tokens.given is None:
-      chosen = self.config.choose(seen)
+      chosen = self.config.select(inputs)
     else:
-      chosen = self._replay(seen, tokens.given)
-    valid_TA = jnp.broadcast_to(seen.valid_T[:, None], chosen.expert_TA.shape)
+      chosen = self._replay(inputs, tokens.given)
+    valid_TA = jnp.broadcast_to(inputs.valid_T[:, None], chosen.expert_TA.shape)
     if chosen.valid_TA is not None:
       valid_TA = valid_TA & chosen.valid_TA
     compares = tokens.compare is not None and self.config.gate.decides
-    pressure_T = None
+    adaptive_coefficient_T = None
     if "pressure" in buffers:
-      pressure_T = jnp.broadcast_to(buffers["pressure"], seen.valid_T.shape)
+      adaptive_coefficient_T = jnp.broadcast_to(buffers["pressure"], inputs.valid_T.shape)
     routing = Routing(
       expert_TA=chosen.expert_TA,
       weight_TA=chosen.weight_TA,
@@ -281,20 +289,22 @@ class RouterModule(nnx.Module):
       load_TE=chosen.load_TE,
       margins_TE=chosen.margins_TE,
       active=self.config.mean_active(self.num_active),
-      pressure_T=pressure_T,
-      of_domains=self.gate.of_domains(input_TD, tokens) if compares else None,
+      adaptive_coefficient_T=adaptive_coefficient_T,
+      domain_sums=self.gate.domain_sums(input_TD, tokens) if compares else None,
       sum_to_1=self.config.sum_to_1,
     )
     return routing, carry
 
-  def _replay(self, seen: Seen, given_BLA: jax.Array) -> Choice:
+  def _replay(self, inputs: RouterInputs, given_BLA: jax.Array) -> Selection:
     """Takes the given choices, weighed as this router would; a choice below 0 is none."""
     given_TA = given_BLA.reshape(-1, given_BLA.shape[-1])
     valid_TA = given_TA >= 0
     expert_TA = jnp.maximum(given_TA, 0)
-    return Choice(expert_TA, self.config.weigh_given(seen, expert_TA, valid_TA), valid_TA)
+    return Selection(
+      expert_TA, self.config.weights_of_replayed(inputs, expert_TA, valid_TA), valid_TA
+    )
 
 
-def best(rank_TE: jax.Array, num: int) -> jax.Array:
+def top_k(rank_TE: jax.Array, num: int) -> jax.Array:
   """Returns (T, num) int32, the experts of the highest rank; ties go to the lower expert."""
   return jax.lax.top_k(jax.lax.stop_gradient(rank_TE), num)[1]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
-from jaxmoe.moe.routers.router import Choice, Router, Seen
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,39 +45,43 @@ class SparseMixer(Router):
     if self.band < 0:
       raise InputError(f"band must not be negative: band={self.band}; 0.01 is usual")
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
-    open_TE = jnp.ones(seen.logits_TE.shape, bool)
-    first_T, first_weight_T = self._pick(seen, open_TE, "first")
+    open_TE = jnp.ones(inputs.logits_TE.shape, bool)
+    first_T, first_weight_T = self._pick(inputs, open_TE, "first")
     open_TE = open_TE & (jnp.arange(open_TE.shape[1])[None] != first_T[:, None])
-    second_T, second_weight_T = self._pick(seen, open_TE, "second")
+    second_T, second_weight_T = self._pick(inputs, open_TE, "second")
     weight_TA = jnp.stack([first_weight_T, second_weight_T], axis=1)
-    return Choice(jnp.stack([first_T, second_T], axis=1), weight_TA * self.scale)
+    return Selection(jnp.stack([first_T, second_T], axis=1), weight_TA * self.scale)
 
-  def weigh_given(self, seen: Seen, expert_TA: jax.Array, valid_TA: jax.Array) -> jax.Array:
-    """Returns each expert's share of those near the best, one after the other, as in `choose`."""
-    open_TE, weights = jnp.ones(seen.logits_TE.shape, bool), []
+  def weights_of_replayed(
+    self, inputs: RouterInputs, expert_TA: jax.Array, valid_TA: jax.Array
+  ) -> jax.Array:
+    """Returns each expert's share of those near the best, one after the other, as in `select`."""
+    open_TE, weights = jnp.ones(inputs.logits_TE.shape, bool), []
     for expert_T in expert_TA.T:
-      weights.append(_of(jax.nn.softmax(self._near(seen, open_TE), axis=1), expert_T))
+      weights.append(_of(jax.nn.softmax(self._near(inputs, open_TE), axis=1), expert_T))
       open_TE = open_TE & (jnp.arange(open_TE.shape[1])[None] != expert_T[:, None])
     return jnp.where(valid_TA, jnp.stack(weights, axis=1) * self.scale, 0)
 
-  def _near(self, seen: Seen, open_TE: jax.Array) -> jax.Array:
+  def _near(self, inputs: RouterInputs, open_TE: jax.Array) -> jax.Array:
     """Returns the logits of open experts near the best of them, -inf elsewhere."""
-    held_TE = jax.lax.stop_gradient(seen.logits_TE)
+    held_TE = jax.lax.stop_gradient(inputs.logits_TE)
     best_T1 = jnp.max(jnp.where(open_TE, held_TE, -jnp.inf), axis=1, keepdims=True)
     # A product, since the usual quotient is 0 / 0 where all logits are 0.
     far_TE = best_T1 - held_TE > 2 * self.band * jnp.maximum(jnp.abs(held_TE), best_T1)
-    return jnp.where(open_TE & ~far_TE, seen.logits_TE, -jnp.inf)
+    return jnp.where(open_TE & ~far_TE, inputs.logits_TE, -jnp.inf)
 
-  def _pick(self, seen: Seen, open_TE: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+  def _pick(
+    self, inputs: RouterInputs, open_TE: jax.Array, name: str
+  ) -> tuple[jax.Array, jax.Array]:
     """Returns (T,) int32 and float32: an open expert of each token and its weight."""
-    near_TE = self._near(seen, open_TE)
+    near_TE = self._near(inputs, open_TE)
     share_TE = jax.nn.softmax(near_TE, axis=1)
     best_T = jnp.argmax(near_TE, axis=1)
-    if seen.keys is None:
+    if inputs.keys is None:
       return best_T.astype(jnp.int32), _of(share_TE, best_T)
-    keys = seen.keys / name
+    keys = inputs.keys / name
     drawn_T = jnp.argmax(near_TE + jax.random.gumbel(keys("draw"), near_TE.shape), axis=1)
     whole_T = (drawn_T == best_T) | _a_quarter(keys, drawn_T.shape)
     weight_T = _of(share_TE, drawn_T)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import Choice, Router, Seen, best
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +31,21 @@ class Hash(Router):
     if not 0 <= self.seed < 2**32:
       raise InputError(f"seed must fit 32 bits: seed={self.seed}")
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by its id alone."""
-    id_T1 = seen.tokens.id.reshape(-1, 1).astype(jnp.uint32)
-    expert_1E = jnp.arange(seen.scores_TE.shape[1], dtype=jnp.uint32)[None]
+    id_T1 = inputs.tokens.id.reshape(-1, 1).astype(jnp.uint32)
+    expert_1E = jnp.arange(inputs.scores_TE.shape[1], dtype=jnp.uint32)[None]
     drawn_TE = mix(mix(id_T1 ^ mix(jnp.uint32(self.seed))) + expert_1E)
     # float32 holds 24 bits.
-    expert_TA = best((drawn_TE >> 8).astype(jnp.float32), seen.num_active)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+    expert_TA = top_k((drawn_TE >> 8).astype(jnp.float32), inputs.num_active)
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
-  def weigh(
+  def combine_weights(
     self, scores_TE: jax.Array, expert_TA: jax.Array, valid_TA: jax.Array | None = None
   ) -> jax.Array:
     """Returns weights alike, or by score if asked."""
     alike_TE = scores_TE if self.by_score else jnp.ones_like(scores_TE)
-    return super().weigh(alike_TE, expert_TA, valid_TA)
+    return super().combine_weights(alike_TE, expert_TA, valid_TA)
 
 
 def mix(number: jax.Array) -> jax.Array:

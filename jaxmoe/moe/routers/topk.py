@@ -15,17 +15,17 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
-from jaxmoe.moe.routers.router import Choice, Router, Seen, best
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
 
 
 @dataclasses.dataclass(frozen=True)
 class TopK(Router):
   """The A best by score; token-local."""
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself; ties go to the lower expert."""
-    expert_TA = best(seen.scores_TE, seen.num_active)
-    return Choice(expert_TA, self.weigh(seen.scores_TE, expert_TA))
+    expert_TA = top_k(inputs.scores_TE, inputs.num_active)
+    return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +68,12 @@ class GShard(TopK):
   varies: ClassVar[bool] = True
   draws: ClassVar[bool] = True
 
-  def choose(self, seen: Seen) -> Choice:
+  def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself, by chance in training."""
-    chosen = super().choose(seen)
-    if seen.keys is None:
+    chosen = super().select(inputs)
+    if inputs.keys is None:
       return chosen
-    score_T2 = jnp.take_along_axis(seen.scores_TE, chosen.expert_TA, axis=1)
+    score_T2 = jnp.take_along_axis(inputs.scores_TE, chosen.expert_TA, axis=1)
     share_T = score_T2[:, 1] / jnp.maximum(jnp.sum(score_T2, axis=1), 1e-20)
-    kept_T = 2 * share_T > jax.random.uniform(seen.keys("second"), share_T.shape)
+    kept_T = 2 * share_T > jax.random.uniform(inputs.keys("second"), share_T.shape)
     return dataclasses.replace(chosen, valid_TA=jnp.stack([kept_T | True, kept_T], axis=1))

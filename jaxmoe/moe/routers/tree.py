@@ -57,7 +57,7 @@ class TreeGate(nnx.Module):
     """Returns float32 logits (T, E) and the carry as it came."""
     return log_leaves(self._decisions(x_TD)), carry
 
-  def of_domains(self, x_TD: jax.Array, tokens: Tokens) -> TreeSums:
+  def domain_sums(self, x_TD: jax.Array, tokens: Tokens) -> TreeSums:
     """Returns what each domain of the valid tokens sees of the tree; no gradient."""
     assert tokens.compare is not None and tokens.domain is not None
     domain_T = jnp.where(tokens.valid, tokens.domain, -1).reshape(-1)

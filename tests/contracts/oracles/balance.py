@@ -21,7 +21,7 @@ from jaxmoe.moe.balance import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class RouterInputs:
   """What a router did with some tokens: scores (..., E), log z (...), choices (..., A)."""
 
   scores: np.ndarray
@@ -35,7 +35,7 @@ class Seen:
     """Returns the tokens at an index of the leading dims, in one dim."""
     dims = self.valid.ndim
     take = lambda leaf: leaf[index].reshape(-1, *leaf.shape[dims:])  # noqa: E731
-    return Seen(*(take(getattr(self, field.name)) for field in dataclasses.fields(self)))
+    return RouterInputs(*(take(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
 def softmax(logits):
@@ -47,7 +47,7 @@ def of_router(logits, expert, valid, scores=softmax):
   """Returns what a router did that counts every choice."""
   log_z = np.log(np.exp(logits).sum(-1))
   counted = np.ones(expert.shape, bool)
-  return Seen(scores(logits), log_z, softmax(2 * logits), expert, counted, valid)
+  return RouterInputs(scores(logits), log_z, softmax(2 * logits), expert, counted, valid)
 
 
 def counts_of(seen):
@@ -104,7 +104,7 @@ def load_concentration(config, layer, seen):
 
 
 def idle_of(layer):
-  num = layer.experts.num_idle(layer.num_experts)
+  num = layer.experts.num_zero_compute(layer.num_experts)
   return np.arange(layer.num_experts) >= layer.num_experts - num
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
 from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
-from tests.contracts.oracles.dynamic_routing import CLEAR, ranked, weigh
+from tests.contracts.oracles.dynamic_routing import CLEAR, combine_weights, ranked
 
 
 def by_token(config, seen, taken):
@@ -23,8 +23,8 @@ def by_token(config, seen, taken):
     clear[token] = np.all(-np.diff(row[mine]) > CLEAR)
     expert[token] = [*mine, *(e for e in range(num_experts) if e not in mine)][:width]
     valid[token, : len(mine)] = True
-  return {"expert": expert, "weight": weigh(config, seen.scores, expert, valid), "valid": valid,
-          "clear": clear}  # fmt: skip
+  weight = combine_weights(config, seen.scores, expert, valid)
+  return {"expert": expert, "weight": weight, "valid": valid, "clear": clear}
 
 
 def best_of_token(config, seen):
@@ -38,7 +38,11 @@ def expert_choice(config, seen):
   if seen.keys is None and not config.always:
     expert, clear = best_of_token(config, seen)
     valid = np.ones(expert.shape, bool)
-    return {"expert": expert, "weight": weigh(config, seen.scores, expert, valid), "clear": clear}
+    return {
+      "expert": expert,
+      "weight": combine_weights(config, seen.scores, expert, valid),
+      "clear": clear,
+    }
   tokens = np.flatnonzero(seen.segment.reshape(-1) > 0)
   num_experts = seen.scores.shape[1]
   k = math.ceil(len(tokens) * Fraction(str(config.factor)) * seen.num_active / num_experts)
@@ -69,7 +73,7 @@ def causal_expert_choice(config, seen):
 def by_place(config, seen, experts_of):
   """Experts by a function of the place in the batch; even weights, whose slope is the scores'."""
   expert = np.array([experts_of(place) for place in range(seen.segment.size)])
-  share = lambda scores: weigh(config, scores, expert, np.ones(expert.shape, bool))  # noqa: E731
+  share = lambda scores: combine_weights(config, scores, expert, np.ones(expert.shape, bool))  # noqa: E731
   even, slope = share(np.ones_like(seen.scores)), share(seen.scores)
   return {"expert": expert, "weight": even, "estimated": slope}
 
@@ -77,9 +81,7 @@ def by_place(config, seen, experts_of):
 def balanced(config, seen):
   """Place after place, expert after expert."""
   num_experts, active = seen.scores.shape[1], seen.num_active
-  return by_place(
-    config, seen, lambda n: [(n * active + a) % num_experts for a in range(active)]
-  )
+  return by_place(config, seen, lambda n: [(n * active + a) % num_experts for a in range(active)])
 
 
 def inclusion(exponent, num_experts, active):

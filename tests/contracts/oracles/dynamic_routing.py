@@ -18,7 +18,7 @@ def ranked(scores, num):
   return expert, np.all(gaps > CLEAR, axis=-1)
 
 
-def weigh(config, scores, expert, valid):
+def combine_weights(config, scores, expert, valid):
   """Scores of the valid choices, over their sum if the record says so, times its scale."""
   weight = np.where(valid, np.take_along_axis(scores, expert, -1), 0)
   if config.normalize:
@@ -38,7 +38,8 @@ def top_p(config, seen):
       clear[token] &= abs(total - config.p) > CLEAR
       if total >= config.p:
         break
-  return {"expert": expert, "weight": weigh(config, seen.scores, expert, valid), "valid": valid,
+  return {"expert": expert, "weight": combine_weights(config, seen.scores, expert, valid), "valid":
+  valid,
           "clear": clear}  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def threshold(config, seen):
     score = seen.scores[token, expert[token, place]]
     valid[token, place] = place == 0 or score >= config.threshold
     clear[token] &= abs(score - config.threshold) > CLEAR
-  return {"expert": expert, "weight": weigh(config, seen.scores, expert, valid), "valid": valid,
+  return {"expert": expert, "weight": combine_weights(config, seen.scores, expert, valid), "valid":
+  valid,
           "clear": clear}  # fmt: skip
 
 
@@ -88,15 +90,15 @@ def relu(config, seen):
   row = np.sort(seen.scores, axis=-1)[:, ::-1]
   apart = (-np.diff(row) > CLEAR) | (row[:, :-1] == 0)
   clear = apart[:, : seen.num_active].all(-1) & (np.abs(seen.logits) > CLEAR).all(-1)
-  return {"expert": expert, "weight": weigh(config, seen.scores, expert, score > 0),
-          "valid": score > 0, "pressure": steered(seen), "clear": clear}  # fmt: skip
+  return {"expert": expert, "weight": combine_weights(config, seen.scores, expert, score > 0),
+          "valid": score > 0, "adaptive_coefficient": steered(seen), "clear": clear}  # fmt: skip
 
 
 def adaptive_top_k(config, seen):
   """The A best."""
   expert, clear = ranked(seen.scores, seen.num_active)
-  weight = weigh(config, seen.scores, expert, np.ones(expert.shape, bool))
-  return {"expert": expert, "weight": weight, "pressure": steered(seen), "clear": clear}
+  weight = combine_weights(config, seen.scores, expert, np.ones(expert.shape, bool))
+  return {"expert": expert, "weight": weight, "adaptive_coefficient": steered(seen), "clear": clear}
 
 
 def steered(seen):

@@ -1,8 +1,8 @@
 """Expert families in float64 NumPy, from the papers: what each expert makes of one token.
 
-`expert(config, params, e, x)` is the output of expert e of the layer for one token; `weigh(config,
-num_experts, expert, weight)` what the weights of a token's choices become. `params` is the tree of
-the module's numbers.
+`expert(config, params, e, x)` is the output of expert e of the layer for one token;
+`combine_weights(config, num_experts, expert, weight)` what the weights of a token's choices become.
+`params` is the tree of the module's numbers.
 """
 
 import math
@@ -129,7 +129,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def weigh(config, num_experts, expert, weight):
+def combine_weights(config, num_experts, expert, weight):
   """w_i over the sum of those that are no null expert, or no zero expert, which have none."""
   if isinstance(config, Null):
     kept = [e < num_experts - config.num_null for e in expert]
@@ -158,6 +158,6 @@ def layer(config, num_experts, expert, valid, params, x, scores):
   y = np.zeros_like(x)
   for token, counts in enumerate(valid):
     chosen, weight = expert[token, counts], scores[token, counts]
-    for e, w in zip(chosen, weigh(config, num_experts, chosen, weight / weight.sum())):
+    for e, w in zip(chosen, combine_weights(config, num_experts, chosen, weight / weight.sum())):
       y[token] += w * FAMILIES[type(config)](config, params, e, x[token])
   return y

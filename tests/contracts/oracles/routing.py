@@ -60,14 +60,14 @@ def mlp_gate(config, x, params):
   return act(hidden) @ params["gate/weight"]
 
 
-def best(rank, num):
+def top_k(rank, num):
   """Returns the `num` best, lower expert first on ties, and for which tokens that is certain."""
   expert = np.argsort(-rank, axis=-1, kind="stable")[:, :num]
   ranked = np.sort(rank, axis=-1)[:, ::-1]
   return expert, np.all(-np.diff(ranked)[:, :num] > CLEAR, axis=-1)
 
 
-def weigh(config, scores, expert):
+def combine_weights(config, scores, expert):
   """Scores of the chosen, over their sum if the record says so, times its scale."""
   weight = np.take_along_axis(scores, expert, -1)
   if config.normalize:
@@ -77,8 +77,8 @@ def weigh(config, scores, expert):
 
 def topk(config, seen):
   """The A best scores."""
-  expert, clear = best(seen.scores, seen.num_active)
-  return {"expert": expert, "weight": weigh(config, seen.scores, expert), "clear": clear}
+  expert, clear = top_k(seen.scores, seen.num_active)
+  return {"expert": expert, "weight": combine_weights(config, seen.scores, expert), "clear": clear}
 
 
 def cosine_gate(config, x, params):
@@ -109,14 +109,14 @@ def noisy(config, seen):
     return topk(config, seen)
   deviation = np.log1p(np.exp(seen.x @ seen.params["rule/noise"]))
   noisy = seen.logits + noise_of("normal", "noise", deviation.shape, seen) * deviation
-  expert, clear = best(noisy, seen.num_active)
+  expert, clear = top_k(noisy, seen.num_active)
   load = np.ones_like(noisy)
   for token, i in np.ndindex(noisy.shape):
     others = sorted(np.delete(noisy[token], i), reverse=True)
     if seen.num_active <= len(others):
       above = seen.logits[token, i] - others[seen.num_active - 1]
       load[token, i] = 0.5 * (1 + math.erf(above / deviation[token, i] / np.sqrt(2)))
-  weight = weigh(config, SCORES[config.score](noisy), expert)
+  weight = combine_weights(config, SCORES[config.score](noisy), expert)
   return {"expert": expert, "weight": weight, "clear": clear, "load": load}
 
 
@@ -125,8 +125,8 @@ def gumbel(config, seen):
   if seen.keys is None:
     return topk(config, seen)
   noise = noise_of("gumbel", "noise", seen.logits.shape, seen)
-  expert, clear = best(seen.logits + noise, seen.num_active)
-  return {"expert": expert, "weight": weigh(config, seen.scores, expert), "clear": clear}
+  expert, clear = top_k(seen.logits + noise, seen.num_active)
+  return {"expert": expert, "weight": combine_weights(config, seen.scores, expert), "clear": clear}
 
 
 def aux_free(config, seen):
@@ -138,20 +138,20 @@ def aux_free(config, seen):
     for token, row in enumerate(biased):
       groups = np.split(row, config.num_groups)
       merit = np.array([np.sort(group)[::-1][: config.group_best].sum() for group in groups])
-      active, clear[token] = (part[0] for part in best(merit[None], config.groups_active))
+      active, clear[token] = (part[0] for part in top_k(merit[None], config.groups_active))
       allowed[token] = np.isin(np.arange(len(row)) // size, active)
-  expert, sure = best(np.where(allowed, biased, -1e9), seen.num_active)
-  weight = weigh(config, seen.scores, expert)
+  expert, sure = top_k(np.where(allowed, biased, -1e9), seen.num_active)
+  weight = combine_weights(config, seen.scores, expert)
   return {"expert": expert, "weight": weight, "clear": clear & sure}
 
 
 def quantile(config, seen):
   """The best of logits - beta; margins over the one that just failed."""
   biased = seen.logits - seen.params["buffers/beta"]
-  expert, clear = best(biased, seen.num_active)
+  expert, clear = top_k(biased, seen.num_active)
   ranked = np.sort(biased, axis=1)[:, ::-1]
   alpha = ranked[:, min(seen.num_active, ranked.shape[1] - 1)]
-  weight, margins = weigh(config, seen.scores, expert), seen.logits - alpha[:, None]
+  weight, margins = combine_weights(config, seen.scores, expert), seen.logits - alpha[:, None]
   return {"expert": expert, "weight": weight, "clear": clear, "margins": margins}
 
 
@@ -172,7 +172,11 @@ def sinkhorn(config, seen):
   expert = np.argsort(-rank, axis=1, kind="stable")[:, : seen.num_active]
   ranked = np.sort(rank, axis=1)[:, ::-1]
   clear = np.all(-np.diff(ranked)[:, : seen.num_active] > 1e-3, axis=1)
-  return {"expert": expert, "weight": weigh(config, seen.scores, expert), "clear": clear | ~valid}
+  return {
+    "expert": expert,
+    "weight": combine_weights(config, seen.scores, expert),
+    "clear": clear | ~valid,
+  }
 
 
 def places(logits, valid):
@@ -190,7 +194,10 @@ def auction(config, seen):
     owner = np.repeat(np.arange(seen.logits.shape[1]), places(seen.logits, valid))
     rows, columns = linear_sum_assignment(-seen.logits[valid][:, owner])
     expert[np.flatnonzero(valid)[rows]] = owner[columns]
-  return {"expert": expert[:, None], "weight": weigh(config, seen.scores, expert[:, None])}
+  return {
+    "expert": expert[:, None],
+    "weight": combine_weights(config, seen.scores, expert[:, None]),
+  }
 
 
 def hashed(config, seen):
@@ -207,7 +214,7 @@ def hashed(config, seen):
     rows.append(sorted(range(num_experts), key=lambda e: -drawn[e])[: seen.num_active])
   expert = np.array(rows)
   of = seen.scores if config.by_score else np.ones_like(seen.scores)
-  return {"expert": expert, "weight": weigh(config, of, expert)}
+  return {"expert": expert, "weight": combine_weights(config, of, expert)}
 
 
 def residual_gate(config, x, params):
@@ -238,11 +245,22 @@ def route(config, num_active, x, params, segment, keys=None):
   scores = SCORES[config.score](logits)
   segment = np.asarray(segment)
   seen = types.SimpleNamespace(
-    logits=logits, scores=scores, x=x, params=params, num_active=num_active, segment=segment,
-    ids=np.broadcast_to(np.arange(segment.shape[1]), segment.shape), keys=keys,
+    logits=logits,
+    scores=scores,
+    x=x,
+    params=params,
+    num_active=num_active,
+    segment=segment,
+    ids=np.broadcast_to(np.arange(segment.shape[1]), segment.shape),
+    keys=keys,
   )
   peak = logits.max(-1)
   log_z = np.log(np.exp(logits - peak[:, None]).sum(-1)) + peak
   found = RULES[type(config)](config, seen)
-  return {"valid": np.ones(found["expert"].shape, bool), "clear": np.ones(len(x), bool), **found,
-          "scores": scores, "log_z": log_z}
+  return {
+    "valid": np.ones(found["expert"].shape, bool),
+    "clear": np.ones(len(x), bool),
+    **found,
+    "scores": scores,
+    "log_z": log_z,
+  }

@@ -59,7 +59,7 @@ def test_losses_of_twenty_steps_are_those_of_one_device(family, axis):
   if axis == "expert" and not model.moe_records():
     pytest.skip("no experts")
   # What is drawn is drawn by token group, each of which is a microbatch of one device.
-  draws = axis != "tensor" and any(layer.by_group for layer in model.moe_records())
+  draws = axis != "tensor" and any(layer.depends_on_shard for layer in model.moe_records())
   alone = losses(family, micro=2 if draws else 1)
   spread = losses(family, Parallel(**{axis: 2}))
   np.testing.assert_allclose(spread, alone, rtol=1e-5)

@@ -46,8 +46,8 @@ def test_rows_that_are_dispatched_have_the_width_of_the_latent_space(dispatch):
 
   @dataclasses.dataclass(frozen=True)
   class Watched(dispatch):
-    def __call__(self, x_TD, routing, experts, site):
-      y_TD, counts = super().__call__(x_TD, routing, experts, site)
+    def __call__(self, x_TD, routing, experts, context):
+      y_TD, counts = super().__call__(x_TD, routing, experts, context)
       seen.append((x_TD.shape, y_TD.shape))
       return y_TD, counts
 

@@ -107,7 +107,7 @@ def test_the_weights_of_the_others_sum_to_the_scale_whatever_the_nulls():
   config = layer_of(router=router)
   _, sums, _, _ = run(config, draw())
   layer = config.build(Init(Keys.from_seed(0)), D)
-  weighed = layer.experts.reweigh(sums.routing)
+  weighed = layer.experts.adjust_weights(sums.routing)
   true_TA, weight_TA = np.asarray(weighed.expert_TA) < N, np.asarray(weighed.weight_TA)
   some_T = true_TA.any(axis=1)
   np.testing.assert_allclose(np.sum(weight_TA * true_TA, axis=1)[some_T], 2.5, rtol=1e-6)
@@ -147,4 +147,4 @@ def test_a_layer_of_nulls_alone_is_refused():
   with pytest.raises(InputError, match="must not be negative"):
     Null(SwiGLU(F), num_null=-1)
   with pytest.raises(InputError, match="cannot be closed"):
-    MoEConfig(8, 2, experts=Null(SwiGLU(F), num_null=2), closed=1)
+    MoEConfig(8, 2, experts=Null(SwiGLU(F), num_null=2), num_inactive=1)

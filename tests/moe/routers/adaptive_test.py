@@ -38,7 +38,7 @@ def test_the_factor_grows_by_its_rate_above_the_target_and_shrinks_below(router,
 
 def test_relu_chooses_what_is_above_zero_and_may_choose_nothing(seen_of):
   logits = np.array([[0.5, -1.0, 2.0, 0.25], [-1.0, -2.0, -0.1, 0.0], [0.1, 0.2, -0.3, -0.4]])
-  chosen = ReLU().choose(seen_of(ReLU(), logits, num_active=2))
+  chosen = ReLU().select(seen_of(ReLU(), logits, num_active=2))
   np.testing.assert_array_equal(chosen.valid_TA, [[True, True], [False, False], [True, True]])
   np.testing.assert_array_equal(np.asarray(chosen.expert_TA)[[0, 2]], [[2, 0], [1, 0]])
   np.testing.assert_allclose(chosen.weight_TA, [[2, 0.5], [0, 0], [0.2, 0.1]], rtol=1e-6)
@@ -56,10 +56,14 @@ def test_relu_under_the_sparsity_loss_comes_to_its_target_while_it_learns_a_task
 
   def value(w, pressure):
     seen = seen_of(router, x @ w, num_active=E, buffers={"pressure": pressure})
-    chosen = router.choose(seen)
+    chosen = router.select(seen)
     routing = Routing(
-      chosen.expert_TA, chosen.weight_TA, chosen.valid_TA, seen.scores_TE, jnp.zeros(128),
-      pressure_T=jnp.broadcast_to(pressure, 128),
+      chosen.expert_TA,
+      chosen.weight_TA,
+      chosen.valid_TA,
+      seen.scores_TE,
+      jnp.zeros(128),
+      adaptive_coefficient_T=jnp.broadcast_to(pressure, 128),
     )
     sums = sum_routing(routing, jnp.ones(128, bool))
     error = jnp.mean(jnp.square(seen.scores_TE @ outputs - y))
@@ -79,7 +83,12 @@ def test_relu_under_the_sparsity_loss_comes_to_its_target_while_it_learns_a_task
 def test_a_weight_follows_the_router_only_if_asked_and_padding_does_not_dilute_it():
   ones = jnp.ones((4, 2))
   routing = Routing(
-    jnp.zeros((4, 2), jnp.int32), ones, ones > 0, ones, ones[:, 0], pressure_T=jnp.full(4, 0.25)
+    jnp.zeros((4, 2), jnp.int32),
+    ones,
+    ones > 0,
+    ones,
+    ones[:, 0],
+    adaptive_coefficient_T=jnp.full(4, 0.25),
   )
   sums = sum_routing(routing, jnp.array([True, True, False, False]))
   np.testing.assert_allclose(LoadBalance(weight=2.0, adaptive=True).weight_of(sums), 0.5)

@@ -25,21 +25,21 @@ def test_a_causal_model_is_served_only_if_the_future_is_allowed(router):
 
 
 def test_sinkhorn_evens_out_a_skewed_batch(seen_of, skewed):
-  share = loads(Sinkhorn().choose(seen_of(Sinkhorn(), skewed, num_active=1))) / 50
-  top = loads(TopK().choose(seen_of(TopK(), skewed, num_active=1))) / 50
+  share = loads(Sinkhorn().select(seen_of(Sinkhorn(), skewed, num_active=1))) / 50
+  top = loads(TopK().select(seen_of(TopK(), skewed, num_active=1))) / 50
   assert top.max() > 3 and share.max() < 1.3 and share.min() > 0.7
 
 
 def test_sinkhorn_is_blind_to_what_a_tokens_logits_have_in_common(seen_of, skewed):
   """exp of the logits as they are would overflow at 89."""
   level = np.random.default_rng(1).uniform(-200, 200, size=(len(skewed), 1)).astype(np.float32)
-  plain, moved = (Sinkhorn().choose(seen_of(Sinkhorn(), x)) for x in (skewed, skewed + level))
+  plain, moved = (Sinkhorn().select(seen_of(Sinkhorn(), x)) for x in (skewed, skewed + level))
   assert np.mean(np.asarray(plain.expert_TA) == np.asarray(moved.expert_TA)) > 0.99
 
 
 def test_sinkhorn_stops_after_its_iterations_or_where_it_has_converged(seen_of, skewed):
   many, one, loose = (
-    loads(router.choose(seen_of(router, skewed, num_active=1)))
+    loads(router.select(seen_of(router, skewed, num_active=1)))
     for router in (Sinkhorn(), Sinkhorn(iterations=1), Sinkhorn(tolerance=1e3))
   )
   assert many.max() < one.max()
@@ -64,7 +64,7 @@ def test_the_auction_is_even_and_as_close_to_the_largest_sum_as_it_says(
   seen_of, skewed, num_tokens, slack
 ):
   router, logits = Auction(slack=slack), skewed[:num_tokens]
-  chosen = router.choose(seen_of(router, logits, num_active=1))
+  chosen = router.select(seen_of(router, logits, num_active=1))
   load = loads(chosen)
   assert load.sum() == num_tokens and load.max() - load.min() <= 1
   owner = np.repeat(np.arange(8), load)
@@ -77,9 +77,9 @@ def test_the_auction_is_even_and_as_close_to_the_largest_sum_as_it_says(
 
 def test_the_experts_that_are_wanted_most_take_what_is_left_over(seen_of, skewed):
   router = Auction()
-  chosen = router.choose(seen_of(router, skewed[:11], num_active=1))
+  chosen = router.select(seen_of(router, skewed[:11], num_active=1))
   np.testing.assert_array_equal(loads(chosen), [2, 2, 2, 1, 1, 1, 1, 1])
-  alone = router.choose(seen_of(router, skewed[:1, ::-1], num_active=1))
+  alone = router.select(seen_of(router, skewed[:1, ::-1], num_active=1))
   np.testing.assert_array_equal(alone.expert_TA, [[np.argmax(skewed[0, ::-1])]])
 
 
@@ -97,7 +97,7 @@ HARD = {
 @pytest.mark.parametrize("logits", HARD.values(), ids=HARD.keys())
 def test_the_auction_ends_with_even_loads_whatever_the_logits(seen_of, logits):
   router = Auction(slack=1e-4)
-  chosen = jax.jit(lambda: router.choose(seen_of(router, logits, num_active=1)).expert_TA)()
+  chosen = jax.jit(lambda: router.select(seen_of(router, logits, num_active=1)).expert_TA)()
   load = np.bincount(np.asarray(chosen)[:, 0], minlength=logits.shape[1])
   assert load.sum() == len(logits) and load.max() - load.min() <= 1
 
@@ -107,15 +107,15 @@ def test_padding_takes_no_place(seen_of, skewed, num_valid):
   valid = np.random.default_rng(3).permutation(40) < num_valid
   logits = np.where(valid[:, None], skewed[:40], 50.0)
   router = Auction()
-  chosen = router.choose(seen_of(router, logits, num_active=1, valid=valid))
+  chosen = router.select(seen_of(router, logits, num_active=1, valid=valid))
   load = loads(chosen, valid)
   assert load.sum() == num_valid and load.max() - load.min() <= 1
-  alone = router.choose(seen_of(router, skewed[:40][valid], num_active=1)) if num_valid else None
+  alone = router.select(seen_of(router, skewed[:40][valid], num_active=1)) if num_valid else None
   if alone:
     np.testing.assert_array_equal(np.asarray(chosen.expert_TA)[valid], alone.expert_TA)
 
 
 def test_without_keys_each_token_takes_its_best_expert(seen_of, skewed):
   for router in (Sinkhorn(), Auction()):
-    chosen = router.choose(seen_of(router, skewed, num_active=1, seed=None))
+    chosen = router.select(seen_of(router, skewed, num_active=1, seed=None))
     np.testing.assert_array_equal(chosen.expert_TA[:, 0], np.argmax(skewed, axis=1))

@@ -40,12 +40,12 @@ def test_the_bias_moves_by_the_rate_against_the_load_and_not_at_all_at_the_mean(
 
 def test_the_bias_decides_who_is_chosen_and_never_what_they_weigh(seen_of, skewed):
   router = AuxFree()
-  plain = router.choose(seen_of(router, skewed))
-  level = router.choose(seen_of(router, skewed, buffers={"bias": jnp.full(E, 0.5)}))
+  plain = router.select(seen_of(router, skewed))
+  level = router.select(seen_of(router, skewed, buffers={"bias": jnp.full(E, 0.5)}))
   jax.tree.map(np.testing.assert_array_equal, vars(plain), vars(level))
   lifted = {"bias": jnp.zeros(E).at[7].set(10.0)}
   seen = seen_of(router, skewed, buffers=lifted)
-  chosen = router.choose(seen)
+  chosen = router.select(seen)
   assert (chosen.expert_TA[:, 0] == 7).all() and not (plain.expert_TA == 7).all(1).any()
   score = np.take_along_axis(np.asarray(seen.scores_TE), np.asarray(chosen.expert_TA), 1)
   np.testing.assert_allclose(chosen.weight_TA, score / score.sum(1, keepdims=True), rtol=1e-6)
@@ -55,7 +55,7 @@ def test_steps_on_a_skewed_batch_even_out_its_load(seen_of, skewed):
   router, before = AuxFree(bias_rate=0.01), None
   buffers = router.buffers(E)
   for _ in range(300):
-    chosen = router.choose(seen_of(router, skewed, buffers=buffers))
+    chosen = router.select(seen_of(router, skewed, buffers=buffers))
     before = before or violation(chosen)
     buffers = router.update(buffers, sums_of(chosen.expert_TA), None)
   assert before > 1.5 and violation(chosen) < 0.15
@@ -66,10 +66,10 @@ def test_steps_on_a_skewed_batch_even_out_its_load(seen_of, skewed):
 
 def test_experts_lie_in_no_more_groups_than_are_active(seen_of, skewed):
   router = AuxFree(num_groups=4, groups_active=2)
-  chosen = router.choose(seen_of(router, skewed, num_active=4))
+  chosen = router.select(seen_of(router, skewed, num_active=4))
   groups = [len(set(row // 2)) for row in np.asarray(chosen.expert_TA)]
   assert set(groups) == {2}
-  free = AuxFree().choose(seen_of(router, skewed, num_active=4))
+  free = AuxFree().select(seen_of(router, skewed, num_active=4))
   assert max(len(set(row // 2)) for row in np.asarray(free.expert_TA)) > 2
 
 
@@ -77,13 +77,13 @@ def test_groups_are_ranked_by_the_sum_of_their_two_best_or_as_in_v2_by_the_best(
   logits = np.array([[4.0, -4.0, 1.5, 1.0]])  # sigmoids: 0.98, 0.02 and 0.82, 0.73
   for group_best, group in ((2, [2, 3]), (1, [0, 1])):
     router = AuxFree(num_groups=2, group_best=group_best)
-    np.testing.assert_array_equal(router.choose(seen_of(router, logits)).expert_TA, [group])
+    np.testing.assert_array_equal(router.select(seen_of(router, logits)).expert_TA, [group])
 
 
 def test_an_expert_outside_of_the_groups_is_not_chosen_where_those_inside_rank_below_zero(seen_of):
   """DeepSeek's first code gave experts outside a rank of 0."""
   router, bias = AuxFree(num_groups=2), jnp.float32([-3, -4, -9, -9])
-  chosen = router.choose(seen_of(router, np.zeros((1, 4)), buffers={"bias": bias}))
+  chosen = router.select(seen_of(router, np.zeros((1, 4)), buffers={"bias": bias}))
   np.testing.assert_array_equal(chosen.expert_TA, [[0, 1]])
 
 
@@ -132,7 +132,7 @@ def test_beta_is_the_exact_quantile_of_the_margins_of_valid_tokens(
 ):
   router, rng = Quantile(), np.random.default_rng(1)
   seen = seen_of(router, skewed[:num_tokens], active, buffers={"beta": jnp.linspace(-1, 1, E)})
-  chosen = router.choose(seen)
+  chosen = router.select(seen)
   right = quantile_oracle(np.asarray(chosen.margins_TE), active)
   np.testing.assert_allclose(step(router, seen, chosen), right, rtol=1e-5, atol=1e-6)
   valid = rng.random(num_tokens) < 0.7
@@ -144,16 +144,16 @@ def test_beta_is_the_exact_quantile_of_the_margins_of_valid_tokens(
 def test_beta_depends_on_neither_the_order_nor_the_split_of_tokens(seen_of, skewed):
   router = Quantile()
   whole = seen_of(router, skewed)
-  beta = step(router, whole, router.choose(whole))
+  beta = step(router, whole, router.select(whole))
   order = np.random.default_rng(2).permutation(len(skewed))
   for parts in (1, 2, 5, 400):
-    split = [router.choose(seen_of(router, part)) for part in np.split(skewed[order], parts)][::-1]
+    split = [router.select(seen_of(router, part)) for part in np.split(skewed[order], parts)][::-1]
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(vars, split))
     joined = types.SimpleNamespace(**joined)
     np.testing.assert_array_equal(step(router, whole, joined), beta)
   # Sorted by how much they like expert 0, two halves have other quantiles, and another mean.
   halves = [seen_of(router, half) for half in np.split(skewed[np.argsort(skewed[:, 0])], 2)]
-  of_halves = [step(router, half, router.choose(half)) for half in halves]
+  of_halves = [step(router, half, router.select(half)) for half in halves]
   assert np.abs(np.mean(of_halves, axis=0) - beta).max() > 0.05
 
 
@@ -162,7 +162,7 @@ def test_a_few_steps_on_a_skewed_batch_even_out_its_load(seen_of, skewed):
   buffers = router.buffers(E)
   for _ in range(30):
     seen = seen_of(router, skewed, buffers=buffers)
-    chosen = router.choose(seen)
+    chosen = router.select(seen)
     violations.append(violation(chosen))
     buffers = {"beta": step(router, seen, chosen)}
     assert abs(float(buffers["beta"].mean())) < 1e-6
@@ -172,7 +172,7 @@ def test_a_few_steps_on_a_skewed_batch_even_out_its_load(seen_of, skewed):
 def test_beta_stays_where_a_step_has_no_token_or_its_choices_were_given(seen_of, skewed):
   router, beta = Quantile(), jnp.linspace(-1, 1, E)
   seen = seen_of(router, skewed, buffers={"beta": beta})
-  chosen = router.choose(seen)
+  chosen = router.select(seen)
   np.testing.assert_array_equal(step(router, seen, chosen, np.zeros(len(skewed), bool)), beta)
   kept = router.update(seen.buffers, sums_of(chosen.expert_TA), None)
   np.testing.assert_array_equal(kept["beta"], beta)

@@ -6,7 +6,7 @@ import pytest
 
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.moe.routers import Seen
+from jaxmoe.moe.routers import RouterInputs
 from jaxmoe.moe.routers.scores import SCORES
 
 
@@ -24,7 +24,7 @@ def seen_of():
     keys = None if seed is None else Keys.from_seed(seed)
     rest = {"x_TD": jnp.zeros((length, 1)), "parameters": {}, **fields}
     scores = SCORES[router.score](logits)
-    return Seen(logits, scores, tokens, num_active, start, keys, **rest)
+    return RouterInputs(logits, scores, tokens, num_active, start, keys, **rest)
 
   return make
 

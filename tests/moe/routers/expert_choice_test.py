@@ -23,14 +23,14 @@ def loads(chosen, valid=None):
 
 
 def test_every_expert_takes_its_share_however_skewed_the_scores(seen_of, skewed):
-  of_expert, of_token = loads(ExpertChoice(factor=1.5).choose(seen_of(ExpertChoice(), skewed)))
+  of_expert, of_token = loads(ExpertChoice(factor=1.5).select(seen_of(ExpertChoice(), skewed)))
   np.testing.assert_array_equal(of_expert, 1.5 * 400 * A / E)
   assert of_token.min() < A and of_token.max() > 3
 
 
 def test_a_token_has_at_most_so_many_experts_and_these_are_its_best(seen_of, skewed):
   seen = seen_of(ExpertChoice(), skewed)
-  free, limited = (ExpertChoice(factor=2.0, most=most).choose(seen) for most in (0, 4))
+  free, limited = (ExpertChoice(factor=2.0, most=most).select(seen) for most in (0, 4))
   assert free.expert_TA.shape[1] == E and limited.expert_TA.shape[1] == 4
   np.testing.assert_array_equal(free.expert_TA[:, :4], limited.expert_TA)
   assert (loads(free)[1] > 4).any() and loads(limited)[1].max() == 4
@@ -39,8 +39,8 @@ def test_a_token_has_at_most_so_many_experts_and_these_are_its_best(seen_of, ske
 def test_padding_takes_no_place_and_makes_none(seen_of, skewed):
   valid = np.random.default_rng(1).random(400) < 0.4
   router = ExpertChoice()
-  among = router.choose(seen_of(router, np.where(valid[:, None], skewed, 50), valid=valid))
-  alone = router.choose(seen_of(router, skewed[valid]))
+  among = router.select(seen_of(router, np.where(valid[:, None], skewed, 50), valid=valid))
+  alone = router.select(seen_of(router, skewed[valid]))
   np.testing.assert_array_equal(loads(among)[0], np.ceil(valid.sum() * A / E))
   assert not np.asarray(among.valid_TA)[~valid].any()
   for name in ("expert_TA", "weight_TA", "valid_TA"):
@@ -49,11 +49,11 @@ def test_padding_takes_no_place_and_makes_none(seen_of, skewed):
 
 def test_without_keys_a_token_takes_its_best_unless_experts_always_choose(seen_of, skewed):
   seen = seen_of(ExpertChoice(), skewed, seed=None)
-  alone = ExpertChoice().choose(seen)
+  alone = ExpertChoice().select(seen)
   best = np.argsort(-np.asarray(seen.scores_TE), axis=1, kind="stable")[:, :A]
   np.testing.assert_array_equal(alone.expert_TA, best)
-  always = ExpertChoice(always=True).choose(seen)
-  trained = ExpertChoice().choose(seen_of(ExpertChoice(), skewed))
+  always = ExpertChoice(always=True).select(seen)
+  trained = ExpertChoice().select(seen_of(ExpertChoice(), skewed))
   jax.tree.map(np.testing.assert_array_equal, vars(always), vars(trained))
 
 
@@ -69,7 +69,7 @@ def test_a_capacity_factor_of_1_has_room_for_what_experts_choose_and_no_more(
   seen_of, skewed, tokens, factor
 ):
   router = ExpertChoice(factor=factor)
-  chosen = router.choose(seen_of(router, skewed[:tokens]))
+  chosen = router.select(seen_of(router, skewed[:tokens]))
   routing = Routing(
     chosen.expert_TA, chosen.weight_TA, chosen.valid_TA, jnp.zeros((tokens, E)),
     jnp.zeros(tokens), active=router.mean_active(A),
@@ -86,7 +86,7 @@ def test_places_are_those_of_the_factor_as_it_is_written_but_in_runs_of_before(
   seen_of, skewed, exact, places
 ):
   router = ExpertChoice(factor=0.6, exact=exact)  # 0.6 * 100 * 2 / 8
-  of_expert, _ = loads(router.choose(seen_of(router, skewed[:100])))
+  of_expert, _ = loads(router.select(seen_of(router, skewed[:100])))
   np.testing.assert_array_equal(of_expert, places)
   assert from_plain(ExpertChoice, {"factor": 0.6}) == ExpertChoice(factor=0.6, exact=False)
 
@@ -100,11 +100,11 @@ def update(router, threshold, scores, valid=None, active=A):
 
 def test_thresholds_let_each_expert_take_its_share_of_the_step_they_came_from(seen_of, skewed):
   router = CausalExpertChoice(factor=1.5)
-  before = router.choose(seen_of(router, skewed))
+  before = router.select(seen_of(router, skewed))
   of_expert, of_token = loads(before)
   assert of_expert.max() > 200 and (of_token == 3).all(), "without thresholds: the best of a token"
   threshold = update(router, np.zeros(E, np.float32), before.margins_TE, active=3.0)
-  after = router.choose(seen_of(router, skewed, buffers={"threshold": jnp.asarray(threshold)}))
+  after = router.select(seen_of(router, skewed, buffers={"threshold": jnp.asarray(threshold)}))
   of_expert, of_token = loads(after)
   np.testing.assert_array_equal(of_expert, 150)
   assert of_token.min() < 3 < of_token.max()
@@ -115,7 +115,7 @@ def test_loads_come_near_their_share_on_tokens_not_seen_before(seen_of, skewed):
   for part in np.split(skewed[:300], 3):
     threshold = update(router, threshold, seen_of(router, part).scores_TE)
   fresh = seen_of(router, skewed[300:], buffers={"threshold": jnp.asarray(threshold)})
-  of_expert, _ = loads(router.choose(fresh))
+  of_expert, _ = loads(router.select(fresh))
   # A share of 1/4 of 100 tokens has a standard deviation of 4.3 tokens, thresholds of 2.5 more.
   assert np.abs(of_expert - 25).max() < 15
 

@@ -6,7 +6,7 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.layer import MoEConfig
-from jaxmoe.moe.routers import Seen
+from jaxmoe.moe.routers import RouterInputs
 from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
 from tests.contracts.oracles.batch_routing import inclusion
 
@@ -15,7 +15,7 @@ def choose(router, shape=(3, 7), num_experts=5, num_active=2, scores=None):
   """Returns the choices of all tokens of a full batch."""
   tokens = Tokens.of_ids(jnp.zeros(shape, jnp.int32))
   scores = jnp.full((tokens.id.size, num_experts), 0.1) if scores is None else scores
-  return router.choose(Seen(scores, scores, tokens, num_active, {}, None, None, {}))
+  return router.select(RouterInputs(scores, scores, tokens, num_active, {}, None, None, {}))
 
 
 def loads(chosen, num_experts=5):

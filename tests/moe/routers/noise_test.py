@@ -26,7 +26,7 @@ def test_noise_starts_at_the_deviation_of_a_zero_matrix():
 def test_the_load_is_how_often_an_expert_is_chosen_when_its_own_noise_is_drawn_again(seen_of):
   weight = np.random.default_rng(1).normal(size=(D, E))
   seen = noisy_seen(seen_of, weight)
-  load = np.asarray(Noisy().choose(seen).load_TE)
+  load = np.asarray(Noisy().select(seen).load_TE)
   deviation = np.log1p(np.exp(np.asarray(seen.x_TD) @ weight))
   drawn = np.asarray(jax.random.normal(seen.keys("noise"), (T, E)))
   logits = np.asarray(seen.logits_TE)
@@ -45,7 +45,7 @@ def test_gradients_stay_finite_where_a_deviation_has_died(seen_of):
 
   def value(weight, sign):
     moved = dataclasses.replace(seen, parameters={"noise": weight}, x_TD=sign * seen.x_TD)
-    chosen = Noisy().choose(moved)
+    chosen = Noisy().select(moved)
     return jnp.sum(chosen.load_TE**2) + jnp.sum(chosen.weight_TA**2)
 
   for sign in (1.0, -1.0):
@@ -56,7 +56,7 @@ def test_gradients_stay_finite_where_a_deviation_has_died(seen_of):
 def test_gumbel_noise_draws_experts_without_replacement_in_proportion_to_their_softmax(seen_of):
   share = np.array([0.5, 0.3, 0.15, 0.05])
   seen = seen_of(Gumbel(), np.log(np.tile(share, (TRIALS, 1))))
-  chosen = Gumbel().choose(seen)
+  chosen = Gumbel().select(seen)
   pairs = np.asarray(chosen.expert_TA)
   for first, second in itertools.permutations(range(4), 2):
     p = share[first] * share[second] / (1 - share[first])

@@ -22,7 +22,7 @@ def shares(near):
 
 def drawn(seen_of):
   seen = seen_of(WIDE, np.tile(LOGITS, (NUM, 1)))
-  return seen, WIDE.choose(seen)
+  return seen, WIDE.select(seen)
 
 
 def test_the_first_expert_is_drawn_from_those_near_the_best_and_the_second_from_the_rest(seen_of):
@@ -52,7 +52,7 @@ def test_the_mean_gradient_is_what_the_model_gains_by_an_expert_exactly_for_a_cu
   f = lambda weight: 2 * weight**3 - weight**2 + 3 * weight  # noqa: E731
 
   def value(logits):
-    return jnp.sum(f(WIDE.choose(dataclasses.replace(seen, logits_TE=logits)).weight_TA[:, 0]))
+    return jnp.sum(f(WIDE.select(dataclasses.replace(seen, logits_TE=logits)).weight_TA[:, 0]))
 
   grads = np.asarray(jax.grad(value)(seen.logits_TE))[np.asarray(chosen.expert_TA)[:, 0] == 1]
   share = shares([0, 1, 2])
@@ -65,11 +65,11 @@ def test_the_mean_gradient_is_what_the_model_gains_by_an_expert_exactly_for_a_cu
 
 
 def test_without_keys_it_takes_the_two_best_of_the_same_masked_shares(seen_of):
-  chosen = WIDE.choose(seen_of(WIDE, LOGITS[None], seed=None))
+  chosen = WIDE.select(seen_of(WIDE, LOGITS[None], seed=None))
   np.testing.assert_array_equal(chosen.expert_TA, [[0, 1]])
   right = [[shares([0, 1, 2])[0], shares([1, 2, 3])[1]]]
   np.testing.assert_allclose(chosen.weight_TA, right, rtol=1e-6)
-  alone = SparseMixer().choose(seen_of(SparseMixer(), LOGITS[None]))
+  alone = SparseMixer().select(seen_of(SparseMixer(), LOGITS[None]))
   np.testing.assert_array_equal(alone.expert_TA, [[0, 1]])
   np.testing.assert_array_equal(alone.weight_TA, [[1, 1]])
 
@@ -78,7 +78,7 @@ def test_logits_of_zero_make_all_experts_alike_and_no_gradient_that_is_not_a_num
   seen = seen_of(WIDE, np.zeros((3, 5)))
 
   def value(logits):
-    chosen = WIDE.choose(dataclasses.replace(seen, logits_TE=logits))
+    chosen = WIDE.select(dataclasses.replace(seen, logits_TE=logits))
     return jnp.sum(chosen.weight_TA**2), chosen.weight_TA
 
   grads, weight = jax.grad(value, has_aux=True)(seen.logits_TE)

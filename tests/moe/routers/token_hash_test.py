@@ -10,7 +10,7 @@ E, A = 8, 2
 
 def choose(seen_of, router, ids):
   logits = np.random.default_rng(0).normal(size=(len(ids), E))
-  return router.choose(seen_of(router, logits, A, ids=ids))
+  return router.select(seen_of(router, logits, A, ids=ids))
 
 
 def test_the_mixer_is_that_of_murmurhash3():

@@ -48,12 +48,12 @@ def test_jitter_multiplies_each_entry_of_the_gate_input_within_its_bounds_in_tra
 def test_gshard_keeps_a_second_expert_with_probability_2_g2_and_the_first_always(seen_of, second):
   share, num = second / (1 + second), 20_000
   logits = np.log(np.tile([1.0, second, 1e-6], (num, 1)))
-  chosen = GShard().choose(seen_of(GShard(), logits))
+  chosen = GShard().select(seen_of(GShard(), logits))
   assert chosen.valid_TA[:, 0].all()
   kept, p = np.mean(chosen.valid_TA[:, 1]), 2 * share
   assert abs(kept - p) < 4 * np.sqrt(p * (1 - p) / num)
   np.testing.assert_allclose(chosen.weight_TA, [[1 - share, share]] * num, rtol=1e-5)
-  assert GShard().choose(seen_of(GShard(), logits, seed=None)).valid_TA is None
+  assert GShard().select(seen_of(GShard(), logits, seed=None)).valid_TA is None
 
 
 @pytest.mark.parametrize("dispatch", [Dropless(), Dense(), Capacity(100.0)], ids=str)
