@@ -246,17 +246,38 @@ class MoELayer(nnx.Module):
 
     A token that is not valid gets zeros from the experts.
     """
+    whole_BLD, routing, carry = self.route(x_BLD, tokens, carry, keys)
+    y_BLD, sums = self.apply_experts(whole_BLD, routing, tokens, keys)
+    return y_BLD, carry, sums
+
+  def route(
+    self, x_BLD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
+  ) -> tuple[jax.Array, Routing, Any]:
+    """Returns all of a row's tokens, (B, L, D), their routing and the carry for the next layer.
+
+    The first half of the layer. Only the router's weights are read; the routing says which experts
+    `apply_experts` will need, so that they may be fetched or predicted in between.
+    """
     whole_BLD = self.parallel.all_gather_sequence(x_BLD)
-    x_TD = whole_BLD.reshape(-1, x_BLD.shape[-1])
     with jax.named_scope("route"):
-      routing, carry = self.router(x_TD, tokens, carry, keys)
+      routing, carry = self.router(whole_BLD.reshape(-1, x_BLD.shape[-1]), tokens, carry, keys)
+    return whole_BLD, routing, carry
+
+  def apply_experts(
+    self, whole_BLD: jax.Array, routing: Routing, tokens: Tokens, keys: Keys | None
+  ) -> tuple[jax.Array, MoESums]:
+    """Returns (B, L, D) in x.dtype and the sums: the second half, from what `route` returned.
+
+    The router's weights are not read.
+    """
+    x_TD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
     found, counts = self._experts(whole_BLD, routing, keys / "dispatch" if keys else None)
     if self.shared is not None:
       with jax.named_scope("shared"):
         found = found.add("parts", self._shared(x_TD).reshape(whole_BLD.shape))
     with jax.named_scope("sums"):
       sums = layer_sums(routing, tokens, counts, self.needs_sequence_totals, self.num_zero_compute)
-    return found.stream(self.parallel), carry, sums
+    return found.stream(self.parallel), sums
 
   def _shared(self, x_TD: jax.Array) -> jax.Array:
     """Returns the shared expert's output, times its gate (float32 inside) where there is one."""
