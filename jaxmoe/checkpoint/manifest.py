@@ -124,9 +124,9 @@ def check_requested(
     elif want.sharding is None:
       raise InputError(f"{name}: `like` must carry a sharding; take it from the layout")
   faults.append((differ, "of another shape or dtype"))
-  told = [f"{_some(names)} {what}" for names, what in faults if names]
-  if told:
-    raise InputError(f"{where} is of another model: {'; '.join(told)}")
+  mismatches = [f"{_some(names)} {what}" for names, what in faults if names]
+  if mismatches:
+    raise InputError(f"{where} is of another model: {'; '.join(mismatches)}")
 
 
 def check_digests(manifest: Manifest, arrays: Mapping[str, jax.Array], where: str) -> None:

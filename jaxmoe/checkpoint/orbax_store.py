@@ -34,7 +34,7 @@ from jaxmoe.checkpoint.manifest import (
 )
 from jaxmoe.checkpoint.step_deleter import TolerantDeleter
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
-from jaxmoe.core import peers
+from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError, InputError
 
 _UNWRITABLE = ("uint2", "uint4")
@@ -83,9 +83,9 @@ class OrbaxStore:
       items["arrays"] = ocp.args.StandardSave(stored)
     self._writing = step
     try:
-      with peers.together(), self._write_errors():
+      with multihost.raise_on_all(), self._write_errors():
         self._try_folder()
-      with peers.together(), self._write_errors():
+      with multihost.raise_on_all(), self._write_errors():
         if not self._open().save(step, args=ocp.args.Composite(**items)):
           raise RuntimeError("Orbax declined to save")
     except CheckpointError:
@@ -98,11 +98,11 @@ class OrbaxStore:
     """Returns the arrays and the record of a step, every bit as it was written."""
     path = self._path / str(step)
     steps = self.steps()
-    with peers.together():
+    with multihost.raise_on_all():
       manifest = self._read_manifest(path, steps)
       check_requested(manifest, like, under, str(path))
     stored = {name: x for name, x in like.items() if np.prod(x.shape)}
-    with peers.together():
+    with multihost.raise_on_all():
       arrays = _restore(path / "arrays", stored) if stored else {}
     arrays |= {name: _empty(x) for name, x in like.items() if name not in stored}
     check_digests(manifest, arrays, str(path))
@@ -111,16 +111,16 @@ class OrbaxStore:
   def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of the arrays of a step by name, without reading any."""
     steps = self.steps()
-    with peers.together():
+    with multihost.raise_on_all():
       return self._read_manifest(self._path / str(step), steps).shapes()
 
   def steps(self) -> list[int]:
     """Returns the steps wholly written and not set aside, oldest first."""
-    with peers.together():
+    with multihost.raise_on_all():
       names = self._names()
     found = sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
     # A shared folder need not look the same from everywhere at every time.
-    return json.loads(peers.of_first(json.dumps(found)))
+    return json.loads(multihost.broadcast(json.dumps(found)))
 
   def unremoved(self) -> dict[int, str]:
     """Returns why old steps could not be removed, by step, and forgets it."""
@@ -132,7 +132,7 @@ class OrbaxStore:
       # What one process could not write, none has. Process 0 renames and deletes: without this
       # another one might look at what was.
       try:
-        with peers.together(), self._write_errors():
+        with multihost.raise_on_all(), self._write_errors():
           self._open().wait_until_finished()
       except CheckpointError:
         self._drop_manager()
@@ -141,7 +141,7 @@ class OrbaxStore:
 
   def set_aside(self, step: int, why: str, kind: str = DAMAGED) -> None:
     """Renames `STEP` to `STEP.KIND` and writes the reason into `WHY.txt` there."""
-    if peers.first():
+    if multihost.is_main_process():
       source = self._path / str(step)
       target = self._path / f"{step}.{kind}"
       count = 1
@@ -150,15 +150,15 @@ class OrbaxStore:
         target = self._path / f"{step}.{kind}.{count}"
       source.rename(target)
       (target / "WHY.txt").write_text(why + "\n")
-    peers.gather("")  # as in `wait`
+    multihost.all_gather_text("")  # as in `wait`
     if self._manager is not None:
       self._manager.reload()
 
   def aside(self) -> list[str]:
     """Returns the names of the directories of what was set aside as damaged."""
-    with peers.together():
+    with multihost.raise_on_all():
       found = sorted(name for name in self._names() if f".{DAMAGED}" in name)
-    return json.loads(peers.of_first(json.dumps(found)))
+    return json.loads(multihost.broadcast(json.dumps(found)))
 
   def close(self) -> None:
     """Waits, then ends Orbax's threads."""
@@ -198,7 +198,7 @@ class OrbaxStore:
 
   def _try_folder(self) -> None:
     """Raises OSError where process 0 cannot write: the others would wait for it inside Orbax."""
-    if peers.several() and peers.first():
+    if multihost.is_multi_process() and multihost.is_main_process():
       self._path.mkdir(parents=True, exist_ok=True)
       with tempfile.TemporaryFile(dir=self._path) as file:
         file.write(b"\0" * 4096)
@@ -344,6 +344,6 @@ def _one_line(error: Exception) -> str:
   Orbax wraps what TensorStore raised in a bare `Exception` about an object, a page long; the cause
   says what is wrong.
   """
-  said = next((each for each in _causes(error) if type(each) is not Exception), error)
-  text = " ".join(f"{type(said).__name__}: {said}".split())
+  cause = next((each for each in _causes(error) if type(each) is not Exception), error)
+  text = " ".join(f"{type(cause).__name__}: {cause}".split())
   return text if len(text) <= 300 else text[:297] + "..."

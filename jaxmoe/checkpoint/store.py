@@ -90,20 +90,20 @@ def read_latest(
   Raises CheckpointError if there are or were steps and none is intact. InputError (the arrays
   are those of another model) passes through and sets nothing aside.
   """
-  told = []
+  errors = []
   for step in reversed(store.steps()):
     try:
       wanted = like(step) if callable(like) else like
       arrays, record = store.read(step, wanted, under)
     except DamagedStepError as error:
       on_damage(step, str(error))
-      told.append(str(error))
+      errors.append(str(error))
       if set_aside:
         store.set_aside(step, str(error))
     else:
       return step, arrays, record
-  if told:
-    raise CheckpointError(f"no intact checkpoint in {store}: {'; '.join(told)}")
+  if errors:
+    raise CheckpointError(f"no intact checkpoint in {store}: {'; '.join(errors)}")
   if store.aside():
     raise CheckpointError(
       f"no intact checkpoint in {store}: all were set aside ({', '.join(store.aside())});"

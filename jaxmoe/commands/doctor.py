@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
   print("looking at this machine, and training three steps (about 20 s) ...")
   facts = collect(pathlib.Path(FLAGS.workdir), pathlib.Path(home) / "jaxmoe")
   findings = diagnose(facts)
-  lines = [without_home(line) for line in told(findings)]
+  lines = [without_home(line) for line in finding_lines(findings)]
   for line in lines:
     print(shown(line, sys.stdout.encoding))
   if FLAGS.out:
@@ -60,7 +60,7 @@ def check_out(path: pathlib.Path) -> None:
   check_output(path, f"--out={path}")
 
 
-def told(findings: Iterable[Finding]) -> list[str]:
+def finding_lines(findings: Iterable[Finding]) -> list[str]:
   """Returns the findings as lines of at most 80 cells, and a last line that counts them."""
   findings, lines = list(findings), []
   for finding in findings:

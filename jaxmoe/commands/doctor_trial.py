@@ -36,17 +36,17 @@ def main(folder: pathlib.Path) -> None:
   """Prints what is found, a line of JSON for each part."""
   started = time.monotonic()
   cli.set_up_jax()
-  tell(devices=[described(device) for device in jax.local_devices()])
+  write_result(devices=[described(device) for device in jax.local_devices()])
   with contextlib.redirect_stdout(sys.stderr):
     result = train_and_restore(folder)
-  tell(run={**result, "seconds": round(time.monotonic() - started, 1)})
+  write_result(run={**result, "seconds": round(time.monotonic() - started, 1)})
   on_cpu = jax.default_backend() == "cpu"
   dtypes = ("float32",) if on_cpu else ("float32", "bfloat16")
   folder = cli.cache_dir() / "peaks"
-  tell(peak_flops_per_s={dtype: best_peak(dtype, folder) for dtype in dtypes})
+  write_result(peak_flops_per_s={dtype: best_peak(dtype, folder) for dtype in dtypes})
 
 
-def tell(**found: Any) -> None:
+def write_result(**found: Any) -> None:
   """Prints a line of JSON."""
   print(json.dumps(found), flush=True)
 

@@ -73,8 +73,8 @@ def main(arguments: list[str]) -> int:
       narrator.say(f"left out: {plural(len(without), 'file')} without text, such as {without[0]}")
     with cli.as_trained():
       domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, narrator.say)
-    told = {"skipped": skipped, "without_text": without}
-    score(run, domains, "bytes", out, narrator, told)
+    extra_fields = {"skipped": skipped, "without_text": without}
+    score(run, domains, "bytes", out, narrator, extra_fields)
   else:
     score(run, held_out(run, narrator), "held-out bytes", out, narrator)
   return 0
@@ -104,7 +104,7 @@ def score(
   what: str,
   path: pathlib.Path,
   narrator: ConsoleProgress,
-  told: Mapping[str, Any] | None = None,
+  extra_fields: Mapping[str, Any] | None = None,
 ) -> None:
   """Scores documents, prints the table and writes the file, with what else is told."""
   total = sum(document.num_bytes for documents in domains.values() for document in documents)
@@ -112,7 +112,7 @@ def score(
   with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
     ends = run.tokenizer.start_id, run.tokenizer.eod_id
     scores = evaluate(run.decoder, run.params, domains, ends, shape)
-  result = {"step": run.step, **scores, "compressors": compressors(domains), **(told or {})}
+  result = {"step": run.step, **scores, "compressors": compressors(domains), **(extra_fields or {})}
   Console().print(table(result, "held-out bits" if path == run.workdir.evaluation else "bits"))
   write(path, result, shown=False)
 

@@ -128,7 +128,7 @@ class Crew:
           continue
         ended.add(index)
         deadline = min(deadline, time.monotonic() + self._left_s(code))
-        self._tell(index, -code)
+        self._report(index, -code)
       if time.monotonic() > deadline and not self._killed:
         self._kill()
     self._kill()  # what a process left behind
@@ -151,7 +151,7 @@ class Crew:
       return 2 * _GRACE_S
     return self._grace_s if code else math.inf
 
-  def _tell(self, index: int, number: int) -> None:
+  def _report(self, index: int, number: int) -> None:
     if number <= 0 or number in self._sent or self._killed:
       return
     name = signal.Signals(number).name

@@ -123,9 +123,9 @@ def _learned(lines: list[dict[str, Any]]) -> list[str]:
   line = next((line for line in reversed(lines) if line.get("labels") != 0), lines[-1])
   loss = line.get("loss")
   none = "no labels" if line.get("labels") == 0 else "loss not finite"
-  told = none if loss is None else f"loss {loss:.4f} nats/token"
-  told += f" at step {line['step']:,}, none labelled since" if line is not lines[-1] else ""
-  return [told, *_numbers(line, ("grad_norm", "learning_rate"), ".3g")]
+  message = none if loss is None else f"loss {loss:.4f} nats/token"
+  message += f" at step {line['step']:,}, none labelled since" if line is not lines[-1] else ""
+  return [message, *_numbers(line, ("grad_norm", "learning_rate"), ".3g")]
 
 
 def _scores(snapshot: Snapshot) -> Iterator[str]:
@@ -133,15 +133,15 @@ def _scores(snapshot: Snapshot) -> Iterator[str]:
     part = slice_of(snapshot.last_event("start") or {}, snapshot.config)
     scores, step = snapshot.scored["eval"], snapshot.scored["step"]
     overall = part.overall(scores.get("domains", {}), scores.get("bits_per_byte"))
-    items = _told(scores, step, "all" if part.is_whole else "a slice", overall)
+    items = _score_lines(scores, step, "all" if part.is_whole else "a slice", overall)
     sizes = [part.sizes] if part.sizes and not part.is_whole else []
     yield from labelled("held out", items + sizes)
   if snapshot.whole is not None:
     scores, step = snapshot.whole, snapshot.whole["step"]
-    yield from labelled("eval.json", _told(scores, step, "all", scores.get("bits_per_byte")))
+    yield from labelled("eval.json", _score_lines(scores, step, "all", scores.get("bits_per_byte")))
 
 
-def _told(scores: dict[str, Any], step: int, what: str, overall: float | None) -> list[str]:
+def _score_lines(scores: dict[str, Any], step: int, what: str, overall: float | None) -> list[str]:
   """Returns bits per byte of all domains together and of each."""
   items = [f"bits/byte of {what} at step {step:,}: {_bits(overall)}"]
   return items + [f"{name} {_bits(value)}" for name, value in scores.get("domains", {}).items()]

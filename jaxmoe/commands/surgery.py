@@ -88,8 +88,11 @@ def main(overrides: list[str]) -> int:
   source = derived_run.read_source(workdir, store, corpus)
   if counting:
     surgery = operate(count(source, corpus), old.model)
-  told = {"operation": name, "flags": {flag: FLAGS[flag].value for flag in (name, *given(name))}}
-  derived_run.write_run(out, source, surgery, new, corpus, told, FLAGS.reset_moments)
+  event_fields = {
+    "operation": name,
+    "flags": {flag: FLAGS[flag].value for flag in (name, *given(name))},
+  }
+  derived_run.write_run(out, source, surgery, new, corpus, event_fields, FLAGS.reset_moments)
   print(
     f"wrote {out}: step {source.step} of {workdir.path} after {name}; moments "
     f"{'start anew' if FLAGS.reset_moments else 'followed'}"

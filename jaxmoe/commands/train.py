@@ -18,8 +18,8 @@ from jaxmoe.commands.process import cli
 from jaxmoe.commands.process.command_line import follow_up, say
 from jaxmoe.commands.process.multi_process import processes
 from jaxmoe.commands.process.patient_output import lost, outlive_readers
-from jaxmoe.core import peers
-from jaxmoe.core.errors import InputError, ToldError
+from jaxmoe.core import multihost
+from jaxmoe.core.errors import InputError, UserFacingError
 from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
@@ -70,12 +70,12 @@ def main(overrides: list[str]) -> int:
 
 def train(clock: WallClock, overrides: list[str]) -> int:
   """Trains, as one of the processes of the run; returns the exit code."""
-  with peers.together():
+  with multihost.raise_on_all():
     workdir = cli.need_workdir(FLAGS.workdir)
     asked, begun = load_recipe(FLAGS.config, overrides), workdir.begun()
     kept = load_recipe(FLAGS.config, overrides, begun) if begun else asked
     experiment = settled(kept, begun)
-    if peers.first():
+    if multihost.is_main_process():
       workdir.check(experiment)
       if kept != asked:
         print(kept_line(asked, kept))
@@ -83,7 +83,7 @@ def train(clock: WallClock, overrides: list[str]) -> int:
       say(f"note: {warning}")
     # Its checks, before anything is read.
     make_schedule(experiment.optim, experiment.train.num_steps)
-  peers.same("the recipe", to_json(experiment))
+  multihost.assert_equal("the recipe", to_json(experiment))
   # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
   with around(experiment, workdir, clock) as onlookers:
     cli.set_up_jax()
@@ -91,18 +91,18 @@ def train(clock: WallClock, overrides: list[str]) -> int:
     if idle := cli.idle_of(experiment, layout, jax.devices()):
       print(f"note: {idle}")
     stop = cli.StopSignals()
-    with peers.together():
+    with multihost.raise_on_all():
       corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=say)
-    peers.same("the text", json.dumps(corpus.identity))
+    multihost.assert_equal("the text", json.dumps(corpus.identity))
     session = Session(experiment, workdir, corpus, layout, onlookers)
     try:
       outcome = session.train(stop)
     except InputError:
       raise
-    except ToldError:
-      tell(workdir, clock)
+    except UserFacingError:
+      report_end(workdir, clock)
       raise
-  tell(workdir, clock)
+  report_end(workdir, clock)
   if not outcome.done:
     print(f"stopped at step {outcome.step}, saved; the same command goes on")
     return stop.exit_code
@@ -118,9 +118,9 @@ def train(clock: WallClock, overrides: list[str]) -> int:
   return 0
 
 
-def tell(workdir: Workdir, clock: WallClock) -> None:
+def report_end(workdir: Workdir, clock: WallClock) -> None:
   """Says where the wall time went, and writes the report; a disk that refuses it is told."""
-  if not peers.first():
+  if not multihost.is_main_process():
     return
   print(goodput(read_lines(workdir.metrics), read_lines(workdir.events)))
   try:
@@ -143,14 +143,14 @@ def around(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterat
   """
   profiler = None
   targets: Sequence[Sink] = ()
-  log = RunLog(workdir.metrics, workdir.events) if peers.first() else NoRunLog()
-  with peers.together():
+  log = RunLog(workdir.metrics, workdir.events) if multihost.is_main_process() else NoRunLog()
+  with multihost.raise_on_all():
     if FLAGS.profile_steps:
       steps = parse_steps(FLAGS.profile_steps, experiment.train.num_steps)
-      profiler = Profiler(*steps, workdir.path / "profile") if peers.first() else None
+      profiler = Profiler(*steps, workdir.path / "profile") if multihost.is_main_process() else None
       # Or a program from the compile cache would carry the names of the code that compiled it.
       jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
-    if peers.first():
+    if multihost.is_main_process():
       targets = make_sinks(FLAGS.sinks, workdir.path)
   sinks = Sinks(targets, log.event, print)
   wait_s = 5.0

@@ -130,8 +130,8 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
       print(f"checkpoint {step} is damaged, trying the one before: {error}", file=sys.stderr)
     else:
       _tell_rounding(caster, target)
-      told = " and ".join(target.dtypes())
-      print(f"wrote {out}: {FAMILIES[kind].architecture} of step {step}, in {told}")
+      described = " and ".join(target.dtypes())
+      print(f"wrote {out}: {FAMILIES[kind].architecture} of step {step}, in {described}")
       return
   raise CheckpointError(f"no intact checkpoint in {store}")
 
@@ -141,11 +141,11 @@ def _tell_rounding(caster: Caster, target: Target) -> None:
   changed = {name: number for name, number in caster.changed.items() if number}
   if not changed:
     return
-  told = " and ".join(f"{number:,} values to {name}" for name, number in changed.items())
+  described = " and ".join(f"{number:,} values to {name}" for name, number in changed.items())
   why = "which the checkpoint that the run came from has" if target.own else "which its files have"
   if target.asked:
     why = "as asked"
-  print(f"note: rounded {told}, {why}; --file_dtype=float32 writes what the run has")
+  print(f"note: rounded {described}, {why}; --file_dtype=float32 writes what the run has")
 
 
 def family_of(model: TransformerConfig, carried: str | None) -> str:

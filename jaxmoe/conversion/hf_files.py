@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from jaxmoe.core.errors import InputError, ToldError
+from jaxmoe.core.errors import InputError, UserFacingError
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 
 FOLDER = "pretrained"
@@ -140,7 +140,7 @@ def folder_for(path: pathlib.Path) -> Iterator[pathlib.Path]:
     half.mkdir(parents=True)
     yield half
     half.rename(path)
-  except ToldError as error:  # which may name a folder that is gone
+  except UserFacingError as error:  # which may name a folder that is gone
     raise type(error)(str(error).replace(str(half), str(path))) from None
   except OSError as error:
     raise InputError(f"{path}: cannot be written ({error.strerror}); choose another") from None
@@ -153,19 +153,19 @@ class Progress:
 
   def __init__(self, total: int):
     self._total, self._done = total, 0
-    self._start = self._told = time.monotonic()
+    self._start = self._reported_at = time.monotonic()
 
   def add(self, num_bytes: int) -> None:
     """Counts what was converted."""
     self._done += num_bytes
-    if time.monotonic() - self._told >= _EVERY_S:
-      self._tell()
+    if time.monotonic() - self._reported_at >= _EVERY_S:
+      self._report()
 
   def end(self) -> None:
     """Tells the whole."""
-    self._tell()
+    self._report()
 
-  def _tell(self) -> None:
-    self._told = time.monotonic()
-    speed = self._done / max(self._told - self._start, 1e-9) / 1e6
+  def _report(self) -> None:
+    self._reported_at = time.monotonic()
+    speed = self._done / max(self._reported_at - self._start, 1e-9) / 1e6
     print(f"converted {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, {speed:,.0f} MB/s")

@@ -4,13 +4,13 @@ Everything else that is raised is a defect and keeps its traceback.
 """
 
 
-class ToldError(Exception):
+class UserFacingError(Exception):
   """The base of errors that all processes of a run meet alike and tell in one line."""
 
   code: int
 
 
-class InputError(ToldError, ValueError):
+class InputError(UserFacingError, ValueError):
   """A user's mistake: bad flag, field, file or shape. Exit code 2, nothing written.
 
   The message is one line: what is wrong, where, why, and the fix.
@@ -19,19 +19,19 @@ class InputError(ToldError, ValueError):
   code = 2
 
 
-class NotFiniteError(ToldError, RuntimeError):
+class NotFiniteError(UserFacingError, RuntimeError):
   """Steps were skipped or rolled back more often than the budget allows. Exit code 3."""
 
   code = 3
 
 
-class CheckpointError(ToldError, RuntimeError):
+class CheckpointError(UserFacingError, RuntimeError):
   """No intact checkpoint is left, or saving failed. Exit code 4."""
 
   code = 4
 
 
-class DropError(ToldError, RuntimeError):
+class DropError(UserFacingError, RuntimeError):
   """A layer dropped a larger share of its choices than its recipe allows. Exit code 5."""
 
   code = 5
@@ -43,7 +43,7 @@ class PeerError(RuntimeError):
   code = 43
 
 
-def of_machine(error: BaseException) -> InputError | None:
+def machine_error(error: BaseException) -> InputError | None:
   """Returns the line for what a machine refused: a disk, a permission, memory; None for a defect.
 
   For what is caught where commands end. Whoever knows which file or size it was says more.

@@ -162,8 +162,8 @@ def _opened(path: AnyPath) -> Iterator[IO[bytes]]:
       yield file
     return
   # A copy shares the place in the file with what is printed; opened anew it would begin at 0.
-  for said in filter(None, (sys.stdout, sys.stderr)):
-    said.flush()
+  for stream in filter(None, (sys.stdout, sys.stderr)):
+    stream.flush()
   with open(os.dup(number), "wb") as file:
     yield file
 

@@ -195,8 +195,8 @@ class ChatTemplate:
       if within:
         learned += [span for span in within if span not in learned]
       elif not rendered.spans or message.learned:
-        said = rendered.text[slice(*mine[0])]
-        whole = not _is_rewritten(message, said)
+        reply = rendered.text[slice(*mine[0])]
+        whole = not _is_rewritten(message, reply)
         begin = first if whole else self._begin(content, number, rendered, first)
         learned.append((begin, end))
     if all(message.learned is not False for message in content.messages):  # of an empty content
@@ -242,10 +242,10 @@ def _learns(message: Message) -> bool:
   return message.role == "assistant" if message.learned is None else message.learned
 
 
-def _is_rewritten(message: Message, said: str) -> bool:
+def _is_rewritten(message: Message, content: str) -> bool:
   """Whether a template put down more than a content as it is, or took that apart."""
   more = any(field in (message.more or {}) for field in (TOOL_CALLS, *REASONING))
-  return more or not (message.content or "").strip().startswith(said.strip())
+  return more or not (message.content or "").strip().startswith(content.strip())
 
 
 def _first(content: Conversation, count: int) -> Conversation:

@@ -157,7 +157,7 @@ class _WorkerProcess:
       [sys.executable, *_COMMAND],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, process_group=0,
     )  # fmt: skip
-    self._tell(job)
+    self._notify(job)
     self._thread = threading.Thread(target=self._hear, daemon=True, name="data worker")
     self._thread.start()
 
@@ -165,7 +165,7 @@ class _WorkerProcess:
     """Tells the worker to go on from a state, once for each generation."""
     if generation != self._generation:
       self._generation = generation
-      self._tell({"generation": generation, "state": json.loads(state)})
+      self._notify({"generation": generation, "state": json.loads(state)})
 
   def end(self) -> str:
     """Kills the process, whatever it is doing; returns its last words on one line."""
@@ -201,7 +201,7 @@ class _WorkerProcess:
           self.frames.put(frame)
     self.frames.put(None)
 
-  def _tell(self, message: dict[str, Any]) -> None:
+  def _notify(self, message: dict[str, Any]) -> None:
     pipe: Any = self._process.stdin
     with contextlib.suppress(OSError):  # it died, which the end of its frames tells
       pipe.write(json.dumps(message).encode() + b"\n")

@@ -116,7 +116,7 @@ def _extras(facts: Facts) -> Iterator[Finding]:
 
 
 def _devices(facts: Facts) -> Iterator[Finding]:
-  devices = facts.trial.told.get("devices")
+  devices = facts.trial.results.get("devices")
   if not devices:
     yield Finding("problem", "devices", "JAX starts on no device here", _last_line(facts))
     return
@@ -230,7 +230,7 @@ def _clock(facts: Facts) -> Iterator[Finding]:
 
 
 def _matmul(facts: Facts) -> Iterator[Finding]:
-  peaks = facts.trial.told.get("peak_flops_per_s") or {}
+  peaks = facts.trial.results.get("peak_flops_per_s") or {}
   text = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
   text += "; the best seen here, of which MFU is a share"
   if peaks and min(peaks.values()) < 2e9:
@@ -241,7 +241,7 @@ def _matmul(facts: Facts) -> Iterator[Finding]:
 
 
 def _trial(facts: Facts) -> Iterator[Finding]:
-  run, code = facts.trial.told.get("run"), facts.trial.code
+  run, code = facts.trial.results.get("run"), facts.trial.code
   if run is None:
     end = f"signal {-code}" if code < -1 else f"exit code {code}" if code >= 0 else "no end"
     text = f"three steps of configs/tiny.py failed ({end}): {_last_line(facts)}"

@@ -56,9 +56,9 @@ class Disk:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """What `doctor_trial` told, and what it wrote to standard error if it did not end well."""
+  """What `doctor_trial` found, and what it wrote to standard error if it did not end well."""
 
-  told: dict[str, Any]
+  results: dict[str, Any]
   code: int
   errors: str = ""
 
@@ -194,11 +194,11 @@ def trial(timeout_s: float = TRIAL_S) -> Trial:
       done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
       out = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
-      return Trial(told(out), -1, f"it did not end within {timeout_s:.0f} s")
-  return Trial(told(done.stdout), done.returncode, done.stderr if done.returncode else "")
+      return Trial(parse_results(out), -1, f"it did not end within {timeout_s:.0f} s")
+  return Trial(parse_results(done.stdout), done.returncode, done.stderr if done.returncode else "")
 
 
-def told(output: str) -> dict[str, Any]:
+def parse_results(output: str) -> dict[str, Any]:
   """Returns the objects of lines of JSON as one; other lines are left out."""
   found: dict[str, Any] = {}
   for line in output.splitlines():

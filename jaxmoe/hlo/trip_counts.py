@@ -42,9 +42,9 @@ def visits(program: Program) -> Iterator[Visit]:
 
 def trips(program: Program, name: str, loop: Instruction) -> int | None:
   """Returns how often the body of a `while` of a computation runs; None if that is not known."""
-  told = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
-  if told:
-    return int(told)
+  known_trips = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
+  if known_trips:
+    return int(known_trips)
   (condition,), (body,) = loop.called("condition"), loop.called("body")
   test = _Scalars(program, condition).of_root()
   if not isinstance(test, _Below):

@@ -103,8 +103,8 @@ def automatic_layout(
   specs = {path: layout.spec("params", dims[path], leaf.shape) for path, leaf in shapes.items()}
   reasons = dict(zip(shapes, map(rules.reason, range(len(leaves)))))
   copied, why = rules.copied(layout.degree(_of_mesh(mesh, TOKEN_AXES)))
-  placed, spread, said = (unflatten(params, flat) for flat in (dims, specs, reasons))
-  return Automatic(placed, spread, said, copied, why)
+  placed, spread, reasons_text = (unflatten(params, flat) for flat in (dims, specs, reasons))
+  return Automatic(placed, spread, reasons_text, copied, why)
 
 
 def _of_mesh(mesh: Mesh, axes: tuple[str, ...]) -> tuple[str, ...]:
@@ -149,16 +149,16 @@ class _Rules:
     """Returns in words why a leaf lies as it does."""
     if leaf in self._routers:
       return "whole: it scores experts"
-    said = []
+    reasons_text = []
     if self._holds_experts(leaf):
       size = size_of(self._leaves[leaf][self._first(leaf)])
       fits = size % self._expert == 0
-      said.append(
+      reasons_text.append(
         f"{size} experts" if fits else f"{size} experts cannot be divided by {self._expert}"
       )
     name = next((name for name in self.dims(leaf) if name in (HEADS, HIDDEN, ROWS)), None)
-    said.append(self._why_whole(leaf) if name is None else self._why_cut(leaf, name))
-    return "; ".join(said)
+    reasons_text.append(self._why_whole(leaf) if name is None else self._why_cut(leaf, name))
+    return "; ".join(reasons_text)
 
   def copied(self, groups: int) -> tuple[Copied | None, str]:
     """Returns the largest activation that is not cut, of one of `groups` devices, and why."""

@@ -78,8 +78,8 @@ def _held(found: Explanation) -> Iterator[str]:
   for kind, held in found.held.items():
     yield from _columns(f"  {kind}", size(held.bytes), size(held.whole))
     if kind == "parameters" and held != found.file:
-      told = (size(found.file.bytes), size(found.file.whole))
-      yield from _columns("    in a file, model.param_dtype", *told)
+      sizes = (size(found.file.bytes), size(found.file.whole))
+      yield from _columns("    in a file, model.param_dtype", *sizes)
   whole = sum(held.whole for held in found.held.values())
   yield from _columns("  together", size(found.arguments), size(whole))
 

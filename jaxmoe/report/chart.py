@@ -306,13 +306,13 @@ def _strips(series: Sequence[Series], x_scale: Scale, axes: Axes) -> Html:
   edges = [LEFT, *((a + b) / 2 for a, b in itertools.pairwise(places)), WIDTH - RIGHT]
   parts = []
   for x, left, right in zip(chosen, edges, edges[1:]):
-    text = tag("title", f"{counted(x)} {axes.x}\n" + "\n".join(_told(series, x)))
+    text = tag("title", f"{counted(x)} {axes.x}\n" + "\n".join(_hover_lines(series, x)))
     size = {"x": f"{left:.1f}", "width": f"{max(right - left, 0):.1f}"}
     parts.append(tag("rect", text, y=TOP, height=HEIGHT - TOP - BOTTOM, class_="strip", **size))
   return join(*parts)
 
 
-def _told(series: Sequence[Series], x: float) -> list[str]:
+def _hover_lines(series: Sequence[Series], x: float) -> list[str]:
   lines = []
   for one in series:
     at = min(bisect_left(one.x, x), len(one.x) - 1)

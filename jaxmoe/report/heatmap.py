@@ -24,7 +24,7 @@ BOUNDS = (0.0, 1 / 8, 1 / 4, 1 / 2, 0.8, 1.25, 2.0, 4.0, 8.0)
 NAMES = (
   "none", "< 1/8", "< 1/4", "< 1/2", "< 0.8", "even", "> 1.25", "> 2", "> 4", "> 8"
 )  # fmt: skip
-TOLD = 2000  # cells with a text of their own; where there are more, rows have one
+MAX_LABELLED = 2000  # cells with a text of their own; where there are more, rows have one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Sides:
 
 
 def heatmap(
-  title: str, ratio_RC: np.ndarray, sides: Sides, note: str = "", told: bool = True
+  title: str, ratio_RC: np.ndarray, sides: Sides, note: str = "", labelled: bool = True
 ) -> Html:
-  """Returns a figure of loads over the even share; `told` gives each of few cells a text."""
+  """Returns a figure of loads over the even share; `labelled` gives each of few cells a text."""
   rows, columns = ratio_RC.shape
   right = 16 if sides.marks else 8
   width = WIDTH - sides.left - right
@@ -59,7 +59,7 @@ def heatmap(
   if columns <= 10 and height / rows >= 14 and not sides.edges:
     parts.append(_figures(ratio_RC, box))
   parts += [_row_names(sides, box), _column_names(sides, box, columns)]
-  parts += [_death_marks(sides, box), _hover(ratio_RC, sides, box, told)]
+  parts += [_death_marks(sides, box), _hover(ratio_RC, sides, box, labelled)]
   cells = [[plain(float(value), 4) for value in row_C] for row_C in ratio_RC]
   edges = [plain(x, 8) for x in sides.edges]
   numbers = {"chart": title, "rows": list(sides.rows), "edges": edges, "cells": cells}
@@ -154,11 +154,11 @@ def _death_marks(sides: Sides, box: tuple[float, ...]) -> Html:
   return join(*parts)
 
 
-def _hover(ratio_RC: np.ndarray, sides: Sides, box: tuple[float, ...], told: bool) -> Html:
+def _hover(ratio_RC: np.ndarray, sides: Sides, box: tuple[float, ...], labelled: bool) -> Html:
   """What lies under the pointer: cells where there are few, else rows."""
   left, top, width, height = box
   rows, columns = ratio_RC.shape
-  each = told and rows * columns <= TOLD
+  each = labelled and rows * columns <= MAX_LABELLED
   where: Callable[[int], str] = lambda j: f"{sides.columns} {j}"  # noqa: E731
   if sides.edges:
     where = lambda j: f"{counted(sides.edges[j])} to {counted(sides.edges[j + 1])}"  # noqa: E731

@@ -87,17 +87,17 @@ def asked_in(workdir: Workdir, experiment: Experiment) -> Asked:
     return _by(beside)
   form = select_format(experiment.data)
   if isinstance(form, PlainChatFormat):
-    return Asked(form.name, lambda tokenizer, said: form.prompt(said, tokenizer))
+    return Asked(form.name, lambda tokenizer, content: form.prompt(content, tokenizer))
   found = tokenizer_template(experiment.data)
   assert found is not None
   return _by(found)
 
 
 def _by(template: TemplateText) -> Asked:
-  def encode(tokenizer: Tokenizer, said: Said) -> np.ndarray:
+  def encode(tokenizer: Tokenizer, content: Said) -> np.ndarray:
     if not isinstance(tokenizer, SubwordTokenizer):
       raise InputError("--chat needs the tokenizer that the model came with; use --prompt alone")
-    return encode_chat(template.text, tokenizer, said, template.tokens)
+    return encode_chat(template.text, tokenizer, content, template.tokens)
 
   return Asked(f"the template of {template.path}", encode)
 

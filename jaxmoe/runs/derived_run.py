@@ -133,7 +133,7 @@ def write_run(
   surgery: Surgery,
   experiment: Experiment,
   corpus: Corpus,
-  told: dict[str, Any],
+  event_fields: dict[str, Any],
   reset: bool = False,
 ) -> None:
   """Writes the workdir of the new run beside `out`, then renames it.
@@ -144,7 +144,7 @@ def write_run(
     surgery: What was done.
     experiment: The new recipe.
     corpus: Its documents.
-    told: What the event `surgery` says besides where the state is from.
+    event_fields: What the event `surgery` says besides where the state is from.
     reset: Whether the optimizer starts anew.
 
   Raises:
@@ -170,7 +170,7 @@ def write_run(
       store.write(0, spec.to_arrays(state), record)
       store.close()
       log = RunLog(workdir.metrics, workdir.events)
-      log.event("surgery", of=str(source.workdir.path), step=source.step, **told)
+      log.event("surgery", of=str(source.workdir.path), step=source.step, **event_fields)
       log.sync()
       half.rename(out)
     except CheckpointError as error:  # which names a folder that is gone
@@ -229,9 +229,9 @@ def _kept(experiment: Experiment, decoder: Decoder) -> Any:
 
 def _named(tree: Any, decoder: Decoder) -> dict[str, Any]:
   """Returns (shape, dtype) of every leaf by canonical name."""
-  told: dict[str, Any] = {}
+  event_fields: dict[str, Any] = {}
   for path, leaf in names.flatten(tree).items():
     several = names.layer_names(path, decoder.layer_groups)
     shape = leaf.shape[1:] if several else leaf.shape
-    told.update(dict.fromkeys(several or [path], (shape, str(leaf.dtype))))
-  return told
+    event_fields.update(dict.fromkeys(several or [path], (shape, str(leaf.dtype))))
+  return event_fields

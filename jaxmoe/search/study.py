@@ -79,7 +79,7 @@ def study(
   for at, (ids, label) in enumerate(texts):
     labels = (label, texts[other[at]][1])
     cases.append(_case(last, ids, labels, (budgets, method, num_random, seed + at)))
-  return _told(last, cases, budgets)
+  return _summary(last, cases, budgets)
 
 
 def _case(
@@ -117,7 +117,7 @@ def _case(
   )
 
 
-def _told(last: LastToken, cases: list[Case], budgets: Sequence[float]) -> dict[str, Any]:
+def _summary(last: LastToken, cases: list[Case], budgets: Sequence[float]) -> dict[str, Any]:
   patterns = last.patterns
   layers, kinds = patterns.shape
   agree_KK, same_L = np.zeros((kinds, kinds), int), np.zeros(layers)

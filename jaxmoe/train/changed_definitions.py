@@ -40,5 +40,5 @@ MENDED: dict[str, Callable[[Decoder], str]] = {"balance_of_shares": of_shares}
 def mended(record: Mapping[str, Any], decoder: Decoder) -> dict[str, str]:
   """Returns what changed since a checkpoint with `record`, by name of the definition."""
   known = record.get(KEY, ())
-  told = {name: of(decoder) for name, of in MENDED.items() if name not in known}
-  return {name: what for name, what in told.items() if what}
+  changed = {name: of(decoder) for name, of in MENDED.items() if name not in known}
+  return {name: what for name, what in changed.items() if what}

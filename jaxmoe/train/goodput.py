@@ -55,8 +55,8 @@ class Goodput:
     """One line: the wall time, and the share of every category that has at least 0.1% of it."""
     wall_s = max(self.wall_s, 1e-9)
     shares = {name: seconds / wall_s for name, seconds in self.seconds.items()}
-    told = [f"{name} {share:.1%}" for name, share in shares.items() if share >= 0.001]
-    return f"{_clock(self.wall_s)} of wall time: {', '.join(told)}{self.caveat}"
+    parts = [f"{name} {share:.1%}" for name, share in shares.items() if share >= 0.001]
+    return f"{_clock(self.wall_s)} of wall time: {', '.join(parts)}{self.caveat}"
 
   @property
   def caveat(self) -> str:

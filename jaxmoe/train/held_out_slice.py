@@ -56,19 +56,21 @@ class HeldOutSlice:
       return "all held-out text"
     return "a slice of held-out text" + (f" ({self.sizes})" if self.sizes else "")
 
-  def overall(self, domains: Mapping[str, float | None], told: float | None) -> float | None:
+  def overall(
+    self, domains: Mapping[str, float | None], bits_per_byte: float | None
+  ) -> float | None:
     """Returns the score of all domains together, each by its held-out bytes.
 
     Args:
       domains: The score of each; None or NaN for one that is not finite.
-      told: What the run says, for when the sizes of domains are not known.
+      bits_per_byte: What the run says, for when the sizes of domains are not known.
     """
     if not all(name in self.held_out for name in domains):
-      return told
+      return bits_per_byte
     empty = {name for name, size in self.scored.items() if not size}
     weights = {name: self.held_out[name] for name in domains if name not in empty}
     if not sum(weights.values()):
-      return told
+      return bits_per_byte
     total = 0.0
     for name, weight in weights.items():
       value = domains[name]
@@ -87,9 +89,9 @@ def slice_of(start: Mapping[str, Any], config: Any) -> HeldOutSlice:
     start: Its `start` event, {} if there is none; older ones have the held-out bytes alone.
     config: Its config.json, of which older runs need `evaluation.max_bytes`.
   """
-  told = _object(_object(start.get("data")).get(KEY))
-  scored, held_out = ({n: _size(of, key) for n, of in told.items()} for key in ("bytes", "of"))
-  if told:
+  domains = _object(_object(start.get("data")).get(KEY))
+  scored, held_out = ({n: _size(of, key) for n, of in domains.items()} for key in ("bytes", "of"))
+  if domains:
     return HeldOutSlice(scored, held_out)
   domains = _object(_object(start.get("data")).get("domains"))
   held_out = {n: _size(_object(of).get("held_out"), "bytes") for n, of in domains.items()}

@@ -300,8 +300,8 @@ def _skipped(job: Job, dispatched: _Dispatched, line: dict[str, Any], between: i
   """Tells of a step that was skipped; raises where there were too many."""
   step, metrics = dispatched.step, dispatched.metrics
   why = "spike" if metrics["finite"] else "not finite"
-  told = {"loss": line["loss"], "grad_norm": line["grad_norm"]}
-  job.observers.log.event("skipped", step=step, why=why, **told)
+  event_fields = {"loss": line["loss"], "grad_norm": line["grad_norm"]}
+  job.observers.log.event("skipped", step=step, why=why, **event_fields)
   job.observers.display.say(f"step {step} skipped: loss or gradient is {_shown(why)}")
   if line["skipped"] > job.train.max_skips:
     raise NotFiniteError(

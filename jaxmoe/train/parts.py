@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxmoe.checkpoint import Store
-from jaxmoe.core import peers
+from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import BatchStream
@@ -45,8 +45,8 @@ class Parts:
     Raises:
       CheckpointError: the disk refuses to change the files.
     """
-    with peers.together():
-      return self._forget(step) if peers.first() else CutLines()
+    with multihost.raise_on_all():
+      return self._forget(step) if multihost.is_main_process() else CutLines()
 
   def _forget(self, step: int) -> CutLines:
     try:

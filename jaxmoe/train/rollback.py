@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from jaxmoe.core import peers
+from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError, NotFiniteError
 from jaxmoe.train.loop import Harm
 from jaxmoe.train.parts import Parts
@@ -50,8 +50,8 @@ class Rollback:
         next(self._parts.stream)
       cut = self._parts.forget(step)
     lost_s = cut.seconds + sum(observers.clock.take("step").values())
-    told = {"step": harm.step, "to": step, "skipped_batches": skip, "why": harm.why}
-    observers.log.event("rollback", time={"lost_s": round(lost_s, 3)}, **told)
+    event_fields = {"step": harm.step, "to": step, "skipped_batches": skip, "why": harm.why}
+    observers.log.event("rollback", time={"lost_s": round(lost_s, 3)}, **event_fields)
     observers.display.say(f"went back to step {step}; {skip} more batches are left out")
     return step, state
 
@@ -75,8 +75,8 @@ class Rollback:
 
   def _check_start(self) -> None:
     """Raises CheckpointError where a run does not start from its seed: it cannot go back there."""
-    with peers.together():
-      if peers.first() and was_made(read_lines(self._events)):
+    with multihost.raise_on_all():
+      if multihost.is_main_process() and was_made(read_lines(self._events)):
         raise CheckpointError(
           f"{self._parts.store}: the run has to go back to step 0, with which it was made; it "
           "is not kept any more; make it anew, with a lower learning rate or a larger train.keep"

@@ -158,5 +158,5 @@ def _measure(lines: list[bytes]) -> CutLines:
   times = [json.loads(line).get("time", {}) for line in lines if _step_of(line) is not None]
   seconds = sum(sum(clock.get("seconds", {}).values()) for clock in times)
   # The last, not the largest: the clock may have been set back meanwhile.
-  told = [clock["unix_s"] for clock in times if "unix_s" in clock]
-  return CutLines(len(times), round(seconds, 3), told[-1] if told else 0.0)
+  times_s = [clock["unix_s"] for clock in times if "unix_s" in clock]
+  return CutLines(len(times), round(seconds, 3), times_s[-1] if times_s else 0.0)

@@ -33,10 +33,10 @@ def check_saved(checkpoints: pathlib.Path, events: pathlib.Path) -> None:
   names = _names(checkpoints)
   if any(name.isdecimal() or _DAMAGED in name for name in names):
     return  # what is set aside as damaged is told by who looks for an intact step
-  told = last_saved(read_lines(events), names)
-  if told is not None:
+  last_step = last_saved(read_lines(events), names)
+  if last_step is not None:
     raise CheckpointError(
-      f"{checkpoints}: step {told} was saved, says events.jsonl, and no step is there"
+      f"{checkpoints}: step {last_step} was saved, says events.jsonl, and no step is there"
       f"{_why(checkpoints)}; bring them back (is a disk not mounted?), or start anew elsewhere"
     )
   if os.path.lexists(checkpoints) and not os.path.isdir(checkpoints):

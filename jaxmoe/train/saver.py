@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxmoe.core import peers
+from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.corpus import Corpus
@@ -107,4 +107,4 @@ def _trouble(action: Callable[[], None]) -> str:
     action()
   except (CheckpointError, OSError) as error:
     why = str(error)
-  return peers.first_trouble(why)
+  return multihost.first_error(why)

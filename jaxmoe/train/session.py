@@ -17,8 +17,14 @@ import jax
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
-from jaxmoe.core import peers
-from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError, of_machine
+from jaxmoe.core import multihost
+from jaxmoe.core.errors import (
+  CheckpointError,
+  InputError,
+  PeerError,
+  UserFacingError,
+  machine_error,
+)
 from jaxmoe.core.layout import Layout
 from jaxmoe.cost import host
 from jaxmoe.cost.peak import best_peak, together
@@ -115,23 +121,23 @@ class Session:
     """
     train = self.experiment.train
     store = OrbaxStore(self.workdir.checkpoints, keep=train.keep)
-    with peers.together():
-      if peers.first():
+    with multihost.raise_on_all():
+      if multihost.is_main_process():
         self.workdir.claim(self.experiment)
     check_same_run(store, self.experiment, self.corpus)
     observers = self._observers()
     observers.log.event("process", time=self._process_times(observers.clock), **_process())
     observers.watchdog.start()
-    told = DataWatch(observers.slow, observers.unread, observers.worker)
-    stream = self.corpus.stream(train.batch_size, train.seed, *self._share, told)
+    callbacks = DataWatch(observers.slow, observers.unread, observers.worker)
+    stream = self.corpus.stream(train.batch_size, train.seed, *self._share, callbacks)
     samples = observers.log.also(self.workdir.samples)
     parts = Parts(self.experiment, self.corpus, self.spec, store, stream, observers, samples)
     try:
       with observers.clock.pauses.running():
         return self._train(parts, stopped)
     except (RuntimeError, ValueError, OSError, MemoryError) as raised:
-      error = peers.lost(raised) or of_machine(raised) or raised
-      if isinstance(error, ToldError | PeerError):
+      error = multihost.peer_error(raised) or machine_error(raised) or raised
+      if isinstance(error, UserFacingError | PeerError):
         seconds = observers.clock.take("start")
         observers.log.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
       if error is raised:
@@ -147,7 +153,7 @@ class Session:
     num_steps, observers = self.experiment.train.num_steps, parts.observers
     saver = Saver(parts)
     evaluation, samples = self._hooks(parts)
-    about = self._about(evaluation) if peers.first() else {}
+    about = self._about(evaluation) if multihost.is_main_process() else {}
     first, state = restore_or_init(
       parts, saver, about, lambda state: self._sample(samples, state, observers)
     )
@@ -180,7 +186,7 @@ class Session:
     display = Display(train.num_steps, train.log_every, self._bytes_per_token())
     log = RunLog(workdir.metrics, workdir.events, display.say)
     tick, stacks = workdir.touch, workdir.stacks
-    if not peers.first():
+    if not multihost.is_main_process():
       log, tick = NoRunLog(), _nothing
       stacks = stacks.with_suffix(f".{jax.process_index()}.txt")
 
@@ -214,16 +220,16 @@ class Session:
 
   def _end(self, kind: str, step: int, state: State, parts: Parts) -> None:
     """Writes the last event of the process."""
-    told = {"step": step, "digest": self._digest(state), "data": parts.stream.stats()}
+    event_fields = {"step": step, "digest": self._digest(state), "data": parts.stream.stats()}
     if unlabelled := int(state.unlabelled):
-      told["unlabelled"] = unlabelled
+      event_fields["unlabelled"] = unlabelled
       parts.observers.display.say(
         f"{unlabelled:,} of {step:,} steps had no token with a label, and changed nothing; with a "
         "larger train.batch_size or data.seq_len there are fewer"
       )
     seconds = parts.observers.clock.take("checkpoint")
-    parts.observers.log.event(kind, time={"seconds": seconds}, **told)
-    with peers.together():
+    parts.observers.log.event(kind, time={"seconds": seconds}, **event_fields)
+    with multihost.raise_on_all():
       try:
         parts.observers.log.sync()
       except OSError as error:
@@ -240,8 +246,8 @@ class Session:
 
   def _write_files(self) -> None:
     """Writes config.json, in which safe fields may have changed, and tokenizer.json."""
-    with peers.together():
-      if peers.first():
+    with multihost.raise_on_all():
+      if multihost.is_main_process():
         self._write_config_and_tokenizer()
 
   def _write_config_and_tokenizer(self) -> None:
@@ -289,7 +295,8 @@ class Session:
       step = self._with_first(step, observers)
     with observers.phase("start", "measuring the matmul peak"):
       dtype, folder = experiment.model.dtype, self._around.peaks
-      peak = best_peak(dtype, folder) if peers.first() else 1.0  # who writes it, alone
+      # Who writes it measures it, alone.
+      peak = best_peak(dtype, folder) if multihost.is_main_process() else 1.0
       peak *= num_peaks(self.layout)
     length = experiment.data.seq_len
     per_token = experiment.model.train_flops_per_token(self.decoder.vocab_size, length)
@@ -305,7 +312,7 @@ class Session:
       hooks=hooks,
       save=saver,
       roll_back=Rollback(parts, saver, self.workdir.events),
-      stopped=peers.AnyAsked(stopped),
+      stopped=multihost.AnyProcess(stopped),
       observers=observers,
       rates=Rates(flops, peak),
       drop_limits=experiment.model.drop_limits,
@@ -323,8 +330,8 @@ class Session:
         look = pending.pop()
         assert look is not None
         with observers.phase("compile", "comparing the first step with one device"):
-          said = look(self.layout, state.params, batch)
-        observers.display.say(said)
+          message = look(self.layout, state.params, batch)
+        observers.display.say(message)
       return step(state, batch)
 
     return checked
@@ -365,7 +372,7 @@ def num_peaks(layout: Layout) -> float:
   devices = list(layout.mesh.devices.flat)
   if devices[0].platform != "cpu":
     return len(devices)
-  places = peers.gather(host.place())
+  places = multihost.all_gather_text(host.place())
   return together([places[index] for index in sorted({one.process_index for one in devices})])
 
 

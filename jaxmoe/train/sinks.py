@@ -58,14 +58,14 @@ class Sinks:
       self.rollback(line["step"] - 1)
     for courier in self._couriers:
       courier.put(lambda sink: sink.write(line))
-    self._tell()
+    self._report_failures()
 
   def rollback(self, step: int) -> None:
     """Tells that the next line is that of `step + 1`, whatever was handed on before."""
     self._started = True
     for courier in self._couriers:
       courier.put(lambda sink: sink.resume(step), vital=True)
-    self._tell()
+    self._report_failures()
 
   def close(self, timeout_s: float = 5.0) -> None:
     """Waits until the lines are written, but no longer than `timeout_s` in all."""
@@ -74,30 +74,30 @@ class Sinks:
       courier.stop()
     for courier in self._couriers:
       courier.join(max(deadline - time.monotonic(), 0), timeout_s)
-    self._tell()
+    self._report_failures()
     for courier in self._couriers:
-      if courier.lost and courier.told is None:
+      if courier.lost and courier.reported is None:
         why = f"{courier.dropped} lines were dropped, too slow, and {courier.failed} failed"
         self._report(courier, why)
 
-  def _tell(self) -> None:
+  def _report_failures(self) -> None:
     for courier in self._couriers:
-      if courier.why is not None and courier.told is None:
+      if courier.why is not None and courier.reported is None:
         self._report(courier, courier.why)
 
   def _report(self, courier: _Courier, why: str) -> None:
-    courier.told = why
+    courier.reported = why
     self._event("sink_failed", sink=courier.sink.name, why=why)
     self._say(f"sink {courier.sink.name}: {why}; the run itself is not touched")
 
 
 class _Courier:
-  """One sink, its queue and its thread. Only the thread writes `why`; `told` is the run's."""
+  """One sink, its queue and its thread. Only the thread writes `why`; `reported` is the run's."""
 
   def __init__(self, sink: Sink):
     self.sink = sink
     self.why: str | None = None
-    self.told: str | None = None
+    self.reported: str | None = None
     self.dropped = 0  # by the run's thread
     self.failed = 0  # by this one
     self._todo: queue.SimpleQueue[tuple[Callable[[Sink], None], bool] | None] = queue.SimpleQueue()

@@ -86,9 +86,9 @@ def make_step(
     )
     made = state.step - state.skipped - state.unlabelled
     metrics["learning_rate"] = jnp.asarray(schedule(made), jnp.float32)
-    told = {name: getattr(new, name) for name in ("skipped", "unlabelled", "in_a_row")}
-    told["finite"] = finite
-    return new, {**metrics, "grad_norm": norm, **told}
+    counters = {name: getattr(new, name) for name in ("skipped", "unlabelled", "in_a_row")}
+    counters["finite"] = finite
+    return new, {**metrics, "grad_norm": norm, **counters}
 
   return step
 

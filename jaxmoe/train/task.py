@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_latest
-from jaxmoe.core import names, peers
+from jaxmoe.core import multihost, names
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.core.rng import Keys, name_hash
 from jaxmoe.optim import Masters, Optim, make_optimizer, state_dims
@@ -248,7 +248,7 @@ class TaskRun:
     if found is None:
       # Copies: what a step is given it may overwrite.
       copies = jax.tree.map(lambda x, kept: np.array(x, kept.dtype), params, self._shapes["params"])
-      self.params = peers.place(copies, self._shardings["params"])
+      self.params = multihost.put_on_mesh(copies, self._shardings["params"])
       init = jax.jit(self._transform.init, out_shardings=self._shardings["optimizer"])
       self._moments = init(self.params)
       return

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_latest
-from jaxmoe.core import names, peers
+from jaxmoe.core import multihost, names
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
@@ -132,7 +132,8 @@ class StateSpec:
     first = State.create(params, optimizer, window)
     rest = ("step", "skipped", "in_a_row", "recent", "unlabelled")
     placed = {
-      name: peers.place(getattr(first, name), getattr(self.shardings, name)) for name in rest
+      name: multihost.put_on_mesh(getattr(first, name), getattr(self.shardings, name))
+      for name in rest
     }
     return dataclasses.replace(first, **placed)
 
@@ -146,7 +147,8 @@ class StateSpec:
     def fresh() -> Params:
       return self.cast(decoder.init(Keys.from_seed(seed)))
 
-    if peers.several():  # one program, which process 0 alone writes into the compile cache
+    if multihost.is_multi_process():
+      # One program, which process 0 alone writes into the compile cache.
       return jax.jit(fresh, out_shardings=self.shardings.params)()
     return jax.device_put(fresh(), self.shardings.params)
 

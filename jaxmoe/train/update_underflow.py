@@ -33,9 +33,9 @@ class UpdateUnderflow:
     self._updated += float(found["updated"])
     self._unmoved += float(found["unmoved"])
     if step == self._last and 2 * self._unmoved > self._updated:
-      self._tell(step)
+      self._report(step)
 
-  def _tell(self, step: int) -> None:
+  def _report(self, step: int) -> None:
     share, optim = self._unmoved / self._updated, self._optim
     why = f"optim.learning_rate={optim.learning_rate:g} is too small for {optim.master_dtype}"
     if optim.master_dtype == "bfloat16":

@@ -69,14 +69,14 @@ class Watchdog:
 
 
 def dump_and_end(
-  stacks: pathlib.Path, line: str, tell: Callable[[], None], end: Callable[[int], None] = os._exit
+  stacks: pathlib.Path, line: str, report: Callable[[], None], end: Callable[[int], None] = os._exit
 ) -> None:
   """Writes the stacks of all threads to standard error and a file, and ends the process.
 
   Args:
     stacks: The file.
     line: What is printed below the stacks.
-    tell: Called before the end; it may hang.
+    report: Called before the end; it may hang.
     end: Takes the exit code.
   """
   hurry = threading.Timer(_LAST_WORDS_S, end, [STALLED])
@@ -87,6 +87,6 @@ def dump_and_end(
   try:
     with open(stacks, "w") as file:
       faulthandler.dump_traceback(file)
-    tell()
+    report()
   finally:
     end(STALLED)

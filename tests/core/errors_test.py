@@ -5,14 +5,14 @@ import errno
 import jax
 import pytest
 
-from jaxmoe.core.errors import of_machine
+from jaxmoe.core.errors import machine_error
 
 DEFECTS = (ValueError("x"), KeyError("x"), RuntimeError("out of memory"), BrokenPipeError(32, "x"))
 
 
 @pytest.mark.parametrize("error", DEFECTS, ids=repr)
 def test_a_defect_stays_one(error):
-  assert of_machine(error) is None
+  assert machine_error(error) is None
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_a_defect_stays_one(error):
   ids=repr,
 )
 def test_a_refusal_is_told_in_one_line(error, words):
-  told = of_machine(error)
+  told = machine_error(error)
   assert told.code == 2 and words in str(told) and "\n" not in str(told)
 
 
 def test_other_errors_of_a_program_are_defects():
-  assert of_machine(jax.errors.JaxRuntimeError("INTERNAL: no such thing")) is None
+  assert machine_error(jax.errors.JaxRuntimeError("INTERNAL: no such thing")) is None

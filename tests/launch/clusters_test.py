@@ -4,7 +4,7 @@ import pytest
 
 from jaxmoe.commands.process import multi_process
 from jaxmoe.commands.process.command_line import ADDRESS, PROCESS, PROCESSES, speaks
-from jaxmoe.core import peers
+from jaxmoe.core import multihost
 from jaxmoe.core.errors import InputError
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
@@ -58,4 +58,4 @@ def test_half_an_environment_is_refused_in_one_line(environment, values):
 def test_one_process_of_one_is_alone(environment):
   environment({PROCESSES: "1", PROCESS: "0"})
   with multi_process.processes():
-    assert not peers.several()
+    assert not multihost.is_multi_process()

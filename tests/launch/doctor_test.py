@@ -49,8 +49,8 @@ def with_(**fields):
   return dataclasses.replace(GOOD, **fields)
 
 
-def trial(code=0, errors="", **told):
-  return with_(trial=Trial({**TOLD, **told}, code, errors))
+def trial(code=0, errors="", **results):
+  return with_(trial=Trial({**TOLD, **results}, code, errors))
 
 
 def workdir(**fields):
@@ -142,7 +142,7 @@ def test_a_good_machine_gives_no_reason_to_complain():
   names = {"python", "packages", "extras", "devices", "cores", "memory", "workdir", "writing"}
   names |= {"cache", "open files", "shared", "clock", "matmul", "training"}
   assert {finding.name for finding in findings} == names
-  assert doctor.told(findings)[-1] == "all is well"
+  assert doctor.finding_lines(findings)[-1] == "all is well"
 
 
 @pytest.mark.parametrize("case", JUDGED)
@@ -154,7 +154,7 @@ def test_a_condition_is_judged_and_comes_with_its_cure(case):
   assert words in mine[0].text
   assert len(mine[0].cure) > 10
   assert len(bad) == 1 or case == "no device"
-  lines = doctor.told(diagnose(found))
+  lines = doctor.finding_lines(diagnose(found))
   assert all(len(line) <= 80 and line.isprintable() for line in lines)
   assert any(line.startswith(f"{level:<8} {name:<10} ") for line in lines)
   assert any(line.startswith(" " * 20 + "fix: ") for line in lines)
@@ -263,7 +263,7 @@ def test_what_a_trial_told_before_it_failed_is_kept(tmp_path, monkeypatch, progr
   monkeypatch.setenv("PROGRAM", program)
   monkeypatch.setattr(facts.sys, "executable", str(tmp_path / "python"))
   found = facts.trial()
-  assert (found.told, found.code) == ({"devices": [1]}, code)
+  assert (found.results, found.code) == ({"devices": [1]}, code)
   assert errors in found.errors
 
 

@@ -1,1 +1,1 @@
-"""This process: its flags and exit codes, JAX settings, memory, output, signals and peers."""
+"""This process: its flags and exit codes, JAX settings, memory, output, signals and multihost."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from jaxmoe.commands import COMMANDS
-from jaxmoe.core.errors import ToldError, of_machine
+from jaxmoe.core.errors import UserFacingError, machine_error
 from jaxmoe.core.terminal import escaped
 
 Main = Callable[[list[str]], int | None]
@@ -54,7 +54,7 @@ def run(
   def guarded(argv: list[str]) -> int:
     try:
       return main(argv[1:]) or 0
-    except ToldError as error:
+    except UserFacingError as error:
       fail(str(error), error.code)
     except KeyboardInterrupt:
       fail("interrupted; what was saved stays", INTERRUPTED)
@@ -65,10 +65,10 @@ def run(
         raise
       return _output_is_closed()  # rich turns a broken pipe into this
     except Exception as error:
-      told = of_machine(error)
-      if told is None:
+      user_error = machine_error(error)
+      if user_error is None:
         raise
-      fail(str(told), told.code)
+      fail(str(user_error), user_error.code)
     return 1
 
   for name in values:  # a process may run a command more than once

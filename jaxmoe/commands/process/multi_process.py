@@ -30,8 +30,8 @@ from jaxmoe.commands.process.command_line import (
   as_started,
 )
 from jaxmoe.commands.process.patient_output import patient
-from jaxmoe.core import peers
-from jaxmoe.core.errors import InputError, PeerError, ToldError, of_machine
+from jaxmoe.core import multihost
+from jaxmoe.core.errors import InputError, PeerError, UserFacingError, machine_error
 from jaxmoe.train.console_progress import ConsoleProgress
 
 DEFAULT_HEARTBEAT_S = 60
@@ -51,14 +51,14 @@ def processes() -> Iterator[None]:
     InputError: the environment is not complete, or the processes did not find each other.
   """
   _start()
-  if not peers.several():
+  if not multihost.is_multi_process():
     yield
     return
   _take_standard_output()
   try:
     yield
   except BaseException as error:
-    _end(peers.lost(error) or of_machine(error) or error)
+    _end(multihost.peer_error(error) or machine_error(error) or error)
 
 
 def _start() -> None:
@@ -124,7 +124,7 @@ def _check_port(address: str) -> None:
 
 def _take_standard_output() -> None:
   """Leaves standard output to Python's part of process 0; gloo writes there, too."""
-  if peers.first():
+  if multihost.is_main_process():
     sys.stdout.flush()
     sys.stdout = patient(os.dup(1))
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -172,7 +172,7 @@ def _end(error: BaseException) -> NoReturn:
     _say(line)
     os._exit(code)
   together = _all_end(code)
-  if line and (peers.first() or not together):
+  if line and (multihost.is_main_process() or not together):
     _say(line)
   elif not line and code == 1:
     traceback.print_exception(error)
@@ -184,7 +184,7 @@ def _end(error: BaseException) -> NoReturn:
 
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
-  if isinstance(error, ToldError | PeerError):
+  if isinstance(error, UserFacingError | PeerError):
     return error.code, str(error)
   if isinstance(error, KeyboardInterrupt):
     return INTERRUPTED, "interrupted; what was saved stays"

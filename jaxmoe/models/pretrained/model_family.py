@@ -46,10 +46,10 @@ def differences(family: ModelFamily, model: TransformerConfig) -> list[str]:
     InputError: the model has parts of kinds that the family does not know at all.
   """
   try:
-    said = family.read(ConfigReader(family.write(model), "config.json"))
+    reread = family.read(ConfigReader(family.write(model), "config.json"))
   except AttributeError as error:
     raise InputError(f"{family.architecture} has no such parts: {error}") from None
-  ours, theirs = essence(model), essence(said)
+  ours, theirs = essence(model), essence(reread)
   nothing = "nothing"
   return [
     f"{path} ({ours.get(path, nothing)!r}, it can have {theirs.get(path, nothing)!r})"

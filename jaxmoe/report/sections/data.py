@@ -14,8 +14,8 @@ MAX_PLACES = 200
 
 def data(run: Run) -> Html | None:
   """Returns the documents and bytes of each domain, and what was skipped and why."""
-  told = _plain(run.event("start").get("data"))
-  sizes, skipped = _plain(told.get("domains")), _plain(told.get("skipped"))
+  data_fields = _plain(run.event("start").get("data"))
+  sizes, skipped = _plain(data_fields.get("domains")), _plain(data_fields.get("skipped"))
   counts, broken = _plain(skipped.get("counts")), _plain(skipped.get("broken"))
   names = list(dict.fromkeys([*sizes, *counts, *broken]))
   if not names:
@@ -34,17 +34,17 @@ def data(run: Run) -> Html | None:
 
 def _why(counts: dict[str, Any], broken: dict[str, Any]) -> Html:
   """Returns a sentence for each domain of which something was not read."""
-  said = [
+  lines = [
     f"{name}: {flaw}, {_whole(count)} {_noun(count, 'record')}"
     for name, flaws in counts.items()
     for flaw, count in _plain(flaws).items()
   ]
   for name, lost in broken.items():
     files = _plain(lost).get("files")
-    said.append(f"{name}: {_whole(files)} {_noun(files, 'file')} could not be read to the end")
-  if not said:
+    lines.append(f"{name}: {_whole(files)} {_noun(files, 'file')} could not be read to the end")
+  if not lines:
     return tag("p", "Everything could be read.", class_="note")
-  return join(tag("p", "Not read:"), tag("ul", *(tag("li", line) for line in said)))
+  return join(tag("p", "Not read:"), tag("ul", *(tag("li", line) for line in lines)))
 
 
 def _places(places: Any) -> Html | None:

@@ -43,10 +43,10 @@ def deaths(run: Run, most: int = 12) -> Html | None:
   if not run.deaths:
     return tag("p", f"No expert died: each of {total} has had tokens in the last steps.")
   tokens = {death.step: run.tokens_at(death.step) for death in run.deaths}
-  told = [tag("li", text) for text in sentences(run.deaths, tokens)]
-  head = tag("b", f"{len(told)} of {total} experts {'is' if len(told) == 1 else 'are'} dead")
-  rest = fold(f"{len(told) - most} more", tag("ul", *told[most:])) if told[most:] else None
-  return tag("div", head, tag("ul", *told[:most]), rest, class_="alert")
+  items = [tag("li", text) for text in sentences(run.deaths, tokens)]
+  head = tag("b", f"{len(items)} of {total} experts {'is' if len(items) == 1 else 'are'} dead")
+  rest = fold(f"{len(items) - most} more", tag("ul", *items[most:])) if items[most:] else None
+  return tag("div", head, tag("ul", *items[:most]), rest, class_="alert")
 
 
 def _by_layer(run: Run) -> Html:
@@ -73,13 +73,13 @@ def _over_time(run: Run) -> Html:
     for layer in ranked:
       room -= len(run.loads[layer].last_E)
       shown += [layer] if room >= 0 or not shown else []
-  cards = [_history(run, layer, columns, told=len(shown) <= 4) for layer in sorted(shown)]
+  cards = [_history(run, layer, columns, labelled=len(shown) <= 4) for layer in sorted(shown)]
   text = f"Load over time of the {len(shown)} least even of {len(run.loads)} layers is shown."
   note = tag("p", text, class_="note") if len(shown) < len(run.loads) else None
   return join(few([_by_layer(run), *cards], 9, "layers"), note)
 
 
-def _history(run: Run, layer: int, columns: int, told: bool) -> Html:
+def _history(run: Run, layer: int, columns: int, labelled: bool) -> Html:
   ratio_EC, edges = run.loads[layer].ratios(columns)
   died = {death.expert: death.step for death in run.deaths if death.layer == layer}
   marks = {expert: f"expert {expert}: no token since step {step}" for expert, step in died.items()}
@@ -87,7 +87,7 @@ def _history(run: Run, layer: int, columns: int, told: bool) -> Html:
   note = f"◂ no token since: {', '.join(since[:16])}{' …' if since[16:] else ''}" if since else ""
   names = [str(expert) for expert in range(len(ratio_EC))]
   sides = Sides(names, run.unit, edges, marks=marks)
-  return heatmap(f"Load over time, layer {layer}", ratio_EC, sides, note, told)
+  return heatmap(f"Load over time, layer {layer}", ratio_EC, sides, note, labelled)
 
 
 def _per_layer(run: Run, metric: str) -> Html | None:

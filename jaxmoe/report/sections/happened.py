@@ -25,10 +25,10 @@ def happened(run: Run) -> Html | None:
   shown = [event for event in run.events if event["event"] not in COUNTED]
   after = {id(event): s for event, s in zip(run.events, _after(run.events))}
   rows = [[_when(after[id(event)]), event["event"], _details(event)] for event in shown[:MAX_ROWS]]
-  told = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+  counted = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
   left = len(shown) - MAX_ROWS
   return join(
-    tag("p", f"Counts: {told}."), table(["after", "event", "details"], rows, text_columns=3),
+    tag("p", f"Counts: {counted}."), table(["after", "event", "details"], rows, text_columns=3),
     tag("p", f"{left} more are in events.jsonl.") if left > 0 else None,
   )  # fmt: skip
 

@@ -80,11 +80,11 @@ def compressors(run: Run) -> dict[str, dict[str, float]]:
   Older runs say it of a stream that is the slice alone, in which compressors know little; that is
   in the name, or the lead over them would seem to be that on all held-out text.
   """
-  told = _get(run.event("start"), "data")
-  comparable = run.slice.is_whole or SLICE in told
+  data_fields = _get(run.event("start"), "data")
+  comparable = run.slice.is_whole or SLICE in data_fields
   return {
     name if comparable else f"{name} (short stream)": of
-    for name, of in levels(told.get("compressors")).items()
+    for name, of in levels(data_fields.get("compressors")).items()
   }
 
 

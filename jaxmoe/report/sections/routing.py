@@ -30,13 +30,13 @@ def routing(run: Run) -> Html | None:
   )
   layers = list(scored[-1][1])
   cards = [_normalized(run, scored)]
-  told = len(layers) <= 8
+  labelled = len(layers) <= 8
   for layer in layers:
-    cards += [_matrix(scored[-1][1][layer], layer, told), _information(run, scored, layer)]
+    cards += [_matrix(scored[-1][1][layer], layer, labelled), _information(run, scored, layer)]
   return join(tag("p", note), legend(), few(cards, 13, "charts of layers"))
 
 
-def _matrix(found: Routing, layer: int, told: bool) -> Html:
+def _matrix(found: Routing, layer: int, labelled: bool) -> Html:
   total_D1 = found.counts_DE.sum(1, keepdims=True)
   share_DE = found.counts_DE / np.where(total_D1 > 0, total_D1, np.nan)  # no share of no choice
   ratio_DE = share_DE * found.counts_DE.shape[1]
@@ -49,7 +49,9 @@ def _matrix(found: Routing, layer: int, told: bool) -> Html:
     f"{short(found.bits, 3)} bits, {share} of the most possible: {verdict} "
     f"({short(low, 3)} to {short(high, 3)})."
   )
-  return heatmap(f"Domain x expert, layer {layer}", ratio_DE, Sides(names, left=left), note, told)
+  return heatmap(
+    f"Domain x expert, layer {layer}", ratio_DE, Sides(names, left=left), note, labelled
+  )
 
 
 def _information(run: Run, scored: list[tuple[float, dict[int, Routing]]], layer: int) -> Html:

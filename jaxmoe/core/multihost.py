@@ -1,4 +1,4 @@
-"""The processes of a run, and how they come to one mind.
+"""Many processes of one run (multi-controller JAX), and how what one of them knows reaches all.
 
 All processes of a run do the same things in the same order, or their collectives would not match.
 What only one of them can know (a file it cannot read, a signal it got, a disk that is full) is
@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxmoe.core.errors import CheckpointError, InputError, PeerError, ToldError
+from jaxmoe.core.errors import CheckpointError, InputError, PeerError, UserFacingError
 
 _ROW_BYTES = 1024
 """What one process says at a time; one size, so that one program is compiled."""
@@ -32,87 +32,87 @@ _LOST = re.compile(
 )
 
 
-def several() -> bool:
+def is_multi_process() -> bool:
   """Whether the run has more than one process. Starts no backend of a process that is alone."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def first() -> bool:
+def is_main_process() -> bool:
   """Whether this is process 0, which writes the files, or the only one."""
-  return not several() or jax.process_index() == 0
+  return not is_multi_process() or jax.process_index() == 0
 
 
-def gather(text: str) -> list[str]:
+def all_gather_text(text: str) -> list[str]:
   """Returns what each process says, in order."""
-  if not several():
+  if not is_multi_process():
     return [text]
-  said = text.encode(errors="surrogateescape")
-  said = len(said).to_bytes(4, "little") + said
-  heard = _rows(said)
+  payload = text.encode(errors="surrogateescape")
+  payload = len(payload).to_bytes(4, "little") + payload
+  heard = _rows(payload)
   longest = max(int.from_bytes(row[:4], "little") for row in heard) + 4
   for start in range(_ROW_BYTES, longest, _ROW_BYTES):
-    heard = [row + more for row, more in zip(heard, _rows(said[start:]))]
+    heard = [row + more for row, more in zip(heard, _rows(payload[start:]))]
   sizes = [int.from_bytes(row[:4], "little") for row in heard]
   return [row[4 : 4 + n].decode(errors="surrogateescape") for row, n in zip(heard, sizes)]
 
 
-def of_first(value: str) -> str:
+def broadcast(value: str) -> str:
   """Returns what process 0 says."""
-  return gather(value)[0]
+  return all_gather_text(value)[0]
 
 
-def first_trouble(trouble: str) -> str:
+def first_error(trouble: str) -> str:
   """Returns the trouble of the first process that has some, and whose it is; '' if none has."""
-  if not several():
+  if not is_multi_process():
     return trouble
-  said = gather(trouble)
-  index = next((i for i, text in enumerate(said) if text), None)
-  return "" if index is None else said[index] + _whose(index)
+  texts = all_gather_text(trouble)
+  index = next((i for i, text in enumerate(texts) if text), None)
+  return "" if index is None else texts[index] + _whose(index)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def raise_on_all() -> Iterator[None]:
   """Raises on all processes what one of them raised inside: an error that ends with one line.
 
   Inside, no process may wait for another. Any other exception is left to the one that raised it.
   """
-  if not several():
+  if not is_multi_process():
     yield
     return
   mine: Exception | None = None
   try:
     yield
-  except ToldError as error:
+  except UserFacingError as error:
     mine = error
-  said = gather(f"{type(mine).__name__}\n{mine}" if mine else "")
-  index = next((i for i, text in enumerate(said) if text), None)
+  texts = all_gather_text(f"{type(mine).__name__}\n{mine}" if mine else "")
+  index = next((i for i, text in enumerate(texts) if text), None)
   if index is None:
     return
-  name, _, text = said[index].partition("\n")
+  name, _, text = texts[index].partition("\n")
   raise _kind(name)(text + _whose(index)) from mine
 
 
-def same(what: str, value: str) -> None:
+def assert_equal(what: str, value: str) -> None:
   """Returns if all processes have the same value.
 
   Raises:
     InputError: they have not; `what` says of what.
   """
-  said = gather(value)
-  index = next((i for i, text in enumerate(said) if text != said[0]), None)
+  texts = all_gather_text(value)
+  index = next((i for i, text in enumerate(texts) if text != texts[0]), None)
   if index is not None:
     raise InputError(
-      f"{what} of process {index} is another than that of process 0 ({said[index][:40]!r}, "
-      f"{said[0][:40]!r}); give all processes the same files, best by one shared folder"
+      f"{what} of process {index} is another than that of process 0 ({texts[index][:40]!r}, "
+      f"{texts[0][:40]!r}); give all processes the same files, best by one shared folder"
     )
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def put_on_mesh(tree: Any, shardings: Any) -> Any:
   """Returns values that every process has whole, as arrays of all processes in these shardings.
 
   `jax.device_put` would compare them over all processes first, with a program for every shape.
   """
-  if not several():
+  if not is_multi_process():
     return jax.device_put(tree, shardings)
 
   def one(leaf: Any, sharding: Any) -> jax.Array:
@@ -122,11 +122,11 @@ def place(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(one, tree, shardings)
 
 
-def lost(error: BaseException) -> PeerError | None:
+def peer_error(error: BaseException) -> PeerError | None:
   """Returns the error that says that another process died, if that is what `error` is about."""
   if isinstance(error, PeerError):
     return error
-  if not several() or not isinstance(error, RuntimeError | ValueError) or not _LOST.search(
+  if not is_multi_process() or not isinstance(error, RuntimeError | ValueError) or not _LOST.search(
     f"{error} {error.__cause__ or ''}"
   ):
     return None
@@ -136,7 +136,7 @@ def lost(error: BaseException) -> PeerError | None:
   )
 
 
-class AnyAsked:
+class AnyProcess:
   """Whether any process is asked to, found out without waiting: alike on all, a call later.
 
   Each call starts a sum over all devices, and returns that of the call before. Alone, a process
@@ -150,7 +150,7 @@ class AnyAsked:
 
   def __call__(self) -> bool:
     """Returns whether any process was asked to when all of them called last."""
-    if not several():
+    if not is_multi_process():
       return self._asked()
     if self._sum is None:
       mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
@@ -163,16 +163,16 @@ class AnyAsked:
     return before is not None and int(np.asarray(before.addressable_data(0))) > 0
 
 
-def _rows(said: bytes) -> list[bytes]:
+def _rows(payload: bytes) -> list[bytes]:
   """Returns the next `_ROW_BYTES` of what each process says."""
   row = np.zeros(_ROW_BYTES, np.uint8)
-  row[: len(said)] = np.frombuffer(said[:_ROW_BYTES], np.uint8)
+  row[: len(payload)] = np.frombuffer(payload[:_ROW_BYTES], np.uint8)
   return [bytes(row) for row in multihost_utils.process_allgather(row)]
 
 
 def _kind(name: str) -> type[Exception]:
   """Returns the class of an error by its name."""
-  kinds: list[type[Exception]] = [ToldError]
+  kinds: list[type[Exception]] = [UserFacingError]
   for kind in kinds:
     kinds.extend(kind.__subclasses__())
   return next((kind for kind in kinds if kind.__name__ == name), CheckpointError)
