@@ -114,11 +114,11 @@ def next_part(original: Any) -> Any:
 def whole_summed(original: Any) -> Any:
   """Outputs that all devices of a tensor group have are added up like parts."""
 
-  def stream(self, parallel: Any) -> jax.Array:
-    parts = [part for part in (self.parts, self.whole) if part is not None]
-    return original(dataclasses.replace(self, parts=sum(parts), whole=None), parallel)
+  def reduce(self, parallel: Any) -> jax.Array:
+    parts = [part for part in (self.partial, self.replicated) if part is not None]
+    return original(dataclasses.replace(self, partial=sum(parts), replicated=None), parallel)
 
-  return stream
+  return reduce
 
 
 def total_of_less(original: Any) -> Any:
@@ -300,7 +300,7 @@ FAULTS = {
     SEQUENCE, MeshContext, "reduce_tensor", lambda _: MeshContext.slice_sequence
   ),
   "rows of the embedding are not summed": Fault(TENSOR, MeshContext, "embed", embed_alone),
-  "what all devices found is summed": Fault(CONSTANT, layer.Found, "stream", whole_summed),
+  "what all devices found is summed": Fault(CONSTANT, layer.ExpertOutputs, "reduce", whole_summed),
   "a part of the sequence is the next device's": Fault(
     FOLD_TENSOR, MeshContext, "_mine", next_part
   ),

@@ -20,8 +20,8 @@ from jaxmoe.core.recipe import component
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.dispatch.plan import Ragged
 from jaxmoe.moe.experts import EXPERTS
-from jaxmoe.moe.experts.family import Part
-from jaxmoe.moe.experts.primitives import Primitives
+from jaxmoe.moe.experts.family import ExpertGroup
+from jaxmoe.moe.experts.mixed_primitives import Primitives
 from jaxmoe.moe.routing import Routing
 from jaxmoe.ops.grouped_matmul import blocks
 
@@ -57,8 +57,8 @@ def latencies(
   if rows < 1:
     raise InputError(f"--tokens={tokens} leaves no row for an expert; raise it")
   module = family.build(Init(Keys.from_seed(0)), dim, num_experts)
-  x_TD = module.enter(jax.random.normal(jax.random.key(0), (rows * num_experts, dim)))
-  parts = module.parts(num_experts)
+  x_TD = module.project_in(jax.random.normal(jax.random.key(0), (rows * num_experts, dim)))
+  parts = module.groups(num_experts)
   runs = [_run(part, x_TD[: rows * (part.stop - part.start)], rows) for part in parts]
   seconds = np.empty((len(runs), repeats))
   for round_index in range(-1, repeats):  # Round -1 compiles.
@@ -70,7 +70,7 @@ def latencies(
   return tuple(float(f"{cost:.3g}") for cost in np.nan_to_num(micros, nan=np.nanmin(micros)))
 
 
-def _run(part: Part, rows_RD: jax.Array, rows: int) -> Callable[[], Any]:
+def _run(part: ExpertGroup, rows_RD: jax.Array, rows: int) -> Callable[[], Any]:
   """Returns what runs the experts of a part, each on as many rows."""
   graph, state = nnx.split(part.module)
   num_experts = part.stop - part.start

@@ -167,11 +167,12 @@ def score(
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns the log probabilities (B, L-1) of each next id, and the logits (B, L, V) if asked.
 
-  Rows are scored as given: no start of text is put before them. `given` are choices to take in
+  Rows are scored as given: no start of text is put before them. `replayed_experts` are choices to
+  take in
   place of the routers' own, (layers, B, L, A).
   """
   given = None if given is None else given.astype(jnp.int32)
-  tokens = dataclasses.replace(Tokens.of_ids(ids_BL), given=given)
+  tokens = dataclasses.replace(Tokens.of_ids(ids_BL), replayed_experts=given)
   hidden_BLD, _, _ = decoder.hidden(params, tokens)
   labels_BL = jnp.pad(ids_BL[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
   logprobs = -decoder.nll(params, hidden_BLD, labels_BL)[:, :-1]
@@ -181,7 +182,9 @@ def score(
 @functools.partial(jax.jit, static_argnums=0)
 def route(decoder: Decoder, params: Params, ids_BL: jax.Array) -> jax.Array:
   """Returns the routers' choices, int16 (layers, B, L, A)."""
-  return choices_of(decoder, params, dataclasses.replace(Tokens.of_ids(ids_BL), record=True))
+  return choices_of(
+    decoder, params, dataclasses.replace(Tokens.of_ids(ids_BL), return_routing=True)
+  )
 
 
 def run() -> None:

@@ -21,8 +21,8 @@ class Compare:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["id", "position", "segment", "slot", "given", "domain"],
-  meta_fields=["per_sequence", "record", "compare"],
+  data_fields=["id", "position", "segment", "slot", "replayed_experts", "domain"],
+  meta_fields=["per_sequence", "return_routing", "compare"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -33,11 +33,11 @@ class Tokens:
     position: Its place in its document, from 0; what rotary embeddings turn by.
     segment: Which document of the row it belongs to, from 1; 0 is padding.
     slot: Its place in the row (and in a cache), which orders it in time.
-    given: Choices to take in place of the routers' own, (layers, B, L, A) by depth, or
+    replayed_experts: Choices to take in place of the routers' own, (layers, B, L, A) by depth, or
       (B, L, A) inside a layer; -1 is no choice. None to let routers choose.
     domain: Which part of the data it is from, from 0; None where nobody asks.
     per_sequence: Whether routers also count choices row by row, for tables of what goes where.
-    record: Whether layers return every token's routing beside their sums.
+    return_routing: Whether layers return every token's routing beside their sums.
     compare: Whether gates that are trees tell of each domain, and what; None for no.
   """
 
@@ -45,10 +45,10 @@ class Tokens:
   position: jax.Array
   segment: jax.Array
   slot: jax.Array
-  given: jax.Array | None = None
+  replayed_experts: jax.Array | None = None
   domain: jax.Array | None = None
   per_sequence: bool = False
-  record: bool = False
+  return_routing: bool = False
   compare: Compare | None = None
 
   @property
@@ -58,9 +58,9 @@ class Tokens:
 
   def at(self, depth: jax.Array | int) -> Tokens:
     """Returns what one layer is told; `depth` may be traced."""
-    if self.given is None:
+    if self.replayed_experts is None:
       return self
-    return dataclasses.replace(self, given=self.given[depth])
+    return dataclasses.replace(self, replayed_experts=self.replayed_experts[depth])
 
   @classmethod
   def of_batch(cls, batch: Mapping[str, Any]) -> Tokens:

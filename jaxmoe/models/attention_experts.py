@@ -67,19 +67,19 @@ class AttentionExperts:
         "attention experts have queries and outputs of their own, without biases and sinks: "
         f"bias={self.heads.bias}, sinks={self.heads.sinks}; set bias=none and sinks=false"
       )
-    if self.router.gate.carries:
+    if self.router.gate.reads_previous:
       raise InputError(
         "the gate of attention experts cannot add the logits of the layer before, which are of "
         "feed-forward experts; choose another gate"
       )
     self.router.check(self.num_experts, self.num_active)
     self.router.check_causal()
-    names = [term.name for term in self.balance]
-    for term in self.balance:
-      term.check(self)
-      if names.count(term.name) > 1:
+    names = [aux_loss.name for aux_loss in self.balance]
+    for aux_loss in self.balance:
+      aux_loss.check(self)
+      if names.count(aux_loss.name) > 1:
         raise InputError(
-          f"balance has two losses called {term.name}; add up their weights, or change a scope"
+          f"balance has two losses called {aux_loss.name}; add up their weights, or change a scope"
         )
 
   def build(
@@ -117,7 +117,7 @@ class AttentionExperts:
   @property
   def needs_sequence_totals(self) -> bool:
     """Whether a balance loss needs the sums of each row of the batch."""
-    return any(term.needs_sequence_totals for term in self.balance)
+    return any(aux_loss.needs_sequence_totals for aux_loss in self.balance)
 
 
 class AttentionExpertsLayer(nnx.Module):
@@ -139,7 +139,7 @@ class AttentionExpertsLayer(nnx.Module):
     """
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     with jax.named_scope("route"):
-      routing, _ = self.router(x_TD, dataclasses.replace(tokens, given=None), None, keys)
+      routing, _ = self.router(x_TD, dataclasses.replace(tokens, replayed_experts=None), None, keys)
     plan = Dropless().plan(routing)
     choices = routing.expert_TA.size
     q_RNH = grouped_dot(self.experts.q.get_value(), plan.move(x_TD), plan.groups)

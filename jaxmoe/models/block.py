@@ -121,9 +121,9 @@ class BlockLayer(nnx.Module):
     self.mlp = None if is_moe else SwiGLUMLP(init / "mlp", dim, config.ffn.mlp_dim)
 
   def __call__(
-    self, x_BLD: jax.Array, carry: Any, tokens: Tokens, cache: Cache, keys: Keys | None
+    self, x_BLD: jax.Array, previous_logits: Any, tokens: Tokens, cache: Cache, keys: Keys | None
   ) -> tuple[jax.Array, Any, Cache, dict[str, MoESums]]:
-    """Returns the stream, the carry for the next block, the cache and sums, by part with experts.
+    """Returns the stream, logits for the next gate, the cache and sums, by part with experts.
 
     Parts are `moe` and `attention`.
     """
@@ -140,8 +140,10 @@ class BlockLayer(nnx.Module):
         y_BLD = self.parallel.reduce_tensor(
           self.mlp(self.parallel.all_gather_sequence(self.ffn_norm(x_BLD)))
         )
-        return self.stream.add(x_BLD, y_BLD), carry, cache, sums
+        return self.stream.add(x_BLD, y_BLD), previous_logits, cache, sums
     assert self.moe is not None
     with jax.named_scope("moe"):
-      y_BLD, carry, sums["moe"] = self.moe(self.ffn_norm(x_BLD), tokens, carry, keys)
-    return self.stream.add(x_BLD, y_BLD), carry, cache, sums
+      y_BLD, previous_logits, sums["moe"] = self.moe(
+        self.ffn_norm(x_BLD), tokens, previous_logits, keys
+      )
+    return self.stream.add(x_BLD, y_BLD), previous_logits, cache, sums

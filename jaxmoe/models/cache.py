@@ -29,9 +29,7 @@ class Cache(Protocol):
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Cache:
     """Returns the cache with these tokens in it; tokens that are not valid write nothing."""
 
-  def attend(
-    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
-  ) -> jax.Array:
+  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:
     """Returns (B, L, N, H), what each query finds among the keys its mask lets it see."""
 
 
@@ -49,9 +47,7 @@ class NoCache:
     """Returns a cache of just these tokens."""
     return NoCache((k_BLKH, v_BLKH, tokens))
 
-  def attend(
-    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
-  ) -> jax.Array:
+  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:
     """Returns (B, L, N, H)."""
     k_BSKH, v_BSKH, seen = self.keys
     return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))
@@ -101,15 +97,15 @@ class KVCache:
       return memory.at[rows_B1, slot_BL].set(values.astype(memory.dtype), mode="drop")
 
     # What is asked of routers is no business of those who look back.
-    plain = dataclasses.replace(tokens, given=None, per_sequence=False, record=False)
+    plain = dataclasses.replace(
+      tokens, replayed_experts=None, per_sequence=False, return_routing=False
+    )
     return KVCache(
       write(self.k_BSKH, k_BLKH),
       write(self.v_BSKH, v_BLKH),
       jax.tree.map(write, self.tokens, plain),
     )
 
-  def attend(
-    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend
-  ) -> jax.Array:
+  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:
     """Returns (B, L, N, H)."""
     return attend(q_BLNH, self.k_BSKH, self.v_BSKH, mask(tokens, self.tokens))

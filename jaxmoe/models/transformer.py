@@ -29,7 +29,7 @@ from jaxmoe.models.embedding import Embed
 from jaxmoe.models.head import BiasedWeight, Head
 from jaxmoe.models.residual import NormKind, ResidualStream
 from jaxmoe.models.stack import Flow, LayerGroup, Remat, Stack, run_stack
-from jaxmoe.ops.cross_entropy import Part, cross_entropy
+from jaxmoe.ops.cross_entropy import VocabShard, cross_entropy
 
 Params = dict[str, Any]
 Routed = MoEConfig | AttentionExperts
@@ -85,7 +85,7 @@ class TransformerConfig:
       )
     if not self.stack:
       raise InputError("a stack needs at least one layer group")
-    sizes = {layer.num_routable for layer in self.moe_records() if layer.router.gate.carries}
+    sizes = {layer.num_routable for layer in self.moe_records() if layer.router.gate.reads_previous}
     if len(sizes) > 1:
       raise InputError(
         "gates that add the logits of the layer before need one number of open experts in all "
@@ -105,10 +105,7 @@ class TransformerConfig:
   def ffns(self) -> tuple[MLPConfig | MoEConfig, ...]:
     """The feed-forward record of each block, by depth."""
     return tuple(
-      block.ffn
-      for group in self.stack
-      for _ in range(group.repeats)
-      for block in group.pattern
+      block.ffn for group in self.stack for _ in range(group.repeats) for block in group.pattern
     )
 
   def map_ffns(
@@ -118,9 +115,7 @@ class TransformerConfig:
     stack = tuple(
       dataclasses.replace(
         group,
-        pattern=tuple(
-          dataclasses.replace(block, ffn=change(block.ffn)) for block in group.pattern
-        ),
+        pattern=tuple(dataclasses.replace(block, ffn=change(block.ffn)) for block in group.pattern),
       )
       for group in self.stack
     )
@@ -265,14 +260,16 @@ class Decoder:
       return x_BLD if scale == 1 else x_BLD * scale
 
   def blocks(
-    self, params: Params, x_BLD: jax.Array, tokens: Tokens, caches: Any = None,
+    self,
+    params: Params,
+    x_BLD: jax.Array,
+    tokens: Tokens,
+    caches: Any = None,
     keys: Keys | None = None,
   ) -> tuple[jax.Array, Any, Any]:
     """Runs every block; see `run_stack`."""
     state = (x_BLD, self._first_carry(tokens))
-    return run_stack(
-      self._graphs["stack"], params["stack"], state, tokens, self.flow, caches, keys
-    )
+    return run_stack(self._graphs["stack"], params["stack"], state, tokens, self.flow, caches, keys)
 
   def update_buffers(self, before: Params, params: Params, layers: Any) -> Params:
     """Returns the parameters with what routers keep from step to step brought up to date.
@@ -291,7 +288,7 @@ class Decoder:
         if not buffers:
           continue
         sums, routed = layers[s][place], stack[s][j][part]
-        moved = jax.vmap(layer.router.update)(buffers, sums.router, sums.samples)
+        moved = jax.vmap(layer.router.update)(buffers, sums.router, sums.statistics)
         routed = {**routed, "router": {**routed["router"], "buffers": moved}}
         stack = {**stack, s: {**stack[s], j: {**stack[s][j], part: routed}}}
     return {**params, "stack": stack}
@@ -333,7 +330,9 @@ class Decoder:
     hidden_TD = self._scaled(
       self.parallel.all_gather_sequence(hidden_BLD).reshape(-1, hidden_BLD.shape[-1])
     )
-    part = Part(self.parallel.vocab_axis, self.vocab_size) if self.parallel.vocab_axis else None
+    part = (
+      VocabShard(self.parallel.vocab_axis, self.vocab_size) if self.parallel.vocab_axis else None
+    )
     nll_T = cross_entropy(
       hidden_TD, weight, spec, labels_BL.reshape(-1), self.config.loss_chunk, part
     )
@@ -359,7 +358,7 @@ class Decoder:
   def _first_carry(self, tokens: Tokens) -> Any:
     """Returns what the gate of the first layer is handed: zero logits if gates carry any."""
     for layer in self.config.moe_records():
-      if layer.router.gate.carries:
+      if layer.router.gate.reads_previous:
         return jnp.zeros((tokens.id.size, layer.num_routable), jnp.float32)
     return None
 

@@ -30,10 +30,10 @@ from jaxmoe.moe.dispatch import (
 )
 from jaxmoe.moe.dispatch.placement import check_placement
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
-from jaxmoe.moe.experts.family import Part
+from jaxmoe.moe.experts.family import ExpertGroup
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.routers import ROUTERS, Adaptive, TopK
-from jaxmoe.moe.routers.router import Samples
+from jaxmoe.moe.routers.router import RouterStatistics
 from jaxmoe.moe.routing import RouterSums, Routing, sum_routing, sum_rows
 from jaxmoe.ops.soft_tree import TreeSums
 
@@ -97,17 +97,17 @@ class MoEConfig:
     check_placement(
       self.placement, self.num_routable - self.experts.num_zero_compute(self.num_experts)
     )
-    names = [term.name for term in self.balance]
-    for term in self.balance:
-      term.check(self)
-      if term.adaptive and not isinstance(self.router, Adaptive):
+    names = [aux_loss.name for aux_loss in self.balance]
+    for aux_loss in self.balance:
+      aux_loss.check(self)
+      if aux_loss.adaptive and not isinstance(self.router, Adaptive):
         raise InputError(
-          f"{term.name} is to follow the router's factor, and {type(self.router).__name__} has "
+          f"{aux_loss.name} is to follow the router's factor, and {type(self.router).__name__} has "
           "none: adaptive=True; set adaptive=false, or use the router relu or adaptive"
         )
-      if names.count(term.name) > 1:
+      if names.count(aux_loss.name) > 1:
         raise InputError(
-          f"balance has two losses called {term.name}; add up their weights, or change a scope"
+          f"balance has two losses called {aux_loss.name}; add up their weights, or change a scope"
         )
 
   def check_causal(self) -> None:
@@ -148,7 +148,7 @@ class MoEConfig:
   @property
   def needs_sequence_totals(self) -> bool:
     """Whether a balance loss needs the sums of each row of the batch."""
-    return any(term.needs_sequence_totals for term in self.balance)
+    return any(aux_loss.needs_sequence_totals for aux_loss in self.balance)
 
 
 @functools.partial(
@@ -157,7 +157,7 @@ class MoEConfig:
     "router",
     "dropped",
     "per_sequence",
-    "samples",
+    "statistics",
     "routing",
     "spilled",
     "idle",
@@ -174,8 +174,8 @@ class MoESums:
     dropped: float32 numbers of dropped choices, by reason.
     per_sequence: The router's sums row by row of the batch, where `Tokens.per_sequence` or a loss
       needs them.
-    samples: What the buffers of the router are updated from, where it has any.
-    routing: Every token's choices, where `Tokens.record` asks for them.
+    statistics: What the buffers of the router are updated from, where it has any.
+    routing: Every token's choices, where `Tokens.return_routing` asks for them.
     spilled: float32 numbers of choices that another expert took, by reason.
     idle: float32 number of choices of experts that take no rows.
     domain_sums: That of `Routing`, sums too.
@@ -184,7 +184,7 @@ class MoESums:
   router: RouterSums
   dropped: dict[str, jax.Array]
   per_sequence: RouterSums | None = None
-  samples: Samples | None = None
+  statistics: RouterStatistics | None = None
   routing: Routing | None = None
   spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   idle: jax.Array | float = 0.0
@@ -192,30 +192,30 @@ class MoESums:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class ExpertOutputs:
   """Outputs of experts, (B, L, D), by what the devices of a tensor group have of them.
 
   Attributes:
-    parts: Parts of a sum: each device has some of the hidden units.
-    whole: Every device has all.
-    shares: Each device has its share of the tokens.
+    partial: Parts of a sum: each device has some of the hidden units.
+    replicated: Every device has all.
+    sharded: Each device has its share of the tokens.
   """
 
-  parts: jax.Array | None = None
-  whole: jax.Array | None = None
-  shares: jax.Array | None = None
+  partial: jax.Array | None = None
+  replicated: jax.Array | None = None
+  sharded: jax.Array | None = None
 
-  def add(self, where: str, y_BLD: jax.Array) -> Found:
+  def add(self, where: str, y_BLD: jax.Array) -> ExpertOutputs:
     """Returns what was found so far and more of one field."""
     had = getattr(self, where)
     return dataclasses.replace(self, **{where: y_BLD if had is None else had + y_BLD})
 
-  def stream(self, parallel: ParallelContext) -> jax.Array:
+  def reduce(self, parallel: ParallelContext) -> jax.Array:
     """Returns the sum of all as the stream lies."""
     pairs = (
-      (self.parts, parallel.reduce_tensor),
-      (self.whole, parallel.slice_sequence),
-      (self.shares, parallel.all_gather_tokens),
+      (self.partial, parallel.reduce_tensor),
+      (self.replicated, parallel.slice_sequence),
+      (self.sharded, parallel.all_gather_tokens),
     )
     total, *rest = [arrange(y_BLD) for y_BLD, arrange in pairs if y_BLD is not None]
     return sum(rest, total)
@@ -240,28 +240,31 @@ class MoELayer(nnx.Module):
     self.shared_gate = weight() if config.shared_gate else None
 
   def __call__(
-    self, x_BLD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
+    self, x_BLD: jax.Array, tokens: Tokens, previous_logits: Any, keys: Keys | None
   ) -> tuple[jax.Array, Any, MoESums]:
-    """Returns (B, L, D) in x.dtype, the carry for the next layer and the sums.
+    """Returns (B, L, D) in x.dtype, the logits for the next layer and the sums.
 
     A token that is not valid gets zeros from the experts.
     """
-    whole_BLD, routing, carry = self.route(x_BLD, tokens, carry, keys)
+    whole_BLD, routing, previous_logits = self.route(x_BLD, tokens, previous_logits, keys)
     y_BLD, sums = self.apply_experts(whole_BLD, routing, tokens, keys)
-    return y_BLD, carry, sums
+    return y_BLD, previous_logits, sums
 
   def route(
-    self, x_BLD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
+    self, x_BLD: jax.Array, tokens: Tokens, previous_logits: Any, keys: Keys | None
   ) -> tuple[jax.Array, Routing, Any]:
-    """Returns all of a row's tokens, (B, L, D), their routing and the carry for the next layer.
+    """Returns all of a row's tokens, (B, L, D), their routing and the previous_logits for the next
+    layer.
 
     The first half of the layer. Only the router's weights are read; the routing says which experts
     `apply_experts` will need, so that they may be fetched or predicted in between.
     """
     whole_BLD = self.parallel.all_gather_sequence(x_BLD)
     with jax.named_scope("route"):
-      routing, carry = self.router(whole_BLD.reshape(-1, x_BLD.shape[-1]), tokens, carry, keys)
-    return whole_BLD, routing, carry
+      routing, previous_logits = self.router(
+        whole_BLD.reshape(-1, x_BLD.shape[-1]), tokens, previous_logits, keys
+      )
+    return whole_BLD, routing, previous_logits
 
   def apply_experts(
     self, whole_BLD: jax.Array, routing: Routing, tokens: Tokens, keys: Keys | None
@@ -274,10 +277,10 @@ class MoELayer(nnx.Module):
     found, counts = self._experts(whole_BLD, routing, keys / "dispatch" if keys else None)
     if self.shared is not None:
       with jax.named_scope("shared"):
-        found = found.add("parts", self._shared(x_TD).reshape(whole_BLD.shape))
+        found = found.add("partial", self._shared(x_TD).reshape(whole_BLD.shape))
     with jax.named_scope("sums"):
       sums = layer_sums(routing, tokens, counts, self.needs_sequence_totals, self.num_zero_compute)
-    return found.stream(self.parallel), sums
+    return found.reduce(self.parallel), sums
 
   def _shared(self, x_TD: jax.Array) -> jax.Array:
     """Returns the shared expert's output, times its gate (float32 inside) where there is one."""
@@ -288,29 +291,31 @@ class MoELayer(nnx.Module):
     gate_T1 = dot(self.shared_gate.get_value(), x_TD.astype(jnp.float32), "td,dg->tg")
     return (jax.nn.sigmoid(gate_T1) * y_TD.astype(jnp.float32)).astype(y_TD.dtype)
 
-  def _experts(self, x_BLD: jax.Array, routing: Routing, keys: Keys | None) -> tuple[Found, Counts]:
+  def _experts(
+    self, x_BLD: jax.Array, routing: Routing, keys: Keys | None
+  ) -> tuple[ExpertOutputs, Counts]:
     """Returns the combined outputs of all kinds of experts, and drops and spills by reason."""
     experts = self._open()
     routing = experts.adjust_weights(routing)
-    rows_BLD = experts.enter(x_BLD.reshape(-1, x_BLD.shape[-1])).reshape(*x_BLD.shape[:2], -1)
-    found, counts = Found(), Counts({}, {})
-    for part in experts.parts(self.num_routable):
+    rows_BLD = experts.project_in(x_BLD.reshape(-1, x_BLD.shape[-1])).reshape(*x_BLD.shape[:2], -1)
+    found, counts = ExpertOutputs(), Counts({}, {})
+    for part in experts.groups(self.num_routable):
       chosen = routing
       if (part.start, part.stop) != (0, self.num_routable):
         chosen = routing.part(part.start, part.stop)
       where, y_BLD, more = self._part(part, rows_BLD, chosen, keys)
       counts = Counts(*map(_add, counts, more))
-      y_TD = experts.leave(y_BLD.reshape(-1, y_BLD.shape[-1]))
+      y_TD = experts.project_out(y_BLD.reshape(-1, y_BLD.shape[-1]))
       found = found.add(where, y_TD.reshape(*y_BLD.shape[:2], -1))
     return found, counts
 
   def _part(
-    self, part: Part, x_BLD: jax.Array, routing: Routing, keys: Keys | None
+    self, part: ExpertGroup, x_BLD: jax.Array, routing: Routing, keys: Keys | None
   ) -> tuple[str, jax.Array, Counts]:
-    """Returns what experts of one kind make of the tokens, and of which field of `Found` it is."""
+    """Returns what experts of one kind make of the tokens, and its field of `ExpertOutputs`."""
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     if not part.takes_rows:
-      return "whole", part.module.at_tokens(x_TD, routing).reshape(x_BLD.shape), Counts({}, {})
+      return "replicated", part.module.at_tokens(x_TD, routing).reshape(x_BLD.shape), Counts({}, {})
     context, spread = self._context(part, keys), self.parallel.expert_degree
     if spread == 1 or (part.stop - part.start) % spread:
       y_TD, counts = self.dispatch(x_TD, routing, part.module, context)
@@ -322,7 +327,7 @@ class MoELayer(nnx.Module):
     group = DeviceGroup(*self.parallel.expert_mesh)
     y_TD, counts = self.exchange(self.dispatch, x_TD, routing, part.module, context, group)
     counts = self.parallel.psum_tensor(counts) if split else counts
-    return "shares" if split else _where(part.module), y_TD.reshape(x_BLD.shape), counts
+    return "sharded" if split else _where(part.module), y_TD.reshape(x_BLD.shape), counts
 
   def _open(self) -> Any:
     """Returns the experts without those closed; their weights are copied where any are."""
@@ -338,7 +343,7 @@ class MoELayer(nnx.Module):
     is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     return nnx.merge(graph, jax.tree.map(cut, state, is_leaf=is_leaf))
 
-  def _context(self, part: Part, keys: Keys | None) -> DispatchContext:
+  def _context(self, part: ExpertGroup, keys: Keys | None) -> DispatchContext:
     """Returns what the dispatcher is told of the rest of the layer."""
     slots = tuple(e - part.start for e in self.placement if part.start <= e < part.stop)
     num_slots = len(self.placement) or self.num_routable - self.num_zero_compute
@@ -352,7 +357,7 @@ def _where(module: Any) -> str:
   """Returns whether a tensor group has the hidden units of a module in parts or whole."""
   is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
   leaves = jax.tree.leaves(nnx.state(module), is_leaf=is_leaf)
-  return "parts" if any("mlp" in leaf.get_metadata()["dims"] for leaf in leaves) else "whole"
+  return "partial" if any("mlp" in leaf.get_metadata()["dims"] for leaf in leaves) else "replicated"
 
 
 def _split(
@@ -384,13 +389,20 @@ def layer_sums(
   else:
     router = sum_routing(routing, valid_T)
   margins_TE = routing.margins_TE
-  samples = None
+  statistics = None
   if margins_TE is not None:
-    samples = Samples(margins_TE, valid_T, routing.num_active)
-  record = routing if tokens.record else None
+    statistics = RouterStatistics(margins_TE, valid_T, routing.num_active)
+  record = routing if tokens.return_routing else None
   idle = jnp.sum(router.counts_E[router.counts_E.shape[0] - num_zero_compute :])
   return MoESums(
-    router, counts.dropped, per_sequence, samples, record, counts.spilled, idle, routing.domain_sums
+    router,
+    counts.dropped,
+    per_sequence,
+    statistics,
+    record,
+    counts.spilled,
+    idle,
+    routing.domain_sums,
   )
 
 

@@ -17,7 +17,7 @@ from jaxmoe.core.weights import dot
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class VocabShard:
   """A head of which each device along a mesh axis has as many columns, those of its index.
 
   Attributes:
@@ -35,7 +35,7 @@ def cross_entropy(
   spec: str,
   labels_T: jax.Array,
   chunk: int,
-  part: Part | None = None,
+  part: VocabShard | None = None,
 ) -> jax.Array:
   """Returns each token's negative log probability of its label, 0 where the label is negative.
 
@@ -60,7 +60,7 @@ def cross_entropy_and_lse(
   spec: str,
   labels_T: jax.Array,
   chunk: int,
-  part: Part | None = None,
+  part: VocabShard | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns `cross_entropy` and each token's log-sum-exp of the logits, for a z-loss.
 
@@ -88,7 +88,7 @@ def cross_entropy_and_lse(
 
 
 def _piece(
-  hidden_TD: jax.Array, head_weight: Any, spec: str, labels_T: jax.Array, part: Part | None
+  hidden_TD: jax.Array, head_weight: Any, spec: str, labels_T: jax.Array, part: VocabShard | None
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (nll_T, lse_T) of tokens whose logits all exist at once."""
   logits_TV = dot(head_weight, hidden_TD.astype(jnp.float32), spec)
@@ -103,7 +103,7 @@ def _piece(
 
 
 def _piece_of_part(
-  logits_TV: jax.Array, labels_T: jax.Array, part: Part
+  logits_TV: jax.Array, labels_T: jax.Array, part: VocabShard
 ) -> tuple[jax.Array, jax.Array]:
   """Returns `_piece` of all devices' logits, of which this one has some columns."""
   size = logits_TV.shape[1]

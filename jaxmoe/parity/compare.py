@@ -149,7 +149,7 @@ def _run(
     moved = decoder.update_buffers(params, moved, metrics["layers"])
     if layout is not None:
       moved = jax.lax.with_sharding_constraint(moved, _shardings(decoder, layout, "params"))
-    return grads, {**metrics, "layers": without(metrics["layers"], "samples")}, moved, moments
+    return grads, {**metrics, "layers": without(metrics["layers"], "statistics")}, moved, moments
 
   run = jax.jit(step)
   grads, metrics, moved, moments = jax.device_get(run(params, batch, keys.root))

@@ -105,7 +105,7 @@ def batch_of(seed: int = 0) -> dict[str, np.ndarray]:
 
 def margin(decoder: Decoder, params: Params, batch: Batch) -> float:
   """Returns the least difference between the scores of a chosen and an unchosen expert."""
-  tokens = dataclasses.replace(Tokens.of_batch(batch), record=True)
+  tokens = dataclasses.replace(Tokens.of_batch(batch), return_routing=True)
   _, _, sums = decoder.hidden(params, tokens, keys=Keys.from_seed(0))
   least = np.inf
   for blocks in sums.values():

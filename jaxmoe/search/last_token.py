@@ -60,13 +60,13 @@ class LastToken:
   def again(self, ids_N: np.ndarray, label: int, pattern_L: np.ndarray) -> float:
     """Returns the loss of a pattern from one pass over the whole text, without a cache."""
     tokens = self._tokens(ids_N)
-    if tokens.given is None:
+    if tokens.replayed_experts is None:
       chosen = _routes(self.decoder, self.params, tokens)
-      tokens = dataclasses.replace(tokens, given=chosen)
-    assert tokens.given is not None
+      tokens = dataclasses.replace(tokens, replayed_experts=chosen)
+    assert tokens.replayed_experts is not None
     here = self.patterns.given(pattern_L[None])[:, 0, 0]
-    given = tokens.given.at[:, 0, len(ids_N) - 1].set(here)
-    tokens = dataclasses.replace(tokens, given=given)
+    given = tokens.replayed_experts.at[:, 0, len(ids_N) - 1].set(here)
+    tokens = dataclasses.replace(tokens, replayed_experts=given)
     return float(_whole(self.decoder, self.params, tokens, jnp.int32(len(ids_N) - 1), label))
 
   def _tokens(self, ids: np.ndarray) -> Tokens:
@@ -79,7 +79,7 @@ class LastToken:
       return dataclasses.replace(tokens, segment=segment)
     given = np.full((self.patterns.num_layers, 1, self.slots, 1), SKIP, np.int32)
     given[list(self.patterns.depths)] = self.policy
-    return dataclasses.replace(tokens, segment=segment, given=jnp.asarray(given))
+    return dataclasses.replace(tokens, segment=segment, replayed_experts=jnp.asarray(given))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _last(
   id, position, labels = last
   rows = 1 if given is None else given.shape[1]
   full = lambda value: jnp.full((rows, 1), value, jnp.int32)  # noqa: E731
-  tokens = Tokens(full(id), full(position), full(1), full(position), given, record=True)
+  tokens = Tokens(full(id), full(position), full(1), full(position), given, return_routing=True)
   caches = jax.tree.map(
     lambda leaf: jnp.broadcast_to(leaf, (leaf.shape[0], rows, *leaf.shape[2:])), caches
   )
@@ -135,8 +135,10 @@ def _last(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _routes(decoder: Decoder, params: Params, tokens: Tokens) -> jax.Array:
-  """Returns the routers' choices as `Tokens.given`."""
-  return choices_of(decoder, params, dataclasses.replace(tokens, record=True)).astype(jnp.int32)
+  """Returns the routers' choices as `Tokens.replayed_experts`."""
+  return choices_of(decoder, params, dataclasses.replace(tokens, return_routing=True)).astype(
+    jnp.int32
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -101,7 +101,8 @@ class Patterns:
     return np.minimum(below_PL.sum(axis=2), kinds - 1)
 
   def given(self, patterns_PL: np.ndarray) -> np.ndarray:
-    """Returns int32 (all blocks, P, 1, 1) as `Tokens.given` wants it for P rows of one token."""
+    """Returns int32 (all blocks, P, 1, 1) as `Tokens.replayed_experts` wants it for P rows of one
+    token."""
     given = np.full((self.num_layers, len(patterns_PL), 1, 1), SKIP, np.int32)
     given[list(self.depths), :, 0, 0] = np.asarray(self.kinds, np.int32)[patterns_PL].T
     return given

@@ -20,11 +20,12 @@ KEY = "definitions"
 def of_shares(decoder: Decoder) -> str:
   """Returns what changed for balance losses of scores that are no shares of 1; '' without any."""
   pairs = {
-    f"{term.name} of {layer.router.score} scores"
+    f"{aux_loss.name} of {layer.router.score} scores"
     for layers in decoder.routed_layers().values()
     for layer in layers.values()
-    for term in layer.balance
-    if isinstance(term, LoadBalance | NullAveraged | Heterogeneous) and not layer.router.sum_to_1
+    for aux_loss in layer.balance
+    if isinstance(aux_loss, LoadBalance | NullAveraged | Heterogeneous)
+    and not layer.router.sum_to_1
   }
   if not pairs:
     return ""

@@ -1,8 +1,8 @@
 """The gradient of a step's loss, whole or accumulated over microbatches: the same numbers.
 
 Token losses are divided by the labels of the whole step, and balance losses are given what they
-must know of it (`moe/balance/term.py`), so that the microbatches' losses, gradients and metrics are
-shares that add up. Devices' shares are added up alike (`core/parallel_context.py`): everything
+must know of it (`moe/balance/aux_loss.py`), so that the microbatches' losses, gradients and metrics
+are shares that add up. Devices' shares are added up alike (`core/parallel_context.py`): everything
 below runs on each device for its rows of the batch, and the lines with `parallel.psum_tokens` sum
 over devices.
 """
@@ -59,8 +59,10 @@ class Whole:
 
 def counts_first(decoder: Decoder, num_micro: int) -> bool:
   """Whether a step runs a forward pass for the router's sums before its gradient pass."""
-  terms = (term for _, _, _, term in _terms(decoder.routed_layers()))
-  return num_micro > 1 and any(term.needs_step_totals and term.weight > 0 for term in terms)
+  aux_losses = (aux_loss for _, _, _, aux_loss in _aux_losses(decoder.routed_layers()))
+  return num_micro > 1 and any(
+    aux_loss.needs_step_totals and aux_loss.weight > 0 for aux_loss in aux_losses
+  )
 
 
 class Summing(Protocol):
@@ -101,7 +103,7 @@ def make_gradients(
 
   Inside `shard_map` the decoder's `parallel` says which part of the batch is here: the batch is
   this device's, parameters are as they are stored, gradients come as `summing` makes them, and
-  metrics are those of all devices but for `samples`, which are of this device's tokens.
+  metrics are those of all devices but for `statistics`, which are of this device's tokens.
   """
   parallel, summing = decoder.parallel, summing or Alone()
   count_first = counts_first(decoder, num_micro)
@@ -156,12 +158,12 @@ def _loss(
     nll = Mean.of(nll_BL, batch["labels"] >= 0)
   total = nll.sum / whole.labels
   balance: dict[str, Any] = {}
-  for s, j, layer, term in _terms(decoder.routed_layers()):
+  for s, j, layer, aux_loss in _aux_losses(decoder.routed_layers()):
     known = None if whole.sums is None else whole.sums[s][j]
-    share, weighted = _balance(term, layer, whole, sums[s][j], known, whole.running[s][j])
-    if not term.per_sequence:  # every token group has it
+    share, weighted = _balance(aux_loss, layer, whole, sums[s][j], known, whole.running[s][j])
+    if not aux_loss.per_sequence:  # every token group has it
       share, weighted = share / parallel.num_token_groups, weighted / parallel.num_token_groups
-    balance[term.name] = balance.get(term.name, 0.0) + share
+    balance[aux_loss.name] = balance.get(aux_loss.name, 0.0) + share
     total = total + weighted
   layers = without(sums, "per_sequence")
   metrics = {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
@@ -169,16 +171,16 @@ def _loss(
 
 
 def _of_all(sums: MoESums, parallel: ParallelContext) -> MoESums:
-  """Returns a layer's sums over the tokens of all devices; those by row, and samples, of this."""
-  mine = dataclasses.replace(sums, per_sequence=None, samples=None, routing=None)
+  """Returns a layer's sums over the tokens of all devices; by row, and statistics, of this."""
+  mine = dataclasses.replace(sums, per_sequence=None, statistics=None, routing=None)
   return dataclasses.replace(
-    parallel.psum_tokens(mine), per_sequence=sums.per_sequence, samples=sums.samples
+    parallel.psum_tokens(mine), per_sequence=sums.per_sequence, statistics=sums.statistics
   )
 
 
 @jax.named_scope("balance")
 def _balance(
-  term: Any, layer: Routed, whole: Whole, sums: MoESums, known: Any, running: Any
+  aux_loss: Any, layer: Routed, whole: Whole, sums: MoESums, known: Any, running: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Returns a balance loss summed over the repeats of a pattern's position, and times weights."""
 
@@ -186,8 +188,8 @@ def _balance(
     reference = Reference(
       whole.tokens, whole.rows, whole.num_micro, whole.num_groups, known, running
     )
-    share = term.share(sums, per_sequence, reference, layer)
-    return share, term.weight_of(sums) * share
+    share = aux_loss.share(sums, per_sequence, reference, layer)
+    return share, aux_loss.weight_of(sums) * share
 
   shares_R, weighted_R = jax.vmap(of_layer)(sums.router, sums.per_sequence, known, running)
   return jnp.sum(shares_R), jnp.sum(weighted_R)
@@ -200,31 +202,31 @@ def _accumulate(
 
   def summed(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Any, Sums]:
     grads, metrics = one(running, batch, index)
-    samples = map_layers(lambda of_layer: of_layer.samples, metrics["layers"])
-    return (grads, {**metrics, "layers": without(metrics["layers"], "samples")}), samples
+    statistics = map_layers(lambda of_layer: of_layer.statistics, metrics["layers"])
+    return (grads, {**metrics, "layers": without(metrics["layers"], "statistics")}), statistics
 
   def body(carry: Any, inputs: Any) -> tuple[Any, Sums]:
     batch, index = inputs
     total, running = carry
-    new, samples = summed(running, batch, index)
+    new, statistics = summed(running, batch, index)
     running = jax.tree.map(jnp.add, running, _router_sums(new[1]["layers"]))
-    return (jax.tree.map(jnp.add, total, new), running), samples
+    return (jax.tree.map(jnp.add, total, new), running), statistics
 
   first = jax.tree.map(lambda x: x[0], micro)
   shapes, _ = jax.eval_shape(summed, zeros, first, jnp.zeros((), jnp.int32))
   empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  ((grads, metrics), _), samples = jax.lax.scan(
+  ((grads, metrics), _), statistics = jax.lax.scan(
     body, (empty, zeros), (micro, jnp.arange(num_micro))
   )
   layers = {
-    s: {j: _with_samples(sums, samples[s][j]) for j, sums in blocks.items()}
+    s: {j: _with_statistics(sums, statistics[s][j]) for j, sums in blocks.items()}
     for s, blocks in metrics["layers"].items()
   }
   return grads, {**metrics, "layers": layers}
 
 
-def _with_samples(sums: MoESums | None, samples_MRT: Any) -> MoESums | None:
-  """Returns a layer's sums with the samples of M microbatches, one after the other."""
+def _with_statistics(sums: MoESums | None, statistics_MRT: Any) -> MoESums | None:
+  """Returns a layer's sums with the statistics of M microbatches, one after the other."""
 
   def joined(leaf: jax.Array) -> jax.Array:
     leaf = jnp.moveaxis(leaf, 0, 1)
@@ -232,7 +234,7 @@ def _with_samples(sums: MoESums | None, samples_MRT: Any) -> MoESums | None:
 
   if sums is None:
     return None
-  return dataclasses.replace(sums, samples=jax.tree.map(joined, samples_MRT))
+  return dataclasses.replace(sums, statistics=jax.tree.map(joined, statistics_MRT))
 
 
 def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
@@ -267,12 +269,12 @@ def without(layers: Any, *fields: str) -> Any:
   return map_layers(lambda sums: dataclasses.replace(sums, **none), layers)
 
 
-def _terms(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
-  """Yields layer group, position, layer and term of every balance loss."""
+def _aux_losses(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
+  """Yields layer group, position, layer and loss of every balance loss."""
   for s, blocks in layers.items():
     for j, moe in blocks.items():
-      for term in moe.balance:
-        yield s, j, moe, term
+      for aux_loss in moe.balance:
+        yield s, j, moe, aux_loss
 
 
 def _zero_sums(decoder: Decoder) -> Sums:
@@ -301,11 +303,11 @@ def _corrections(decoder: Decoder, metrics: Metrics, counted: bool) -> Metrics:
   """Returns what only the sums of the whole step tell: exact values, and errors from them."""
   balance = dict(metrics["balance"])
   exact: dict[str, Any] = {}
-  for s, j, layer, term in _terms(decoder.routed_layers()):
-    if term.scope in ("global", "global_running") and not term.additive:
-      of_layer = jax.vmap(functools.partial(term.loss, layer=layer))
+  for s, j, layer, aux_loss in _aux_losses(decoder.routed_layers()):
+    if aux_loss.scope in ("global", "global_running") and not aux_loss.additive:
+      of_layer = jax.vmap(functools.partial(aux_loss.loss, layer=layer))
       value = jnp.sum(of_layer(metrics["layers"][s][j].router))
-      exact[term.name] = exact.get(term.name, 0.0) + value
+      exact[aux_loss.name] = exact.get(aux_loss.name, 0.0) + value
   running = {name for name in exact if name.endswith("_running")}
   if not counted:  # of weight 0: microbatches did not know the whole
     balance.update({name: exact[name] for name in exact.keys() - running})

@@ -94,15 +94,15 @@ def spread_gradients(
   def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
     def on_device(stored: Params, batch: Batch, root: jax.Array) -> tuple[Params, Any, Any]:
       grads, metrics = local(stored, batch, Keys(root, keys.path))
-      mine = map_layers(lambda sums: sums.samples, metrics["layers"])
-      return grads, {**metrics, "layers": without(metrics["layers"], "samples")}, mine
+      mine = map_layers(lambda sums: sums.statistics, metrics["layers"])
+      return grads, {**metrics, "layers": without(metrics["layers"], "statistics")}, mine
 
     grad, metrics, mine = jax.shard_map(
       on_device, mesh=layout.mesh, in_specs=(params, tokens, whole),
       out_specs=(grads, whole, samples), check_vma=False,
     )(stored, batch, keys.root)
     layers = {
-      s: {j: None if sums is None else dataclasses.replace(sums, samples=mine[s][j])
+      s: {j: None if sums is None else dataclasses.replace(sums, statistics=mine[s][j])
           for j, sums in blocks.items()}
       for s, blocks in metrics["layers"].items()
     }  # fmt: skip

@@ -72,7 +72,7 @@ def make_step(
         metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(step_ok, count, 0), moved)
     if update_buffers is not None:
       params = update_buffers(state.params, params, metrics["layers"])
-    metrics["layers"] = without(metrics["layers"], "samples", "domain_sums")
+    metrics["layers"] = without(metrics["layers"], "statistics", "domain_sums")
     keep = functools.partial(jnp.where, step_ok)
     skipped, unlabelled = (what.astype(jnp.int32) for what in (labelled & ~step_ok, ~labelled))
     new = State(

@@ -14,9 +14,9 @@ from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.plan import Ragged, Uniform
 from jaxmoe.moe.experts import EXPERTS, NETWORKS, SwiGLU
 from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
+from jaxmoe.moe.experts.mixed_primitives import Primitives
 from jaxmoe.moe.experts.mlp import GELU
 from jaxmoe.moe.experts.null import Null
-from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routing import Routing
@@ -291,7 +291,7 @@ def test_the_stated_numbers_of_parameters_are_those_of_the_leaves(name):
 def test_exactly_the_experts_that_are_said_to_be_idle_take_no_rows(name):
   config, graph, state = layer_of(name, "dropless")
   module, num_zero_compute = nnx.merge(graph, state), config.experts.num_zero_compute(E)
-  parts = [part for part in module.experts.parts(E) if part.takes_rows]
+  parts = [part for part in module.experts.groups(E) if part.takes_rows]
   assert [e for part in parts for e in range(part.start, part.stop)] == list(
     range(E - num_zero_compute)
   )

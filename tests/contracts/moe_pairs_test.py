@@ -236,7 +236,7 @@ def test_recorded_choices_given_back_weigh_the_same_bit_for_bit(router):
   tokens = tokens_of(valid)
   routing = evaluate(graph, state, x, tokens)
   given = jnp.where(routing.valid_TA, routing.expert_TA, -1)[None]
-  again = evaluate(graph, state, x, dataclasses.replace(tokens, given=given))
+  again = evaluate(graph, state, x, dataclasses.replace(tokens, replayed_experts=given))
   used = np.asarray(routing.valid_TA)
   np.testing.assert_array_equal(again.valid_TA, used)
   for field in ("expert_TA", "weight_TA"):

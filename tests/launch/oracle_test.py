@@ -14,7 +14,7 @@ from jaxmoe.models.block import BlockConfig, MoEConfig
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.moe.experts.duo import Duo
+from jaxmoe.moe.experts.multi_width import Duo
 from jaxmoe.train.train_state import StateSpec
 from jaxmoe.train.workdir import Workdir
 

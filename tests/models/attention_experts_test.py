@@ -73,7 +73,7 @@ def test_choices_given_to_feed_forward_experts_are_not_taken_by_those_of_attenti
   (graph, state), x = build(CONFIGS["softmax, grouped heads"]), jnp.asarray(draw(), jnp.float32)
   tokens = tokens_of(SEGMENT)
   given = jnp.broadcast_to(jnp.arange(2), (*SEGMENT.shape, 2))
-  other = dataclasses.replace(tokens, given=given)
+  other = dataclasses.replace(tokens, replayed_experts=given)
   jax.tree.map(
     np.testing.assert_array_equal, run(graph, state, x, other), run(graph, state, x, tokens)
   )

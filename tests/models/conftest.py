@@ -123,7 +123,7 @@ def _decoder(config, weights, row):
     normed = _normed(x, layer, "ffn_norm", config)
     if isinstance(block.ffn, MoEConfig):
       logits = _gate(normed, _below(layer, "moe/"), carried)
-      carried = logits if block.ffn.router.gate.carries else carried
+      carried = logits if block.ffn.router.gate.reads_previous else carried
       y = _moe(normed, _below(layer, "moe/"), block.ffn, row, logits)
     else:
       y = _swiglu(normed, layer["mlp/gate_up"], layer["mlp/down"])

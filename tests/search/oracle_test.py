@@ -74,7 +74,7 @@ def brute_force(last, label):
 
   @jax.jit
   def loss(given):
-    tokens = dataclasses.replace(Tokens.of_ids(jnp.asarray(IDS[None])), given=given)
+    tokens = dataclasses.replace(Tokens.of_ids(jnp.asarray(IDS[None])), replayed_experts=given)
     hidden, _, _ = last.decoder.hidden(last.params, tokens)
     return last.decoder.logits(last.params, hidden)[0, -1]
 

@@ -14,7 +14,7 @@ from jaxmoe.models.stack import LayerGroup
 from jaxmoe.moe.balance import Sparsity
 from jaxmoe.moe.dispatch import Capacity, Dropless
 from jaxmoe.moe.layer import MoESums
-from jaxmoe.moe.routers.adaptive import ReLU
+from jaxmoe.moe.routers.adaptive_coefficient import ReLU
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice
 from jaxmoe.moe.routing import RouterSums
@@ -141,7 +141,7 @@ def test_beta_has_no_mean_and_differs_from_layer_to_layer(run):
   np.testing.assert_allclose(beta.mean(axis=1), 0, atol=1e-6)
   assert np.abs(beta[0] - beta[1]).max() > 0.1
   assert np.abs(beta - buffer_of(before.params, "beta")).max() > 0.1
-  assert metrics["layers"]["0"]["0"].samples is None
+  assert metrics["layers"]["0"]["0"].statistics is None
 
 
 def test_the_threshold_goes_a_part_of_the_way_to_the_score_that_its_share_of_tokens_lies_above(
@@ -149,7 +149,7 @@ def test_the_threshold_goes_a_part_of_the_way_to_the_score_that_its_share_of_tok
 ):
   before, after, metrics = run("threshold", MICRO)
   decoder, batch = decoder_of(router=ROUTERS["threshold"]), batch_of(ROWS, LENGTH)
-  tokens = dataclasses.replace(Tokens.of_batch(batch), record=True)
+  tokens = dataclasses.replace(Tokens.of_batch(batch), return_routing=True)
   _, _, sums = jax.jit(decoder.hidden)(before.params, tokens)
   scores = np.asarray(sums["0"]["0"].routing.scores_TE)[:, batch["segment"].reshape(-1) > 0]
   places = round(2 * scores.shape[1] / 4)  # two experts a token in the mean, of four
@@ -157,7 +157,7 @@ def test_the_threshold_goes_a_part_of_the_way_to_the_score_that_its_share_of_tok
   old, new = (buffer_of(state.params, "threshold") for state in (before, after))
   np.testing.assert_allclose(new, old + RATE * (left_out - old), rtol=1e-5, atol=1e-6)
   assert np.abs(new - old).max(axis=1).min() > 0.02, "thresholds of both layers move"
-  assert metrics["layers"]["0"]["0"].samples is None
+  assert metrics["layers"]["0"]["0"].statistics is None
 
 
 def test_an_adaptive_loss_is_multiplied_by_the_factor_of_each_layer(

@@ -76,7 +76,7 @@ def run(decoder, params_of):
 
 def objective(decoder, params, batch, layer, config):
   """The penalty of a layer, of the probabilities of leaves that it reports of the whole batch."""
-  tokens = dataclasses.replace(Tokens.of_batch(batch), record=True)
+  tokens = dataclasses.replace(Tokens.of_batch(batch), return_routing=True)
   _, _, sums = decoder.hidden(params, tokens)
   leaf_TE = sums["0"]["0"].routing.scores_TE[layer]
   if config.target == "load":

@@ -46,7 +46,7 @@ def mixed(decoder_of):
 @pytest.fixture
 def saved(mixed, params_of, tmp_path):
   """Returns a function (changes) -> the path of a file whose arrays are changed by them."""
-  tokens = dataclasses.replace(Tokens.of_ids(jax.numpy.asarray(IDS)), record=True)
+  tokens = dataclasses.replace(Tokens.of_ids(jax.numpy.asarray(IDS)), return_routing=True)
   choices = np.asarray(choices_of(mixed, params_of(mixed), tokens))
 
   def save(**changes):

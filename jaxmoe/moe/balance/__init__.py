@@ -1,15 +1,15 @@
 """Balance losses, as functions of summed counts and scores with one reduction point.
 
-To add one, write its file (a record derived from `Term` with a `loss`), add one line to BALANCE,
+To add one, write its file (a record derived from `AuxLoss` with a `loss`), add one line to BALANCE,
 and the contract test runs it at every scope.
 """
 
+from jaxmoe.moe.balance.aux_loss import AuxLoss, Reference, Scope
 from jaxmoe.moe.balance.information import LoadConcentration, MutualInformation
 from jaxmoe.moe.balance.latency import LatencyAware
 from jaxmoe.moe.balance.load_balance import Heterogeneous, LoadBalance, NullAveraged
 from jaxmoe.moe.balance.router_z import RouterZ
 from jaxmoe.moe.balance.sparsity import Sparsity
-from jaxmoe.moe.balance.term import Reference, Scope, Term
 
 BALANCE = {
   "load_balance": (LoadBalance, LoadBalance()),
@@ -23,6 +23,16 @@ BALANCE = {
 }
 
 __all__ = [
-  "BALANCE", "Heterogeneous", "LatencyAware", "LoadBalance", "LoadConcentration",
-  "MutualInformation", "NullAveraged", "Reference", "RouterZ", "Scope", "Sparsity", "Term",
+  "BALANCE",
+  "AuxLoss",
+  "Heterogeneous",
+  "LatencyAware",
+  "LoadBalance",
+  "LoadConcentration",
+  "MutualInformation",
+  "NullAveraged",
+  "Reference",
+  "RouterZ",
+  "Scope",
+  "Sparsity",
 ]

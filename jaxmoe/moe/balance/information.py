@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.balance.term import Term
+from jaxmoe.moe.balance.aux_loss import AuxLoss
 from jaxmoe.moe.routing import RouterSums, entropy_of
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfShares(Term):
+class _OfShares(AuxLoss):
   """A loss of mean scores that are shares."""
 
   weight: float = 1e-3

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.balance.term import Term
+from jaxmoe.moe.balance.aux_loss import AuxLoss
 from jaxmoe.moe.routing import RouterSums
 
 
 @dataclasses.dataclass(frozen=True)
-class LatencyAware(Term):
+class LatencyAware(AuxLoss):
   """Importance and load in inverse proportion to latency.
 
   Attributes:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.balance.term import Term
+from jaxmoe.moe.balance.aux_loss import AuxLoss
 from jaxmoe.moe.routing import RouterSums
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadBalance(Term):
+class LoadBalance(AuxLoss):
   """The load-balancing loss (Switch, Fedus et al. 2021, equation 4); 1 at perfect balance."""
 
   kind: ClassVar[str] = "load_balance"
@@ -34,7 +34,7 @@ class LoadBalance(Term):
 
 
 @dataclasses.dataclass(frozen=True)
-class NullAveraged(Term):
+class NullAveraged(AuxLoss):
   """Load balance that leaves idle experts free among themselves (AdaMoE, equation 7).
 
   Null experts are interchangeable: the f of each is the mean over all of them.
@@ -57,7 +57,7 @@ class NullAveraged(Term):
 
 
 @dataclasses.dataclass(frozen=True)
-class Heterogeneous(Term):
+class Heterogeneous(AuxLoss):
   """Load balance in which idle experts weigh less (MoE++, Jin et al. 2024, equation 9).
 
   At its optimum an idle expert is chosen 1 / `idle` times as often as one that computes.
@@ -91,11 +91,11 @@ def is_zero_compute(layer: Any) -> jax.Array:
   return jnp.arange(layer.num_experts) >= first
 
 
-def _needs_zero_compute(term: Term, layer: Any) -> None:
+def _needs_zero_compute(aux_loss: AuxLoss, layer: Any) -> None:
   if not layer.experts.num_zero_compute(layer.num_experts):
     raise InputError(
-      f"{term.kind} is about experts that compute nothing, and {type(layer.experts).__name__} has "
-      "none; use load_balance, or experts with idle ones"
+      f"{aux_loss.kind} is about experts that compute nothing, and {type(layer.experts).__name__} "
+      "has none; use load_balance, or experts with idle ones"
     )
 
 

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.moe.balance.term import Term
+from jaxmoe.moe.balance.aux_loss import AuxLoss
 from jaxmoe.moe.routing import RouterSums
 
 
 @dataclasses.dataclass(frozen=True)
-class RouterZ(Term):
+class RouterZ(AuxLoss):
   """The z-loss, a mean over tokens: every scope but `sequence` and `micro` is the same."""
 
   weight: float = 1e-3

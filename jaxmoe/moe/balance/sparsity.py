@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.moe.balance.term import Term
+from jaxmoe.moe.balance.aux_loss import AuxLoss
 from jaxmoe.moe.routing import RouterSums
 
 
 @dataclasses.dataclass(frozen=True)
-class Sparsity(Term):
+class Sparsity(AuxLoss):
   """A token's mean sum of scores, those of loaded experts more (arXiv:2412.14711, eq. 7 and 10).
 
   Its weight is the router's factor, for which constants of the paper (k, the number of layers)

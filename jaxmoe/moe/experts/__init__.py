@@ -4,11 +4,11 @@ To add one, write its file, add one line to EXPERTS, and the contract test runs 
 those of one kind, which other families are made of.
 """
 
-from jaxmoe.moe.experts.duo import Duo
+from jaxmoe.moe.experts.homogeneous import NETWORKS
 from jaxmoe.moe.experts.latent import Latent
-from jaxmoe.moe.experts.networks import NETWORKS
+from jaxmoe.moe.experts.mixed_primitives import Primitives
+from jaxmoe.moe.experts.multi_width import Duo
 from jaxmoe.moe.experts.null import Null
-from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 

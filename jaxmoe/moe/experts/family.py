@@ -1,7 +1,7 @@
 """What a layer asks of its experts: which of them take rows, and what surrounds the dispatch.
 
 Most families are one kind of network, E times, and override nothing. A mixed family says by
-`parts` which ids are of which kind. A part either takes rows, `part(rows_RD, groups)`, or, being
+`groups` which ids are of which kind. A part either takes rows, `part(rows_RD, groups)`, or, being
 cheap, is computed for all tokens at once where they are: `part.at_tokens(x_TD, routing)`; then it
 takes no rows. An id in no part gives zeros and costs nothing.
 """
@@ -79,7 +79,7 @@ class FeedForward(Experts):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ExpertGroup:
   """Experts start..stop-1 of a layer, which are of one kind.
 
   Attributes:
@@ -96,20 +96,20 @@ class Part:
 class ExpertFamily(nnx.Module):
   """The base of modules of experts."""
 
-  def parts(self, num_experts: int) -> tuple[Part, ...]:
+  def groups(self, num_experts: int) -> tuple[ExpertGroup, ...]:
     """Returns the kinds of experts by their ids, 0..E-1; ids in no part give zeros."""
-    return (Part(0, num_experts, self),)
+    return (ExpertGroup(0, num_experts, self),)
 
   def adjust_weights(self, routing: Routing) -> Routing:
     """Returns the routing whose weights know what kind of expert each choice is."""
     return routing
 
-  def enter(self, x_TD: jax.Array) -> jax.Array:
+  def project_in(self, x_TD: jax.Array) -> jax.Array:
     """Returns what is dispatched in place of x."""
     return x_TD
 
-  def leave(self, y_TD: jax.Array) -> jax.Array:
-    """Returns the layer's output of the combined outputs of experts; inverse of `enter`'s dims."""
+  def project_out(self, y_TD: jax.Array) -> jax.Array:
+    """Returns the layer's output of the combined outputs of experts; inverse of `project_in`."""
     return y_TD
 
 
@@ -123,11 +123,11 @@ class SeveralKinds(ExpertFamily):
     self.kinds = nnx.Dict({name: module for name, _, _, module in kinds})
     self.spans = tuple((name, start, stop) for name, start, stop, _ in kinds)
 
-  def parts(self, num_experts: int) -> tuple[Part, ...]:
+  def groups(self, num_experts: int) -> tuple[ExpertGroup, ...]:
     """Returns a part for each kind."""
     del num_experts
     modules = [(start, stop, self.kinds[name]) for name, start, stop in self.spans]
-    return tuple(Part(*part, not hasattr(part[2], "at_tokens")) for part in modules)
+    return tuple(ExpertGroup(*part, not hasattr(part[2], "at_tokens")) for part in modules)
 
 
 def hand_over(routing: Routing, from_TA: jax.Array) -> Routing:

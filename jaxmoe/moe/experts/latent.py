@@ -16,8 +16,8 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.weights import dot
-from jaxmoe.moe.experts.family import ExpertFamily, Experts, Part
-from jaxmoe.moe.experts.networks import NETWORKS
+from jaxmoe.moe.experts.family import ExpertFamily, ExpertGroup, Experts
+from jaxmoe.moe.experts.homogeneous import NETWORKS
 from jaxmoe.moe.experts.swiglu import SwiGLU
 
 
@@ -59,14 +59,14 @@ class LatentExperts(ExpertFamily):
     self.up = init.weight("up", (small, dim), ("latent", "embed"), fan_in=small)
     self.network = config.network.build(init / "network", small, num_experts)
 
-  def parts(self, num_experts: int) -> tuple[Part, ...]:
+  def groups(self, num_experts: int) -> tuple[ExpertGroup, ...]:
     """Returns the experts of the network."""
-    return (Part(0, num_experts, self.network),)
+    return (ExpertGroup(0, num_experts, self.network),)
 
-  def enter(self, x_TD: jax.Array) -> jax.Array:
+  def project_in(self, x_TD: jax.Array) -> jax.Array:
     """Returns (T, K)."""
     return dot(self.down.get_value(), x_TD, "td,dk->tk")
 
-  def leave(self, y_TD: jax.Array) -> jax.Array:
+  def project_out(self, y_TD: jax.Array) -> jax.Array:
     """Returns (T, D) of (T, K)."""
     return dot(self.up.get_value(), y_TD, "tk,kd->td")

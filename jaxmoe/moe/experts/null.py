@@ -14,7 +14,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, hand_over
-from jaxmoe.moe.experts.networks import NETWORKS
+from jaxmoe.moe.experts.homogeneous import NETWORKS
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.routing import Routing
 

@@ -19,7 +19,7 @@ from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import choice
 from jaxmoe.core.weights import dot
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, gates, hand_over
-from jaxmoe.moe.experts.networks import NETWORKS
+from jaxmoe.moe.experts.homogeneous import NETWORKS
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.routing import Routing
 

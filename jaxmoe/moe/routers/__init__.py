@@ -4,7 +4,7 @@ To add one, write its file (a record derived from `Router` with a `select`), add
 ROUTERS, and the contract test runs it. A name may also stand for settings of another's record.
 """
 
-from jaxmoe.moe.routers.adaptive import Adaptive, AdaptiveTopK, ReLU
+from jaxmoe.moe.routers.adaptive_coefficient import Adaptive, AdaptiveTopK, ReLU
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.moe.routers.dynamic import Threshold, TopP

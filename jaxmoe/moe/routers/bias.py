@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import Buffers, Router, RouterInputs, Samples, Selection, top_k
+from jaxmoe.moe.routers.router import (
+  Buffers,
+  Router,
+  RouterInputs,
+  RouterStatistics,
+  Selection,
+  top_k,
+)
 from jaxmoe.moe.routing import RouterSums
 
 
@@ -62,9 +69,11 @@ class AuxFree(Router):
     """Returns a bias of zero for every expert."""
     return {"bias": jnp.zeros(num_experts, jnp.float32)}
 
-  def update(self, buffers: Buffers, sums: RouterSums, samples: Samples | None) -> Buffers:
+  def update(
+    self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None
+  ) -> Buffers:
     """Returns the bias moved by `bias_rate` towards even counts."""
-    del samples
+    del statistics
     sign_E = jnp.sign(jnp.mean(sums.counts_E) - sums.counts_E)
     return {"bias": buffers["bias"] + self.bias_rate * sign_E}
 
@@ -103,18 +112,20 @@ class Quantile(Router):
     """Returns a beta of zero for every expert."""
     return {"beta": jnp.zeros(num_experts, jnp.float32)}
 
-  def update(self, buffers: Buffers, sums: RouterSums, samples: Samples | None) -> Buffers:
+  def update(
+    self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None
+  ) -> Buffers:
     """Returns the n-th largest margins, n = T A // E but at least 1, less their mean.
 
     Only differences matter. Without tokens, or where choices were given, beta stays as it is.
     """
-    if samples is None:
+    if statistics is None:
       return buffers
     del sums
     num_experts = buffers["beta"].shape[0]
-    tokens = jnp.sum(samples.valid_T.astype(jnp.int32))
-    margins_TE = jnp.where(samples.valid_T[:, None], samples.margins_TE, -jnp.inf)
-    nth = jnp.maximum(tokens * int(samples.active) // num_experts, 1)
+    tokens = jnp.sum(statistics.valid_T.astype(jnp.int32))
+    margins_TE = jnp.where(statistics.valid_T[:, None], statistics.margins_TE, -jnp.inf)
+    nth = jnp.maximum(tokens * int(statistics.active) // num_experts, 1)
     beta_E = jnp.sort(margins_TE, axis=0)[-nth]
     return {"beta": jnp.where(tokens > 0, beta_E - jnp.mean(beta_E), buffers["beta"])}
 

@@ -20,7 +20,7 @@ from jaxmoe.moe.routers.router import (
   Buffers,
   Router,
   RouterInputs,
-  Samples,
+  RouterStatistics,
   Selection,
   top_k,
 )
@@ -130,16 +130,18 @@ class CausalExpertChoice(ByExpert):
     """Returns a threshold of 0 for every expert, which stands for none."""
     return {"threshold": jnp.zeros(num_experts, jnp.float32)}
 
-  def update(self, buffers: Buffers, sums: RouterSums, samples: Samples | None) -> Buffers:
+  def update(
+    self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None
+  ) -> Buffers:
     """Returns thresholds nearer to those of the step; as they are where it told of no tokens."""
-    if samples is None:
+    if statistics is None:
       return buffers
-    old_E, tokens = buffers["threshold"], jnp.sum(samples.valid_T.astype(jnp.int32))
-    places = jnp.round(samples.active * tokens / old_E.shape[0]).astype(jnp.int32)
+    old_E, tokens = buffers["threshold"], jnp.sum(statistics.valid_T.astype(jnp.int32))
+    places = jnp.round(statistics.active * tokens / old_E.shape[0]).astype(jnp.int32)
     if self.exact:
-      ratio = decimal(samples.active) / old_E.shape[0]
-      places = times_nearest(tokens, ratio, samples.valid_T.shape[0])
-    score_TE = jnp.where(samples.valid_T[:, None], samples.margins_TE, -jnp.inf)
+      ratio = decimal(statistics.active) / old_E.shape[0]
+      places = times_nearest(tokens, ratio, statistics.valid_T.shape[0])
+    score_TE = jnp.where(statistics.valid_T[:, None], statistics.margins_TE, -jnp.inf)
     # The best score that finds no place; 0, below all others, where all find one.
     new_E = jnp.where(places < tokens, jnp.sort(score_TE, axis=0)[-1 - places], 0)
     moved_E = jnp.where(jnp.any(old_E != 0), old_E + self.rate * (new_E - old_E), new_E)

@@ -1,7 +1,8 @@
 """Gates: the part of a router with parameters, from a token to a logit for every expert.
 
-A gate is a record; `build` gives a module that is called as `gate(x_TD, carry)` and returns
-float32 logits (T, E) and the carry of the next layer. To add one, add one line to GATES.
+A gate is a record; `build` gives a module that is called as `gate(x_TD, previous_logits)` and
+returns float32 logits (T, E) and the previous_logits of the next layer. To add one, add one line to
+GATES.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.recipe import added, choice
 from jaxmoe.core.weights import dot
-from jaxmoe.moe.routers.gate import Gate
+from jaxmoe.moe.routers.gate_base import Gate
 from jaxmoe.moe.routers.tree import Tree
 
 
@@ -51,12 +52,12 @@ class LinearGate(nnx.Module):
     # Where experts are spread, gates are not.
     self.bias = init.zeros((num_experts,), ("local_expert",)) if config.bias else None
 
-  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the carry as it came."""
+  def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E) and the previous_logits as it came."""
     logits_TE = dot(self.weight.get_value(), x_TD.astype(jnp.float32), "td,de->te")
     if self.bias is not None:
       logits_TE = logits_TE + self.bias.get_value().astype(jnp.float32)[None]
-    return logits_TE, carry
+    return logits_TE, previous_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +110,12 @@ class MLPGate(nnx.Module):
     self.up_bias = init.zeros((hidden,), ("hidden",)) if config.bias else None
     self.weight = init.weight("weight", (hidden, num_experts), ("hidden", "expert"), fan_in=hidden)
 
-  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the carry as it came."""
+  def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E) and the previous_logits as it came."""
     hidden_TH = dot(self.up.get_value(), x_TD.astype(jnp.float32), "td,dh->th")
     if self.up_bias is not None:
       hidden_TH = hidden_TH + self.up_bias.get_value().astype(jnp.float32)[None]
-    return dot(self.weight.get_value(), self.act(hidden_TH), "th,he->te"), carry
+    return dot(self.weight.get_value(), self.act(hidden_TH), "th,he->te"), previous_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +158,12 @@ class CosineGate(nnx.Module):
     sharpness_1 = jnp.full(1, -math.log(config.temperature), init.dtype)
     self.sharpness = nnx.Param(sharpness_1, dims=(None,))
 
-  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the carry as it came."""
+  def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E) and the previous_logits as it came."""
     low_TP = _unit(dot(self.down.get_value(), x_TD.astype(jnp.float32), "td,dp->tp"), axis=1)
     weight_PE = _unit(self.weight.get_value().astype(jnp.float32), axis=0)
     sharpness_1 = jnp.minimum(self.sharpness.get_value().astype(jnp.float32), self.most)
-    return dot(weight_PE, low_TP, "tp,pe->te") * jnp.exp(sharpness_1)[None], carry
+    return dot(weight_PE, low_TP, "tp,pe->te") * jnp.exp(sharpness_1)[None], previous_logits
 
 
 def _unit(x: jax.Array, axis: int) -> jax.Array:
@@ -191,7 +192,7 @@ class Residual(Gate):
 
   inner: Any = choice(ALONE, Linear())
 
-  carries: ClassVar[bool] = True
+  reads_previous: ClassVar[bool] = True
   separable: ClassVar[bool] = False
 
   def build(self, init: Init, dim: int, num_experts: int) -> ResidualGate:
@@ -211,11 +212,12 @@ class ResidualGate(nnx.Module):
     zeros_EE = jnp.zeros((num_experts, num_experts), init.dtype)
     self.residual = nnx.Param(zeros_EE, dims=(None, "expert"))
 
-  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E), twice; the carry is None, or logits of zero in a stack."""
+  def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E), twice; the previous_logits is None, or logits of zero in a
+    stack."""
     logits_TE, _ = self.inner(x_TD, None)
-    if carry is not None:
-      logits_TE = logits_TE + dot(self.residual.get_value(), carry, "te,ef->tf")
+    if previous_logits is not None:
+      logits_TE = logits_TE + dot(self.residual.get_value(), previous_logits, "te,ef->tf")
     return logits_TE, logits_TE
 
 

@@ -161,9 +161,11 @@ class Router:
     del num_experts
     return {}
 
-  def update(self, buffers: Buffers, sums: RouterSums, samples: Samples | None) -> Buffers:
+  def update(
+    self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None
+  ) -> Buffers:
     """Returns the buffers after a step, from the sums of all its tokens."""
-    del sums, samples
+    del sums, statistics
     return buffers
 
   def gate_input(self, x_TD: jax.Array, keys: Keys | None) -> jax.Array:
@@ -220,7 +222,7 @@ class BatchRouter(Router):
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class RouterStatistics:
   """What a router's buffers are updated from beside sums: values of every token of a step.
 
   Attributes:
@@ -234,7 +236,7 @@ class Samples:
   active: float
 
 
-jax.tree_util.register_dataclass(Samples, ["margins_TE", "valid_T"], ["active"])
+jax.tree_util.register_dataclass(RouterStatistics, ["margins_TE", "valid_T"], ["active"])
 
 
 class RouterModule(nnx.Module):
@@ -251,11 +253,12 @@ class RouterModule(nnx.Module):
     )
 
   def __call__(
-    self, x_TD: jax.Array, tokens: Tokens, carry: Any, keys: Keys | None
+    self, x_TD: jax.Array, tokens: Tokens, previous_logits: Any, keys: Keys | None
   ) -> tuple[Routing, Any]:
-    """Returns the routing of T = B * L tokens, all float32, and the carry of the next layer."""
+    """Returns the routing of T = B * L tokens, all float32, and the previous_logits of the next
+    layer."""
     input_TD = self.config.gate_input(x_TD, keys)
-    logits_TE, carry = self.gate(input_TD, carry)
+    logits_TE, previous_logits = self.gate(input_TD, previous_logits)
     scores_TE = SCORES[self.config.score](logits_TE)
     buffers = {name: jax.lax.stop_gradient(leaf[...]) for name, leaf in self.buffers.items()}
     parameters = {name: leaf.get_value() for name, leaf in self.rule.items()}
@@ -269,10 +272,10 @@ class RouterModule(nnx.Module):
       x_TD.astype(jnp.float32),
       parameters,
     )
-    if tokens.given is None:
+    if tokens.replayed_experts is None:
       chosen = self.config.select(inputs)
     else:
-      chosen = self._replay(inputs, tokens.given)
+      chosen = self._replay(inputs, tokens.replayed_experts)
     valid_TA = jnp.broadcast_to(inputs.valid_T[:, None], chosen.expert_TA.shape)
     if chosen.valid_TA is not None:
       valid_TA = valid_TA & chosen.valid_TA
@@ -293,13 +296,13 @@ class RouterModule(nnx.Module):
       domain_sums=self.gate.domain_sums(input_TD, tokens) if compares else None,
       sum_to_1=self.config.sum_to_1,
     )
-    return routing, carry
+    return routing, previous_logits
 
-  def _replay(self, inputs: RouterInputs, given_BLA: jax.Array) -> Selection:
+  def _replay(self, inputs: RouterInputs, replayed_BLA: jax.Array) -> Selection:
     """Takes the given choices, weighed as this router would; a choice below 0 is none."""
-    given_TA = given_BLA.reshape(-1, given_BLA.shape[-1])
-    valid_TA = given_TA >= 0
-    expert_TA = jnp.maximum(given_TA, 0)
+    replayed_TA = replayed_BLA.reshape(-1, replayed_BLA.shape[-1])
+    valid_TA = replayed_TA >= 0
+    expert_TA = jnp.maximum(replayed_TA, 0)
     return Selection(
       expert_TA, self.config.weights_of_replayed(inputs, expert_TA, valid_TA), valid_TA
     )

@@ -17,7 +17,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weights import dot
-from jaxmoe.moe.routers.gate import Gate
+from jaxmoe.moe.routers.gate_base import Gate
 from jaxmoe.ops.soft_tree import TreeSums, log_leaves, tree_sums
 
 
@@ -53,9 +53,9 @@ class TreeGate(nnx.Module):
     self.weight = init.weight("weight", (dim, nodes), ("embed", None), fan_in=dim)
     self.bias = nnx.Param(jnp.zeros(nodes, init.dtype), dims=(None,))
 
-  def __call__(self, x_TD: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the carry as it came."""
-    return log_leaves(self._decisions(x_TD)), carry
+  def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
+    """Returns float32 logits (T, E) and the previous_logits as it came."""
+    return log_leaves(self._decisions(x_TD)), previous_logits
 
   def domain_sums(self, x_TD: jax.Array, tokens: Tokens) -> TreeSums:
     """Returns what each domain of the valid tokens sees of the tree; no gradient."""

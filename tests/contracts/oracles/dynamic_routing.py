@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from jaxmoe.moe.routers.adaptive import AdaptiveTopK, ReLU
+from jaxmoe.moe.routers.adaptive_coefficient import AdaptiveTopK, ReLU
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.tree import Tree

@@ -10,11 +10,11 @@ import math
 import numpy as np
 
 from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
-from jaxmoe.moe.experts.duo import Duo
 from jaxmoe.moe.experts.latent import Latent
+from jaxmoe.moe.experts.mixed_primitives import Primitives
 from jaxmoe.moe.experts.mlp import GELU, ReLUSquared
+from jaxmoe.moe.experts.multi_width import Duo
 from jaxmoe.moe.experts.null import Null
-from jaxmoe.moe.experts.primitives import Primitives
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.experts.zero_copy_constant import ZeroCopyConstant
 from tests.contracts.oracles.routing import softmax

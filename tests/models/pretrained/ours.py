@@ -51,7 +51,7 @@ class Ours:
 
   def forward(self, ids_BL, position_BL=None):
     """Logits, choices by depth (sorted) and the gradients of the mean loss by canonical name."""
-    tokens = dataclasses.replace(Tokens.of_ids(jnp.asarray(ids_BL)), record=True)
+    tokens = dataclasses.replace(Tokens.of_ids(jnp.asarray(ids_BL)), return_routing=True)
     if position_BL is not None:
       tokens = dataclasses.replace(tokens, position=jnp.asarray(position_BL, jnp.int32))
     with jax.default_matmul_precision("highest"):

@@ -16,9 +16,9 @@ from jaxmoe.moe.routing import RouterSums
 D, T = 16, 512
 
 
-def tokens_of(num_tokens, given=None):
+def tokens_of(num_tokens, replayed_experts=None):
   slot = jnp.arange(num_tokens, dtype=jnp.int32)[None]
-  return Tokens(slot, slot, jnp.ones_like(slot), slot, given=given)
+  return Tokens(slot, slot, jnp.ones_like(slot), slot, replayed_experts=replayed_experts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -27,7 +27,7 @@ def build(config, state=None):
   graph = nnx.graphdef(layer)
   state = nnx.to_pure_dict(nnx.state(layer)) if state is None else state
   slot = jnp.arange(T, dtype=jnp.int32)[None]
-  tokens = Tokens(slot, slot, (slot < T - 3).astype(jnp.int32), slot, record=True)
+  tokens = Tokens(slot, slot, (slot < T - 3).astype(jnp.int32), slot, return_routing=True)
 
   def call(x, state=state):
     y, _, sums = nnx.merge(graph, state)(x[None], tokens, None, None)

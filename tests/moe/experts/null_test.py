@@ -27,7 +27,7 @@ def run(config, x, state=None, segment=None):
   state = nnx.to_pure_dict(nnx.state(layer)) if state is None else state
   slot = jnp.arange(T, dtype=jnp.int32)[None]
   segment = jnp.ones_like(slot) if segment is None else segment
-  tokens = Tokens(slot, slot, segment, slot, record=True)
+  tokens = Tokens(slot, slot, segment, slot, return_routing=True)
 
   def call(state, x):
     y, _, sums = nnx.merge(graph, state)(x[None], tokens, None, None)
@@ -135,7 +135,7 @@ def test_the_loss_alone_leads_to_a_n_over_n_plus_m_experts_each_token_its_own_nu
 def test_capacity_is_sized_by_the_share_of_choices_that_compute():
   config = layer_of(dispatch=Capacity(factor=1.0))
   layer = config.build(Init(Keys.from_seed(0)), D)
-  (part,) = layer.experts.parts(N + M)
+  (part,) = layer.experts.groups(N + M)
   _, sums, _, _ = run(config, draw())
   rows = config.dispatch.rows_for(sums.routing.part(0, N), layer._site(part, None))
   assert rows == -(-T * A // (N + M))

@@ -51,7 +51,7 @@ def test_a_copy_of_weight_1_doubles_x_once_the_residual_is_added():
 
 def test_two_experts_that_compute_nothing_take_no_row_and_drop_nothing():
   _, _, layer = run((COPY, E - 1))
-  parts = layer.experts.parts(E)
+  parts = layer.experts.groups(E)
   assert [(part.start, part.stop, part.takes_rows) for part in parts] == [
     (0, FFN, True), (FFN, E, False),
   ]  # fmt: skip

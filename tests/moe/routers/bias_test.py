@@ -8,7 +8,7 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
-from jaxmoe.moe.routers.router import Samples
+from jaxmoe.moe.routers.router import RouterStatistics
 
 E, A = 8, 2
 
@@ -122,8 +122,8 @@ def quantile_oracle(margins, active):
 
 def step(router, seen, chosen, valid=None):
   valid = np.ones(len(chosen.expert_TA), bool) if valid is None else valid
-  samples = Samples(chosen.margins_TE, jnp.asarray(valid), seen.num_active)
-  return router.update(seen.buffers, sums_of(chosen.expert_TA, valid), samples)["beta"]
+  statistics = RouterStatistics(chosen.margins_TE, jnp.asarray(valid), seen.num_active)
+  return router.update(seen.buffers, sums_of(chosen.expert_TA, valid), statistics)["beta"]
 
 
 @pytest.mark.parametrize("num_tokens, active", [(400, 2), (399, 3), (7, 1), (3, 2), (1, 1)])

@@ -8,7 +8,7 @@ from jaxmoe.core.recipe import from_plain
 from jaxmoe.moe.dispatch import Capacity, Dropless, Einsum
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
-from jaxmoe.moe.routers.router import Samples
+from jaxmoe.moe.routers.router import RouterStatistics
 from jaxmoe.moe.routing import Routing
 
 E, A = 8, 2
@@ -93,9 +93,9 @@ def test_places_are_those_of_the_factor_as_it_is_written_but_in_runs_of_before(
 
 def update(router, threshold, scores, valid=None, active=A):
   valid = np.ones(len(scores), bool) if valid is None else valid
-  samples = Samples(jnp.asarray(scores), jnp.asarray(valid), active)
+  statistics = RouterStatistics(jnp.asarray(scores), jnp.asarray(valid), active)
   buffers = {"threshold": jnp.asarray(threshold)}
-  return np.asarray(router.update(buffers, None, samples)["threshold"])
+  return np.asarray(router.update(buffers, None, statistics)["threshold"])
 
 
 def test_thresholds_let_each_expert_take_its_share_of_the_step_they_came_from(seen_of, skewed):

@@ -62,7 +62,7 @@ def test_a_gate_that_carries_nothing_hands_on_what_it_was_given(name):
   record, keys = GATES[name][1], Init(Keys.from_seed(0))
   given = jnp.ones((2, 4))
   _, carry = record.build(keys, D, 4)(jnp.ones((2, D)), given)
-  assert (carry is given) != record.carries
+  assert (carry is given) != record.reads_previous
 
 
 def test_the_layer_before_learns_through_the_logits_it_hands_on():

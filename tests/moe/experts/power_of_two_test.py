@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.experts.shift import STEPS, integers, pack, powers_of_two, unpack
+from jaxmoe.moe.experts.power_of_two import STEPS, integers, pack, powers_of_two, unpack
 from tests.contracts.oracles.experts import power_of_two
 
 S, D, F = 3, 7, 5

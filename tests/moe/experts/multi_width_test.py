@@ -9,8 +9,8 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.moe.experts.duo import Duo
-from jaxmoe.moe.experts.primitives import Primitives
+from jaxmoe.moe.experts.mixed_primitives import Primitives
+from jaxmoe.moe.experts.multi_width import Duo
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 
@@ -38,7 +38,7 @@ def test_a_token_that_skips_keeps_its_stream_bit_for_bit_and_takes_no_row():
   np.testing.assert_array_equal((x + y)[skips], x[skips])
   assert (np.abs(np.asarray(y)[~skips]).max(axis=1) > 0).all()
   assert sums.idle == skips.sum()
-  rows = [part.stop - part.start for part in layer.experts.parts(len(WIDTHS))]
+  rows = [part.stop - part.start for part in layer.experts.groups(len(WIDTHS))]
   assert rows == [2, 1]
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 class Gate:
   """The base of records of gates."""
 
-  carries: ClassVar[bool] = False
+  reads_previous: ClassVar[bool] = False
   """Whether the gate reads the logits of the gate before and hands on its own."""
   separable: ClassVar[bool] = True
   """Whether each expert has a column of its own, so that experts can be copied and removed."""

@@ -1,9 +1,9 @@
 """Big, small and skip: experts of several widths (Duo-LLM, Alizadeh et al. 2024, arXiv:2410.10846).
 
 Section 3: a layer holds a large network, a small one and none at all; what a token meets is the
-router's choice, or given (`Tokens.given`), as in training with random patterns and in the search
-for the best one. A skipped token keeps its stream, bit for bit: the norm before the layer is
-skipped with it.
+router's choice, or given (`Tokens.replayed_experts`), as in training with random patterns and in
+the search for the best one. A skipped token keeps its stream, bit for bit: the norm before the
+layer is skipped with it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ class Duo(Experts):
   def build(self, init: Init, dim: int, num_experts: int) -> SeveralKinds:
     """Returns the module with the weights of all experts."""
     kinds = [(f"from_{start}", width, start, stop) for width, start, stop in runs(self.widths)]
-    return SeveralKinds(*(
-      (name, start, stop, SwiGLU(width).build(init / name, dim, stop - start))
-      for name, width, start, stop in kinds
-      if width
-    ))
+    return SeveralKinds(
+      *(
+        (name, start, stop, SwiGLU(width).build(init / name, dim, stop - start))
+        for name, width, start, stop in kinds
+        if width
+      )
+    )

@@ -49,7 +49,7 @@ class Reference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Term:
+class AuxLoss:
   """The base of balance losses; a loss overrides `loss` and says what it is called.
 
   Attributes:

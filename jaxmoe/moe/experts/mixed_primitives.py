@@ -21,7 +21,7 @@ from jaxmoe.core.renamed import renamed
 from jaxmoe.core.weights import Groups, grouped_dot
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, gates, runs
 from jaxmoe.moe.experts.mlp import MLPExperts, gelu
-from jaxmoe.moe.experts.shift import integers, powers_of_two
+from jaxmoe.moe.experts.power_of_two import integers, powers_of_two
 from jaxmoe.moe.routing import Routing
 
 VIEWS: dict[str, Callable[[Any], Any] | None] = {

@@ -8,7 +8,7 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.moe.balance import LoadBalance, Sparsity
 from jaxmoe.moe.layer import MoEConfig
-from jaxmoe.moe.routers.adaptive import AdaptiveTopK, ReLU
+from jaxmoe.moe.routers.adaptive_coefficient import AdaptiveTopK, ReLU
 from jaxmoe.moe.routing import Routing, sum_routing
 
 E = 8

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.moe.routers.dynamic import Dynamic
-from jaxmoe.moe.routers.router import Buffers, Router, Samples
+from jaxmoe.moe.routers.router import Buffers, Router, RouterStatistics
 from jaxmoe.moe.routers.topk import TopK
 from jaxmoe.moe.routing import RouterSums
 
@@ -47,9 +47,11 @@ class Adaptive(Router):
     del num_experts
     return {"pressure": jnp.full(1, self.first, jnp.float32)}
 
-  def update(self, buffers: Buffers, sums: RouterSums, samples: Samples | None) -> Buffers:
+  def update(
+    self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None
+  ) -> Buffers:
     """Returns the factor after a step; the same if it had no token."""
-    del samples
+    del statistics
     sign = jnp.where(sums.tokens > 0, jnp.sign(self.measure(sums) - self.target), 0)
     return {"pressure": buffers["pressure"] * self.rate**sign}
 
