@@ -14,7 +14,7 @@ HF_VENV ?= .venv-hf
 STALE := $(shell test ! -e $(VENV) || $(VENV)/bin/python -c 'import sys; \
   sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || echo stale)
 
-.PHONY: quickstart test test-slow test-slow-smoke test-hf look-ahead lint venv clean
+.PHONY: quickstart test test-slow same-numbers test-slow-smoke test-hf look-ahead lint venv clean
 ifneq ($(STALE),)
 .PHONY: $(VENV)/bin/python $(VENV)/installed $(VENV)/installed-dev
 endif
@@ -42,6 +42,11 @@ test-slow: $(VENV)/installed-dev
 test-slow-smoke: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/faults tests/multidevice/planted_faults_test.py \
 	  -k 'seed_03 or not (seed_ or goodput)'
+
+# Whether this code computes what an earlier commit did, to the last bit; half an hour of two cores.
+same-numbers: $(VENV)/installed-dev
+	@test -n "$(BASE)" || { echo "error: of which commit? make same-numbers BASE=COMMIT" >&2; exit 2; }
+	$(BIN)/python -m tests.same_numbers --base=$(BASE)
 
 # What else computes the same, transformers itself beside it, in an environment with torch.
 LIVE = tests/models/pretrained/live_test.py tests/models/public_attention_test.py \
