@@ -18,13 +18,16 @@ bfloat16 of a checkpoint in bfloat16, else float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.commands.process.command_line import follow_up, say
 from jaxmoe.conversion import hf_export, hf_import
 from jaxmoe.core.errors import InputError
-from jaxmoe.runs.recipe_loading import PREFIX
+from jaxmoe.data.sources.auto import source_at
+from jaxmoe.runs.recipe_loading import PREFIX, load_recipe, parse_changes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run.", flag_values=FLAGS)
@@ -69,20 +72,20 @@ def main(overrides: list[str]) -> int:
       "what the run computes in"
     )
   file_dtype = FLAGS.file_dtype or FLAGS.dtype
-  workdir = cli.need_workdir(FLAGS.workdir)
+  workdir = run_flags.need_workdir(FLAGS.workdir)
   if FLAGS.to_hf:
     if FLAGS.shard_gb <= 0:
       raise InputError(f"--shard_gb={FLAGS.shard_gb} must be above 0")
-    hf_export.to_hf(workdir, FLAGS.to_hf, file_dtype, int(FLAGS.shard_gb * 1e9))
+    jax_settings.set_up_jax(keep_memory=False)
+    limit_bytes = int(FLAGS.shard_gb * 1e9)
+    hf_export.to_hf(workdir, FLAGS.to_hf, file_dtype, limit_bytes, warn=run_flags.complain)
     return 0
   if file_dtype == "float16":
     raise InputError(
       "--file_dtype=float16 is for --to_hf; parameters of a run are float32 or bfloat16"
     )
-  wishes = hf_import.Wishes(
-    FLAGS.text, FLAGS.eod, FLAGS.config, tuple(overrides), FLAGS.compute_dtype
-  )
-  hf_import.from_hf(FLAGS.from_hf, workdir, file_dtype, wishes)
+  jax_settings.set_up_jax(keep_memory=False)
+  hf_import.from_hf(FLAGS.from_hf, workdir, options(overrides, file_dtype))
   here = f"--workdir={workdir.path}"
   say(f"  score it:    {follow_up('evaluate', here)}")
   say(f"  write text:  {follow_up('generate', here, '--prompt=The ')}")
@@ -90,9 +93,18 @@ def main(overrides: list[str]) -> int:
   return 0
 
 
+def options(overrides: list[str], file_dtype: Any) -> hf_import.ImportOptions:
+  """Returns what the flags say of the run that is made."""
+  with run_flags.named("text"):
+    source = source_at(FLAGS.text) if FLAGS.text else None
+  base = load_recipe(FLAGS.config, []) if FLAGS.config else None
+  changes = tuple(parse_changes(overrides))
+  return hf_import.ImportOptions(source, FLAGS.eod, base, changes, FLAGS.compute_dtype, file_dtype)
+
+
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__, takes=(PREFIX,))
+  command_line.run(main, FLAGS, __doc__, takes=(PREFIX,))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import jax_settings
 from jaxmoe.core.layout import one_device
 from jaxmoe.cost.peak import best_peak
 from jaxmoe.data.corpus import open_corpus
@@ -35,14 +35,14 @@ CHANGES = (
 def main(folder: pathlib.Path) -> None:
   """Prints what is found, a line of JSON for each part."""
   started = time.monotonic()
-  cli.set_up_jax()
+  jax_settings.set_up_jax()
   write_result(devices=[described(device) for device in jax.local_devices()])
   with contextlib.redirect_stdout(sys.stderr):
     result = train_and_restore(folder)
   write_result(run={**result, "seconds": round(time.monotonic() - started, 1)})
   on_cpu = jax.default_backend() == "cpu"
   dtypes = ("float32",) if on_cpu else ("float32", "bfloat16")
-  folder = cli.cache_dir() / "peaks"
+  folder = jax_settings.cache_dir() / "peaks"
   write_result(peak_flops_per_s={dtype: best_peak(dtype, folder) for dtype in dtypes})
 
 

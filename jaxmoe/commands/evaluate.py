@@ -16,22 +16,23 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
-from jaxmoe.data.corpus import open_corpus, read_documents
+from jaxmoe.data.corpus import read_documents
 from jaxmoe.data.skip_report import plural
 from jaxmoe.data.sources.mixed_files import sources_of
 from jaxmoe.data.tokenizers import Tokenizer
+from jaxmoe.runs.evaluation import Documents, held_out, score_documents
+from jaxmoe.runs.run_loading import LoadedRun
 from jaxmoe.train.console_progress import ConsoleProgress
-from jaxmoe.train.evaluate import compressors, evaluate
 from jaxmoe.train.multiple_choice import read_questions, score_questions
 
 FLAGS = flags.FlagValues()
@@ -40,26 +41,24 @@ flags.DEFINE_string("text", None, "Files to score in place of the run's.", flag_
 flags.DEFINE_string("choices", None, "A .jsonl of questions to answer.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 16, "The most rows scored at a time.", 1, flag_values=FLAGS)
 
-Domains = Mapping[str, Sequence[Any]]
-
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
   del arguments
   if FLAGS.text and FLAGS.choices:
     raise InputError("--text and --choices: give one; each is scored by itself")
-  with cli.named("text"):
+  with run_flags.named("text"):
     sources, without = sources_of(FLAGS.text) if FLAGS.text else ([], [])
   questions = read_questions(FLAGS.choices) if FLAGS.choices else None
   name = "eval_text.json" if sources else "eval_choices.json" if questions else "eval.json"
-  out = cli.need_workdir(FLAGS.workdir).path / name
+  out = run_flags.need_workdir(FLAGS.workdir).path / name
   read = [path for source in sources for _, path in source.files]
   read += [FLAGS.choices] if FLAGS.choices else []
 
   def check(tokenizer: Tokenizer) -> None:
     check_output(out, str(out), read, "score a copy of the run, or make it writable")
 
-  run = cli.load_run(FLAGS.workdir, check)
+  run = run_flags.load_run(FLAGS.workdir, check)
   narrator = ConsoleProgress()
   if questions is not None:
     shape = (FLAGS.batch_size, run.experiment.data.seq_len)
@@ -71,49 +70,30 @@ def main(arguments: list[str]) -> int:
   if sources:
     if without:
       narrator.say(f"left out: {plural(len(without), 'file')} without text, such as {without[0]}")
-    with cli.as_trained():
+    with run_flags.as_trained():
       domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, narrator.say)
     extra_fields = {"skipped": skipped, "without_text": without}
     score(run, domains, "bytes", out, narrator, extra_fields)
   else:
-    score(run, held_out(run, narrator), "held-out bytes", out, narrator)
+    with run_flags.as_trained():
+      documents = held_out(run, jax_settings.cache_dir() / "tokenizers", narrator.say)
+    score(run, documents, "held-out bytes", out, narrator)
   return 0
 
 
-def held_out(run: cli.Trained, narrator: ConsoleProgress) -> Domains:
-  """Returns the documents that a run holds out, by domain.
-
-  Raises:
-    InputError: the recipe gives other data here than the run was trained on.
-  """
-  with cli.as_trained():
-    corpus = open_corpus(run.experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
-  train = run.experiment.train
-  trained_on = run.data_fingerprint  # nothing, where the run was converted
-  if trained_on not in (None, corpus.fingerprint(train.batch_size, train.seed)):
-    raise InputError(
-      f"{run.workdir.path}: the run was trained on other data than its config gives on this "
-      "machine (other files?), so what is held out may have been seen; score where it was trained"
-    )
-  return {name: corpus.held_out(name) for name in corpus.domains}
-
-
 def score(
-  run: cli.Trained,
-  domains: Domains,
+  run: LoadedRun,
+  documents: Documents,
   what: str,
   path: pathlib.Path,
   narrator: ConsoleProgress,
   extra_fields: Mapping[str, Any] | None = None,
 ) -> None:
   """Scores documents, prints the table and writes the file, with what else is told."""
-  total = sum(document.num_bytes for documents in domains.values() for document in documents)
-  shape = (FLAGS.batch_size, run.experiment.data.seq_len)
+  total = sum(document.num_bytes for several in documents.values() for document in several)
   with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
-    ends = run.tokenizer.start_id, run.tokenizer.eod_id
-    scores = evaluate(run.decoder, run.params, domains, ends, shape)
-  result = {"step": run.step, **scores, "compressors": compressors(domains), **(extra_fields or {})}
-  Console().print(table(result, "held-out bits" if path == run.workdir.evaluation else "bits"))
+    result = {**score_documents(run, documents, FLAGS.batch_size), **(extra_fields or {})}
+  Console().print(table(result, "bits" if extra_fields is not None else "held-out bits"))
   write(path, result, shown=False)
 
 
@@ -141,7 +121,7 @@ def table(result: dict, bits: str = "held-out bits") -> Table:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__)
+  command_line.run(main, FLAGS, __doc__)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import textwrap
 import jax
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, jax_settings
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.output import check_output, write_output
@@ -29,6 +29,7 @@ from jaxmoe.plan import explain, page
 from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
 from jaxmoe.runs.recipe_loading import PREFIX, file_of, load_recipe
 from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.idle_devices import idle_devices
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "The recipe: PATH[:name=value,...].", flag_values=FLAGS)
@@ -54,7 +55,7 @@ def main(overrides: list[str]) -> int:
     )
   if FLAGS.json:
     check_output(FLAGS.json, f"--json={FLAGS.json}", [file_of(FLAGS.config)])
-  cli.set_up_jax()
+  jax_settings.set_up_jax()
   if FLAGS.topology:
     experiment, devices = as_on_tpu(experiment), slice_of(FLAGS.topology)
   else:
@@ -66,7 +67,7 @@ def main(overrides: list[str]) -> int:
     record = json.dumps(found.record(), indent=1)
     write_output(FLAGS.json, f"--json={FLAGS.json}", record + "\n")
   print(page(found))
-  if idle := cli.idle_of(experiment, layout, devices):
+  if idle := idle_devices(experiment, layout, devices):
     print(textwrap.fill(f"note: {idle}", 80, break_on_hyphens=False))
   return 1 if FLAGS.topology and found.fits is False else 0
 
@@ -131,7 +132,7 @@ def say(line: str) -> None:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__, takes=(PREFIX,))
+  command_line.run(main, FLAGS, __doc__, takes=(PREFIX,))
 
 
 if __name__ == "__main__":

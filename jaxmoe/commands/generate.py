@@ -17,7 +17,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, run_flags
 from jaxmoe.conversion.hf_files import FOLDER, end_ids
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.terminal import escaped
@@ -25,6 +25,7 @@ from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.runs.chat_prompt import asked_in
 from jaxmoe.train.hooks import encode_prompt
+from jaxmoe.train.run_store import is_trained
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run whose model writes.", flag_values=FLAGS)
@@ -90,13 +91,13 @@ def main(arguments: list[str]) -> int:
     raise InputError("--prompt is missing or empty; give the text to continue")
   if FLAGS.system and not FLAGS.chat:
     raise InputError("--system is said in a chat; give --chat, too, or leave it out")
-  workdir = cli.need_workdir(FLAGS.workdir)
+  workdir = run_flags.need_workdir(FLAGS.workdir)
   experiment = workdir.experiment()
   context = experiment.data.seq_len
   also_ends = end_ids(workdir.path / FOLDER)
   texts = [_text("prompt", prompt) for prompt in prompts]
   first = [("system", _text("system", FLAGS.system))] if FLAGS.system else []
-  asked = asked_in(workdir, experiment) if FLAGS.chat else None
+  asked = asked_in(workdir.path / FOLDER, experiment, is_trained(workdir)) if FLAGS.chat else None
 
   def encode(tokenizer: Tokenizer) -> list[np.ndarray]:
     if asked is None:
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> int:
     check_length(prompts, rows, context)
     return rows
 
-  run = cli.load_run(FLAGS.workdir, check=encode)
+  run = run_flags.load_run(FLAGS.workdir, check=encode)
   ids = encode(run.tokenizer)
   if asked is not None:
     print(f"asked with {asked.name}", file=sys.stderr)
@@ -137,7 +138,7 @@ def _text(flag: str, text: str) -> str:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__)
+  command_line.run(main, FLAGS, __doc__)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import Corpus, open_corpus
@@ -43,7 +43,7 @@ flags.DEFINE_integer("seed", 0, "Of tokens and random patterns.", 0, flag_values
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
   del arguments
-  workdir = cli.need_workdir(FLAGS.workdir)
+  workdir = run_flags.need_workdir(FLAGS.workdir)
   out = pathlib.Path(FLAGS.out or workdir.path)
   experiment = workdir.experiment()
   if not out.is_dir():
@@ -58,10 +58,12 @@ def main(arguments: list[str]) -> int:
   budgets = [share * top for share in sorted(numbers("budgets", float))]
   patterns.check(budgets)
   method = METHODS[FLAGS.method](**settings())
-  run = cli.load_run(FLAGS.workdir)
+  run = run_flags.load_run(FLAGS.workdir)
   narrator = ConsoleProgress()
-  with cli.as_trained():
-    corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=narrator.say)
+  with run_flags.as_trained():
+    corpus = open_corpus(
+      experiment.data, jax_settings.cache_dir() / "tokenizers", progress=narrator.say
+    )
   slots = min(FLAGS.context, experiment.data.seq_len - 1) + 1
   last = LastToken.of(run.decoder, run.params, patterns, slots=slots, policy=FLAGS.past)
   texts = draw(corpus, FLAGS.tokens, slots, FLAGS.seed)
@@ -179,7 +181,7 @@ def _shown(value: float | None) -> str:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__)
+  command_line.run(main, FLAGS, __doc__)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 import jax
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, jax_settings
 from jaxmoe.commands.process.compile_fast import compile_fast
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_whole
@@ -59,7 +59,7 @@ def main(rest: list[str]) -> int:
   jax.config.update("jax_platforms", "cpu")
   devices = max(cell.parallel.num_devices for cell in cells)
   jax.config.update("jax_num_cpu_devices", devices)
-  cli.set_up_jax()
+  jax_settings.set_up_jax()
   commit = commit_of_tree()
   red = ran = 0
   for number, cell in enumerate(cells, start=1):
@@ -135,7 +135,7 @@ def commit_of_tree() -> str:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__)
+  command_line.run(main, FLAGS, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output
 from jaxmoe.report import write_comparison, write_report
@@ -52,7 +52,7 @@ def _run_of(path: str | None) -> pathlib.Path:
   Raises:
     InputError: there is no folder, or none of a run.
   """
-  workdir = cli.need_workdir(path)
+  workdir = run_flags.need_workdir(path)
   if not holds_run(workdir.path):
     raise InputError(f"--workdir={path}: no run here (no metrics.jsonl); train one first")
   return workdir.path
@@ -60,7 +60,7 @@ def _run_of(path: str | None) -> pathlib.Path:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__)
+  command_line.run(main, FLAGS, __doc__)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.core.tokens import Tokens
@@ -50,13 +50,13 @@ def main(arguments: list[str]) -> int:
   del arguments
   if not FLAGS.ids or not FLAGS.out:
     raise InputError("--ids and --out are needed: an .npy to read and an .npz to write")
-  workdir = cli.need_workdir(FLAGS.workdir)
+  workdir = run_flags.need_workdir(FLAGS.workdir)
   check_outputs(workdir.needed)
   experiment = workdir.experiment()
   vocab_size = experiment.data.tokenizer.vocab_size
   ids_BL = read_ids(FLAGS.ids, vocab_size, experiment.data.seq_len)
   given = check_routing(experiment.model, vocab_size, ids_BL)
-  run = cli.load_run(FLAGS.workdir)
+  run = run_flags.load_run(FLAGS.workdir)
   if FLAGS.record_routing:
     each = [np.asarray(route(run.decoder, run.params, row[None])) for row in ids_BL]
     given = np.concatenate(each, axis=1)
@@ -189,7 +189,7 @@ def route(decoder: Decoder, params: Params, ids_BL: jax.Array) -> jax.Array:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__)
+  command_line.run(main, FLAGS, __doc__)
 
 
 if __name__ == "__main__":

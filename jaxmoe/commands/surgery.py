@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from jaxmoe.adapt import Surgery, Variety, clone, insert, open_closed, prune, upcycle
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.commands.process.command_line import follow_up, say
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus, open_corpus
@@ -39,6 +39,7 @@ from jaxmoe.train.expert_counts import (
   held_out_batches,
   read_expert_counts,
 )
+from jaxmoe.train.run_store import need_store
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run whose model is changed.", flag_values=FLAGS)
@@ -74,18 +75,18 @@ def main(overrides: list[str]) -> int:
   operate = operation(name)
   if FLAGS.drop and not FLAGS.reset_moments:
     raise InputError("--drop: hidden units drawn anew have no moments; set --reset_moments")
-  workdir = cli.need_workdir(FLAGS.workdir)
+  workdir = run_flags.need_workdir(FLAGS.workdir)
   old = workdir.experiment()
-  store = cli.need_steps(workdir)
-  cli.set_up_jax()
+  store = need_store(workdir)
+  jax_settings.set_up_jax()
   counting = name == "prune_to" and not FLAGS.usage
   # Until choices are counted any usage tells what the new model is.
   surgery = operate(usage_of_none(old.model) if counting else read_given(name), old.model)
   new = derived_run.new_experiment(old, surgery, FLAGS.config, overrides)
   out = derived_run.check_out(FLAGS.out, new)
   derived_run.check_moments(old, new, FLAGS.reset_moments)
-  corpus = open_corpus(new.data, cli.cache_dir() / "tokenizers", progress=say)
-  source = derived_run.read_source(workdir, store, corpus)
+  corpus = open_corpus(new.data, jax_settings.cache_dir() / "tokenizers", progress=say)
+  source = derived_run.read_source(workdir, store, corpus, run_flags.complain)
   if counting:
     surgery = operate(count(source, corpus), old.model)
   event_fields = {
@@ -166,7 +167,7 @@ def usage_of_none(model: TransformerConfig) -> ExpertCounts:
   return [np.zeros(ffn.num_routable) for ffn in model.ffns if isinstance(ffn, MoEConfig)]
 
 
-def count(source: derived_run.Source, corpus: Corpus) -> ExpertCounts:
+def count(source: derived_run.LoadedState, corpus: Corpus) -> ExpertCounts:
   """Returns how often each expert is chosen on the batches asked for."""
   train = source.experiment.train
   if FLAGS.held_out:
@@ -179,7 +180,7 @@ def count(source: derived_run.Source, corpus: Corpus) -> ExpertCounts:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__, takes=(PREFIX,))
+  command_line.run(main, FLAGS, __doc__, takes=(PREFIX,))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 import jax
 from absl import flags
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.commands.process.command_line import follow_up, say
 from jaxmoe.commands.process.multi_process import processes
 from jaxmoe.commands.process.patient_output import lost, outlive_readers
+from jaxmoe.commands.process.stop_signals import StopSignals
 from jaxmoe.core import multihost
 from jaxmoe.core.errors import InputError, UserFacingError
 from jaxmoe.core.recipe import to_json
@@ -26,11 +27,12 @@ from jaxmoe.optim import make_schedule
 from jaxmoe.parallel import make_layout
 from jaxmoe.parity import check_proven, selfcheck
 from jaxmoe.report import write_report
-from jaxmoe.runs.chat_prompt import settled
 from jaxmoe.runs.recipe_loading import PREFIX, kept_line, load_recipe, recipe_origin
 from jaxmoe.sinks import make_sinks
+from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
+from jaxmoe.train.idle_devices import idle_devices
 from jaxmoe.train.profile import Profiler, parse_steps
 from jaxmoe.train.run_log import NoRunLog, RunLog, read_lines
 from jaxmoe.train.session import Around, Session
@@ -65,16 +67,16 @@ def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
   outlive_readers()
   with processes():
-    return train(cli.process_clock(), overrides)
+    return train(jax_settings.process_clock(), overrides)
 
 
 def train(clock: WallClock, overrides: list[str]) -> int:
   """Trains, as one of the processes of the run; returns the exit code."""
   with multihost.raise_on_all():
-    workdir = cli.need_workdir(FLAGS.workdir)
+    workdir = run_flags.need_workdir(FLAGS.workdir)
     asked, begun = load_recipe(FLAGS.config, overrides), workdir.begun()
     kept = load_recipe(FLAGS.config, overrides, begun) if begun else asked
-    experiment = settled(kept, begun)
+    experiment = settle_chat_date(kept, begun)
     if multihost.is_main_process():
       workdir.check(experiment)
       if kept != asked:
@@ -86,13 +88,13 @@ def train(clock: WallClock, overrides: list[str]) -> int:
   multihost.assert_equal("the recipe", to_json(experiment))
   # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
   with around(experiment, workdir, clock) as onlookers:
-    cli.set_up_jax()
+    jax_settings.set_up_jax()
     layout = make_layout(experiment.parallel)
-    if idle := cli.idle_of(experiment, layout, jax.devices()):
+    if idle := idle_devices(experiment, layout, jax.devices()):
       print(f"note: {idle}")
-    stop = cli.StopSignals()
+    stop = StopSignals()
     with multihost.raise_on_all():
-      corpus = open_corpus(experiment.data, cli.cache_dir() / "tokenizers", progress=say)
+      corpus = open_corpus(experiment.data, jax_settings.cache_dir() / "tokenizers", progress=say)
     multihost.assert_equal("the text", json.dumps(corpus.identity))
     session = Session(experiment, workdir, corpus, layout, onlookers)
     try:
@@ -156,7 +158,7 @@ def around(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterat
   wait_s = 5.0
   try:
     first = functools.partial(selfcheck, experiment) if FLAGS.selfcheck else None
-    origin, peaks = recipe_origin(FLAGS.config, experiment), cli.cache_dir() / "peaks"
+    origin, peaks = recipe_origin(FLAGS.config, experiment), jax_settings.cache_dir() / "peaks"
     yield Around(origin, clock, (sinks,), profiler, first, peaks)
   except KeyboardInterrupt:
     wait_s = 0.5  # the person does not want to wait
@@ -169,7 +171,7 @@ def around(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterat
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  cli.run(main, FLAGS, __doc__, takes=(PREFIX,), spreads=True)
+  command_line.run(main, FLAGS, __doc__, takes=(PREFIX,), spreads=True)
 
 
 if __name__ == "__main__":

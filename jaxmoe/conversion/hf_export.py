@@ -9,16 +9,13 @@ import itertools
 import json
 import os
 import pathlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.manifest import DamagedStepError
-from jaxmoe.commands.process import cli
 from jaxmoe.conversion.hf_files import (
   CARRIED,
   CONFIG,
@@ -47,12 +44,31 @@ from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.run_folder import check_folder
-from jaxmoe.train.train_state import PARAMS, as_stored
+from jaxmoe.train.run_store import need_store
+from jaxmoe.train.train_state import PARAMS, Abstract, Arrays, as_stored
 from jaxmoe.train.workdir import Workdir
+
+LIMIT_BYTES = 5 * 10**9
+"""Of one file, where nobody says."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Origin:
+  """Files that a model has beside its weights.
+
+  Attributes:
+    folder: What came with it, of the checkpoint it was made of; may not exist.
+    tokenizer: What the run saved of its tokenizer.
+    trained: Whether it was trained here.
+  """
+
+  folder: pathlib.Path
+  tokenizer: pathlib.Path
+  trained: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSpec:
   """A checkpoint that is to be written.
 
   Attributes:
@@ -93,7 +109,13 @@ class Target:
     return [name for name, _ in sizes.most_common()]
 
 
-def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> None:
+Say = Callable[[str], None]
+
+
+def to_hf(
+  workdir: Workdir, path: str, dtype: str | None, limit_bytes: int = LIMIT_BYTES,
+  say: Say = print, warn: Say = print,
+) -> None:
   """Writes the newest intact step of a run as a checkpoint.
 
   Args:
@@ -102,6 +124,8 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
     dtype: Of all tensors but buffers; None for those that they had in the checkpoint the run came
       from, or else that its files have.
     limit_bytes: Of one file.
+    say: Called with lines for a person.
+    warn: Called with a line about a checkpoint that is damaged.
 
   Raises:
     InputError: no family has such a model, or the folder cannot be written; nothing is left.
@@ -112,31 +136,45 @@ def to_hf(workdir: Workdir, path: str, dtype: str | None, limit_bytes: int) -> N
     raise InputError(f"--to_hf={out}: is there already, and is not written over; give another")
   check_folder(out, f"--to_hf={out}")
   experiment = workdir.experiment()
-  store = cli.need_steps(workdir)
-  carried = read_object(workdir.path / FOLDER / CONFIG)
-  own = read_dtypes(workdir.path / FOLDER / DTYPES)
-  kind = family_of(experiment.model, carried.get("model_type"))
-  if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
-    print("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
-  cli.set_up_jax(keep_memory=False)
-  bound = bind_params(FAMILIES[kind].mappings, shapes_by_name(experiment.decoder()))
-  target = Target(kind, bound, dtype, own, limit_bytes)
+  store = need_store(workdir)
+  origin = Origin(workdir.path / FOLDER, workdir.tokenizer, any(store.steps()))
+  spec = export_spec(experiment, origin, dtype, limit_bytes, say)
   for step in reversed(store.steps()):
+    there = store.contents(step)
+
+    def read(under: str, like: Abstract, step: int = step, there: Any = there) -> Arrays:
+      return store.read(step, as_stored(like, there), under=under)[0]
+
     caster = Caster()
     try:
       with folder_for(out) as half:
-        _write(half, workdir, experiment, target, _pieces(target, store, step, caster))
+        _write(half, origin, experiment, spec, _pieces(spec, read, caster), say)
     except DamagedStepError as error:
-      print(f"checkpoint {step} is damaged, trying the one before: {error}", file=sys.stderr)
+      warn(f"checkpoint {step} is damaged, trying the one before: {error}")
     else:
-      _tell_rounding(caster, target)
-      described = " and ".join(target.dtypes())
-      print(f"wrote {out}: {FAMILIES[kind].architecture} of step {step}, in {described}")
+      _tell_rounding(caster, spec, say)
+      described = " and ".join(spec.dtypes())
+      say(f"wrote {out}: {FAMILIES[spec.kind].architecture} of step {step}, in {described}")
       return
   raise CheckpointError(f"no intact checkpoint in {store}")
 
 
-def _tell_rounding(caster: Caster, target: Target) -> None:
+def export_spec(
+  experiment: Experiment, origin: Origin, dtype: str | None, limit_bytes: int, say: Say
+) -> ExportSpec:
+  """Returns what is written of a model.
+
+  Raises:
+    InputError: no family has such a model.
+  """
+  kind = family_of(experiment.model, read_object(origin.folder / CONFIG).get("model_type"))
+  if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
+    say("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
+  bound = bind_params(FAMILIES[kind].mappings, shapes_by_name(experiment.decoder()))
+  return ExportSpec(kind, bound, dtype, read_dtypes(origin.folder / DTYPES), limit_bytes)
+
+
+def _tell_rounding(caster: Caster, target: ExportSpec, say: Say) -> None:
   """Says how many values are not written as the run has them."""
   changed = {name: number for name, number in caster.changed.items() if number}
   if not changed:
@@ -145,7 +183,7 @@ def _tell_rounding(caster: Caster, target: Target) -> None:
   why = "which the checkpoint that the run came from has" if target.own else "which its files have"
   if target.asked:
     why = "as asked"
-  print(f"note: rounded {described}, {why}; --file_dtype=float32 writes what the run has")
+  say(f"note: rounded {described}, {why}; --file_dtype=float32 writes what the run has")
 
 
 def family_of(model: TransformerConfig, carried: str | None) -> str:
@@ -171,41 +209,43 @@ def family_of(model: TransformerConfig, carried: str | None) -> str:
 
 
 def _write(
-  folder: pathlib.Path, workdir: Workdir, experiment: Experiment, target: Target,
-  pieces: Iterator[TensorSlice],
+  folder: pathlib.Path, origin: Origin, experiment: Experiment, target: ExportSpec,
+  pieces: Iterator[TensorSlice], say: Say,
 ) -> None:
   """Writes all files of a checkpoint."""
   tensors = target.tensors()
-  progress = Progress(sum(tensor.num_bytes for tensor in tensors))
+  progress = Progress(sum(tensor.num_bytes for tensor in tensors), say)
   shards = plan_shards(tensors, target.limit_bytes)
   write_shards(folder, shards, pieces, progress.add)
   progress.end()
-  carried = workdir.path / FOLDER
+  carried = origin.folder
   names = copy_files(carried, folder, CARRIED) if carried.is_dir() else []
   eod_id = None
   if TOKENIZER not in names:
-    tokenizer = load_tokenizer(workdir.tokenizer)
+    tokenizer = load_tokenizer(origin.tokenizer)
     eod_id = tokenizer.eod_id
-    _write_tokenizer(folder, workdir, experiment)
-  elif find_template(folder) and experiment.data.chat and any(_steps(workdir)):
-    print("note: messages are trained in the format of data.chat; the checkpoint has the chat "
-          "template that the model came with")
+    _write_tokenizer(folder, origin.tokenizer, experiment, say)
+  elif find_template(folder) and experiment.data.chat and origin.trained:
+    say(
+      "note: messages are trained in the format of data.chat; the checkpoint has the chat "
+      "template that the model came with"
+    )
   plain = _config(experiment, target, read_object(carried / CONFIG), eod_id)
   _write_json(folder / CONFIG, plain)
 
 
 def _pieces(
-  target: Target, store: OrbaxStore, step: int, caster: Caster
+  target: ExportSpec, read: Callable[[str, Abstract], Arrays], caster: Caster
 ) -> Iterator[TensorSlice]:
   """Yields what each weight is of its tensors; those of one layer are in memory at a time."""
-  sharding, there = one_device().replicated, store.contents(step)
+  sharding = one_device().replicated
   for under, group in itertools.groupby(target.bound, key=_part):
     of = list(group)
     like = {
       PARAMS + bound.name: jax.ShapeDtypeStruct(bound.shape, bound.dtype, sharding=sharding)
       for bound in of
     }
-    arrays, _ = store.read(step, as_stored(like, there), under=PARAMS + under)
+    arrays = read(PARAMS + under, like)
     for bound in of:
       whole = np.asarray(arrays[PARAMS + bound.name])
       if bound.layout is not None:
@@ -224,7 +264,7 @@ def _part(bound: BoundParam) -> str:
 
 
 def _config(
-  experiment: Experiment, target: Target, carried: dict[str, Any], eod_id: int | None
+  experiment: Experiment, target: ExportSpec, carried: dict[str, Any], eod_id: int | None
 ) -> dict[str, Any]:
   """Returns the content of config.json: the model's keys, and those of its origin beside them."""
   own = {
@@ -242,17 +282,13 @@ def _config(
   return {**own, **plain, "vocab_size": experiment.data.tokenizer.vocab_size}
 
 
-def _steps(workdir: Workdir) -> list[int]:
-  return OrbaxStore(workdir.checkpoints).steps()
-
-
 def _write_tokenizer(
-  folder: pathlib.Path, workdir: Workdir, experiment: Experiment
+  folder: pathlib.Path, own: pathlib.Path, experiment: Experiment, say: Say
 ) -> None:
   """Writes the tokenizer of a run that carries none, in the form of transformers."""
-  plain = read_object(workdir.tokenizer)
+  plain = read_object(own)
   if "tokenizer" not in plain:
-    print("note: bytes have no tokenizer.json; the checkpoint has none")
+    say("note: bytes have no tokenizer.json; the checkpoint has none")
     return
   (folder / TOKENIZER).write_text(plain["tokenizer"], encoding="utf-8")
   added = json.loads(plain["tokenizer"])["added_tokens"]
@@ -262,7 +298,7 @@ def _write_tokenizer(
   try:
     template = tokenizer_template(experiment.data) if experiment.data.chat is None else None
   except InputError as error:
-    print(f"note: the checkpoint has no chat template: {error}")
+    say(f"note: the checkpoint has no chat template: {error}")
   if template is not None:  # what messages were trained in
     named = {"default": template.text, "tool_use": template.tool_use}
     several = [{"name": name, "template": text} for name, text in named.items() if text]

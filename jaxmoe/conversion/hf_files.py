@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tokenizers
@@ -151,8 +151,8 @@ def folder_for(path: pathlib.Path) -> Iterator[pathlib.Path]:
 class Progress:
   """Says how far a conversion is, and how fast: a line every few seconds, and one at the end."""
 
-  def __init__(self, total: int):
-    self._total, self._done = total, 0
+  def __init__(self, total: int, say: Callable[[str], None]):
+    self._total, self._done, self._say = total, 0, say
     self._start = self._reported_at = time.monotonic()
 
   def add(self, num_bytes: int) -> None:
@@ -168,4 +168,6 @@ class Progress:
   def _report(self) -> None:
     self._reported_at = time.monotonic()
     speed = self._done / max(self._reported_at - self._start, 1e-9) / 1e6
-    print(f"converted {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, {speed:,.0f} MB/s")
+    self._say(
+      f"converted {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, {speed:,.0f} MB/s"
+    )

@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
-from jaxmoe.commands.process import cli
 from jaxmoe.conversion.hf_files import (
   CARRIED,
   CONFIG,
@@ -25,16 +25,15 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import override, to_json, to_plain
 from jaxmoe.data.mixture import Data, MixturePart
+from jaxmoe.data.raw_example import Source
 from jaxmoe.data.sources import Stdlib
-from jaxmoe.data.sources.auto import source_at
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.models.pretrained.dtypes import dtypes_of
 from jaxmoe.models.transformer import DType
 from jaxmoe.optim import AdamW, Cosine, Optim
-from jaxmoe.runs.chat_prompt import settled
-from jaxmoe.runs.recipe_loading import load_recipe, parse_changes
+from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.experiment import Experiment, Samples, Train
 from jaxmoe.train.run_log import RunLog
 from jaxmoe.train.train_state import ONLY, PARAMS
@@ -45,24 +44,36 @@ LONGEST = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class Wishes:
-  """What a user says of the run beside the checkpoint; see the flags of `jaxmoe convert`."""
+class ImportOptions:
+  """What is said of a run beside the checkpoint that it is made of.
 
-  text: str | None = None
+  Attributes:
+    source: The text to score and train on; None for that of `base`.
+    eod: The token that ends a document; None for what the checkpoint says.
+    base: A recipe for all but model and tokenizer; None for one that fine-tunes.
+    changes: (field, text) of the recipe that is changed.
+    compute_dtype: What the run computes in; None for what fits the checkpoint.
+    param_dtype: What parameters become; None for what they are.
+  """
+
+  source: Source | None = None
   eod: str | None = None
-  config: str | None = None
-  overrides: tuple[str, ...] = ()
+  base: Experiment | None = None
+  changes: tuple[tuple[str, str], ...] = ()
   compute_dtype: DType | None = None
+  param_dtype: DType | None = None
 
 
-def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) -> None:
+def from_hf(
+  path: str, workdir: Workdir, options: ImportOptions, say: Callable[[str], None] = print
+) -> None:
   """Writes the run of a checkpoint.
 
   Args:
     path: The folder of the checkpoint.
     workdir: Of the run; must not exist.
-    dtype: What parameters become in the file; None for what they are.
-    wishes: What else is asked for.
+    options: What else is asked for.
+    say: Called with lines for a person.
 
   Raises:
     InputError: a checkpoint that is not known or not whole, or a folder that cannot be written.
@@ -72,35 +83,35 @@ def from_hf(path: str, workdir: Workdir, dtype: DType | None, wishes: Wishes) ->
     raise InputError(
       f"--workdir={workdir.path}: is there already, and is not written over; give another folder"
     )
-  cli.set_up_jax(keep_memory=False)
-  checkpoint = open_checkpoint(FAMILIES, path, dtype)
+  checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype)
   source = pathlib.Path(path)
-  tokenizer = tokenizer_of(source, checkpoint.vocab_size, wishes.eod)
-  experiment = settled(recipe(checkpoint, tokenizer, wishes))
+  tokenizer = tokenizer_of(source, checkpoint.vocab_size, options.eod)
+  experiment = settle_chat_date(recipe(checkpoint, tokenizer, options))
   workdir.check(experiment)
   moved = dataclasses.replace(tokenizer, path=str(workdir.path / FOLDER / TOKENIZER))
   data = dataclasses.replace(experiment.data, tokenizer=moved)
   experiment = dataclasses.replace(experiment, data=data)
   if checkpoint.unread:
-    print(f"note: {path}/config.json has keys that are not read: {', '.join(checkpoint.unread)}")
+    say(f"note: {path}/config.json has keys that are not read: {', '.join(checkpoint.unread)}")
   with folder_for(workdir.path) as half:
-    _write(Workdir(half), checkpoint, experiment, tokenizer, source)
-    dtypes_of(checkpoint, dtype).write(half / FOLDER / DTYPES)
+    _write(Workdir(half), checkpoint, experiment, tokenizer, source, say)
+    dtypes_of(checkpoint, options.param_dtype).write(half / FOLDER / DTYPES)
   model = experiment.model
-  print(f"wrote {workdir.path}: {checkpoint.plain['model_type']}, "
-        f"{experiment.decoder().num_params:,} parameters in {model.param_dtype}; it computes in "
-        f"{model.dtype}")
+  say(
+    f"wrote {workdir.path}: {checkpoint.plain['model_type']}, "
+    f"{experiment.decoder().num_params:,} parameters in {model.param_dtype}; it computes in "
+    f"{model.dtype}"
+  )
 
 
-def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, wishes: Wishes) -> Experiment:
+def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, options: ImportOptions) -> Experiment:
   """Returns the recipe of the run; model and tokenizer are the checkpoint's.
 
   Raises:
-    InputError: a bad recipe, field or text, or one that changes the shape of a parameter.
+    InputError: a bad field, or one that changes the shape of a parameter.
   """
-  if wishes.config:
-    asked = load_recipe(wishes.config, [])
-  else:
+  asked = options.base
+  if asked is None:
     longest = checkpoint.plain.get("max_position_embeddings") or LONGEST
     asked = Experiment(
       data=Data(parts=(MixturePart(Stdlib("code")),), seq_len=min(longest, LONGEST)),
@@ -108,13 +119,12 @@ def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, wishes: Wishes) -> 
       train=Train(num_steps=1000, batch_size=8, checkpoint_every=200, log_every=10),
       samples=Samples(prompts=("The ",)),
     )
-  with cli.named("text"):
-    parts = (MixturePart(source_at(wishes.text)),) if wishes.text else asked.data.parts
+  parts = (MixturePart(options.source),) if options.source else asked.data.parts
   data = dataclasses.replace(asked.data, parts=parts, tokenizer=tokenizer)
   made = dataclasses.replace(asked, data=data, model=checkpoint.model)
-  changes = parse_changes(wishes.overrides)
-  if wishes.compute_dtype:
-    changes.append(("model.dtype", wishes.compute_dtype))
+  changes = list(options.changes)
+  if options.compute_dtype:
+    changes.append(("model.dtype", options.compute_dtype))
   changed = override(made, changes)
   before, after = made.decoder(), changed.decoder()
   if (before.shapes, before.layer_groups) != (after.shapes, after.layer_groups):
@@ -128,7 +138,7 @@ def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, wishes: Wishes) -> 
 
 def _write(
   workdir: Workdir, checkpoint: Checkpoint, experiment: Experiment, tokenizer: TokenizerFile,
-  source: pathlib.Path,
+  source: pathlib.Path, say: Callable[[str], None],
 ) -> None:
   """Writes all files of the run."""
   carried = workdir.path / FOLDER
@@ -140,7 +150,7 @@ def _write(
     "step": 0, "seed": experiment.train.seed, "config": to_plain(experiment), "rollbacks": 0,
     ONLY: "params",
   }  # fmt: skip
-  progress = Progress(checkpoint.files.num_bytes)
+  progress = Progress(checkpoint.files.num_bytes, say)
   weights = {PARAMS + bound.name: (bound, layout) for bound, layout in checkpoint.weights}
   arrays = {
     name: LazyArray(bound.shape, bound.dtype, functools.partial(checkpoint.gather, bound, layout))

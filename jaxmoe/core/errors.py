@@ -31,6 +31,10 @@ class CheckpointError(UserFacingError, RuntimeError):
   code = 4
 
 
+class NoRunError(CheckpointError, InputError):
+  """There is no run in a folder, or no checkpoint of it yet. Exit code 4, nothing written."""
+
+
 class DropError(UserFacingError, RuntimeError):
   """A layer dropped a larger share of its choices than its recipe allows. Exit code 5."""
 

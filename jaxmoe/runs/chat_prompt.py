@@ -1,17 +1,14 @@
-"""In which format a run's chats are: settled when it is made, and the one it is asked in."""
+"""The chat format that a run is asked in: the one it is trained in."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import os
+import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from jaxmoe.checkpoint import OrbaxStore
-from jaxmoe.conversion.hf_files import FOLDER, TOKENIZER
+from jaxmoe.conversion.hf_files import TOKENIZER
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.chat_template import encode_chat
@@ -20,7 +17,6 @@ from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.data.tokenizers.template_file import TemplateText, find_template
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.workdir import Workdir
 
 Said = Sequence[tuple[str, str]]
 """(role, content) of each message."""
@@ -39,48 +35,22 @@ class Asked:
   encode: Callable[[Tokenizer, Said], np.ndarray]
 
 
-def settled(experiment: Experiment, begun: Any = None) -> Experiment:
-  """Returns a recipe with what is settled when a run is made: the date that its chats are of.
-
-  Args:
-    experiment: The recipe.
-    begun: What the config.json of the run holds that is to go on, where there is one.
-  """
-  data, date = experiment.data, experiment.data.chat_date
-  if data.chat is not None or date is not None:
-    return experiment
-  if begun:
-    kept = begun.get("data")  # whatever is wrong with it is said when the run is looked at
-    date = kept.get("chat_date") if isinstance(kept, dict) else None
-  elif asks_the_date(experiment):
-    # Not the local day: processes may be in several places.
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-  return dataclasses.replace(experiment, data=dataclasses.replace(data, chat_date=date))
-
-
-def asks_the_date(experiment: Experiment) -> bool:
-  """Whether a recipe's chats are written by a template that asks for the date."""
-  if experiment.data.chat is not None or not os.path.isfile(_tokenizer_path(experiment)):
-    return False
-  found = tokenizer_template(experiment.data)
-  return found is not None and found.asks_the_date
-
-
-def asked_in(workdir: Workdir, experiment: Experiment) -> Asked:
+def asked_in(carried: pathlib.Path, experiment: Experiment, trained: bool) -> Asked:
   """Returns the format that a run is asked in: the one it is trained in.
 
-  A model that was converted and not trained since is asked in the template that came with it.
+  Args:
+    carried: The folder of files that came with the model; may not exist.
+    experiment: Its recipe.
+    trained: Whether it was trained here; else it is asked in the template that came with it.
 
   Raises:
     InputError: it is to be the template, and there is none.
   """
-  beside = find_template(workdir.path / FOLDER)
-  came_with = (workdir.path / FOLDER / TOKENIZER).is_file()
-  if came_with and not any(OrbaxStore(workdir.checkpoints).steps()):
+  beside = find_template(carried)
+  if (carried / TOKENIZER).is_file() and not trained:
     if beside is None:
       raise InputError(
-        f"{workdir.path / FOLDER}: no chat template came with the model; use --prompt without "
-        "--chat"
+        f"{carried}: no chat template came with the model; use --prompt without --chat"
       )
     return _by(beside)
   if experiment.data.chat is None and beside is not None:
@@ -100,7 +70,3 @@ def _by(template: TemplateText) -> Asked:
     return encode_chat(template.text, tokenizer, content, template.tokens)
 
   return Asked(f"the template of {template.path}", encode)
-
-
-def _tokenizer_path(experiment: Experiment) -> str:
-  return getattr(experiment.data.tokenizer, "path", "")

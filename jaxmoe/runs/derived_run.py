@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,8 +28,10 @@ from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import Constant
 from jaxmoe.runs.recipe_loading import load_recipe, parse_changes
+from jaxmoe.runs.run_loading import damage_line
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.run_log import RunLog
+from jaxmoe.train.run_store import no_checkpoint
 from jaxmoe.train.saver import make_record
 from jaxmoe.train.session import Session
 from jaxmoe.train.train_state import PARAMS, State, StateSpec, came_from, read_state
@@ -37,7 +39,7 @@ from jaxmoe.train.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class LoadedState:
   """The run that is operated on: its recipe, model, and newest intact state.
 
   Attributes:
@@ -98,7 +100,9 @@ def check_moments(old: Experiment, new: Experiment, reset: bool) -> None:
     )
 
 
-def read_source(workdir: Workdir, store: OrbaxStore, corpus: Corpus) -> Source:
+def read_source(
+  workdir: Workdir, store: OrbaxStore, corpus: Corpus, warn: Callable[[str], None] = print
+) -> LoadedState:
   """Returns the newest intact state of a run; sets nothing aside, for the run may be alive.
 
   Raises:
@@ -110,13 +114,9 @@ def read_source(workdir: Workdir, store: OrbaxStore, corpus: Corpus) -> Source:
   window = experiment.train.recovery.spike_window
   masters = came_from(store, experiment.masters(decoder))
   spec = StateSpec(decoder, experiment.transform(decoder), one_device(), window, masters)
-
-  def on_damage(step: int, why: str) -> None:
-    print(f"checkpoint {step} is damaged, trying the one before: {why}", file=sys.stderr)
-
-  found = read_state(store, spec, on_damage, set_aside=False)
+  found = read_state(store, spec, damage_line(warn), set_aside=False)
   if found is None:
-    raise CheckpointError(f"{workdir.path}: no checkpoint yet; train first")
+    raise no_checkpoint(workdir)
   step, arrays, _ = found
   if load_tokenizer(workdir.tokenizer).digest != corpus.tokenizer.digest:
     raise InputError(
@@ -124,12 +124,12 @@ def read_source(workdir: Workdir, store: OrbaxStore, corpus: Corpus) -> Source:
       "its ids would mean other text; use the run's own data, or a fixed tokenizer"
     )
   dtypes = {name.removeprefix(PARAMS): leaf.dtype.name for name, leaf in arrays.items()}
-  return Source(workdir, experiment, decoder, step, spec.from_arrays(arrays), dtypes)
+  return LoadedState(workdir, experiment, decoder, step, spec.from_arrays(arrays), dtypes)
 
 
 def write_run(
   out: pathlib.Path,
-  source: Source,
+  source: LoadedState,
   surgery: Surgery,
   experiment: Experiment,
   corpus: Corpus,
@@ -181,7 +181,7 @@ def write_run(
       ) from None
 
 
-def _spec(source: Source, surgery: Surgery, session: Session) -> StateSpec:
+def _spec(source: LoadedState, surgery: Surgery, session: Session) -> StateSpec:
   """Returns the new run's, in which what is frozen has the dtype that the source has it in."""
   decoder, experiment = session.decoder, session.experiment
   origins = {name: source_name(surgery, name) for name in shapes_by_name(decoder)}
@@ -192,7 +192,7 @@ def _spec(source: Source, surgery: Surgery, session: Session) -> StateSpec:
 
 
 def _carried(
-  source: Source, surgery: Surgery, session: Session, spec: StateSpec, reset: bool
+  source: LoadedState, surgery: Surgery, session: Session, spec: StateSpec, reset: bool
 ) -> State:
   """Returns the first state of the new run."""
   surgery = dataclasses.replace(surgery, model=session.experiment.model)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import IO, Any
 
-from jaxmoe.core.errors import CheckpointError, InputError
+from jaxmoe.core.errors import InputError, NoRunError
 from jaxmoe.core.output import write_whole
 from jaxmoe.core.recipe import from_json, to_json
 from jaxmoe.train.experiment import Experiment, unsafe_changes
@@ -58,11 +58,11 @@ class Workdir:
     """Returns the recipe of the run.
 
     Raises:
-      CheckpointError: there is no run here.
+      NoRunError: there is no run here.
       InputError: config.json is damaged.
     """
     if not os.path.isfile(self.config):
-      raise CheckpointError(f"{self.path}: no run here (no config.json); train one first")
+      raise NoRunError(f"{self.path}: no run here (no config.json); train one first")
     try:
       text = self.config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

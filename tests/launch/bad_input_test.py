@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import run_flags
 from jaxmoe.core.errors import CheckpointError, DropError, InputError, NotFiniteError
 from jaxmoe.core.recipe import to_json, to_plain
 from jaxmoe.runs.recipe_loading import load_recipe
@@ -611,7 +611,7 @@ def test_the_errors_that_end_a_command_are_told_apart_from_defects(here, monkeyp
   def broken(path):
     raise ZeroDivisionError("a defect")
 
-  monkeypatch.setattr(cli, "need_workdir", broken)
+  monkeypatch.setattr(run_flags, "need_workdir", broken)
   with pytest.raises(ZeroDivisionError):
     here("train", tiny, "--workdir=x")
   kinds = (InputError, NotFiniteError, CheckpointError, DropError)

@@ -10,12 +10,14 @@ import sys
 import pytest
 
 from jaxmoe.conversion import hf_export
+from jaxmoe.conversion.hf_files import FOLDER
 from jaxmoe.core.recipe import from_plain, to_plain
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.data.tokenizers.template_file import find_template
-from jaxmoe.runs.chat_prompt import asked_in, settled
+from jaxmoe.runs.chat_prompt import asked_in
 from jaxmoe.runs.recipe_loading import load_recipe
+from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.workdir import Workdir
 from tests.models.pretrained.checkpoint import write_checkpoint
 
@@ -71,18 +73,18 @@ def test_the_date_is_set_when_a_run_is_made_and_stays(converted):
   assert abs((datetime.date.fromisoformat(made.data.chat_date) - today).days) <= 1
   assert made.data.chat is None
   undated = with_data(made, chat_date=None)
-  assert settled(undated).data.chat_date == today.isoformat()
+  assert settle_chat_date(undated).data.chat_date == today.isoformat()
   old = with_data(made, chat_date="2020-01-31")
-  assert settled(undated, to_plain(old)) == old
+  assert settle_chat_date(undated, to_plain(old)) == old
   # What was asked for is kept, and then refused where the run is another.
-  assert settled(made, to_plain(old)) == made
+  assert settle_chat_date(made, to_plain(old)) == made
   record = with_data(undated, chat=PlainChatFormat("{role}"))
-  assert settled(record) == record
+  assert settle_chat_date(record) == record
 
 
 def test_a_recipe_without_a_template_has_no_date(tiny):
   experiment = load_recipe(tiny.removeprefix("--config="), [])
-  assert settled(experiment) == experiment
+  assert settle_chat_date(experiment) == experiment
   assert experiment.data.chat is experiment.data.chat_date is None
 
 
@@ -90,7 +92,7 @@ def test_a_run_begun_when_recipes_held_a_format_goes_on_with_the_same_command(ti
   spec = tiny.removeprefix("--config=")
   plain = to_plain(with_data(load_recipe(spec, []), chat=PlainChatFormat()))
   del plain["data"]["chat_date"]
-  again = settled(load_recipe(spec, [], plain), plain)
+  again = settle_chat_date(load_recipe(spec, [], plain), plain)
   assert again.data.chat == PlainChatFormat()
   assert again == from_plain(type(again), plain)
   plain["data"]["chat"]["before"] = "[{role}]"
@@ -120,7 +122,7 @@ def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
     (None, "the template of ", "user: hi<|end|>\nit: "),
     (PlainChatFormat("({role}) "), "'({role}) ' before", "<|end|>(user) hi\n(assistant) "),
   ):  # fmt: skip
-    asked = asked_in(Workdir(run), with_data(experiment, chat=chat))
+    asked = asked_in(run / FOLDER, with_data(experiment, chat=chat), trained=True)
     tokenizer = load_tokenizer(run / "tokenizer.json")
     assert asked.name.startswith(name)
     assert tokenizer.decode(asked.encode(tokenizer, [("user", "hi")]), special=True) == text
@@ -128,16 +130,16 @@ def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
 
 def test_an_export_has_the_template_that_messages_were_trained_in(run, tmp_path, capsys):
   experiment = Workdir(run).experiment()
-  hf_export._write_tokenizer(tmp_path, Workdir(run), experiment)
+  hf_export._write_tokenizer(tmp_path, run / "tokenizer.json", experiment, print)
   assert find_template(tmp_path).text == DATED
   other = with_data(experiment, tokenizer=dataclasses.replace(experiment.data.tokenizer, path="x"))
-  hf_export._write_tokenizer(tmp_path, Workdir(run), other)
+  hf_export._write_tokenizer(tmp_path, run / "tokenizer.json", other, print)
   assert find_template(tmp_path) is None
   assert capsys.readouterr().out.startswith("note: the checkpoint has no chat template: x: no such")
 
 
 def test_a_run_of_ones_own_is_asked_as_messages_are_written(trained):
-  asked = asked_in(Workdir(trained), Workdir(trained).experiment())
+  asked = asked_in(trained / FOLDER, Workdir(trained).experiment(), trained=True)
   found = asked.encode(load_tokenizer(trained / "tokenizer.json"), [("system", "S"), ("user", "q")])
   assert found.tolist() == [256, *b"<|system|>\nS\n<|user|>\nq\n<|assistant|>\n"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.commands import generate as generate_command
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import jax_settings, run_flags
 from jaxmoe.core.recipe import from_json
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.train import console_progress, progress
@@ -35,8 +35,8 @@ def run(trained, tmp_path):
 def loaded(trained):
   """Returns what the commands read of the run."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
-    return cli.load_run(str(trained))
+    patch.setattr(jax_settings, "set_up_jax", lambda keep_memory=True: None)
+    return run_flags.load_run(str(trained))
 
 
 def lines_of(path):
@@ -179,7 +179,7 @@ def recorded(trained, here, tmp_path_factory):
   flags = (f"--workdir={trained}", f"--ids={folder}/ids.npy", f"--out={folder}/scores.npz")
   routing = folder / "routing.npz"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
+    patch.setattr(jax_settings, "set_up_jax", lambda keep_memory=True: None)
     result = here("score", *flags, "--logits", f"--record_routing={routing}")
   assert result.code == 0, result
   assert {path.name for path in folder.iterdir()} == {"ids.npy", "scores.npz", "routing.npz"}

@@ -16,7 +16,7 @@ import jax
 import pytest
 
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import jax_settings, run_flags
 from jaxmoe.cost import peak
 from tests.models.pretrained.checkpoint import write_checkpoint
 
@@ -50,8 +50,8 @@ def run_here(name, *arguments):
   out, err = Terminal(), Terminal()
   caught = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
   handlers = {number: signal.getsignal(number) for number in caught}
-  opened, make = [], cli.Workdir
-  cli.Workdir = lambda path: opened.append(make(path)) or opened[-1]
+  opened, make = [], run_flags.Workdir
+  run_flags.Workdir = lambda path: opened.append(make(path)) or opened[-1]
   before, sys.argv = sys.argv, [f"launch/{name}.py", *map(str, arguments)]
   path = str(ROOT / "launch" / f"{name}.py")
   try:
@@ -61,7 +61,7 @@ def run_here(name, *arguments):
   except SystemExit as stop:
     code = stop.code or 0
   finally:
-    sys.argv, cli.Workdir = before, make
+    sys.argv, run_flags.Workdir = before, make
     for number, handler in handlers.items():
       signal.signal(number, handler)
     for workdir in opened:
@@ -97,7 +97,7 @@ def run_alone(name, *arguments, **options):
 @pytest.fixture(autouse=True)
 def _settings_are_the_tests(monkeypatch):
   """A command in this process leaves JAX as the tests set it up, and measures no peak."""
-  monkeypatch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
+  monkeypatch.setattr(jax_settings, "set_up_jax", lambda keep_memory=True: None)
   monkeypatch.setattr(peak, "matmul_peak", lambda dtype, spend_s: 1e11)
 
 
@@ -142,7 +142,7 @@ def trained(tmp_path_factory):
   """Returns the workdir of a short finished run: steps 4 and 6 are saved and scored."""
   workdir = tmp_path_factory.mktemp("trained") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, "set_up_jax", lambda keep_memory=True: None)
+    patch.setattr(jax_settings, "set_up_jax", lambda keep_memory=True: None)
     patch.setenv("XDG_CACHE_HOME", str(HOME))
     result = run_here("train", *AGAIN, f"--workdir={workdir}")
   assert result.code == 0, result

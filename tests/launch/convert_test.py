@@ -17,7 +17,7 @@ import tokenizers
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.digest import digest
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import run_flags
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.models.pretrained import FAMILIES
@@ -152,7 +152,7 @@ def test_a_prompt_has_nothing_in_front_where_the_tokenizer_adds_nothing(
   folder, run, seen = checkpoint("olmoe"), tmp_path / "run", []
   (folder / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
   convert(f"--from_hf={folder}", f"--workdir={run}")
-  assert encode_prompt(cli.load_run(run).tokenizer, "ab").tolist() == [2, 3]
+  assert encode_prompt(run_flags.load_run(run).tokenizer, "ab").tolist() == [2, 3]
   # A run converted before tokenizers were saved with what they add.
   saved = json.loads((run / "tokenizer.json").read_text())
   assert saved.pop("made_elsewhere")

@@ -44,7 +44,7 @@ def went_on(here, tmp_path_factory):
   shutil.copytree(BEFORE, workdir)
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(ROOT)  # where the recipe finds its text
-    patch.setattr("jaxmoe.commands.process.cli.set_up_jax", lambda keep_memory=True: None)
+    patch.setattr("jaxmoe.commands.process.jax_settings.set_up_jax", lambda keep_memory=True: None)
     result = here("train", f"--config={workdir}/config.json", f"--workdir={workdir}")
     assert result.code == 0, result
     again = here("train", f"--config={workdir}/config.json", f"--workdir={workdir}")

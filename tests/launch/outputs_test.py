@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process import run_flags
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_an_error_of_the_system_that_nobody_foresaw_is_one_line(here, monkeypatc
   def stale(path):
     raise OSError(errno.ESTALE, "Stale file handle", "/mnt/x")
 
-  monkeypatch.setattr(cli, "need_workdir", stale)
+  monkeypatch.setattr(run_flags, "need_workdir", stale)
   result = here("generate", "--workdir=x", "--prompt=a")
   assert result.code == 2
   assert result.err.startswith("error: /mnt/x: Stale file handle; ")

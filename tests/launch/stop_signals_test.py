@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from jaxmoe.commands.process import cli
+from jaxmoe.commands.process.stop_signals import StopSignals
 
 SCRIPT = """
 import signal, time
-from jaxmoe.commands.process.cli import StopSignals
+from jaxmoe.commands.process.stop_signals import StopSignals
 
 class Last:
   def __del__(self):
@@ -48,7 +48,7 @@ def _as_before(monkeypatch):
 )
 def test_each_signal_that_asks_to_stop_has_its_code(_as_before, number, code):
   signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests themselves run under nohup
-  stop = cli.StopSignals()
+  stop = StopSignals()
   assert not stop()
   signal.raise_signal(number)
   assert stop() and stop.exit_code == code
@@ -56,7 +56,7 @@ def test_each_signal_that_asks_to_stop_has_its_code(_as_before, number, code):
 
 def test_a_hangup_that_nohup_has_ignored_stays_ignored(_as_before):
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
-  stop = cli.StopSignals()
+  stop = StopSignals()
   stop()
   signal.raise_signal(signal.SIGHUP)
   assert not stop() and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
