@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxmoe.moe import layer
 from jaxmoe.moe.dispatch import exchange
 from jaxmoe.ops import cross_entropy
-from jaxmoe.parallel import Gathers, MeshContext, Parallel, Reduction
+from jaxmoe.parallel import Gathers, MeshContext, Parallel, ReduceScatter
 from jaxmoe.parity import Cell, compare, is_green
 from jaxmoe.train import gradients
 
@@ -330,16 +330,16 @@ FAULTS = {
     DATA, MeshContext, "num_token_groups", property_of(lambda groups: 1)
   ),
   "gradients miss an axis": Fault(
-    BOTH, Reduction, "__init__", sums_over(lambda path, axes: axes[:-1])
+    BOTH, ReduceScatter, "__init__", sums_over(lambda path, axes: axes[:-1])
   ),
   "gradients of norms miss the tensor axis": Fault(
-    TENSOR, Reduction, "__init__", sums_over(lambda path, axes: ())
+    TENSOR, ReduceScatter, "__init__", sums_over(lambda path, axes: ())
   ),
   "gradients of experts are summed over other experts": Fault(
-    EXPERT, Reduction, "__init__", sums_over(lambda path, axes: ("expert",))
+    EXPERT, ReduceScatter, "__init__", sums_over(lambda path, axes: ("expert",))
   ),
-  "gradients are divided once too often": Fault(DATA, Reduction, "last", divided),
-  "a reduce-scatter is a slice": Fault(ZERO_2, Reduction, "_scattered", cut_not_summed),
+  "gradients are divided once too often": Fault(DATA, ReduceScatter, "finalize", divided),
+  "a reduce-scatter is a slice": Fault(ZERO_2, ReduceScatter, "_scattered", cut_not_summed),
   "gathered weights are out of order": Fault(ZERO_3, Gathers, "_arrive", gathered_in_turn),
   "gathered weights are detached": Fault(ZERO_3, Gathers, "_arrive", gathered_for_good),
   "axes of experts are swapped": Fault(

@@ -271,13 +271,16 @@ class Decoder:
     state = (x_BLD, self._first_carry(tokens))
     return run_stack(self._graphs["stack"], params["stack"], state, tokens, self.flow, caches, keys)
 
-  def update_buffers(self, before: Params, params: Params, layers: Any) -> Params:
+  def update_buffers(
+    self, before: Params, params: Params, layers: Any, statistics: Any
+  ) -> Params:
     """Returns the parameters with what routers keep from step to step brought up to date.
 
     Args:
       before: The parameters of the step that `layers` came from; their buffers are moved.
       params: These parameters as the optimizer has moved them.
       layers: `MoESums` of the whole step, by layer group and position, stacked over repeats.
+      statistics: What routers keep of each token, likewise; None where they keep nothing.
     """
     stack = params["stack"]
     for s, places in self.routed_layers().items():
@@ -288,7 +291,7 @@ class Decoder:
         if not buffers:
           continue
         sums, routed = layers[s][place], stack[s][j][part]
-        moved = jax.vmap(layer.router.update)(buffers, sums.router, sums.statistics)
+        moved = jax.vmap(layer.router.update)(buffers, sums.router, statistics[s][place])
         routed = {**routed, "router": {**routed["router"], "buffers": moved}}
         stack = {**stack, s: {**stack[s], j: {**stack[s][j], part: routed}}}
     return {**params, "stack": stack}

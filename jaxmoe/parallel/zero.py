@@ -2,8 +2,8 @@
 
 Everything here runs inside `shard_map`. A gather's transpose is a reduce-scatter, so the gradient
 of a leaf that stage 3 keeps in shards comes in shards. The gradient of any other leaf is what the
-device's own copy did to the loss; `Reduction` sums copies, once, over exactly the axes that hold
-copies, and scatters what stages 1 and 2 keep in shards.
+device's own copy did to the loss; `ReduceScatter` sums copies, once, over exactly the axes that
+hold copies, and scatters what stages 1 and 2 keep in shards.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Gathers:
     return jax.lax.dynamic_slice_in_dim(jnp.pad(leaf, padding), rank * part, part, axis=dim)
 
 
-class Reduction:
+class ReduceScatter:
   """Sums the gradients of all devices into the layout that the optimizer wants.
 
   Stage 2 scatters the gradient of each microbatch, so that what is accumulated are shards; stage 1
@@ -140,11 +140,11 @@ class Reduction:
         axis for axis in AXES if axis not in holds and degrees[axis] > 1
       )
 
-  def each(self, grads: Any) -> Any:
+  def per_microbatch(self, grads: Any) -> Any:
     """Returns a microbatch's gradients as they are accumulated."""
     return self._scattered(grads) if self._stage == 2 else grads
 
-  def last(self, grads: Any) -> Any:
+  def finalize(self, grads: Any) -> Any:
     """Returns the accumulated gradients of all devices, whole or in shards as the layout says."""
     grads = grads if self._stage == 2 else self._scattered(grads)
     flat = names.flatten(grads)

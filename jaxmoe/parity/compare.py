@@ -19,8 +19,8 @@ from jaxmoe.parallel import make_layout
 from jaxmoe.parity.alone import alone
 from jaxmoe.parity.cells import Cell
 from jaxmoe.parity.fixture import VOCAB, batch_of, decoder_of, params_of
-from jaxmoe.train.gradients import Batch, Gradients, make_gradients, without
-from jaxmoe.train.spread import spread_gradients
+from jaxmoe.train.gradients import Batch, Gradients, make_gradients
+from jaxmoe.train.sharded_gradients import sharded_gradients
 
 # An element may differ by 1e-5 of itself and 1e-7 of the norm of all: a leaf whose true gradient
 # is zero is rounding alone.
@@ -121,7 +121,7 @@ def _reference(model: TransformerConfig, micro: int, groups: int) -> dict[str, A
 def _spread(cell: Cell, micro: int) -> dict[str, Any]:
   decoder = decoder_of(cell)
   layout = make_layout(cell.parallel, jax.devices())
-  gradients = spread_gradients(decoder, micro, cell.parallel, layout)
+  gradients = sharded_gradients(decoder, micro, cell.parallel, layout)
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
   params = jax.device_put(params_of(decoder), shardings)
   return _run(decoder, gradients, params, layout.put_batch(batch_of()), layout)
@@ -135,7 +135,7 @@ def _run(
   keys = Keys.from_seed(7)
 
   def step(params: Params, batch: Batch, root: jax.Array) -> Any:
-    grads, metrics = gradients(params, batch, Keys(root))
+    grads, metrics, statistics = gradients(params, batch, Keys(root))
     moments = transform.init(params)
     mine = params
     if layout is not None:
@@ -146,10 +146,10 @@ def _run(
       )
     updates, moments = transform.update(grads, moments, mine)
     moved = optax.apply_updates(mine, updates)
-    moved = decoder.update_buffers(params, moved, metrics["layers"])
+    moved = decoder.update_buffers(params, moved, metrics["layers"], statistics)
     if layout is not None:
       moved = jax.lax.with_sharding_constraint(moved, _shardings(decoder, layout, "params"))
-    return grads, {**metrics, "layers": without(metrics["layers"], "statistics")}, moved, moments
+    return grads, metrics, moved, moments
 
   run = jax.jit(step)
   grads, metrics, moved, moments = jax.device_get(run(params, batch, keys.root))

@@ -33,7 +33,7 @@ _SOURCES = (
   "parallel/zero.py",
   "parity/*.py",
   "train/gradients.py",
-  "train/spread.py",
+  "train/sharded_gradients.py",
 )
 """What the numbers of a cell depend on, under `jaxmoe/`."""
 

@@ -18,7 +18,7 @@ from jaxmoe.parity.alone import Bounded, alone
 from jaxmoe.parity.compare import tree_error
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.spread import spread_gradients
+from jaxmoe.train.sharded_gradients import sharded_gradients
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest |a - b| / (|b| + 0.01 |all b|) of a gradient, by the dtype of products."""
@@ -56,7 +56,7 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   """Returns the gradients of the layout, and the oracle's, as NumPy arrays."""
   decoder, train, parallel = experiment.decoder(), experiment.train, experiment.parallel
   keys, compare = Keys.from_seed(train.seed) / "selfcheck", experiment.compare
-  spread = spread_gradients(decoder, train.num_micro, parallel, layout, compare)
+  spread = sharded_gradients(decoder, train.num_micro, parallel, layout, compare)
 
   def on_all(params: Any, batch: Any, root: jax.Array) -> Any:
     return spread(params, batch, Keys(root))[0]

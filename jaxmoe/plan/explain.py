@@ -22,8 +22,8 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.parallel import Copied
 from jaxmoe.plan.activations import Activations, activations
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.replication_check import check_replication
+from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 
 

@@ -31,7 +31,9 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
 Layers = dict[str, dict[str, Routed]]
 Sums = dict[str, dict[str, Any]]
-Gradients = Callable[[Params, Batch, Keys], tuple[Params, Metrics]]
+Statistics = dict[str, dict[str, Any]]
+"""What buffers of routers are updated from, of each token; by place as `Sums`."""
+Gradients = Callable[[Params, Batch, Keys], tuple[Params, Metrics, Statistics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +67,24 @@ def counts_first(decoder: Decoder, num_micro: int) -> bool:
   )
 
 
-class Summing(Protocol):
-  """How the gradients of all devices are summed; see `parallel/zero.py`."""
+class GradientReducer(Protocol):
+  """The reduction of gradients over devices; `parallel/zero.py` has the one of ZeRO."""
 
-  def each(self, grads: Params) -> Params:
+  def per_microbatch(self, grads: Params) -> Params:
     """Returns a microbatch's gradients as they are accumulated."""
 
-  def last(self, grads: Params) -> Params:
+  def finalize(self, grads: Params) -> Params:
     """Returns the sum over devices of what was accumulated."""
 
 
-class Alone:
+class NoReduction:
   """One device has nothing to sum with."""
 
-  def each(self, grads: Params) -> Params:
+  def per_microbatch(self, grads: Params) -> Params:
     """Returns a microbatch's gradients as they are accumulated."""
     return grads
 
-  def last(self, grads: Params) -> Params:
+  def finalize(self, grads: Params) -> Params:
     """Returns what was accumulated."""
     return grads
 
@@ -92,9 +94,9 @@ def make_gradients(
   num_micro: int,
   num_groups: int = 1,
   compare: Compare | None = None,
-  summing: Summing | None = None,
+  reducer: GradientReducer | None = None,
 ) -> Gradients:
-  """Returns the function from parameters, batch and keys to the gradient and the metrics.
+  """Returns the function from parameters, batch and keys to gradient, metrics and statistics.
 
   The loss is the mean negative log-likelihood in nats over scored labels, plus the weighted
   balance losses summed over MoE layers. Batch arrays are (B, L), B a multiple of `num_micro`;
@@ -102,13 +104,15 @@ def make_gradients(
   Where domains are to be compared, layers' sums in the metrics hold what a step needs for it.
 
   Inside `shard_map` the decoder's `parallel` says which part of the batch is here: the batch is
-  this device's, parameters are as they are stored, gradients come as `summing` makes them, and
-  metrics are those of all devices but for `statistics`, which are of this device's tokens.
+  this device's, parameters are as they are stored, gradients come as `reducer` makes them,
+  metrics are those of all devices, and statistics are of this device's tokens.
   """
-  parallel, summing = decoder.parallel, summing or Alone()
+  parallel, reducer = decoder.parallel, reducer or NoReduction()
   count_first = counts_first(decoder, num_micro)
 
-  def gradients(params: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
+  def gradients(
+    params: Params, batch: Batch, keys: Keys
+  ) -> tuple[Params, Metrics, Statistics]:
     zeros = _zero_sums(decoder)
     valid_BL = batch["segment"] > 0
     labels, tokens, rows = parallel.psum_tokens(
@@ -123,30 +127,33 @@ def make_gradients(
     whole = Whole(labels, tokens, rows, num_micro, num_groups, sums, zeros)
     share = jax.value_and_grad(functools.partial(_loss, decoder, compare), has_aux=True)
 
-    def one(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Params, Metrics]:
+    def one(
+      running: Sums, batch: Batch, index: jax.Array | int
+    ) -> tuple[Params, Metrics, Statistics]:
       known = dataclasses.replace(whole, running=running)
       here = parallel.token_group() * num_micro + index
-      (_, metrics), grads = share(params, batch, keys.at(here), known)
+      (_, (metrics, statistics)), grads = share(params, batch, keys.at(here), known)
       # Those of bfloat16 parameters are bfloat16, in which sums over microbatches lose small ones.
       grads = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
-      return summing.each(grads), metrics
+      return reducer.per_microbatch(grads), metrics, statistics
 
     if num_micro == 1:
-      grads, metrics = one(zeros, jax.tree.map(lambda x: x[0], micro), 0)
+      grads, metrics, statistics = one(zeros, jax.tree.map(lambda x: x[0], micro), 0)
     else:
-      grads, metrics = _accumulate(one, zeros, micro, num_micro)
+      grads, metrics, statistics = _accumulate(one, zeros, micro, num_micro)
     layers = metrics.pop("layers")
     metrics = {**parallel.psum_tokens(metrics), "layers": layers}
     corrections = _corrections(decoder, metrics, count_first)
-    return summing.last(grads), {**metrics, "tokens": tokens, **corrections}
+    metrics = {**metrics, "tokens": tokens, **corrections}
+    return reducer.finalize(grads), metrics, statistics
 
   return gradients
 
 
 def _loss(
   decoder: Decoder, compare: Compare | None, params: Params, batch: Batch, keys: Keys, whole: Whole
-) -> tuple[jax.Array, Metrics]:
-  """Returns a microbatch's share of the step's loss, and its shares of the metrics."""
+) -> tuple[jax.Array, tuple[Metrics, Statistics]]:
+  """Returns a microbatch's share of the step's loss; its shares of metrics, and its statistics."""
   tokens, parallel = Tokens.of_batch(batch), decoder.parallel
   if compare is not None:
     tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=compare)
@@ -165,9 +172,10 @@ def _loss(
       share, weighted = share / parallel.num_token_groups, weighted / parallel.num_token_groups
     balance[aux_loss.name] = balance.get(aux_loss.name, 0.0) + share
     total = total + weighted
-  layers = without(sums, "per_sequence")
+  statistics = map_layers(lambda of_layer: of_layer.statistics, sums)
+  layers = without(sums, "per_sequence", "statistics")
   metrics = {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
-  return total / parallel.tensor_size, metrics
+  return total / parallel.tensor_size, (metrics, statistics)
 
 
 def _of_all(sums: MoESums, parallel: ParallelContext) -> MoESums:
@@ -196,45 +204,28 @@ def _balance(
 
 
 def _accumulate(
-  one: Callable[..., tuple[Params, Metrics]], zeros: Sums, micro: Batch, num_micro: int
-) -> tuple[Params, Metrics]:
-  """Returns the summed gradients and metrics of all microbatches, one at a time in memory."""
+  one: Callable[..., tuple[Params, Metrics, Statistics]], zeros: Sums, micro: Batch, num_micro: int
+) -> tuple[Params, Metrics, Statistics]:
+  """Returns the sums over microbatches, one at a time in memory, and their statistics joined."""
 
-  def summed(running: Sums, batch: Batch, index: jax.Array | int) -> tuple[Any, Sums]:
-    grads, metrics = one(running, batch, index)
-    statistics = map_layers(lambda of_layer: of_layer.statistics, metrics["layers"])
-    return (grads, {**metrics, "layers": without(metrics["layers"], "statistics")}), statistics
-
-  def body(carry: Any, inputs: Any) -> tuple[Any, Sums]:
+  def body(carry: Any, inputs: Any) -> tuple[Any, Statistics]:
     batch, index = inputs
     total, running = carry
-    new, statistics = summed(running, batch, index)
-    running = jax.tree.map(jnp.add, running, _router_sums(new[1]["layers"]))
-    return (jax.tree.map(jnp.add, total, new), running), statistics
+    grads, metrics, statistics = one(running, batch, index)
+    running = jax.tree.map(jnp.add, running, _router_sums(metrics["layers"]))
+    return (jax.tree.map(jnp.add, total, (grads, metrics)), running), statistics
+
+  def joined(leaf_MRT: jax.Array) -> jax.Array:
+    leaf = jnp.moveaxis(leaf_MRT, 0, 1)
+    return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
 
   first = jax.tree.map(lambda x: x[0], micro)
-  shapes, _ = jax.eval_shape(summed, zeros, first, jnp.zeros((), jnp.int32))
-  empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  *shapes, _ = jax.eval_shape(one, zeros, first, jnp.zeros((), jnp.int32))
+  empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(shapes))
   ((grads, metrics), _), statistics = jax.lax.scan(
     body, (empty, zeros), (micro, jnp.arange(num_micro))
   )
-  layers = {
-    s: {j: _with_statistics(sums, statistics[s][j]) for j, sums in blocks.items()}
-    for s, blocks in metrics["layers"].items()
-  }
-  return grads, {**metrics, "layers": layers}
-
-
-def _with_statistics(sums: MoESums | None, statistics_MRT: Any) -> MoESums | None:
-  """Returns a layer's sums with the statistics of M microbatches, one after the other."""
-
-  def joined(leaf: jax.Array) -> jax.Array:
-    leaf = jnp.moveaxis(leaf, 0, 1)
-    return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
-
-  if sums is None:
-    return None
-  return dataclasses.replace(sums, statistics=jax.tree.map(joined, statistics_MRT))
+  return grads, metrics, jax.tree.map(joined, statistics)
 
 
 def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:

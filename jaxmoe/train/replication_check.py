@@ -26,7 +26,7 @@ from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import AllGather, AllToAll
 from jaxmoe.parallel import AXES, GIB, TOKEN_AXES, Copied, Given, find_copies, make_layout
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.spread import on_one_device
+from jaxmoe.train.sharded_gradients import on_one_device
 
 
 def replicated_activations(

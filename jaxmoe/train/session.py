@@ -42,14 +42,13 @@ from jaxmoe.train.loop import Drawn, Hook, Job, Profiler, Rates, Sink, run
 from jaxmoe.train.observers import Observers
 from jaxmoe.train.param_update import may_underflow
 from jaxmoe.train.parts import Parts
-from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.progress import Display
 from jaxmoe.train.replication_check import check_replication
 from jaxmoe.train.restore import check_same_run, restore_or_init
 from jaxmoe.train.rollback import Rollback
 from jaxmoe.train.run_log import NoRunLog, RunLog
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.step import Step
+from jaxmoe.train.step import Step, abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import State, StateSpec, came_from
 from jaxmoe.train.update_underflow import UpdateUnderflow
 from jaxmoe.train.wall_clock import WallClock

@@ -1,7 +1,13 @@
-"""The training step: `(state, batch) -> (state, metrics)`, compiled once, state donated."""
+"""The train step in halves and whole: `(state, batch) -> (state, metrics)`, with the state donated.
+
+The gradient half makes gradient, metrics and router statistics; the update half makes the next
+state of them. Composed they are one program, which is lowered from shapes alone: nothing is
+allocated. Run apart, each is a program of its own, and what lies between them may go elsewhere.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
+from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
-from jaxmoe.models.transformer import gate_path
+from jaxmoe.data.batches import NAMES
+from jaxmoe.models.transformer import Decoder, Params, gate_path
 from jaxmoe.ops.soft_tree import TreeSums
-from jaxmoe.train.gradients import Batch, Gradients, Metrics, without
-from jaxmoe.train.param_update import ParamUpdate, count_unmoved
-from jaxmoe.train.train_state import SpikeWindow, State
+from jaxmoe.optim import Masters, hold, make_schedule
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, without
+from jaxmoe.train.param_update import ParamUpdate, count_unmoved, may_underflow
+from jaxmoe.train.sharded_gradients import sharded_gradients
+from jaxmoe.train.train_state import SpikeWindow, State, StateSpec
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 # Least deviation of loss and gradient norm, as shares of their means. A loss that has stood still
@@ -24,16 +36,9 @@ Step = Callable[[State, Batch], tuple[State, Metrics]]
 _LEAST_DEVIATION_2 = (0.01, 0.5)
 
 
-def make_step(
-  gradients: Gradients,
-  transform: optax.GradientTransformation,
-  schedule: Callable[[Any], Any],
-  seed: int,
-  spike_factor: float = 6.0,
-  update_buffers: Callable[[Any, Any, Any], Any] | None = None,
-  moves: ParamUpdate | None = None,
-) -> Step:
-  """Returns the step; jit it with its first argument donated.
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity, for programs are kept by function
+class TrainStep:
+  """The step; jit it with its first argument donated.
 
   A step whose loss or gradient is not finite, or spikes above the last ones (`Recovery`), moves
   neither parameters nor optimizer; it counts in `state.skipped`. Nor does one in which no token of
@@ -41,38 +46,57 @@ def make_step(
   `state.unlabelled`, is neither harmful nor harmless, and leaves the skips in a row as they are.
   The learning rate is a function of the updates made, not of the steps.
 
-  Args:
-    gradients: Makes the gradient and the metrics.
+  Attributes:
+    of_params: Makes gradient, metrics and statistics of parameters, a batch and keys.
     transform: The optimizer; it may take `trees`, what domains see of gates that are trees.
     schedule: The learning rate by update, for the metrics.
     seed: Of the randomness of forward passes, and of rounding by chance.
     spike_factor: Deviations above which a step does harm.
     update_buffers: `Decoder.update_buffers`: buffers follow a rule of their own, from where they
       stood, whatever the optimizer made of them; None for a model without any.
-    moves: How updates reach the parameters.
+    param_update: How updates reach the parameters.
   """
 
-  transform, moves = optax.with_extra_args_support(transform), moves or ParamUpdate()
+  of_params: Gradients
+  transform: optax.GradientTransformation
+  schedule: Callable[[Any], Any]
+  seed: int
+  spike_factor: float = 6.0
+  update_buffers: Callable[[Any, Any, Any, Any], Any] | None = None
+  param_update: ParamUpdate = ParamUpdate()
 
-  def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-    keys = (Keys.from_seed(seed) / "forward").at(state.step)
-    grads, metrics = gradients(state.params, batch, keys)
-    norm = optax.tree.norm(grads)
+  def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """Returns the next state, and the metrics of the step."""
+    return self.apply(state, *self.gradients(state, batch))
+
+  def gradients(self, state: State, batch: Batch) -> tuple[Params, Metrics, Statistics]:
+    """Returns the gradient, the metrics, and what buffers of routers are updated from."""
+    keys = (Keys.from_seed(self.seed) / "forward").at(state.step)
+    return self.of_params(state.params, batch, keys)
+
+  def apply(
+    self, state: State, grads: Params, metrics: Metrics, statistics: Statistics
+  ) -> tuple[State, Metrics]:
+    """Returns the next state, and the metrics of the step; the arguments are those of `gradients`.
+
+    Args:
+      state: The state that the gradient was made of, or one that has moved since then.
+      grads: The gradient, as `gradients` lays it.
+      metrics: Those of the gradient; the rest of a step's are added.
+      statistics: Of each token.
+    """
+    metrics, norm = dict(metrics), optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
     seen_2 = jnp.stack([metrics["loss"].value, norm])
-    spike = finite & is_spike(state.recent, seen_2, spike_factor)
+    spike = finite & is_spike(state.recent, seen_2, self.spike_factor)
     labelled = metrics["loss"].weight > 0
     step_ok = labelled & finite & ~spike
-    with jax.named_scope("optimizer"):
-      mine, trees = moves.constrain(state.params), sums_of_trees(metrics["layers"])
-      updates, optimizer = transform.update(grads, state.optimizer, mine, trees=trees)
-      params = moves.constrain(moves.apply(mine, updates, seed, state.step))
-      if moves.counts_unmoved:
-        moved = count_unmoved(mine, updates, params)
-        metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(step_ok, count, 0), moved)
-    if update_buffers is not None:
-      params = update_buffers(state.params, params, metrics["layers"])
-    metrics["layers"] = without(metrics["layers"], "statistics", "domain_sums")
+    params, optimizer, moved = self._updated(state, grads, metrics["layers"])
+    if moved is not None:
+      metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(step_ok, count, 0), moved)
+    if self.update_buffers is not None:
+      params = self.update_buffers(state.params, params, metrics["layers"], statistics)
+    metrics["layers"] = without(metrics["layers"], "domain_sums")
     keep = functools.partial(jnp.where, step_ok)
     skipped, unlabelled = (what.astype(jnp.int32) for what in (labelled & ~step_ok, ~labelled))
     new = State(
@@ -85,12 +109,85 @@ def make_step(
       unlabelled=state.unlabelled + unlabelled,
     )
     made = state.step - state.skipped - state.unlabelled
-    metrics["learning_rate"] = jnp.asarray(schedule(made), jnp.float32)
+    metrics["learning_rate"] = jnp.asarray(self.schedule(made), jnp.float32)
     counters = {name: getattr(new, name) for name in ("skipped", "unlabelled", "in_a_row")}
-    counters["finite"] = finite
-    return new, {**metrics, "grad_norm": norm, **counters}
+    return new, {**metrics, "grad_norm": norm, **counters, "finite": finite}
 
-  return step
+  @jax.named_scope("optimizer")
+  def _updated(
+    self, state: State, grads: Params, layers: Any
+  ) -> tuple[Params, Any, dict[str, jax.Array] | None]:
+    """Returns parameters and optimizer state after the update, and how many entries stood still."""
+    transform = optax.with_extra_args_support(self.transform)
+    update = self.param_update
+    mine, trees = update.constrain(state.params), sums_of_trees(layers)
+    updates, optimizer = transform.update(grads, state.optimizer, mine, trees=trees)
+    params = update.constrain(update.apply(mine, updates, self.seed, state.step))
+    moved = count_unmoved(mine, updates, params) if update.counts_unmoved else None
+    return params, optimizer, moved
+
+
+def build_train_step(
+  experiment: Experiment, decoder: Decoder, layout: Layout, masters: Masters | None = None
+) -> TrainStep:
+  """Returns the step of a recipe over the devices of a layout.
+
+  Args:
+    experiment: The recipe.
+    decoder: Its model.
+    layout: `make_layout` of its degrees.
+    masters: In which dtypes parameters train; None for those of the recipe.
+  """
+  train, frozen = experiment.train, experiment.frozen(decoder)
+  of_grads = layout.shardings("grads", decoder.dims, decoder.shapes)
+
+  def update_buffers(before: Params, params: Params, layers: Any, statistics: Statistics) -> Params:
+    return hold(frozen, before, decoder.update_buffers(before, params, layers, statistics))
+
+  return TrainStep(
+    sharded_gradients(decoder, train.num_micro, experiment.parallel, layout, experiment.compare),
+    experiment.transform(decoder),
+    make_schedule(experiment.optim, train.num_steps),
+    train.seed,
+    train.recovery.spike_factor,
+    update_buffers,
+    ParamUpdate(
+      lambda params: jax.lax.with_sharding_constraint(params, of_grads),
+      masters or experiment.masters(decoder),
+      decoder.layer_groups,
+      may_underflow(experiment.optim),
+    ),
+  )
+
+
+def lower_step(
+  experiment: Experiment, decoder: Decoder, spec: StateSpec, layout: Layout, state: Any, batch: Any
+) -> jax.stages.Lowered:
+  """Returns the step `(state, batch) -> (state, metrics)` for these, with the state donated."""
+  train_step = build_train_step(experiment, decoder, layout, spec.masters)
+
+  def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    return train_step(state, batch)
+
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(spec.shardings, layout.replicated))
+  return jitted.lower(state, batch)
+
+
+def abstract_state(spec: StateSpec) -> State:
+  """Returns the shapes of the state with their shardings."""
+  return jax.tree.map(_put, spec.shapes, spec.shardings)
+
+
+def abstract_batch(experiment: Experiment, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of a batch, (B, L) int32 each, as `Layout.put_batch` shards them."""
+  shape = (experiment.train.batch_size, experiment.data.seq_len)
+  rows = jax.ShapeDtypeStruct(shape, jnp.int32)
+  sharding = NamedSharding(layout.mesh, layout.spec("activations", ("batch", "length")))
+  return {name: _put(rows, sharding) for name in NAMES}
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def sums_of_trees(layers: Any) -> dict[str, TreeSums]:

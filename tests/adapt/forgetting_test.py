@@ -106,7 +106,7 @@ def learner(decoder, optim, num_steps):
 
   def step(carry, batch):
     params, state = carry
-    grads, _ = gradients(params, batch, Keys.from_seed(7))
+    grads, *_ = gradients(params, batch, Keys.from_seed(7))
     updates, state = transform.update(grads, state, params)
     return (optax.apply_updates(params, updates), state), None
 

@@ -73,7 +73,7 @@ def learn(decoder, params, step, num_steps, frozen=()):
 
   @jax.jit
   def update(params, state, batch):
-    grads, _ = gradients(params, batch, KEYS)
+    grads, *_ = gradients(params, batch, KEYS)
     updates, state = transform.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxmoe.data.stream import BatchStream
 from jaxmoe.moe.routers.router import RouterModule
-from jaxmoe.train import program
+from jaxmoe.train import step as train_step
 
 MARK = 1_000_003
 # Parameters, and the first index of a number that some token of any batch meets: of the
@@ -86,7 +86,7 @@ def wrap_step(change):
 
     return faulty
 
-  swap(program, "make_step", lambda make: made_by(make, wrap))
+  swap(train_step, "build_train_step", lambda make: made_by(make, wrap))
 
 
 def made_by(make, wrap):
@@ -137,13 +137,14 @@ def loss_spike(batches, factor):
     def faulty(params, batch, keys):
       scale = jnp.where(marked(batch["position"]), factor, 1.0)
       batch = {**batch, "position": batch["position"] % MARK}
-      grads, metrics = gradients(params, batch, keys)
+      grads, metrics, statistics = gradients(params, batch, keys)
       loss = dataclasses.replace(metrics["loss"], sum=metrics["loss"].sum * scale)
-      return jax.tree.map(lambda leaf: leaf * scale, grads), {**metrics, "loss": loss}
+      grads = jax.tree.map(lambda leaf: leaf * scale, grads)
+      return grads, {**metrics, "loss": loss}, statistics
 
     return faulty
 
-  swap(program, "spread_gradients", lambda make: made_by(make, wrap))
+  swap(train_step, "sharded_gradients", lambda make: made_by(make, wrap))
 
 
 IN_BATCHES = ("nan_in_batch",)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmoe.core.layout import one_device
 from jaxmoe.runs.recipe_loading import load_recipe
-from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
+from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 from tests.faults import numbers, plants, points, workers
 from tests.planted_faults import FAULTS

@@ -34,7 +34,7 @@ from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.optim import OPTIMIZERS, Cosine, Muon, OnlineFairness, Optim
-from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
+from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.step_summary import summarize
 from jaxmoe.train.train_state import StateSpec
 

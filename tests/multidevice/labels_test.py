@@ -10,7 +10,7 @@ from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.runs.recipe_loading import load_recipe
-from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
+from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 
 DENSE = (

@@ -19,7 +19,7 @@ from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.bias import AuxFree
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.step import make_step
+from jaxmoe.train.step import TrainStep
 from jaxmoe.train.train_state import State
 
 VOCAB, LENGTH, RATE = 19, 6, 0.125
@@ -63,7 +63,7 @@ def test_balance_losses_reach_the_gate_as_they_are_written(params_of, batch_of, 
   params, batch = params_of(decoder), batch_of(ROWS, LENGTH)
   batch["labels"] = np.full_like(batch["labels"], -1)  # nothing else has a gradient
   gradients = make_gradients(decoder, num_micro)
-  grads, metrics = jax.jit(lambda params: gradients(params, batch, Keys.from_seed(0)))(params)
+  grads, metrics, _ = jax.jit(lambda params: gradients(params, batch, Keys.from_seed(0)))(params)
   flat = {path: np.asarray(leaf, np.float64) for path, leaf in names.flatten(params).items()}
   x = flat["embed/table"][batch["ids"][batch["segment"] > 0]]
   scale = flat["stack/0/0/attention_norm/scale"][0]
@@ -82,7 +82,7 @@ def test_a_step_moves_the_bias_of_attention_and_feed_forward_experts_each_by_its
   decoder = decoder_of(AttentionExperts(4, 2, HEADS, router), ffn, 2)
   optim = Optim(AdamW(weight_decay=0.5), Constant(), learning_rate=0.1)
   transform = make_optimizer(optim, 9, decoder.parameter_names, decoder.dims)
-  step = make_step(
+  step = TrainStep(
     make_gradients(decoder, 1), transform, make_schedule(optim, 9), 0,
     update_buffers=decoder.update_buffers,
   )  # fmt: skip

@@ -20,7 +20,7 @@ from jaxmoe.moe.routers.expert_choice import CausalExpertChoice
 from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.step import make_step
+from jaxmoe.train.step import TrainStep
 from jaxmoe.train.step_summary import summarize
 from jaxmoe.train.train_state import State
 
@@ -49,7 +49,7 @@ def run(decoder_of, params_of, batch_of):
     )
     if (name, num_micro, drops) not in made:
       transform = make_optimizer(OPTIM, 9, decoder.parameter_names, decoder.dims)
-      step = make_step(
+      step = TrainStep(
         make_gradients(decoder, num_micro), transform, make_schedule(OPTIM, 9), 0,
         update_buffers=decoder.update_buffers,
       )
@@ -186,6 +186,7 @@ def test_the_factor_of_each_layer_follows_its_own_number_of_experts_a_token(deco
   params = params_of(decoder)
   counts, ten, none = np.float32([[9, 3, 5, 1], [2, 3, 4, 1]]), np.float32([10, 10]), np.zeros(2)
   sums = MoESums(RouterSums(counts, counts, ten, none, none, counts, ten), {})
-  after = decoder.update_buffers(params, jax.tree.map(jnp.zeros_like, params), {"0": {"0": sums}})
+  zeros, none = jax.tree.map(jnp.zeros_like, params), {"0": {"0": None}}
+  after = decoder.update_buffers(params, zeros, {"0": {"0": sums}}, none)
   right = buffer_of(params, "pressure") * np.float32([[2.0], [0.5]])
   np.testing.assert_allclose(buffer_of(after, "pressure"), right, rtol=1e-6)

@@ -21,7 +21,7 @@ from jaxmoe.moe.routers.tree import Tree
 from jaxmoe.optim import Constant, OnlineFairness, Optim, make_schedule
 from jaxmoe.recipes import tiny
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.step import make_step
+from jaxmoe.train.step import TrainStep
 from jaxmoe.train.train_state import State, StateSpec
 
 LENGTH, MICRO, S = 12, 4, 3
@@ -61,7 +61,7 @@ def run(decoder, params_of):
     schedule = make_schedule(Optim(schedule=Constant()), 9)
     params = params_of(decoder)
     state = State.create(params, transform.init(params))
-    return state, jax.jit(make_step(gradients, transform, schedule, 0))
+    return state, jax.jit(TrainStep(gradients, transform, schedule, 0))
 
   def get(fairness, batch, num_micro=1, steps=1, change=lambda state: state):
     state, step = make(fairness, num_micro)
@@ -185,7 +185,7 @@ def test_a_gate_that_is_frozen_is_pulled_nowhere(batch):
     decoder = experiment.decoder()
     transform = experiment.transform(decoder)
     gradients = make_gradients(decoder, 1, compare=experiment.compare)
-    step = make_step(gradients, transform, make_schedule(experiment.optim, 9), 0)
+    step = TrainStep(gradients, transform, make_schedule(experiment.optim, 9), 0)
     params = decoder.init(Keys.from_seed(0))
     after, _ = jax.jit(step)(State.create(params, transform.init(params)), batch)
     weights = [names.flatten(tree)[f"{GATE}/weight"] for tree in (params, after.params)]

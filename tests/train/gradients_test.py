@@ -215,8 +215,8 @@ ROUNDING = {"rtol": 3e-5, "floor": 1e-6}
 @dispatches
 def test_four_uneven_microbatches_equal_one_big_batch_under_global(run, batch, dispatch):
   params, accumulated = run(GLOBAL, MICRO, dispatch)
-  grads, metrics = accumulated(params, batch)
-  whole_grads, whole = run(GLOBAL, 1, dispatch)[1](params, batch)
+  grads, metrics, _ = accumulated(params, batch)
+  whole_grads, whole, _ = run(GLOBAL, 1, dispatch)[1](params, batch)
   np.testing.assert_allclose(metrics["loss"].value, whole["loss"].value, rtol=1e-6)
   np.testing.assert_allclose(metrics["total_loss"], whole["total_loss"], rtol=1e-6)
   for name, value in whole["balance"].items():
@@ -314,7 +314,7 @@ def test_sums_count_every_choice_of_every_valid_token_once(mixed, right, batch):
 
 def test_a_step_without_any_label_has_loss_zero_and_a_finite_gradient(run, batch):
   params, gradients = run()
-  grads, metrics = gradients(params, {**batch, "labels": np.full_like(batch["labels"], -1)})
+  grads, metrics, _ = gradients(params, {**batch, "labels": np.full_like(batch["labels"], -1)})
   assert metrics["loss"].value == 0
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
   assert not np.any(grads["head"]["weight"])
@@ -323,7 +323,7 @@ def test_a_step_without_any_label_has_loss_zero_and_a_finite_gradient(run, batch
 def test_a_step_of_padding_alone_has_no_gradient(run, batch):
   params, gradients = run()
   empty = {name: np.zeros_like(array) for name, array in batch.items()}
-  grads, metrics = gradients(params, {**empty, "labels": empty["labels"] - 1})
+  grads, metrics, _ = gradients(params, {**empty, "labels": empty["labels"] - 1})
   assert metrics["total_loss"] == 0
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
@@ -353,7 +353,7 @@ def test_only_exact_balance_under_accumulation_costs_a_second_forward_pass(
 
 def test_the_metric_of_an_exact_scope_stays_exact_where_its_weight_is_zero(run, batch, right):
   params, gradients = run((LoadBalance(0.0, "global"), RouterZ(0.1)))
-  _, metrics = gradients(params, batch)
+  _, metrics, _ = gradients(params, batch)
   loss, balance, _, _ = right
   exact = balance["load_balance_global"]
   np.testing.assert_allclose(metrics["balance"]["load_balance_global"], exact, rtol=2e-6)

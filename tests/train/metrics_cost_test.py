@@ -10,7 +10,7 @@ from jaxmoe.core.layout import one_device
 from jaxmoe.optim import make_optimizer, make_schedule
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.step import make_step
+from jaxmoe.train.step import TrainStep
 from jaxmoe.train.train_state import StateSpec
 
 FLOPS, BYTES = 0.005, 0.02  # shares of the step's
@@ -32,7 +32,7 @@ def costs(experiment):
   transform = make_optimizer(optim, 30, decoder.parameter_names, decoder.dims)
   shapes = StateSpec(decoder, transform, one_device(), 16).shapes
   gradients = make_gradients(decoder, experiment.train.num_micro)
-  step = make_step(gradients, transform, make_schedule(optim, 30), 0)
+  step = TrainStep(gradients, transform, make_schedule(optim, 30), 0)
   shape = (experiment.train.batch_size, experiment.data.seq_len)
   names = ("ids", "labels", "position", "group")
   batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}

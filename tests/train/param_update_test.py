@@ -12,7 +12,7 @@ from jaxmoe.models.stack import LayerGroup
 from jaxmoe.optim import Constant, Cosine, Lion, Masters, Optim, make_optimizer
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.train.param_update import ParamUpdate, count_unmoved, may_underflow
-from jaxmoe.train.step import make_step
+from jaxmoe.train.step import TrainStep
 from jaxmoe.train.train_state import StateSpec
 from jaxmoe.train.update_underflow import STEPS, UpdateUnderflow
 
@@ -47,7 +47,7 @@ def stepped(decoder_of):
   def gradients(params, batch, keys):
     loss = Mean(jnp.float32(1), jnp.float32(1))
     metrics = {"total_loss": jnp.float32(0), "loss": loss, "layers": {}}
-    return jax.tree.map(lambda leaf: jnp.cos(9 * leaf.astype(jnp.float32)), params), metrics
+    return jax.tree.map(lambda leaf: jnp.cos(9 * leaf.astype(jnp.float32)), params), metrics, {}
 
   def run(parallel=Parallel(), stack=None):  # noqa: B008
     decoder = decoder_of(stack=stack, vocab_size=16)
@@ -57,7 +57,7 @@ def stepped(decoder_of):
     lies = layout.shardings("grads", decoder.dims, decoder.shapes)
     shards = lambda params: jax.lax.with_sharding_constraint(params, lies)  # noqa: E731
     moves = ParamUpdate(shards, masters, decoder.layer_groups)
-    step = make_step(gradients, transform, lambda update: 0.0, 0, moves=moves)
+    step = TrainStep(gradients, transform, lambda update: 0.0, 0, param_update=moves)
     step = jax.jit(step, out_shardings=(spec.shardings, layout.replicated))
     state, _ = step(spec.from_arrays(drawn(spec)), {})
     after = spec.to_arrays(state)

@@ -14,7 +14,7 @@ from jaxmoe.optim import Optim, make_optimizer, make_schedule
 from jaxmoe.train import profile
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.profile import Profiler, parse_steps
-from jaxmoe.train.step import make_step
+from jaxmoe.train.step import TrainStep
 from jaxmoe.train.train_state import StateSpec
 
 BLOCK = ("attention", "mlp", "moe/route", "moe/move", "moe/experts", "moe/combine", "moe/shared")
@@ -46,7 +46,7 @@ def compiled(decoder_of, batch_of, _names_are_fresh):
     decoder = decoder_of(stack=dense_then, shared_mlp_dim=8, **fields)
     optim = Optim()
     transform = make_optimizer(optim, 1000, decoder.parameter_names, decoder.dims)
-    step = make_step(make_gradients(decoder, 2), transform, make_schedule(optim, 1000), 0)
+    step = TrainStep(make_gradients(decoder, 2), transform, make_schedule(optim, 1000), 0)
     state = StateSpec(decoder, transform, one_device(), 4).init(0)
     batch = jax.tree.map(jnp.asarray, batch_of([[8], [5, 3], [7], [8]], 8))
     return jax.jit(step).lower(state, batch).compile(), state, batch

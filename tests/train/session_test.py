@@ -19,7 +19,8 @@ from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.runs.recipe_loading import load_recipe
-from jaxmoe.train import changed_definitions, program, rollback, session
+from jaxmoe.train import changed_definitions, rollback, session
+from jaxmoe.train import step as train_step
 from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
@@ -323,12 +324,14 @@ def test_what_is_frozen_keeps_its_buffers_in_the_step_of_a_run_and_other_layers_
     given.append(parts[5])
     return lambda state, batch: (state, {})
 
-  monkeypatch.setattr(program, "make_step", still)
+  monkeypatch.setattr(train_step, "TrainStep", still)
   COMPILED_STEP(made, made.spec.shapes, {})
   params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), made.decoder.shapes)
   each, one = np.float32([[3, 1, 0, 0]] * 2), np.float32([2, 2])
   sums = MoESums(RouterSums(each, each, one, one, one, each, one), {})
-  after = given[0](params, jax.tree.map(lambda leaf: leaf + 1, params), {"0": {"0": sums}})
+  after = given[0](
+    params, jax.tree.map(lambda leaf: leaf + 1, params), {"0": {"0": sums}}, {"0": {"0": None}}
+  )
   router = after["stack"]["0"]["0"]["moe"]["router"]
   rate = frozen.model.stack[0].pattern[0].ffn.router.bias_rate
   moved = np.float32([[0] * 4, [-rate, 0, rate, rate]])

@@ -10,7 +10,7 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
 from jaxmoe.optim import AdamW, Constant, Cosine, Optim, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
-from jaxmoe.train.step import is_spike, make_step, remember
+from jaxmoe.train.step import TrainStep, is_spike, remember
 from jaxmoe.train.train_state import SpikeWindow, State
 
 RARE = 18  # an id that only the bad batch holds
@@ -28,7 +28,7 @@ def training(decoder_of, params_of):
       decoder = decoder_of(scan=scan)
       optim = Optim(AdamW(), Cosine(warmup_steps=2), learning_rate=1e-2)
       transform = make_optimizer(optim, 9, decoder.parameter_names, decoder.dims)
-      step = make_step(make_gradients(decoder, 1), transform, make_schedule(optim, 9), 0)
+      step = TrainStep(make_gradients(decoder, 1), transform, make_schedule(optim, 9), 0)
       params = params_of(decoder)
       params["embed"]["table"] = params["embed"]["table"].at[RARE].set(jnp.inf)
       state = State.create(params, transform.init(params))
@@ -136,13 +136,13 @@ def test_a_loss_or_a_gradient_that_is_not_finite_skips_by_itself(fault, value):
     if fault == "one of many":
       grads["b"] = grads["b"].at[3].set(value)
     total = jnp.float32(value if fault == "loss" else 1)
-    return grads, {"total_loss": total, "loss": NO_LOSS, "layers": {}}
+    return grads, {"total_loss": total, "loss": NO_LOSS, "layers": {}}, {}
 
   transform = optax.adam(0.1)
   params = {"a": jnp.ones(()), "b": jnp.arange(5.0)}
   first = State.create(params, transform.init(params))
   state = dataclasses.replace(first, step=jnp.int32(4), skipped=jnp.int32(1))
-  after, metrics = make_step(gradients, transform, lambda step: 0.1, 0)(state, {})
+  after, metrics = TrainStep(gradients, transform, lambda step: 0.1, 0)(state, {})
   assert_same_bits((after.params, after.optimizer), (state.params, state.optimizer))
   assert (after.step, after.skipped, bool(metrics["finite"])) == (5, 2, False)
 
@@ -153,11 +153,11 @@ def test_the_learning_rate_that_is_logged_is_the_one_applied_and_skips_do_not_mo
   transform = optax.scale_by_learning_rate(schedule)
 
   def gradients(params, batch, keys):
-    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": NO_LOSS, "layers": {}}
+    return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": NO_LOSS, "layers": {}}, {}
 
   params = {"x": jnp.zeros(())}
   state = State.create(params, transform.init(params))
-  step, rates = make_step(gradients, transform, schedule, 0), []
+  step, rates = TrainStep(gradients, transform, schedule, 0), []
   for x in (1.0, 1.0, np.nan, np.inf, 1.0, 1.0, 1.0):
     before = state.params["x"]
     state, metrics = step(state, {"x": jnp.float32(x)})
@@ -173,11 +173,11 @@ def test_the_norm_that_is_logged_is_that_of_the_gradient_before_clipping():
 
   def gradients(params, batch, keys):
     metrics = {"total_loss": jnp.float32(0), "loss": NO_LOSS, "layers": {}}
-    return {"x": jnp.array([3.0, 4.0])}, metrics
+    return {"x": jnp.array([3.0, 4.0])}, metrics, {}
 
   params = {"x": jnp.zeros(2)}
   state = State.create(params, transform.init(params))
-  _, metrics = make_step(gradients, transform, make_schedule(optim, 3), 0)(state, {})
+  _, metrics = TrainStep(gradients, transform, make_schedule(optim, 3), 0)(state, {})
   np.testing.assert_allclose(metrics["grad_norm"], 5.0, rtol=1e-6)
 
 
@@ -185,14 +185,14 @@ def test_randomness_depends_on_the_seed_and_the_step_alone():
   def gradients(params, batch, keys):
     draw = jax.random.uniform(keys("x"))
     metrics = {"total_loss": jnp.float32(0), "loss": NO_LOSS, "layers": {}}
-    return params, {**metrics, "draw": draw}
+    return params, {**metrics, "draw": draw}, {}
 
   transform = optax.identity()
 
   def draw(seed, at):
     first = State.create({"x": jnp.ones(())}, transform.init({}))
     state = dataclasses.replace(first, step=jnp.int32(at))
-    _, metrics = make_step(gradients, transform, lambda step: 0.0, seed)(state, {})
+    _, metrics = TrainStep(gradients, transform, lambda step: 0.0, seed)(state, {})
     return float(metrics["draw"])
 
   expected = jax.random.uniform((Keys.from_seed(3) / "forward").at(7)("x"))
@@ -274,10 +274,10 @@ def test_the_window_holds_the_last_ones():
 def test_a_spike_moves_nothing_and_is_not_remembered():
   def gradients(params, batch, keys):
     loss = Mean(batch["loss"], jnp.float32(1))
-    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}
+    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}, {}
 
   transform = optax.sgd(0.1)
-  step = make_step(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
+  step = TrainStep(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
   state = State.create({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
   seen = []
   for loss in (2.0, 2.1, 1.9, 2.0, 9.0, 9.0, 2.0, np.nan, 2.0):
@@ -292,10 +292,10 @@ def test_a_spike_moves_nothing_and_is_not_remembered():
 def test_steps_without_labels_between_skips_neither_end_nor_lengthen_their_row():
   def gradients(params, batch, keys):
     loss = Mean(batch["loss"] * batch["labels"], batch["labels"])
-    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}
+    return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}, {}
 
   transform = optax.sgd(0.1)
-  step = make_step(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
+  step = TrainStep(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
   state = State.create({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
   rows, seen = ((2, 5), (9, 1), (5, 0), (np.nan, 0), (9, 2), (2, 0), (2, 3), (5, 0)), []
   for _ in range(4):

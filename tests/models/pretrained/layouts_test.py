@@ -13,7 +13,7 @@ from jaxmoe.optim import AdamW, Constant, Optim
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.parity.fixture import LENGTH, ROWS, VOCAB, batch_of
 from jaxmoe.train.experiment import Experiment, Train
-from jaxmoe.train.program import abstract_batch, abstract_state, lower_step
+from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 from tests.models.pretrained.golden import FOLDER
 from tests.models.pretrained.ours import Ours

@@ -7,9 +7,6 @@ and buffers, is a program over whole arrays that the compiler spreads.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import jax
 from jax.sharding import PartitionSpec
 
@@ -23,23 +20,16 @@ from jaxmoe.parallel import (
   Gathers,
   MeshContext,
   Parallel,
-  Reduction,
+  ReduceScatter,
   keep_no_weights,
   scan_ahead,
 )
-from jaxmoe.train.gradients import (
-  Batch,
-  Gradients,
-  Metrics,
-  make_gradients,
-  map_layers,
-  without,
-)
+from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, make_gradients
 
 
 def on_one_device(
   decoder: Decoder, parallel: Parallel, layout: Layout
-) -> tuple[Decoder, Reduction]:
+) -> tuple[Decoder, ReduceScatter]:
   """Returns the functions of a model as one device of a layout runs them, inside `shard_map`.
 
   Args:
@@ -58,10 +48,10 @@ def on_one_device(
   )
   flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep, parts)
   here = Decoder(decoder.config, decoder.vocab_size, context, flow, gathers.outside)
-  return here, Reduction(*of)
+  return here, ReduceScatter(*of)
 
 
-def spread_gradients(
+def sharded_gradients(
   decoder: Decoder,
   num_micro: int,
   parallel: Parallel,
@@ -82,30 +72,24 @@ def spread_gradients(
   """
   if parallel.num_devices == 1:
     return make_gradients(decoder, num_micro, compare=compare)
-  here, reduction = on_one_device(decoder, parallel, layout)
-  local = make_gradients(here, num_micro, compare=compare, summing=reduction)
+  here, reducer = on_one_device(decoder, parallel, layout)
+  local = make_gradients(here, num_micro, compare=compare, reducer=reducer)
   params, grads = (
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))
     for role in ("params", "grads")
   )
   whole, tokens = PartitionSpec(), PartitionSpec(TOKEN_AXES)
-  samples = PartitionSpec(None, TOKEN_AXES)
+  of_tokens = PartitionSpec(None, TOKEN_AXES)
 
-  def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
-    def on_device(stored: Params, batch: Batch, root: jax.Array) -> tuple[Params, Any, Any]:
-      grads, metrics = local(stored, batch, Keys(root, keys.path))
-      mine = map_layers(lambda sums: sums.statistics, metrics["layers"])
-      return grads, {**metrics, "layers": without(metrics["layers"], "statistics")}, mine
+  def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics, Statistics]:
+    def on_device(
+      stored: Params, batch: Batch, root: jax.Array
+    ) -> tuple[Params, Metrics, Statistics]:
+      return local(stored, batch, Keys(root, keys.path))
 
-    grad, metrics, mine = jax.shard_map(
+    return jax.shard_map(
       on_device, mesh=layout.mesh, in_specs=(params, tokens, whole),
-      out_specs=(grads, whole, samples), check_vma=False,
-    )(stored, batch, keys.root)
-    layers = {
-      s: {j: None if sums is None else dataclasses.replace(sums, statistics=mine[s][j])
-          for j, sums in blocks.items()}
-      for s, blocks in metrics["layers"].items()
-    }  # fmt: skip
-    return grad, {**metrics, "layers": layers}
+      out_specs=(grads, whole, of_tokens), check_vma=False,
+    )(stored, batch, keys.root)  # fmt: skip
 
   return gradients
