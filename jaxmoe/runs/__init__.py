@@ -1,0 +1,1 @@
+"""Runs as objects: opened, derived, asked and scored, whoever asks."""
