@@ -4,7 +4,7 @@ python -m launch.train --config=experiments/domain_fairness/recipe.py:weight=0.0
 --workdir=runs/x. With `router=topk` the gate is linear and nothing is pulled.
 """
 
-from jaxmoe.core.recipe import component
+from jaxmoe.core.config_io import component
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
 from jaxmoe.models.attention import SoftmaxAttention

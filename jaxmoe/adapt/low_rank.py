@@ -22,11 +22,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import EXPERT_DIMS, LAYER, Dims
 from jaxmoe.core.rng import Keys
-from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain, take_rows
+from jaxmoe.core.weight_formats import Groups, dot, grouped_dot, is_plain, take_rows
 from jaxmoe.models.transformer import Decoder, Params
 
 _COPIES = (LAYER, *EXPERT_DIMS)
@@ -124,8 +124,8 @@ def add_low_rank(
   """
   if rank < 1:
     raise InputError(f"rank must be at least 1: {rank=}")
-  flat = names.flatten(decoder.shapes)
-  by_path = {path: names.layer_names(path, decoder.layer_groups) or [path] for path in flat}
+  flat = param_names.flatten(decoder.shapes)
+  by_path = {path: param_names.layer_names(path, decoder.layer_groups) or [path] for path in flat}
   every = [name for several in by_path.values() for name in several]
   for glob in globs:
     if not fnmatch.filter(every, glob):
@@ -140,7 +140,7 @@ def add_low_rank(
       raise InputError(f"{hits[0]!r} shares a leaf with {left_out!r}; name both or split the stack")
     return _zero_update(weight, by_path[path], dims, shape, (rank, scale, keys))
 
-  paths = names.unflatten(decoder.shapes, {path: path for path in flat})
+  paths = param_names.unflatten(decoder.shapes, {path: path for path in flat})
   return jax.tree.map(swap, paths, decoder.dims, decoder.shapes, params)
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxmoe.adapt.surgery import NEW, Origins, Surgery
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Decoder, Params
@@ -48,7 +48,7 @@ def transplant_params(
   if not surgery.from_dense:
     _check_family(old)
     _check_gates(old, new)
-  if names.flatten(params).keys() != names.flatten(old.shapes).keys():
+  if param_names.flatten(params).keys() != param_names.flatten(old.shapes).keys():
     raise InputError("surgery needs plain parameters; merge low-rank updates first")
   fresh = _fresh(surgery, new, keys)
   before = _by_name(params, old.layer_groups)
@@ -56,7 +56,9 @@ def transplant_params(
   moved = {name: _follow(surgery, name, before, like, fresh) for name, like in likes.items()}
   if surgery.from_dense:
     for depth in surgery.experts:
-      gate_up, down = (f"{names.LAYERS}/{depth}/moe/experts/{of}" for of in ("gate_up", "down"))
+      gate_up, down = (
+        f"{param_names.LAYERS}/{depth}/moe/experts/{of}" for of in ("gate_up", "down")
+      )
       draw = keys / "variety" / str(depth)
       moved[gate_up], moved[down] = surgery.variety.apply(moved[gate_up], moved[down], draw)
   return _rebuilt(new.shapes, moved, new.layer_groups)
@@ -142,7 +144,7 @@ def _origins(surgery: Surgery, name: str) -> Origins | None:
 
 def _depth(name: str) -> int | None:
   pieces = name.split("/")
-  return int(pieces[pieces.index(names.LAYERS) + 1]) if names.LAYERS in pieces else None
+  return int(pieces[pieces.index(param_names.LAYERS) + 1]) if param_names.LAYERS in pieces else None
 
 
 def _mixes_experts(
@@ -193,20 +195,20 @@ def _check_family(old: Decoder) -> None:
         )
 
 
-def _by_name(tree: Any, layer_groups: names.LayerGroupSizes) -> dict[str, np.ndarray]:
-  return names.unstack(names.flatten(jax.device_get(tree)), layer_groups)
+def _by_name(tree: Any, layer_groups: param_names.LayerGroupSizes) -> dict[str, np.ndarray]:
+  return param_names.unstack(param_names.flatten(jax.device_get(tree)), layer_groups)
 
 
-def _likes(tree: Any, layer_groups: names.LayerGroupSizes) -> Likes:
+def _likes(tree: Any, layer_groups: param_names.LayerGroupSizes) -> Likes:
   """Returns the shape and dtype of each leaf by canonical name."""
   likes: Likes = {}
-  for path, leaf in names.flatten(tree).items():
-    several = names.layer_names(path, layer_groups)
+  for path, leaf in param_names.flatten(tree).items():
+    several = param_names.layer_names(path, layer_groups)
     shape = leaf.shape[1:] if several else leaf.shape
     likes.update(dict.fromkeys(several or [path], jax.ShapeDtypeStruct(shape, leaf.dtype)))
   return likes
 
 
-def _rebuilt(like: Any, moved: Named, layer_groups: names.LayerGroupSizes) -> Any:
-  flat = names.stack(moved, list(names.flatten(like)), layer_groups)
-  return names.unflatten(like, flat)
+def _rebuilt(like: Any, moved: Named, layer_groups: param_names.LayerGroupSizes) -> Any:
+  flat = param_names.stack(moved, list(param_names.flatten(like)), layer_groups)
+  return param_names.unflatten(like, flat)

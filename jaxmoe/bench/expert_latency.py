@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxmoe.core.config_io import component
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import component
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.dispatch.plan import Ragged
 from jaxmoe.moe.experts import EXPERTS

@@ -24,7 +24,7 @@ from absl import flags
 from jaxmoe.commands.process import command_line, jax_settings
 from jaxmoe.commands.process.compile_fast import compile_fast
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.output import check_output, write_whole
+from jaxmoe.core.output import check_output, write_atomic
 from jaxmoe.parity import (
   REFUSED_PATH,
   Cell,
@@ -117,7 +117,7 @@ def run_cell(cell: Cell, commit: str, digest: str) -> Row:
 
 def write_refused(path: pathlib.Path) -> None:
   """Writes what is refused, by trying it."""
-  write_whole(path, json.dumps(refused(), indent=1) + "\n")
+  write_atomic(path, json.dumps(refused(), indent=1) + "\n")
 
 
 def commit_of_tree() -> str:

@@ -20,8 +20,8 @@ from jaxmoe.commands.process.multi_process import processes
 from jaxmoe.commands.process.patient_output import lost, outlive_readers
 from jaxmoe.commands.process.stop_signals import StopSignals
 from jaxmoe.core import multihost
+from jaxmoe.core.config_io import to_json
 from jaxmoe.core.errors import InputError, UserFacingError
-from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.optim import make_schedule
 from jaxmoe.parallel import make_layout

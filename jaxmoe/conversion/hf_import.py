@@ -21,9 +21,9 @@ from jaxmoe.conversion.hf_files import (
   folder_for,
   tokenizer_of,
 )
+from jaxmoe.core.config_io import override, to_json, to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.output import write_whole
-from jaxmoe.core.recipe import override, to_json, to_plain
+from jaxmoe.core.output import write_atomic
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.raw_example import Source
 from jaxmoe.data.sources import Stdlib
@@ -145,7 +145,7 @@ def _write(
   carried.mkdir()
   copy_files(source, carried, (CONFIG, *CARRIED))
   tokenizer.build((), "", None, lambda line: None).save(workdir.tokenizer)
-  write_whole(workdir.config, to_json(experiment))
+  write_atomic(workdir.config, to_json(experiment))
   record: dict[str, Any] = {
     "step": 0, "seed": experiment.train.seed, "config": to_plain(experiment), "rollbacks": 0,
     ONLY: "params",

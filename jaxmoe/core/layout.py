@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.names import flatten
+from jaxmoe.core.param_names import flatten
 
 Dims = tuple[str | None, ...]
 Role = Literal["params", "grads", "optimizer", "activations", "cache"]
@@ -52,16 +52,16 @@ class Layout:
   Attributes:
     mesh: The devices.
     rules: By role and dim.
-    spread: By role: axes over which each array is spread besides, along its largest dim that is
+    sharded: By role: axes over which each array is spread besides, along its largest dim that is
       free and divides; whole where there is none. Never along layers, which are taken one by one.
-    yielding: Dims that stay whole where they do not divide by the degree of their axes; others
+    may_replicate: Dims that stay whole where they do not divide by the degree of their axes; others
       are refused.
   """
 
   mesh: Mesh
   rules: Mapping[Role, Rules] = dataclasses.field(default_factory=dict)
-  spread: Mapping[Role, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-  yielding: frozenset[str] = frozenset()
+  sharded: Mapping[Role, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  may_replicate: frozenset[str] = frozenset()
 
   def __post_init__(self) -> None:
     for role, rules in self.rules.items():
@@ -85,7 +85,7 @@ class Layout:
     Args:
       role: What the array is for.
       dims: Its logical dims.
-      shape: Its shape, which `spread` and `yielding` need; None for the rules alone.
+      shape: Its shape, which `sharded` and `may_replicate` need; None for the rules alone.
 
     Raises:
       InputError: a dim does not divide by the degree of its mesh axes.
@@ -101,7 +101,7 @@ class Layout:
         axes = ()
       used.update(axes)
       parts.append(axes)
-    wanted = self.spread.get(role, ())
+    wanted = self.sharded.get(role, ())
     more = tuple(axis for axis in wanted if axis not in used and self.mesh.shape[axis] > 1)
     if shape is not None and more:
       free = [at for at in range(first, len(dims)) if not parts[at]]
@@ -145,7 +145,7 @@ class Layout:
     degree = self.degree(axes)
     if size % degree == 0:
       return True
-    if dim in self.yielding:
+    if dim in self.may_replicate:
       return False
     raise InputError(
       f"dim {dim!r} of size {size} does not divide by {degree}, the degree of {axes}; "

@@ -64,13 +64,13 @@ def check_output(
 
 
 def write_output(path: AnyPath, where: str, content: Content) -> None:
-  """Writes a file as `write_whole` does.
+  """Writes a file as `write_atomic` does.
 
   Raises:
     InputError: it cannot be written.
   """
   try:
-    write_whole(path, content)
+    write_atomic(path, content)
   except BrokenPipeError:
     raise
   except OSError as error:
@@ -79,7 +79,7 @@ def write_output(path: AnyPath, where: str, content: Content) -> None:
     ) from None
 
 
-def write_whole(path: AnyPath, content: Content) -> None:
+def write_atomic(path: AnyPath, content: Content) -> None:
   """Writes a file whole, or into what is no plain file.
 
   Raises:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from jaxmoe.core.weights import take_rows
+from jaxmoe.core.weight_formats import take_rows
 
 
 @dataclasses.dataclass(frozen=True)

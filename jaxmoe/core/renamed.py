@@ -22,7 +22,7 @@ def renamed(was: str, value: Any = dataclasses.MISSING) -> Any:
 
   Args:
     was: The old name; no name of another field.
-    value: Its default, or the field as `choice` or `added` of core/recipe.py declare it.
+    value: Its default, or the field as `choice` or `added` of core/config_io.py declare it.
   """
   field = value if isinstance(value, dataclasses.Field) else dataclasses.field(default=value)
   metadata = {_WAS: was, **field.metadata}

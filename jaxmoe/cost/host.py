@@ -18,7 +18,7 @@ ROOT = pathlib.Path("/")
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class HostMemory:
   """Bytes of memory: what a process may have in all, what it can get now without swapping.
 
   Attributes:
@@ -37,7 +37,7 @@ class Memory:
     return f"{self.free / 2**30:.1f} GB of {self.limit / 2**30:.1f} GB free{whose}"
 
 
-def memory(root: pathlib.Path = ROOT) -> Memory | None:
+def memory(root: pathlib.Path = ROOT) -> HostMemory | None:
   """Returns the smaller of what the machine and every group around this process have.
 
   None where the system does not say.
@@ -51,7 +51,7 @@ def memory(root: pathlib.Path = ROOT) -> Memory | None:
   limits = [most for most, _ in allowed if most is not None]
   rests = [rest for _, rest in allowed if rest is not None]
   grouped = min(limits, default=limit) < limit or min(rests, default=free) < free
-  return Memory(min([limit, *limits]), min([free, *rests]), grouped)
+  return HostMemory(min([limit, *limits]), min([free, *rests]), grouped)
 
 
 def cores(root: pathlib.Path = ROOT) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core.output import write_whole
+from jaxmoe.core.output import write_atomic
 from jaxmoe.cost import host
 
 _LONG_ENOUGH_S = 0.01
@@ -96,7 +96,7 @@ def _keep(path: pathlib.Path, record: dict[str, Any]) -> None:
   """Writes a record whole, or not at all."""
   with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record) + "\n")
+    write_atomic(path, json.dumps(record) + "\n")
 
 
 def _timed(product: Any, a: jax.Array) -> Callable[[], float]:

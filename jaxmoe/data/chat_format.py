@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxmoe.core.config_io import to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.message import Completion, Conversation, Message
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 

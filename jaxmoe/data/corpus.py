@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmoe.core.config_io import to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.batches import BatchSpec, DomainStream, endless_batches
 from jaxmoe.data.chat_format import ChatFormat, writer_for
 from jaxmoe.data.document import Document, DocumentReader

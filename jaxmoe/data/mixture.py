@@ -7,8 +7,8 @@ import datetime
 import math
 from typing import Literal
 
+from jaxmoe.core.config_io import added, choice
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import added, choice
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.raw_example import Source
 from jaxmoe.data.sources import SOURCES

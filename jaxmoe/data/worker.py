@@ -16,8 +16,8 @@ import threading
 import time
 from typing import Any, BinaryIO
 
+from jaxmoe.core.config_io import from_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_plain
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data
 from jaxmoe.data.prefetch import PrefetchThread

@@ -89,7 +89,7 @@ class Facts:
   accelerators: tuple[tuple[str, str], ...]
   cores: float
   load: float
-  memory: host.Memory | None
+  memory: host.HostMemory | None
   workdir: Disk
   cache: Disk
   open_files: int
@@ -147,7 +147,7 @@ def parse_requirement(line: str) -> Requirement:
   return Requirement(name, wanted, None, extra[1] if extra else None)
 
 
-def shared_bytes(memory: host.Memory | None) -> int | None:
+def shared_bytes(memory: host.HostMemory | None) -> int | None:
   """Returns what can still be written to /dev/shm: its room, but no more than free memory."""
   if not os.path.isdir("/dev/shm"):
     return None

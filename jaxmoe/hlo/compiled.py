@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxmoe.hlo.dot_flops import product_flops
-from jaxmoe.hlo.replica_groups import Groups, axes_of, groups_of
-from jaxmoe.hlo.text import Shape, parse_program
+from jaxmoe.hlo.dot_flops import dot_flops
+from jaxmoe.hlo.replica_groups import ReplicaGroups, mesh_axes, replica_groups
+from jaxmoe.hlo.text import ArrayShape, parse_program
 from jaxmoe.hlo.trip_counts import Visit, visits
 
 KINDS = (
@@ -48,7 +48,7 @@ class Collective:
 
   kind: str
   axes: tuple[str, ...] | None
-  groups: Groups
+  groups: ReplicaGroups
   shape: tuple[int, ...]
   dtype: str
   bytes_out: int
@@ -88,7 +88,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class CompiledMemory:
   """Bytes of one device that a program needs.
 
   Attributes:
@@ -139,7 +139,7 @@ def collectives_of_text(text: str, mesh: Mesh) -> list[Collective]:
   ]
 
 
-def memory(compiled: jax.stages.Compiled) -> Memory:
+def memory(compiled: jax.stages.Compiled) -> CompiledMemory:
   """Returns what the compiler says of memory; exact for arguments and outputs."""
   found: Any = compiled.memory_analysis()
   sizes = {
@@ -147,7 +147,7 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
     for name in ("argument", "output", "temp", "alias", "generated_code")
   }
   sum_of_parts = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
-  return Memory(
+  return CompiledMemory(
     arguments=sizes["argument"],
     outputs=sizes["output"],
     temporaries=sizes["temp"],
@@ -161,7 +161,7 @@ def flops(compiled: jax.stages.Compiled) -> Flops:
   """Returns the operations of a compiled program's matrix products, loops included."""
   matmul = unknown = 0
   for visit in visits(parse_program(compiled.as_text() or "")):
-    count = visit.times * product_flops(visit.instruction, visit.computation)
+    count = visit.times * dot_flops(visit.instruction, visit.computation)
     matmul, unknown = (matmul + count, unknown) if visit.known else (matmul, unknown + count)
   counted: Any = compiled.cost_analysis()
   counted = counted[0] if isinstance(counted, list) and counted else counted
@@ -171,10 +171,10 @@ def flops(compiled: jax.stages.Compiled) -> Flops:
 def _collective(visit: Visit, kind: str, mesh: Mesh) -> Collective:
   instruction = visit.instruction
   shapes = _results(visit)
-  groups = groups_of(instruction, mesh.devices.size)
+  groups = replica_groups(instruction, mesh.devices.size)
   return Collective(
     kind=kind,
-    axes=axes_of(groups, mesh),
+    axes=mesh_axes(groups, mesh),
     groups=groups,
     shape=shapes[0].dims,
     dtype="+".join(dict.fromkeys(shape.dtype for shape in shapes)),
@@ -186,7 +186,7 @@ def _collective(visit: Visit, kind: str, mesh: Mesh) -> Collective:
   )
 
 
-def _results(visit: Visit) -> tuple[Shape, ...]:
+def _results(visit: Visit) -> tuple[ArrayShape, ...]:
   """Returns the arrays a collective makes; of an asynchronous one, what its end has."""
   instruction = visit.instruction
   if not instruction.opcode.endswith("-start"):

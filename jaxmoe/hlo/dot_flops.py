@@ -12,7 +12,7 @@ import re
 from jaxmoe.hlo.text import Computation, Instruction
 
 
-def product_flops(instruction: Instruction, computation: Computation) -> int:
+def dot_flops(instruction: Instruction, computation: Computation) -> int:
   """Returns 2 for each multiply-add of a product, 0 for any other instruction."""
   if instruction.opcode not in ("dot", "convolution"):
     return 0

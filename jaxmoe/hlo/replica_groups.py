@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 
 from jaxmoe.hlo.text import Instruction
 
-Groups = tuple[tuple[int, ...], ...]
+ReplicaGroups = tuple[tuple[int, ...], ...]
 """Sets of devices, as places in a mesh, that exchange among themselves."""
 
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}")
 
 
-def axes_of(groups: Groups, mesh: Mesh) -> tuple[str, ...] | None:
+def mesh_axes(groups: ReplicaGroups, mesh: Mesh) -> tuple[str, ...] | None:
   """Returns the mesh axes whose product every group is, or None; groups hold places in the mesh."""
   shape = mesh.devices.shape
   found = set()
@@ -30,7 +30,7 @@ def axes_of(groups: Groups, mesh: Mesh) -> tuple[str, ...] | None:
   return found.pop() if len(found) == 1 else None
 
 
-def chains(pairs: Groups) -> Groups:
+def connected_devices(pairs: ReplicaGroups) -> ReplicaGroups:
   """Returns the sets of devices that (source, target) pairs connect."""
   sets: list[set[int]] = []
   for pair in pairs:
@@ -41,7 +41,7 @@ def chains(pairs: Groups) -> Groups:
 
 def groups_along(
   sizes: Mapping[str, int], axes: Sequence[tuple[str, int, int]], ids: np.ndarray | None = None
-) -> Groups:
+) -> ReplicaGroups:
   """Returns the groups of devices that differ along some axes, or digits of axes, alone.
 
   Args:
@@ -63,11 +63,11 @@ def groups_along(
   return tuple(tuple(number for _, number in sorted(group)) for group in groups.values())
 
 
-def groups_of(instruction: Instruction, num_devices: int) -> Groups:
+def replica_groups(instruction: Instruction, num_devices: int) -> ReplicaGroups:
   """Returns who exchanges with whom, from any of the notations of HLO."""
   pairs = instruction.attribute(r"source_target_pairs=\{((?:\{[\d,]*\},?)*)\}")
   if pairs is not None:
-    return chains(_lists(pairs))
+    return connected_devices(_lists(pairs))
   listed = instruction.attribute(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
   if listed:
     return _lists(listed)
@@ -100,6 +100,6 @@ def _numbers(text: str) -> list[int]:
   return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def _lists(text: str) -> Groups:
+def _lists(text: str) -> ReplicaGroups:
   groups = re.findall(r"\{([\d,]+)\}", text)
   return tuple(tuple(int(n) for n in group.split(",")) for group in groups)

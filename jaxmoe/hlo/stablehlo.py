@@ -16,8 +16,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmoe.hlo.compiled import KINDS, Collective
-from jaxmoe.hlo.replica_groups import Groups, axes_of, chains, groups_along
-from jaxmoe.hlo.text import Shape
+from jaxmoe.hlo.replica_groups import ReplicaGroups, connected_devices, groups_along, mesh_axes
+from jaxmoe.hlo.text import ArrayShape
 
 
 def collectives_of_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> list[Collective]:
@@ -28,12 +28,12 @@ def collectives_of_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> list[Coll
     for operation in module.body.operations
     if operation.operation.name == "func.func"
   }
-  around = _Around(functions, mesh)
+  around = _Context(functions, mesh)
   return list(_collectives(functions["main"], around))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Around:
+class _Context:
   """Where an operation stands; see `Collective`."""
 
   functions: dict[str, Any]
@@ -43,7 +43,7 @@ class _Around:
   sometimes: bool = False
 
 
-def _collectives(operation: Any, around: _Around) -> Iterator[Collective]:
+def _collectives(operation: Any, around: _Context) -> Iterator[Collective]:
   """Yields what an operation and all within and behind it send."""
   name = operation.operation.name
   called = operation.attributes["call_target_name"] if name == "stablehlo.custom_call" else name
@@ -66,12 +66,12 @@ def _collectives(operation: Any, around: _Around) -> Iterator[Collective]:
         yield from _collectives(inner, around)
 
 
-def _collective(operation: Any, kind: str, around: _Around) -> Collective:
+def _collective(operation: Any, kind: str, around: _Context) -> Collective:
   shapes = [_shape(str(result.type)) for result in operation.operation.results]
   groups = _groups(operation, around.mesh)
   return Collective(
     kind=kind,
-    axes=axes_of(groups, around.mesh),
+    axes=mesh_axes(groups, around.mesh),
     groups=groups,
     shape=shapes[0].dims,
     dtype="+".join(dict.fromkeys(shape.dtype for shape in shapes)),
@@ -83,7 +83,7 @@ def _collective(operation: Any, kind: str, around: _Around) -> Collective:
   )
 
 
-def _groups(operation: Any, mesh: Mesh) -> Groups:
+def _groups(operation: Any, mesh: Mesh) -> ReplicaGroups:
   """Returns who exchanges with whom; a short group is filled with -1."""
   attributes = operation.operation.attributes
   if operation.operation.name == "stablehlo.custom_call":  # a ragged all-to-all is written as one
@@ -100,14 +100,14 @@ def _groups(operation: Any, mesh: Mesh) -> Groups:
     for row in range(rows)
   )
   if is_pairs:
-    return chains(groups)
+    return connected_devices(groups)
   return groups or (tuple(range(mesh.devices.size)),)
 
 
-def _shape(text: str) -> Shape:
+def _shape(text: str) -> ArrayShape:
   """Returns the shape of `tensor<4x2xbf16>`."""
   *dims, dtype = text.removeprefix("tensor<").removesuffix(">").split("x")
-  return Shape(dtype, tuple(map(int, dims)))
+  return ArrayShape(dtype, tuple(map(int, dims)))
 
 
 def _trips(loop: Any) -> int | None:

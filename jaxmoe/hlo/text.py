@@ -15,7 +15,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class ArrayShape:
   """One array of a program; `dtype` as HLO writes it, such as bf16 or s8."""
 
   dtype: str
@@ -32,7 +32,7 @@ class Instruction:
   """A line of a computation: `%name = shapes opcode(inner), attributes`."""
 
   name: str
-  shapes: tuple[Shape, ...]
+  shapes: tuple[ArrayShape, ...]
   opcode: str
   inner: str
   attributes: str
@@ -60,7 +60,7 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class HloProgram:
   """The computations of a compiled program, by name, each a dict of instructions by name."""
 
   computations: Mapping[str, Computation]
@@ -71,7 +71,7 @@ class Program:
     return next(found for found in self.computations[name].values() if found.is_root)
 
 
-def parse_program(text: str) -> Program:
+def parse_program(text: str) -> HloProgram:
   """Returns the program whose `as_text()` this is."""
   computations: dict[str, dict[str, Instruction]] = {}
   entry, current = "", None
@@ -85,7 +85,7 @@ def parse_program(text: str) -> Program:
       rest = line[found.end() :]
       current[found.group(2)] = _instruction(found.group(2), rest, found.group(1) is not None)
   assert entry, "not the text of a compiled program"
-  return Program(computations, entry)
+  return HloProgram(computations, entry)
 
 
 def bits_of(dtype: str) -> int:
@@ -104,7 +104,7 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction:
   opening = rest.index("(")
   closing = _closing(rest, opening)
   shapes = tuple(
-    Shape(dtype, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
+    ArrayShape(dtype, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
     for dtype, dims in _ARRAY.findall(kind)
   )
   inner, attributes = rest[opening + 1 : closing], rest[closing + 1 :]

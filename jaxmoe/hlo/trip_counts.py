@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from jaxmoe.hlo.text import Computation, Instruction, Program
+from jaxmoe.hlo.text import Computation, HloProgram, Instruction
 
 _CALLS = ("body", "calls", "to_apply", "called_computations")
 _BRANCHES = ("branch_computations", "true_computation", "false_computation")
@@ -35,12 +35,12 @@ class Visit:
   sometimes: bool = False
 
 
-def visits(program: Program) -> Iterator[Visit]:
+def visits(program: HloProgram) -> Iterator[Visit]:
   """Yields every instruction, once for each place that its computation is called from."""
   return _visits(program, program.entry, Visit(Instruction("", (), "", "", ""), {}))
 
 
-def trips(program: Program, name: str, loop: Instruction) -> int | None:
+def trip_count(program: HloProgram, name: str, loop: Instruction) -> int | None:
   """Returns how often the body of a `while` of a computation runs; None if that is not known."""
   known_trips = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
   if known_trips:
@@ -60,7 +60,7 @@ def trips(program: Program, name: str, loop: Instruction) -> int | None:
   return max(test.limit - start, 0)
 
 
-def _visits(program: Program, name: str, around: Visit) -> Iterator[Visit]:
+def _visits(program: HloProgram, name: str, around: Visit) -> Iterator[Visit]:
   computation = program.computations[name]
   for instruction in computation.values():
     here = dataclasses.replace(around, instruction=instruction, computation=computation)
@@ -69,7 +69,7 @@ def _visits(program: Program, name: str, around: Visit) -> Iterator[Visit]:
       continue  # they name what async-start has called
     inside = here
     if instruction.opcode == "while":
-      passes = trips(program, name, instruction)
+      passes = trip_count(program, name, instruction)
       times = here.times * (1 if passes is None else passes)
       inside = dataclasses.replace(here, times=times, known=here.known and passes is not None)
     for how in _CALLS:
@@ -102,7 +102,7 @@ _Value = int | _Carried | _Below | None
 class _Scalars:
   """What the integers of a computation are, as far as it can be read from a loop's counter."""
 
-  def __init__(self, program: Program, name: str, given: Sequence[_Value] | None = None):
+  def __init__(self, program: HloProgram, name: str, given: Sequence[_Value] | None = None):
     self._program, self._given = program, given
     self._name, self._computation = name, program.computations[name]
 

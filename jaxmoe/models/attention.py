@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.init import Init
 from jaxmoe.core.layout import ONCE, Dims
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
 from jaxmoe.models.norm_layers import HeadsNorm, RMSNorm

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import grouped_dot
+from jaxmoe.core.weight_formats import grouped_dot
 from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.stick_breaking_attention import StickBreaking

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import dot
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
 from jaxmoe.models.cache import NoCache
 from jaxmoe.models.masks import DocumentMask

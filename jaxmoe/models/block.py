@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
 from jaxmoe.core.renamed import renamed
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens

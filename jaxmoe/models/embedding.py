@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 
 
 class Embed(nnx.Module):

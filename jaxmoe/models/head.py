@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.weights import dot
+from jaxmoe.core.init import Init
+from jaxmoe.core.weight_formats import dot
 
 
 class Head(nnx.Module):

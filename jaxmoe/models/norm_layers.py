@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.init import Init
 from jaxmoe.core.layout import Dims
 from jaxmoe.core.parallel_context import ParallelContext
-from jaxmoe.core.parameters import Init
 from jaxmoe.ops.norm import layer_norm, rms_norm
 
 

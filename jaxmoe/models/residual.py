@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.models.norm_layers import NORMS, LayerNorm, RMSNorm
 
 NormKind = Literal["rms", "layer"]

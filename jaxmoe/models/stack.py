@@ -2,7 +2,7 @@
 
 `Stack((LayerGroup((dense,)), LayerGroup((local, full), repeats=12)))` is one dense layer followed
 by 24 that alternate. In memory, leaf `stack/s/j/...` holds the j-th block of layer group s for all
-repeats, stacked in dim 0; `core/names.py` gives each layer its own name.
+repeats, stacked in dim 0; `core/param_names.py` gives each layer its own name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.names import LayerGroupSizes
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.param_names import LayerGroupSizes
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import BlockConfig
@@ -58,7 +58,7 @@ class Stack:
 
   @property
   def layer_groups(self) -> LayerGroupSizes:
-    """How layers are grouped in memory, for `core/names.py`."""
+    """How layers are grouped in memory, for `core/param_names.py`."""
     return tuple((len(group.pattern), group.repeats) for group in self.groups)
 
   def layer_indices(self, group: int, position: int) -> list[int]:
@@ -182,7 +182,7 @@ def _segment_step(
       x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)
       sums[j] = found.get("moe")
       if "attention" in found:
-        sums[j + names.ATTENTION] = found["attention"]
+        sums[j + param_names.ATTENTION] = found["attention"]
       new_caches[j] = None if caches is None else cache
     return (x_BLD, carry), (new_caches, sums)
 

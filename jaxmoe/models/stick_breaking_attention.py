@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
 from jaxmoe.ops.attention import STICK_BREAKING
 

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import dot
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
 from jaxmoe.models.embedding import Embed
@@ -164,7 +164,7 @@ class TransformerConfig:
 def gate_path(group: str, place: str) -> str:
   """Returns the path of the parameters of a gate, of a place as `routed_layers` has it."""
   position, _, part = place.partition(".")
-  return f"{names.STACK}/{group}/{position}/{part or 'moe'}/router/gate"
+  return f"{param_names.STACK}/{group}/{position}/{part or 'moe'}/router/gate"
 
 
 class Decoder:
@@ -208,9 +208,9 @@ class Decoder:
   @property
   def parameter_names(self) -> Params:
     """A tree like the parameters of their canonical names (a stacked leaf: its first layer's)."""
-    flat = names.flatten(self.shapes)
-    return names.unflatten(
-      self.shapes, {path: names.canonical_name(path, self.layer_groups) for path in flat}
+    flat = param_names.flatten(self.shapes)
+    return param_names.unflatten(
+      self.shapes, {path: param_names.canonical_name(path, self.layer_groups) for path in flat}
     )
 
   @property
@@ -235,7 +235,7 @@ class Decoder:
       str(s): {
         place: layer
         for j, block in enumerate(group.pattern)
-        for place, layer in ((str(j), block.ffn), (str(j) + names.ATTENTION, block.attention))
+        for place, layer in ((str(j), block.ffn), (str(j) + param_names.ATTENTION, block.attention))
         if isinstance(layer, (MoEConfig, AttentionExperts))
       }
       for s, group in enumerate(self.config.stack)
@@ -397,4 +397,4 @@ def _dims(state: Any, stacked: bool = False) -> Params:
   if isinstance(state, nnx.Variable):
     dims = tuple(state.get_metadata()["dims"])
     return ("layer", *dims) if stacked else dims  # type: ignore[return-value]
-  return {name: _dims(child, stacked or name == names.STACK) for name, child in state.items()}
+  return {name: _dims(child, stacked or name == param_names.STACK) for name, child in state.items()}

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
 from jaxmoe.core.renamed import renamed
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import dot
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import (
   DISPATCHERS,

@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core.weights import dot
+from jaxmoe.core.weight_formats import dot
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.ops.soft_tree import TreeSums, no_sums, paths
 
@@ -76,7 +76,7 @@ class OnlineFairness:
       raise InputError(f"fairness compares groups, at least 2 of them: {num_groups} given")
 
     def init(params: Any) -> FairnessState:
-      flat, state = names.flatten(params), {}
+      flat, state = param_names.flatten(params), {}
       for tree in trees:
         *layers, dim, nodes = flat[f"{tree}/weight"].shape
         empty = no_sums(num_groups, nodes, dim, self.target)
@@ -88,7 +88,7 @@ class OnlineFairness:
       **others: Any,
     ) -> tuple[Any, FairnessState]:  # fmt: skip
       del params, others
-      flat = names.flatten(updates)
+      flat = param_names.flatten(updates)
       new = {tree: self.absorb(sums, trees[tree]) for tree, sums in state.items()}
       for tree, sums in new.items():
         weight, bias = flat[f"{tree}/weight"], flat[f"{tree}/bias"]
@@ -96,7 +96,7 @@ class OnlineFairness:
         weight_pull, bias_pull = pull(sums)
         flat[f"{tree}/weight"] = weight + weight_pull.astype(weight.dtype)
         flat[f"{tree}/bias"] = bias + bias_pull.astype(bias.dtype)
-      return names.unflatten(updates, flat), new
+      return param_names.unflatten(updates, flat), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

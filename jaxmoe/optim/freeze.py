@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import EXPERT_DIMS, Dims, dims_by_path
 
@@ -28,7 +28,7 @@ _RANGE = re.compile(r"(.*)@(\d+):(\d+)")
 
 
 def frozen_masks(
-  patterns: Sequence[str], shapes: Any, dims: Any, layer_groups: names.LayerGroupSizes
+  patterns: Sequence[str], shapes: Any, dims: Any, layer_groups: param_names.LayerGroupSizes
 ) -> Masks:
   """Returns {path: bool}, True where frozen, of 1 in every dim but layers and experts.
 
@@ -42,7 +42,7 @@ def frozen_masks(
   Raises:
     InputError: a pattern names nothing, a range no leaf with experts or more than a leaf has.
   """
-  flat = names.flatten(shapes)
+  flat = param_names.flatten(shapes)
   owners = dims_by_path(dims, shapes)
   masks: dict[str, np.ndarray] = {}
   for pattern in patterns:
@@ -51,7 +51,7 @@ def frozen_masks(
     span = slice(int(ranged[2]), int(ranged[3])) if ranged else None
     named = hit = False
     for path, leaf in flat.items():
-      several = names.layer_names(path, layer_groups)
+      several = param_names.layer_names(path, layer_groups)
       rows = [fnmatch.fnmatchcase(name, glob) for name in several or [path]]
       if not any(rows):
         continue
@@ -78,7 +78,7 @@ def freeze(inner: optax.GradientTransformation, masks: Masks) -> optax.GradientT
     return _still(tree, old, params, masks)
 
   def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, Any]:
-    flat, zeros = names.flatten(updates), jax.tree.map(jnp.zeros_like, updates)
+    flat, zeros = param_names.flatten(updates), jax.tree.map(jnp.zeros_like, updates)
     moves, after = inner.update(still(updates, zeros, flat), state, params)
     return still(moves, jax.tree.map(jnp.zeros_like, moves), flat), still(after, state, flat)
 
@@ -90,14 +90,14 @@ def hold(masks: Masks, before: Any, after: Any) -> Any:
 
   For what the optimizer does not move, such as the buffers of routers.
   """
-  return _still(after, before, names.flatten(after), masks) if masks else after
+  return _still(after, before, param_names.flatten(after), masks) if masks else after
 
 
 def _still(tree: Any, old: Any, params: Mapping[str, Any], masks: Masks) -> Any:
   """Returns a tree of parameters or of state with the old values where it is frozen."""
-  flat, before = names.flatten(tree), names.flatten(old)
+  flat, before = param_names.flatten(tree), param_names.flatten(old)
   kept = {path: _keep(path, leaf, before[path], masks, params) for path, leaf in flat.items()}
-  return names.unflatten(tree, kept)
+  return param_names.unflatten(tree, kept)
 
 
 def _mask(
@@ -140,5 +140,5 @@ def _of_state(mask: np.ndarray, shape: tuple[int, ...], like: tuple[int, ...]) -
   return np.zeros([1] * len(like), bool)  # a placeholder, which never changes
 
 
-def _one(flat: Mapping[str, Any], layer_groups: names.LayerGroupSizes) -> str:
-  return names.canonical_name(next(iter(flat)), layer_groups)
+def _one(flat: Mapping[str, Any], layer_groups: param_names.LayerGroupSizes) -> str:
+  return param_names.canonical_name(next(iter(flat)), layer_groups)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.optim.freeze import Masks
 
 _BUFFERS = "/buffers/"
@@ -46,23 +46,23 @@ class Masters:
       return jnp.dtype(self.came.get(name, declared))
     return jnp.dtype(declared if _BUFFERS in name else self.dtype)
 
-  def shapes(self, shapes: Any, layer_groups: names.LayerGroupSizes) -> Any:
+  def shapes(self, shapes: Any, layer_groups: param_names.LayerGroupSizes) -> Any:
     """Returns the parameters' shapes with the dtypes they have in memory."""
 
     def kept(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-      several = names.layer_names(path, layer_groups) or [path]
+      several = param_names.layer_names(path, layer_groups) or [path]
       dtypes = [self.of(name, leaf.dtype) for name in several]
       return jax.ShapeDtypeStruct(leaf.shape, functools.reduce(jnp.promote_types, dtypes))
 
-    flat = {path: kept(path, leaf) for path, leaf in names.flatten(shapes).items()}
-    return names.unflatten(shapes, flat)
+    flat = {path: kept(path, leaf) for path, leaf in param_names.flatten(shapes).items()}
+    return param_names.unflatten(shapes, flat)
 
 
-def frozen_names(masks: Masks, layer_groups: names.LayerGroupSizes) -> frozenset[str]:
+def frozen_names(masks: Masks, layer_groups: param_names.LayerGroupSizes) -> frozenset[str]:
   """Returns the canonical names of the parameters that are frozen as a whole."""
   found: set[str] = set()
   for path, mask in masks.items():
-    several = names.layer_names(path, layer_groups)
+    several = param_names.layer_names(path, layer_groups)
     if several is None:
       found.update([path] if mask.all() else [])
       continue

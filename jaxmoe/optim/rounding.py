@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys, name_hash
 from jaxmoe.optim.masters import Masters
 
@@ -28,7 +28,7 @@ def apply_updates(
   params: Any,
   updates: Any,
   keys: Keys,
-  layer_groups: names.LayerGroupSizes | None,
+  layer_groups: param_names.LayerGroupSizes | None,
 ) -> Any:
   """Returns the parameters after float32 updates, each in its dtype.
 
@@ -39,7 +39,7 @@ def apply_updates(
     keys: Of this step.
     layer_groups: How layers are grouped in memory; None for a tree that has no stack of layers.
   """
-  flat, moves = names.flatten(params), names.flatten(updates)
+  flat, moves = param_names.flatten(params), param_names.flatten(updates)
   moved = {}
   for path, leaf in flat.items():
     wide = leaf.astype(jnp.float32) + moves[path]
@@ -48,11 +48,11 @@ def apply_updates(
       moved[path] = round_by_chance(wide, draw_bits(keys, path, leaf.shape, layer_groups))
     else:
       moved[path] = wide.astype(leaf.dtype)
-  return names.unflatten(params, moved)
+  return param_names.unflatten(params, moved)
 
 
 def draw_bits(
-  keys: Keys, path: str, shape: tuple[int, ...], layer_groups: names.LayerGroupSizes | None
+  keys: Keys, path: str, shape: tuple[int, ...], layer_groups: param_names.LayerGroupSizes | None
 ) -> jax.Array:
   """Returns uint16 random bits for a leaf, stacked over layers or not."""
   several = _layers(path, layer_groups)
@@ -79,6 +79,6 @@ def round_by_chance(wide: jax.Array, bits: jax.Array) -> jax.Array:
   return jnp.where(jnp.isfinite(wide) & jnp.isfinite(cut), cut, wide).astype(jnp.bfloat16)
 
 
-def _layers(path: str, layer_groups: names.LayerGroupSizes | None) -> list[str] | None:
+def _layers(path: str, layer_groups: param_names.LayerGroupSizes | None) -> list[str] | None:
   """Returns the names of the layers that are stacked in a leaf, None if it holds none."""
-  return None if layer_groups is None else names.layer_names(path, layer_groups)
+  return None if layer_groups is None else param_names.layer_names(path, layer_groups)

@@ -19,8 +19,8 @@ from typing import Protocol
 
 import optax
 
+from jaxmoe.core.config_io import added
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import added
 
 
 class Schedule(Protocol):

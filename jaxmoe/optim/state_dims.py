@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmoe.core.layout import Dims, dims_by_path
-from jaxmoe.core.names import flatten, unflatten
+from jaxmoe.core.param_names import flatten, unflatten
 from jaxmoe.optim.matrices import stack_depth
 
 

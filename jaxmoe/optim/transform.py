@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmoe.core.config_io import added, choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
-from jaxmoe.core.recipe import added, choice
 from jaxmoe.core.renamed import renamed
 from jaxmoe.optim.fairness import OnlineFairness
 from jaxmoe.optim.matrices import map_dims

@@ -19,7 +19,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxmoe.core.layout import EXPERT, LAYER, Dims, Layout
-from jaxmoe.core.names import flatten, unflatten
+from jaxmoe.core.param_names import flatten, unflatten
 from jaxmoe.parallel.copies import Copied
 from jaxmoe.parallel.degrees import TOKEN_AXES
 from jaxmoe.parallel.factors import MISALIGNED, Dim, Factor, resolve, size_of
@@ -96,7 +96,7 @@ def automatic_layout(
     **dict.fromkeys((HEADS, HIDDEN, ROWS), _of_mesh(mesh, ("tensor",))),
     EXPERT: _of_mesh(mesh, expert_axes),
   }
-  layout = Layout(mesh, rules={"params": axes}, yielding=frozenset([EXPERT]))
+  layout = Layout(mesh, rules={"params": axes}, may_replicate=frozenset([EXPERT]))
   rules = _Rules(flow, leaves, layout.degree(axes[HEADS]), layout.degree(axes[EXPERT]))
   shapes = flatten(params)
   dims = dict(zip(shapes, map(rules.dims, range(len(leaves)))))

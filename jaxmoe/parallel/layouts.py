@@ -39,8 +39,8 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
       "optimizer": weights,
       "activations": {"batch": TOKEN_AXES},
     },
-    spread=spread,
-    yielding=frozenset((*UNEVEN, EXPERT)),
+    sharded=spread,
+    may_replicate=frozenset((*UNEVEN, EXPERT)),
   )
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.parallel_context import ParallelContext
-from jaxmoe.core.weights import take_rows
+from jaxmoe.core.weight_formats import take_rows
 from jaxmoe.parallel.degrees import TOKEN_AXES, Parallel
 
 TENSOR = "tensor"

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.layout import LAYER, ONCE, Layout, dims_by_path
 from jaxmoe.parallel.degrees import AXES, Parallel
 from jaxmoe.parallel.layouts import UNEVEN
@@ -53,10 +53,10 @@ class Gathers:
 
   def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
     self._parallel = parallel
-    bare = dataclasses.replace(layout, spread={})
+    bare = dataclasses.replace(layout, sharded={})
     flat_dims = dims_by_path(dims, shapes)
     self._arrivals: dict[str, Arrival] = {}
-    for path, leaf in names.flatten(shapes).items():
+    for path, leaf in param_names.flatten(shapes).items():
       of = flat_dims[path]
       stored, used = (a.spec("params", of, leaf.shape) for a in (layout, bare))
       first = 1 if of[:1] == (LAYER,) else 0
@@ -77,20 +77,20 @@ class Gathers:
   def outside(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters with all leaves ready but those of the stack, which stay as stored."""
     return {
-      name: part if name == names.STACK else self._ready(part, name)
+      name: part if name == param_names.STACK else self._ready(part, name)
       for name, part in params.items()
     }
 
   def layer(self, group: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves of one layer of each block of a pattern, ready."""
-    return {j: self._ready(part, f"{names.STACK}/{group}/{j}") for j, part in params.items()}
+    return {j: self._ready(part, f"{param_names.STACK}/{group}/{j}") for j, part in params.items()}
 
   def _ready(self, tree: Any, prefix: str) -> Any:
-    flat = names.flatten(tree)
+    flat = param_names.flatten(tree)
     ready = {
       path: self._arrive(leaf, self._arrivals[f"{prefix}/{path}"]) for path, leaf in flat.items()
     }
-    return names.unflatten(tree, ready)
+    return param_names.unflatten(tree, ready)
 
   def _arrive(self, leaf: jax.Array, arrival: Arrival) -> jax.Array:
     if arrival.gather is not None:
@@ -129,7 +129,7 @@ class ReduceScatter:
     flat_dims = dims_by_path(dims, shapes)
     self._scatters: dict[str, int] = {}
     self._sums: dict[str, tuple[str, ...]] = {}
-    for path, leaf in names.flatten(shapes).items():
+    for path, leaf in param_names.flatten(shapes).items():
       of = flat_dims[path]
       stored, wanted = (layout.spec(role, of, leaf.shape) for role in ("params", "grads"))
       moved = [at for at in range(len(of)) if stored[at] != wanted[at]]
@@ -147,22 +147,22 @@ class ReduceScatter:
   def finalize(self, grads: Any) -> Any:
     """Returns the accumulated gradients of all devices, whole or in shards as the layout says."""
     grads = grads if self._stage == 2 else self._scattered(grads)
-    flat = names.flatten(grads)
+    flat = param_names.flatten(grads)
     summed = {
       path: jax.lax.psum(leaf, self._sums[path]) if self._sums[path] else leaf
       for path, leaf in flat.items()
     }
-    return names.unflatten(grads, summed)
+    return param_names.unflatten(grads, summed)
 
   def _scattered(self, grads: Any) -> Any:
-    flat = names.flatten(grads)
+    flat = param_names.flatten(grads)
     scattered = {
       path: jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=self._scatters[path], tiled=True)
       if path in self._scatters
       else leaf
       for path, leaf in flat.items()
     }
-    return names.unflatten(grads, scattered)
+    return param_names.unflatten(grads, scattered)
 
 
 def _axes(spec: PartitionSpec) -> list[str]:

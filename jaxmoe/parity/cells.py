@@ -13,8 +13,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from jaxmoe.core.config_io import component
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import component
 from jaxmoe.models.block import ATTENTION
 from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
@@ -81,7 +81,7 @@ def tree_error(found: Any, true: Any, norm: float | None = None) -> float:
     true: b, of the same paths.
     norm: |all b|, where it is not that of `true`.
   """
-  flat, expected = names.flatten(found), names.flatten(true)
+  flat, expected = param_names.flatten(found), param_names.flatten(true)
   assert flat.keys() == expected.keys(), flat.keys() ^ expected.keys()
   arrays = {path: np.asarray(leaf, np.float64) for path, leaf in expected.items()}
   norm = norm_of(true) if norm is None else norm
@@ -95,7 +95,7 @@ def tree_error(found: Any, true: Any, norm: float | None = None) -> float:
 
 
 def _number_error(found: Any, true: Any, absolute: bool = False) -> float:
-  flat, expected = names.flatten(found), names.flatten(true)
+  flat, expected = param_names.flatten(found), param_names.flatten(true)
   worst = 0.0
   for path, value in expected.items():
     a, b = np.asarray(flat[path], np.float64), np.asarray(value, np.float64)

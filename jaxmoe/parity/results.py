@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterable
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.output import write_whole
+from jaxmoe.core.output import write_atomic
 from jaxmoe.parity.cells import cells_of
 from jaxmoe.train.experiment import Experiment
 
@@ -18,10 +18,10 @@ REFUSED_PATH = PATH.with_name("refused.json")
 _ROOT = pathlib.Path(__file__).parents[1]
 _SOURCES = (
   "core/layout.py",
-  "core/names.py",
+  "core/param_names.py",
   "core/parallel_context.py",
   "core/tokens.py",
-  "core/weights.py",
+  "core/weight_formats.py",
   "models/*.py",
   "moe",
   "ops",
@@ -86,7 +86,7 @@ class Results:
     """Writes the rows in order of their keys, all or nothing."""
     rows = [dataclasses.asdict(self.rows[key]) for key in sorted(self.rows)]
     lines = ",\n".join(json.dumps(row, sort_keys=True) for row in rows)
-    write_whole(path, f"[\n{lines}\n]\n")
+    write_atomic(path, f"[\n{lines}\n]\n")
 
   def also(self, row: Row) -> Results:
     """Returns the table with one more row, or another of its cell."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.layout import Dims, Layout, Role
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
@@ -145,9 +145,9 @@ def hidden_width(decoder: Decoder, s: str, j: str) -> int:
   Of experts of several kinds, the most.
   """
   path = f"stack/{s}/{j}/moe/experts/"
-  shapes = names.flatten(decoder.shapes)
+  shapes = param_names.flatten(decoder.shapes)
   widths: dict[str, int] = {}
-  for name, dims in names.flatten(jax.tree.map(str, decoder.dims, is_leaf=_is_dims)).items():
+  for name, dims in param_names.flatten(jax.tree.map(str, decoder.dims, is_leaf=_is_dims)).items():
     if name.startswith(path) and "'expert'" in dims and "'mlp'" in dims and "'embed'" in dims:
       kind = name.rpartition("/")[0]
       outer = shapes[name].shape[0] * shapes[name].shape[1] * decoder.config.dim

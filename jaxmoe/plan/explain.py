@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
-from jaxmoe.hlo.compiled import Collective, Flops, Memory, collectives, flops, memory
+from jaxmoe.hlo.compiled import Collective, CompiledMemory, Flops, collectives, flops, memory
 from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.parallel import Copied
@@ -93,7 +93,7 @@ class Compiled:
     asked: What the code asks for, in its own dtypes; what the partitioner adds is not in it.
   """
 
-  memory: Memory
+  memory: CompiledMemory
   unread: int
   flops: Flops
   traffic: tuple[Traffic, ...]
@@ -263,8 +263,8 @@ def _compiled(
 
 def _weights(decoder: Decoder, params: Any) -> Iterable[Weight]:
   """Yields the parameters in the order of the tree."""
-  dims = names.flatten(_boxed(decoder.dims))
-  for path, leaf in names.flatten(params).items():
+  dims = param_names.flatten(_boxed(decoder.dims))
+  for path, leaf in param_names.flatten(params).items():
     spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
     held = _held(leaf)
     yield Weight(
@@ -289,17 +289,17 @@ def _boxed(dims: Any) -> Any:
 
 def _name(path: str, decoder: Decoder) -> str:
   """Returns a leaf's canonical name; of a stacked one `layers/0..31/...`, `layers/1,3..31/...`."""
-  stacked = names.layer_names(path, decoder.layer_groups)
+  stacked = param_names.layer_names(path, decoder.layer_groups)
   if stacked is None:
     return path
-  before, _, after = stacked[0].partition(f"{names.LAYERS}/")
+  before, _, after = stacked[0].partition(f"{param_names.LAYERS}/")
   depths = [int(name.removeprefix(before).split("/")[1]) for name in stacked]
   shown = f"{depths[0]}..{depths[-1]}"
   if len(depths) < 3:
     shown = ",".join(map(str, depths))
   elif depths[1] - depths[0] > 1:
     shown = f"{depths[0]},{depths[1]}..{depths[-1]}"
-  return f"{before}{names.LAYERS}/{shown}/{after.partition('/')[2]}"
+  return f"{before}{param_names.LAYERS}/{shown}/{after.partition('/')[2]}"
 
 
 def _as_declared(declared: Any, kept: Any) -> jax.ShapeDtypeStruct:

@@ -12,7 +12,7 @@ zero_copy_constant where the balance loss is about those; a router is topk, and 
 
 from typing import Final
 
-from jaxmoe.core.recipe import component
+from jaxmoe.core.config_io import component
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources import Synthetic
 from jaxmoe.models.block import ATTENTION, BlockConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from jaxmoe.core.output import write_whole
+from jaxmoe.core.output import write_atomic
 from jaxmoe.report.compare import comparison
 from jaxmoe.report.html import Html, join, tag
 from jaxmoe.report.run import Run, read_run
@@ -23,13 +23,13 @@ def write_report(workdir: pathlib.Path, out: pathlib.Path | None = None) -> path
     OSError: the report cannot be written.
   """
   out = out or workdir / "report.html"
-  write_whole(out, report(read_run(workdir)))
+  write_atomic(out, report(read_run(workdir)))
   return out
 
 
 def write_comparison(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
   """Writes the curves of several runs laid over each other, with a table; returns `out`."""
-  write_whole(out, page("Comparison of runs", comparison([read_run(path) for path in workdirs])))
+  write_atomic(out, page("Comparison of runs", comparison([read_run(path) for path in workdirs])))
   return out
 
 

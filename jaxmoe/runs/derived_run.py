@@ -16,11 +16,11 @@ import optax
 from jaxmoe.adapt import Surgery, source_name, transplant_moments, transplant_params
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.conversion.hf_files import carry
-from jaxmoe.core import names
+from jaxmoe.core import param_names
+from jaxmoe.core.config_io import override, to_json
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.output import write_whole
-from jaxmoe.core.recipe import override, to_json
+from jaxmoe.core.output import write_atomic
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.tokenizers import load_tokenizer
@@ -163,7 +163,7 @@ def write_run(
     cleanup.callback(store.close)
     try:
       half.mkdir(parents=True)
-      write_whole(workdir.config, to_json(experiment))
+      write_atomic(workdir.config, to_json(experiment))
       corpus.tokenizer.save(workdir.tokenizer)
       carry(source.workdir.path, half)
       record = make_record(0, experiment, corpus, stream, 0)
@@ -229,9 +229,9 @@ def _kept(experiment: Experiment, decoder: Decoder) -> Any:
 
 def _named(tree: Any, decoder: Decoder) -> dict[str, Any]:
   """Returns (shape, dtype) of every leaf by canonical name."""
-  event_fields: dict[str, Any] = {}
-  for path, leaf in names.flatten(tree).items():
-    several = names.layer_names(path, decoder.layer_groups)
+  shapes: dict[str, Any] = {}
+  for path, leaf in param_names.flatten(tree).items():
+    several = param_names.layer_names(path, decoder.layer_groups)
     shape = leaf.shape[1:] if several else leaf.shape
-    event_fields.update(dict.fromkeys(several or [path], (shape, str(leaf.dtype))))
-  return event_fields
+    shapes.update(dict.fromkeys(several or [path], (shape, str(leaf.dtype))))
+  return shapes

@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxmoe.core.config_io import as_begun, diff, from_json, override, unknown
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import as_begun, diff, from_json, override, unknown
 from jaxmoe.core.renamed import advice
 from jaxmoe.recipes import RECIPES
 from jaxmoe.train.experiment import Experiment

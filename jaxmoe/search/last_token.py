@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.core.names import by_layer
+from jaxmoe.core.param_names import by_layer
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import Dropless

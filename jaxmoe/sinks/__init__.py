@@ -9,8 +9,8 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable
 
+from jaxmoe.core.config_io import unknown
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import unknown
 from jaxmoe.sinks.tensorboard import TensorBoard
 from jaxmoe.sinks.wandb import WandB
 from jaxmoe.train.sinks import Sink

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.core.names import by_layer
+from jaxmoe.core.param_names import by_layer
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.data.document import without_start_id
 from jaxmoe.data.tokenizers.tokenizer import BoundaryIds

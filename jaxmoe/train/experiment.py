@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import optax
 
+from jaxmoe.core.config_io import added, diff
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import added, diff
 from jaxmoe.core.tokens import Compare
 from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, TransformerConfig

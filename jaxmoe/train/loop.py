@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import jax
 
 from jaxmoe.core.errors import DropError, NotFiniteError
-from jaxmoe.core.names import LayerGroupSizes
+from jaxmoe.core.param_names import LayerGroupSizes
 from jaxmoe.train.completion import Completion, CompletionWatcher
 from jaxmoe.train.experiment import Train
 from jaxmoe.train.observers import Observers

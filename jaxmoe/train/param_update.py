@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmoe.core.names import LayerGroupSizes
+from jaxmoe.core.param_names import LayerGroupSizes
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Params
 from jaxmoe.optim import Masters, Optim, apply_updates

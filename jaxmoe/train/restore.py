@@ -10,8 +10,8 @@ import jax
 
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_record
+from jaxmoe.core.config_io import diff, from_plain
 from jaxmoe.core.errors import CheckpointError, InputError
-from jaxmoe.core.recipe import diff, from_plain
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.optim import make_schedule
 from jaxmoe.train.changed_definitions import mended

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoe.core.config_io import to_json
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.names import by_layer
-from jaxmoe.core.recipe import to_json
+from jaxmoe.core.param_names import by_layer
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.layer import MoEConfig

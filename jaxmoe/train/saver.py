@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmoe.core import multihost
+from jaxmoe.core.config_io import to_plain
 from jaxmoe.core.errors import CheckpointError
-from jaxmoe.core.recipe import to_plain
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import BatchStream
 from jaxmoe.train import changed_definitions

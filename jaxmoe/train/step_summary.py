@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmoe.core.names import ATTENTION, LayerGroupSizes, by_layer
+from jaxmoe.core.param_names import ATTENTION, LayerGroupSizes, by_layer
 
 _OF_CHOICES = ("load_entropy", "max_violation", "drop_rate")
 _OF_TOKENS = ("effective_k", "router_z", "pressure")

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_latest
-from jaxmoe.core import multihost, names
+from jaxmoe.core import multihost, param_names
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.core.rng import Keys, name_hash
 from jaxmoe.optim import Masters, Optim, make_optimizer, state_dims
@@ -133,7 +133,7 @@ class TaskRun:
     batch = self._collate(rows)
     self.automatic = self._placed(shapes, batch, self.layout.mesh)
     self._check_copied(shapes, batch)
-    paths = names.unflatten(shapes, {path: path for path in names.flatten(shapes)})
+    paths = param_names.unflatten(shapes, {path: path for path in param_names.flatten(shapes)})
     dims = self.automatic.dims
     self._came, shapes = shapes, jax.tree.map(self._kept, shapes)
     self._transform = make_optimizer(recipe.optim, recipe.num_steps, paths, dims)
@@ -194,7 +194,7 @@ class TaskRun:
       filled = rows + rows[-1:] * (size - len(rows))
       batch = self._put(self._collate(filled))
       made = jax.device_get(self._predict(self.params, batch, np.int32(start // size)))
-      for path, leaf in names.flatten(made).items():
+      for path, leaf in param_names.flatten(made).items():
         if np.shape(leaf)[:1] != (size,):
           raise InputError(
             f"output {path!r} of predict must have {size} rows, as the batch has: "
@@ -236,10 +236,10 @@ class TaskRun:
     """Sets parameters, moments and step: those of the newest checkpoint, or the first."""
     found, store = None, self._store
     if store is not None:
-      shardings = names.flatten(self._shardings)
+      shardings = param_names.flatten(self._shardings)
       like = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-        for path, leaf in names.flatten(self._shapes).items()
+        for path, leaf in param_names.flatten(self._shapes).items()
       }
       found = read_latest(
         store, lambda step: as_stored(like, store.contents(step)),
@@ -259,7 +259,9 @@ class TaskRun:
         f"{self._identity}; use another store, or the same recipe"
       )
     state = jax.tree.map(
-      lambda x, kept: x.astype(kept.dtype), names.unflatten(self._shapes, arrays), self._shapes
+      lambda x, kept: x.astype(kept.dtype),
+      param_names.unflatten(self._shapes, arrays),
+      self._shapes,
     )
     self.params, self._moments = state["params"], state["optimizer"]
 
@@ -340,5 +342,5 @@ class TaskRun:
   def _save(self) -> None:
     if self._store is None or self.step in self._store.steps():
       return
-    arrays = names.flatten({"params": self.params, "optimizer": self._moments})
+    arrays = param_names.flatten({"params": self.params, "optimizer": self._moments})
     self._store.write(self.step, arrays, {"step": self.step, "recipe": self._identity})

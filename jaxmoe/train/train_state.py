@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_latest
-from jaxmoe.core import multihost, names
+from jaxmoe.core import multihost, param_names
 from jaxmoe.core.errors import CheckpointError
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
@@ -154,7 +154,7 @@ class StateSpec:
 
   def to_arrays(self, state: State) -> Arrays:
     """Returns the leaves by canonical name, one a layer, each in its own dtype."""
-    arrays = _unstack(names.flatten(state), self.layer_groups)
+    arrays = _unstack(param_names.flatten(state), self.layer_groups)
     own = {name: leaf.dtype for name, leaf in self.abstract_params().items()}
     return {
       name: leaf.astype(own[name]) if name in own and leaf.dtype != own[name] else leaf
@@ -163,12 +163,12 @@ class StateSpec:
 
   def abstract(self) -> Abstract:
     """Returns what `to_arrays` would, without values, with the shardings to restore in."""
-    flat = names.flatten(self.shapes)
-    shardings = names.flatten(self.shardings)
-    declared = names.flatten({"params": self.decoder.shapes})
+    flat = param_names.flatten(self.shapes)
+    shardings = param_names.flatten(self.shardings)
+    declared = param_names.flatten({"params": self.decoder.shapes})
     like = {}
     for path, leaf in flat.items():
-      stacked = names.layer_names(path, self.layer_groups)
+      stacked = param_names.layer_names(path, self.layer_groups)
       sharding, shape = shardings[path], leaf.shape
       if stacked is not None:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[1:]))
@@ -201,15 +201,15 @@ class StateSpec:
     if all(name.startswith(PARAMS) for name in arrays):
       params = self.cast(params_from_arrays(self.decoder, arrays))
       return self.fresh(jax.device_put(params, self.shardings.params))
-    paths = names.flatten(self.shapes)
+    paths = param_names.flatten(self.shapes)
 
     def stacked(named: Arrays) -> Arrays:
       first = {name: jnp.zeros((), jnp.int32) for name in _LATER}
-      flat = names.stack({**first, **named}, list(paths), self.layer_groups)
+      flat = param_names.stack({**first, **named}, list(paths), self.layer_groups)
       return {path: leaf.astype(paths[path].dtype) for path, leaf in flat.items()}
 
     flat = jax.jit(stacked)(arrays)
-    return jax.device_put(names.unflatten(self.shapes, flat), self.shardings)
+    return jax.device_put(param_names.unflatten(self.shapes, flat), self.shardings)
 
 
 def in_float32(decoder: Decoder) -> Decoder:
@@ -290,11 +290,11 @@ def read_params(
 def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:
   """Returns the parameters' tree for arrays read by `abstract_params`."""
   tree = {"params": decoder.shapes}
-  flat = names.stack(arrays, list(names.flatten(tree)), decoder.layer_groups)
-  return names.unflatten(tree, flat)["params"]
+  flat = param_names.stack(arrays, list(param_names.flatten(tree)), decoder.layer_groups)
+  return param_names.unflatten(tree, flat)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _unstack(flat: Arrays, layer_groups: names.LayerGroupSizes) -> Arrays:
-  return names.unstack(flat, layer_groups)
+def _unstack(flat: Arrays, layer_groups: param_names.LayerGroupSizes) -> Arrays:
+  return param_names.unstack(flat, layer_groups)
 

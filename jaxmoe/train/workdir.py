@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Mapping
 from typing import IO, Any
 
+from jaxmoe.core.config_io import from_json, to_json
 from jaxmoe.core.errors import InputError, NoRunError
-from jaxmoe.core.output import write_whole
-from jaxmoe.core.recipe import from_json, to_json
+from jaxmoe.core.output import write_atomic
 from jaxmoe.train.experiment import Experiment, unsafe_changes
 from jaxmoe.train.run_folder import check_folder
 from jaxmoe.train.saved_steps import check_saved
@@ -141,7 +141,7 @@ class Workdir:
     if path.exists() and path.read_bytes() == text.encode():
       return
     try:
-      write_whole(path, text)
+      write_atomic(path, text)
     except OSError as error:
       raise InputError(
         f"{self._named}: cannot write {path.name} ({error.strerror}); make room there, or "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import SoftmaxAttention
@@ -40,7 +40,7 @@ def logits_of():
     def forward(params, ids):
       tokens = Tokens.of_ids(ids)
       hidden, _, sums = decoder.hidden(params, tokens)
-      counts = names.by_layer(sums, decoder.layer_groups)
+      counts = param_names.by_layer(sums, decoder.layer_groups)
       return decoder.logits(params, hidden), {d: of.router.counts_E for d, of in counts.items()}
 
     return jax.device_get(jax.jit(forward)(params, jnp.asarray(ids)))
@@ -63,7 +63,7 @@ def by_name():
   """Returns a function (tree, decoder) -> {canonical name: NumPy array}."""
 
   def run(tree, decoder):
-    named = names.unstack(names.flatten(tree), decoder.layer_groups)
+    named = param_names.unstack(param_names.flatten(tree), decoder.layer_groups)
     return {name: np.asarray(leaf) for name, leaf in named.items()}
 
   return run

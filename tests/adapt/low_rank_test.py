@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from jaxmoe.adapt.low_rank import LowRank, add_low_rank, merge_low_rank
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import dot
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
 from jaxmoe.models.stack import LayerGroup
@@ -179,14 +179,16 @@ def test_a_zero_update_of_every_kind_of_leaf_leaves_the_outputs_as_they_are(mode
   # XLA may merge products of one operand, x W and x A, whose sums then round otherwise.
   np.testing.assert_allclose(swapped_logits, logits, rtol=1e-5, atol=1e-5)
   # With b = 0 nothing flows to a, and b gets its share at once.
-  for path, grad in names.flatten(swapped_grads).items():
+  for path, grad in param_names.flatten(swapped_grads).items():
     if path.endswith(("/base", "/a")):
       np.testing.assert_array_equal(grad, 0, err_msg=path)
     elif path.endswith("/b"):
       assert np.abs(grad).max() > 0, path
-  scales = {path: grad for path, grad in names.flatten(grads).items() if path.endswith("scale")}
+  scales = {
+    path: grad for path, grad in param_names.flatten(grads).items() if path.endswith("scale")
+  }
   for path, grad in scales.items():
-    close(names.flatten(swapped_grads)[path], grad)
+    close(param_names.flatten(swapped_grads)[path], grad)
 
 
 def test_gradients_in_a_model_are_those_of_the_merged_weights_projected(model):
@@ -226,7 +228,7 @@ def test_draws_depend_on_the_name_of_a_layer_and_not_on_the_split_of_the_stack()
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.shapes)
     globs = ["layers/*/attention/o", "head/weight"]
     swapped = add_low_rank(model, params, globs, RANK, SCALE, Keys.from_seed(3))
-    drawn.append(names.unstack(names.flatten(swapped), model.layer_groups))
+    drawn.append(param_names.unstack(param_names.flatten(swapped), model.layer_groups))
   assert drawn[0].keys() == drawn[1].keys()
   assert drawn[0]["layers/3/attention/o/a"].shape == (4, 4, RANK)
   for name, leaf in drawn[0].items():

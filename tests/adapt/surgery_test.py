@@ -11,7 +11,7 @@ import pytest
 
 from jaxmoe.adapt.surgery import insert, open_closed, prune
 from jaxmoe.adapt.transplant import transplant_params
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder
@@ -40,11 +40,11 @@ def test_opened_experts_that_the_router_biases_to_minus_infinity_leave_logits_bi
   opened, grown = operate(open_closed(closed.config), closed, wide)
   free, counts = logits_of(opened, grown, IDS)
   assert np.abs(free - right).max() > 1e-3 and all(of[5:].sum() for of in counts.values())
-  flat = names.flatten(grown)
+  flat = param_names.flatten(grown)
   for path, x in flat.items():
     if "/router/buffers/" in path:
       flat[path] = x.at[:, 5:].set(-jnp.inf)
-  got, counts = logits_of(opened, names.unflatten(grown, flat), IDS)
+  got, counts = logits_of(opened, param_names.unflatten(grown, flat), IDS)
   np.testing.assert_array_equal(got, right)
   assert not any(of[5:].sum() for of in counts.values())
 
@@ -93,7 +93,7 @@ def test_frozen_experts_keep_every_bit_in_ten_steps_with_weight_decay(one_layer)
   decoder = Decoder(one_layer(), VOCAB)
   params = decoder.init(Keys.from_seed(3))
   moved = learn(decoder, params, 1, 10, ("*/moe/experts/*@0:3",))
-  before, after = names.flatten(params), names.flatten(moved)
+  before, after = param_names.flatten(params), param_names.flatten(moved)
   for path, x in before.items():
     if "/experts/" in path:
       np.testing.assert_array_equal(after[path][:, :3], x[:, :3], err_msg=path)
@@ -107,7 +107,7 @@ def loss_of(decoder, params, step):
   @jax.jit
   def run(params):
     hidden, _, sums = decoder.hidden(params, Tokens.of_batch(batch))
-    layers = names.by_layer(sums, decoder.layer_groups)
+    layers = param_names.by_layer(sums, decoder.layer_groups)
     counts = {depth: of.router.counts_E for depth, of in layers.items()}
     return decoder.nll(params, hidden, batch["labels"]).mean(), counts
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmoe.core import names
-from jaxmoe.core.parameters import Init
+from jaxmoe.core import param_names
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import ATTENTION
@@ -60,7 +60,9 @@ def draw(seed=1):
 
 def right_of(name, x, segment=SEGMENT):
   _, state = built(name)
-  weights = {path: np.asarray(leaf, np.float64) for path, leaf in names.flatten(state).items()}
+  weights = {
+    path: np.asarray(leaf, np.float64) for path, leaf in param_names.flatten(state).items()
+  }
   rows = zip(x, segment, strict=True)
   return np.stack([ORACLES[name](ATTENTION[name][1], weights, *row) for row in rows])
 

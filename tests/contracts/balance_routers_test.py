@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.moe.balance import BALANCE, Reference
 from jaxmoe.moe.experts.null import Null
@@ -75,8 +75,8 @@ def test_every_loss_equals_the_oracle_or_is_refused_in_one_line(router):
   graph, state = build(router)
   x, valid = draw("sizes that divide nothing")
   got, (of_state, of_x) = losses_of(graph, tuple(layers.values()), state, x, tokens_of(valid))
-  grads = {"x": of_x, **names.flatten(of_state)}
-  leaves = {"x": x, **names.flatten(state)}
+  grads = {"x": of_x, **param_names.flatten(of_state)}
+  leaves = {"x": x, **param_names.flatten(state)}
   leaves = {key: np.asarray(leaf, np.float64) for key, leaf in leaves.items()}
   decision, rng = decide(router, valid, leaves), np.random.default_rng(2)
   for index, (name, layer) in enumerate(layers.items()):

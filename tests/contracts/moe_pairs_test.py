@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.dispatch import DISPATCHERS, DispatchContext
@@ -46,7 +46,7 @@ def build(name):
   config = ROUTERS[name][1]
   module = config.build(Init(Keys.from_seed(0)), D, E, config.fixed_active or A)
   state = nnx.to_pure_dict(nnx.state(module))
-  for path, leaf in names.flatten(state).items():
+  for path, leaf in param_names.flatten(state).items():
     # Thresholds and biases about the size of scores.
     drawn = np.random.default_rng(list(path.encode())).uniform(0.1, 0.3, leaf.shape)
     names_, place = path.split("/"), state
@@ -66,7 +66,7 @@ def draw(case, seed=1):
   rng = np.random.default_rng(seed)
   x, valid = rng.normal(size=(T, D)), rng.random(T) < 0.8
   if case == "no token for an expert":
-    weight = np.asarray(names.flatten(build("topk")[1])["gate/weight"])
+    weight = np.asarray(param_names.flatten(build("topk")[1])["gate/weight"])
     x -= 3 * weight[:, 3] / np.linalg.norm(weight[:, 3])
   if case == "all tokens alike":
     x = x[:1] * (2 + 0.1 * rng.permutation(T)[:, None]) + 0.05 * x
@@ -114,7 +114,7 @@ def run(name, config, x, valid, grad_y):
     config, x, routing, EXPERT_WEIGHTS, grad_y
   )
   _, of_router, by_router = route(graph, state, x, tokens, grad_weight, grad_scores)
-  leaves = {"x": by_rows + by_router, **names.flatten(of_router), **of_experts}
+  leaves = {"x": by_rows + by_router, **param_names.flatten(of_router), **of_experts}
   return routing, y, counts, leaves
 
 
@@ -154,7 +154,7 @@ def loop(name, config, valid, leaves, slope=None):
 @dispatcher
 def test_values_counts_and_gradients_equal_the_float64_loop(router, dispatcher):
   config = DISPATCHERS[dispatcher][1]
-  params = {**names.flatten(build(router)[1]), **EXPERT_WEIGHTS}
+  params = {**param_names.flatten(build(router)[1]), **EXPERT_WEIGHTS}
   for case in CASES:
     x, valid = draw(case)
     rng = np.random.default_rng(1)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import SoftmaxAttention
@@ -97,7 +97,7 @@ PAIRS = {
 def build(router, num_active, scale=1.0):
   """Returns a module of which no parameter and no buffer is zero, or all are times a scale."""
   module = router.build(Init(Keys.from_seed(0)), D, E, num_active)
-  state = names.flatten(nnx.to_pure_dict(nnx.state(module)))
+  state = param_names.flatten(nnx.to_pure_dict(nnx.state(module)))
   for path in state.keys() - {"gate/up", "gate/down", "gate/weight"}:
     rng = np.random.default_rng(list(path.encode()))
     state[path] += jnp.asarray(rng.normal(0.1, 0.3, state[path].shape), jnp.float32)

@@ -54,7 +54,7 @@ def mesh_of(**degrees):
 
 def test_a_leaf_is_spread_along_its_largest_free_dim_that_divides_never_along_layers():
   rules = {"params": {"mlp": ("tensor",)}}
-  layout = Layout(mesh_of(fsdp=4, tensor=2), rules, spread={"params": ("fsdp",)})
+  layout = Layout(mesh_of(fsdp=4, tensor=2), rules, sharded={"params": ("fsdp",)})
   spec = layout.spec("params", ("layer", "embed", "mlp"), (64, 8, 32))
   assert spec == PartitionSpec(None, "fsdp", "tensor")
   assert layout.spec("params", ("embed", None), (6, 4)) == PartitionSpec(None, "fsdp")
@@ -64,7 +64,7 @@ def test_a_leaf_is_spread_along_its_largest_free_dim_that_divides_never_along_la
 
 def test_a_dim_that_yields_stays_whole_where_it_does_not_divide():
   layout = Layout(
-    mesh_of(tensor=4), {"params": {"vocab": ("tensor",)}}, yielding=frozenset({"vocab"})
+    mesh_of(tensor=4), {"params": {"vocab": ("tensor",)}}, may_replicate=frozenset({"vocab"})
   )
   assert layout.spec("params", ("vocab", "embed"), (22, 8)) == PartitionSpec(None, None)
   assert layout.spec("params", ("vocab", "embed"), (24, 8)) == PartitionSpec("tensor", None)
@@ -81,5 +81,5 @@ def test_experts_are_spread_where_their_dim_comes_first_and_gates_are_not():
 
 def test_a_rule_over_one_device_leaves_its_dim_free():
   rules = {"params": {"mlp": ("tensor",)}}
-  layout = Layout(mesh_of(fsdp=4, tensor=1), rules, spread={"params": ("fsdp",)})
+  layout = Layout(mesh_of(fsdp=4, tensor=1), rules, sharded={"params": ("fsdp",)})
   assert layout.spec("params", ("embed", "mlp"), (8, 32)) == PartitionSpec(None, "fsdp")

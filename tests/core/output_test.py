@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.output import check_output, write_output, write_whole
+from jaxmoe.core.output import check_output, write_atomic, write_output
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -22,19 +22,19 @@ def names(folder):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / "eval.json"
-  write_whole(path, "old")
+  write_atomic(path, "old")
 
   def no_space(descriptor):
     raise OSError(errno.ENOSPC, "no space")
 
   monkeypatch.setattr(os, "fsync", no_space)
   with pytest.raises(OSError, match="no space"):
-    write_whole(path, "new and longer")
+    write_atomic(path, "new and longer")
   with pytest.raises(InputError, match=r"cannot be written \(no space\); make room"):
     write_output(path, "--out=x", b"new")
   assert path.read_text() == "old" and names(tmp_path) == ["eval.json"]
   monkeypatch.undo()
-  write_whole(path, "new")
+  write_atomic(path, "new")
   assert path.read_text() == "new" and names(tmp_path) == ["eval.json"]
 
 
@@ -45,7 +45,7 @@ def test_what_fails_while_it_is_made_leaves_nothing(tmp_path):
 
   for path in (tmp_path / "file", os.devnull):
     with pytest.raises(ZeroDivisionError):
-      write_whole(path, half)
+      write_atomic(path, half)
   assert names(tmp_path) == []
 
 
@@ -56,7 +56,7 @@ def test_a_link_stays_and_what_it_points_to_is_written(tmp_path):
   (tmp_path / "dangling").symlink_to("there/new")
   for link in ("file", "dangling"):
     check_output(tmp_path / link, "--out")
-    write_whole(tmp_path / link, "text")
+    write_atomic(tmp_path / link, "text")
     assert (tmp_path / link).is_symlink() and (tmp_path / link).read_text() == "text"
   assert names(tmp_path / "there") == ["new", "old"]
 
@@ -66,7 +66,7 @@ def test_a_link_to_itself_is_refused(tmp_path):
   with pytest.raises(InputError, match=r"--out=loop: cannot be written \(Too many levels"):
     check_output(tmp_path / "loop", "--out=loop")
   with pytest.raises(OSError, match="Too many levels"):
-    write_whole(tmp_path / "loop", "text")
+    write_atomic(tmp_path / "loop", "text")
   assert (tmp_path / "loop").is_symlink()
 
 
@@ -75,7 +75,7 @@ def test_a_device_is_written_into_and_stays_a_device(tmp_path):
   for path in (tmp_path / "link", os.devnull):
     before = os.lstat(path)
     check_output(path, "--out", inputs=[os.devnull])
-    write_whole(path, lambda file: np.savez(file, a=np.arange(3)))
+    write_atomic(path, lambda file: np.savez(file, a=np.arange(3)))
     assert os.path.samestat(before, os.lstat(path))
 
 
@@ -84,7 +84,7 @@ def test_a_fifo_carries_all_of_it_and_stays_a_fifo(tmp_path):
   # Its pages are ours until the end of this test, so nobody waits for anybody.
   reader = os.open(tmp_path / "fifo", os.O_RDWR)
   check_output(tmp_path / "fifo", "--out")
-  write_whole(tmp_path / "fifo", lambda file: np.savez(file, a=np.arange(3)))
+  write_atomic(tmp_path / "fifo", lambda file: np.savez(file, a=np.arange(3)))
   (tmp_path / "copy.npz").write_bytes(os.read(reader, 1 << 16))
   os.close(reader)
   np.testing.assert_array_equal(np.load(tmp_path / "copy.npz")["a"], np.arange(3))
@@ -93,10 +93,10 @@ def test_a_fifo_carries_all_of_it_and_stays_a_fifo(tmp_path):
 
 def test_standard_output_gets_it_between_what_is_printed(tmp_path):
   code = (
-    "from jaxmoe.core.output import check_output, write_whole\n"
+    "from jaxmoe.core.output import check_output, write_atomic\n"
     "print('before', end=' ')\n"
     "check_output('/dev/stdout', '--out')\n"
-    "write_whole('/dev/stdout', 'written')\n"
+    "write_atomic('/dev/stdout', 'written')\n"
     "print(' after')"
   )
   with open(tmp_path / "out", "wb") as file:
@@ -155,7 +155,7 @@ WRITERS = {
   "jaxmoe/commands/score.py": "an open file",
   "jaxmoe/sinks/wandb.py": "a file of a run, made once",
 }
-"""Who else writes files, and why that needs no `write_whole`."""
+"""Who else writes files, and why that needs no `write_atomic`."""
 
 
 def writes(node):

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from jaxmoe.core import recipe
+from jaxmoe.core import config_io
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.renamed import advice, renamed
 
@@ -15,7 +15,7 @@ class Net:
 
 @dataclasses.dataclass(frozen=True)
 class Wide(Net):
-  factor: int = renamed("times", recipe.added(2, before=1))
+  factor: int = renamed("times", config_io.added(2, before=1))
 
 
 NETS = {"net": (Net, Net(4)), "wide": (Wide, Wide(4))}
@@ -24,7 +24,7 @@ NETS = {"net": (Net, Net(4)), "wide": (Wide, Wide(4))}
 @dataclasses.dataclass(frozen=True)
 class Model:
   dim: int = 8
-  nets: tuple[Net, ...] = renamed("networks", recipe.choice(NETS, (Net(4),)))
+  nets: tuple[Net, ...] = renamed("networks", config_io.choice(NETS, (Net(4),)))
   optional: Net | None = None
 
 
@@ -37,15 +37,15 @@ MEANT = Model(8, (Net(4), Wide(5, factor=1)), Net(6))
 
 
 def test_a_file_with_old_names_opens_and_is_written_with_the_new_ones():
-  record = recipe.from_plain(Model, OLD)
+  record = config_io.from_plain(Model, OLD)
   assert record == MEANT
-  assert recipe.diff(record, MEANT) == {}
-  assert recipe.to_plain(record)["nets"][0] == {"kind": "net", "mlp_dim": 4, "bias": False}
-  assert recipe.from_json(Model, recipe.to_json(record)) == record
+  assert config_io.diff(record, MEANT) == {}
+  assert config_io.to_plain(record)["nets"][0] == {"kind": "net", "mlp_dim": 4, "bias": False}
+  assert config_io.from_json(Model, config_io.to_json(record)) == record
 
 
 def test_what_digests_hash_has_the_old_names_in_the_old_order():
-  plain = recipe.to_plain(MEANT, as_before=True)
+  plain = config_io.to_plain(MEANT, as_before=True)
   assert list(plain) == ["dim", "networks", "optional"]
   assert plain["networks"] == [
     {"kind": "net", "hidden": 4, "bias": False}, {"kind": "wide", "hidden": 5, "bias": False},
@@ -55,9 +55,9 @@ def test_what_digests_hash_has_the_old_names_in_the_old_order():
 
 def test_a_recipe_of_today_becomes_that_of_a_run_with_old_names():
   today = Model(8, (Net(4), Wide(5)), Net(6))
-  assert recipe.as_begun(today, OLD) == MEANT
+  assert config_io.as_begun(today, OLD) == MEANT
   explicit = {**OLD, "networks": [OLD["networks"][0], {"kind": "wide", "hidden": 5, "times": 2}]}
-  assert recipe.as_begun(today, explicit) == today
+  assert config_io.as_begun(today, explicit) == today
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_a_recipe_of_today_becomes_that_of_a_run_with_old_names():
 )
 def test_an_old_path_on_the_command_line_is_refused_with_the_new_one(path, words):
   with pytest.raises(InputError) as caught:
-    recipe.override(MEANT, [(path, "3")])
+    config_io.override(MEANT, [(path, "3")])
   assert words in str(caught.value)
   assert "\n" not in str(caught.value)
 
 
 def test_a_field_under_both_names_is_refused():
   with pytest.raises(InputError, match=r"config: mlp_dim is given twice, as hidden too"):
-    recipe.from_plain(Net, {"mlp_dim": 1, "hidden": 1})
+    config_io.from_plain(Net, {"mlp_dim": 1, "hidden": 1})
 
 
 @pytest.mark.parametrize("make", [Net, Wide, lambda **old: dataclasses.replace(Net(1), **old)])

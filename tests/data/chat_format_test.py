@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from jaxmoe.core.config_io import from_json, to_json
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_json, to_json
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, MixturePart

@@ -11,8 +11,8 @@ import types
 import numpy as np
 import pytest
 
+from jaxmoe.core.config_io import from_json, from_plain, override, to_json
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_json, from_plain, override, to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.held_out_split import hash_fraction
 from jaxmoe.data.mixture import Data, MixturePart

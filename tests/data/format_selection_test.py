@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from jaxmoe.core.config_io import override
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import override
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.corpus import open_corpus, read_documents
 from jaxmoe.data.mixture import Data, MixturePart

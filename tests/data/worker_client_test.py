@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pytest
 
+from jaxmoe.core.config_io import to_json
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import to_json
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from jaxmoe.data.mixture import Data, MixturePart
@@ -231,7 +231,7 @@ def test_a_worker_names_a_slow_source_and_is_not_taken_for_a_stalled_one(both, s
 
 def test_no_worker_outlives_its_parent(both):
   code = (
-    "import sys, time; from jaxmoe.core.recipe import from_json; from jaxmoe.data import *\n"
+    "import sys, time; from jaxmoe.core.config_io import from_json; from jaxmoe.data import *\n"
     "corpus = open_corpus(from_json(Data, sys.argv[1]))\n"
     "streams = [corpus.stream(4, 0) for _ in range(2)]\n"
     "next(streams[0])\n"  # the other worker waits to be told where to begin
@@ -248,7 +248,7 @@ def test_no_worker_outlives_its_parent(both):
 
 def test_a_stream_that_is_dropped_left_open_or_closed_ends_its_worker_without_a_sound(both):
   code = (
-    "import sys; from jaxmoe.core.recipe import from_json; from jaxmoe.data import *\n"
+    "import sys; from jaxmoe.core.config_io import from_json; from jaxmoe.data import *\n"
     "corpus = open_corpus(from_json(Data, sys.argv[1]))\n"
     "dropped, left, closed, unused = (corpus.stream(4, 0) for _ in range(4))\n"
     "[next(stream) for stream in (dropped, left, closed)]\n"

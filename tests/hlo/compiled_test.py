@@ -8,8 +8,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmoe.hlo.compiled import collectives, collectives_of_text, flops, memory
-from jaxmoe.hlo.dot_flops import product_flops
-from jaxmoe.hlo.replica_groups import axes_of, chains, groups_of
+from jaxmoe.hlo.dot_flops import dot_flops
+from jaxmoe.hlo.replica_groups import connected_devices, mesh_axes, replica_groups
 from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.hlo.text import Instruction, parse_program
 
@@ -183,15 +183,15 @@ def test_an_axis_of_one_device_is_not_named():
 
 
 def test_groups_that_are_no_product_of_axes_are_told_by_their_devices():
-  assert axes_of(((0, 3), (1, 2)), mesh_of()) is None
-  assert axes_of(((0, 1, 2), (3,)), mesh_of()) is None
-  assert axes_of(((0, 1), (2, 4)), mesh_of()) is None
-  assert axes_of(((0, 1), (2, 3), (4, 6), (5, 7)), mesh_of()) is None  # some over c, some over b
-  assert axes_of(((0,), (1,)), mesh_of()) == ()
+  assert mesh_axes(((0, 3), (1, 2)), mesh_of()) is None
+  assert mesh_axes(((0, 1, 2), (3,)), mesh_of()) is None
+  assert mesh_axes(((0, 1), (2, 4)), mesh_of()) is None
+  assert mesh_axes(((0, 1), (2, 3), (4, 6), (5, 7)), mesh_of()) is None  # some over c, some over b
+  assert mesh_axes(((0,), (1,)), mesh_of()) == ()
 
 
 def test_pairs_are_chained_into_the_sets_they_connect():
-  assert chains(((0, 1), (2, 3), (3, 0), (5, 6))) == ((0, 1, 2, 3), (5, 6))
+  assert connected_devices(((0, 1), (2, 3), (3, 0), (5, 6))) == ((0, 1, 2, 3), (5, 6))
 
 
 def test_products_count_as_often_as_their_loop_runs():
@@ -246,7 +246,7 @@ def test_products_written_as_convolutions_count_what_they_multiply(
     "}\n"
   )
   computation = parse_program(text).computations["main"]
-  assert product_flops(computation["z"], computation) == 2 * adds
+  assert dot_flops(computation["z"], computation) == 2 * adds
 
 
 def test_memory_of_arguments_and_outputs_is_one_devices_shards():
@@ -282,13 +282,13 @@ NOTATIONS = {
 @pytest.mark.parametrize("text", NOTATIONS)
 def test_groups_are_read_in_every_notation(text):
   attributes = f", channel_id=1, replica_groups={text}, use_global_device_ids=true"
-  found = groups_of(Instruction("x", (), "all-reduce", "%y", attributes), 8)
+  found = replica_groups(Instruction("x", (), "all-reduce", "%y", attributes), 8)
   assert [list(group) for group in found] == NOTATIONS[text]
 
 
 def test_a_notation_that_is_not_known_is_not_taken_for_another():
   with pytest.raises(ValueError, match="not known"):
-    groups_of(Instruction("x", (), "all-reduce", "%y", ", replica_groups=<odd>"), 8)
+    replica_groups(Instruction("x", (), "all-reduce", "%y", ", replica_groups=<odd>"), 8)
 
 
 TEXT = """HloModule made_up, is_scheduled=true

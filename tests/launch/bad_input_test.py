@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxmoe.commands.process import run_flags
+from jaxmoe.core.config_io import to_json, to_plain
 from jaxmoe.core.errors import CheckpointError, DropError, InputError, NotFiniteError
-from jaxmoe.core.recipe import to_json, to_plain
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.routing_record import digests_of, write_routing
 

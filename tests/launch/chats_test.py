@@ -11,7 +11,7 @@ import pytest
 
 from jaxmoe.conversion import hf_export
 from jaxmoe.conversion.hf_files import FOLDER
-from jaxmoe.core.recipe import from_plain, to_plain
+from jaxmoe.core.config_io import from_plain, to_plain
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.data.tokenizers.template_file import find_template

@@ -15,7 +15,7 @@ import pytest
 
 from jaxmoe.commands import generate as generate_command
 from jaxmoe.commands.process import jax_settings, run_flags
-from jaxmoe.core.recipe import from_json
+from jaxmoe.core.config_io import from_json
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.train import console_progress, progress
 from jaxmoe.train.experiment import Experiment

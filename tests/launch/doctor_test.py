@@ -11,7 +11,7 @@ import tempfile
 import pytest
 
 from jaxmoe.commands import doctor
-from jaxmoe.cost.host import Memory
+from jaxmoe.cost.host import HostMemory
 from jaxmoe.doctor import facts
 from jaxmoe.doctor.diagnosis import GB, MB, diagnose, satisfies
 from jaxmoe.doctor.facts import Disk, Facts, Requirement, Trial, parse_requirement
@@ -35,7 +35,7 @@ GOOD = Facts(
   accelerators=(),
   cores=8,
   load=0.5,
-  memory=Memory(24 * GB, 16 * GB),
+  memory=HostMemory(24 * GB, 16 * GB),
   workdir=Disk("runs", 100 * GB, 500.0 * MB, 0.01, 0.0),
   cache=Disk("/cache", 100 * GB, 500.0 * MB, 0.01, 0.0),
   open_files=4096,
@@ -100,10 +100,12 @@ JUDGED = {
   "busy": (with_(load=20.0), "warning", "cores", "20.0 wanted"),
   "one core": (with_(cores=1), "warning", "cores", "1 for this process"),
   "half a core": (with_(cores=0.5), "warning", "cores", "0.5 for this process"),
-  "no memory": (with_(memory=Memory(4 * GB, GB // 2)), "problem", "memory", "0.5 GB of 4.0 GB"),
-  "little memory": (with_(memory=Memory(8 * GB, 2 * GB)), "warning", "memory", "2.0 GB of 8.0 GB"),
+  "no memory": (with_(memory=HostMemory(4 * GB, GB // 2)), "problem", "memory", "0.5 GB of 4.0 GB"),
+  "little memory": (
+    with_(memory=HostMemory(8 * GB, 2 * GB)), "warning", "memory", "2.0 GB of 8.0 GB"
+  ),
   "a small group": (
-    with_(memory=Memory(600 * MB, 500 * MB, grouped=True)), "problem", "memory",
+    with_(memory=HostMemory(600 * MB, 500 * MB, grouped=True)), "problem", "memory",
     "0.5 GB of 0.6 GB free (the limit of this control group)",
   ),
   "full disk": (
@@ -245,7 +247,7 @@ def test_a_disk_that_cannot_be_written_is_a_fact_and_no_failure(tmp_path, monkey
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no /dev/shm here")
 def test_shared_memory_is_no_more_than_the_free_memory_it_is_made_of():
-  assert facts.shared_bytes(Memory(600 * MB, 5, grouped=True)) == 5
+  assert facts.shared_bytes(HostMemory(600 * MB, 5, grouped=True)) == 5
   assert facts.shared_bytes(None) == shutil.disk_usage("/dev/shm").free
 
 

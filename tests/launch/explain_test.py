@@ -9,7 +9,7 @@ import pytest
 
 from jaxmoe.commands import explain
 from jaxmoe.core.layout import one_device
-from jaxmoe.cost.host import Memory
+from jaxmoe.cost.host import HostMemory
 from jaxmoe.parallel import Parallel, make_layout
 
 SMALL = ("--config.train.batch_size=8", "--config.data.seq_len=16")
@@ -51,7 +51,9 @@ def test_devices_without_work_are_named(here, tiny):
 
 
 def test_devices_of_a_processor_share_what_the_process_may_have(monkeypatch):
-  monkeypatch.setattr(explain.host, "memory", lambda: Memory(600 << 20, 100 << 20, grouped=True))
+  monkeypatch.setattr(
+    explain.host, "memory", lambda: HostMemory(600 << 20, 100 << 20, grouped=True)
+  )
   two = make_layout(Parallel(data=2), jax.devices())
   assert explain.room_of(one_device(), there=True) == 600 << 20
   assert explain.room_of(two, there=True) == 300 << 20

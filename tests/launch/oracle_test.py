@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.core.config_io import to_json
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.recipe import to_json
 from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.block import BlockConfig, MoEConfig
 from jaxmoe.models.stack import LayerGroup

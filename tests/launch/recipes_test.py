@@ -8,8 +8,8 @@ import pathlib
 import jax
 import pytest
 
+from jaxmoe.core.config_io import from_json, from_plain, to_json, to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_json, from_plain, to_json, to_plain
 from jaxmoe.recipes import RECIPES
 from jaxmoe.runs.recipe_loading import file_of, kept_line, load_recipe, recipe_origin
 from jaxmoe.train.experiment import Experiment, unsafe_changes

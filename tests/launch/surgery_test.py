@@ -10,9 +10,9 @@ import pytest
 
 from jaxmoe.checkpoint import OrbaxStore
 from jaxmoe.checkpoint.store import read_latest
+from jaxmoe.core.config_io import override, to_json
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.recipe import override, to_json
 from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.models.stack import LayerGroup

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import SoftmaxAttention
@@ -61,7 +61,9 @@ def test_the_layer_equals_a_loop_over_tokens_and_experts(name):
   config, x = CONFIGS[name], draw()
   graph, state = build(config)
   y, sums = run(graph, state, jnp.asarray(x, jnp.float32), tokens_of(SEGMENT))
-  weights = {path: np.asarray(leaf, np.float64) for path, leaf in names.flatten(state).items()}
+  weights = {
+    path: np.asarray(leaf, np.float64) for path, leaf in param_names.flatten(state).items()
+  }
   right = np.stack([oracle(config, weights, *row) for row in zip(x, SEGMENT, strict=True)])
   assert right.std() > 0.05
   np.testing.assert_allclose(y, right, rtol=1e-4, atol=1e-5)
@@ -99,7 +101,7 @@ def test_a_cache_is_as_large_for_many_experts_as_for_one():
 
 def test_the_active_parameters_of_the_record_are_those_of_the_leaves():
   config = AttentionExperts(5, 2, STICK)
-  flat = names.flatten(build(config)[1])
+  flat = param_names.flatten(build(config)[1])
   share = {"experts/q": 2 / 5, "experts/o": 2 / 5}
   total = sum(leaf.size * share.get(path, 1) for path, leaf in flat.items())
   assert config.active_params(D) == round(total)
@@ -128,7 +130,7 @@ def test_a_decoder_reports_its_attention_experts_beside_its_layers_by_scan_and_w
   )
   sums = found[True][1]["0"]
   assert sums["0"] is None and set(sums) == {"0", "0.attention"}
-  layers = names.by_layer(found[True][1], decoder.layer_groups, names.ATTENTION)
+  layers = param_names.by_layer(found[True][1], decoder.layer_groups, param_names.ATTENTION)
   assert {depth: of.router.tokens for depth, of in layers.items()} == {0: 2 * L, 1: 2 * L}
-  assert names.by_layer(found[True][1], decoder.layer_groups) == {}
+  assert param_names.by_layer(found[True][1], decoder.layer_groups) == {}
   assert decoder.routed_layers() == {"0": {"0.attention": config}}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.binary_linear_attention import BinaryLinear
@@ -22,7 +22,7 @@ CONFIG = BinaryLinear(4, 2, 3, conv_width=4)
 
 def test_grouped_heads_equal_the_loop_also_in_what_the_convolution_adds():
   layer = CONFIG.build(Init(Keys.from_seed(0)), D, 1e-6)
-  flat = names.flatten(nnx.to_pure_dict(nnx.state(layer)))
+  flat = param_names.flatten(nnx.to_pure_dict(nnx.state(layer)))
   x, segment = np.random.default_rng(1).normal(size=(L, D)), np.array([1, 1, 1, 1, 1, 2, 2])
   slot = np.arange(L)[None]
   tokens = Tokens(*(jnp.asarray(f, jnp.int32) for f in (0 * slot, slot, segment[None], slot)))

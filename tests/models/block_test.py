@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE
-from jaxmoe.core.parameters import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import SoftmaxAttention

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
@@ -31,7 +31,7 @@ MODEL = TransformerConfig(dim=8, stack=(LayerGroup(BLOCKS, 2), LayerGroup(BLOCKS
 
 def w_g(tree):
   """Returns W_g, or what belongs to it, of the three residual layers."""
-  flat = {path: leaf for path, leaf in names.flatten(tree).items() if "gate/residual" in path}
+  flat = {path: leaf for path, leaf in param_names.flatten(tree).items() if "gate/residual" in path}
   return np.concatenate([np.asarray(leaf) for leaf in flat.values()])
 
 

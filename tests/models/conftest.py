@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.masks import DocumentMask, WindowMask
 from jaxmoe.moe.layer import MoEConfig
@@ -138,7 +138,7 @@ def oracle_logits():
   """Returns a function (decoder, params, batch) -> float64 logits (B, L, V)."""
 
   def run(decoder, params, batch):
-    flat = names.unstack(names.flatten(params), decoder.layer_groups)
+    flat = param_names.unstack(param_names.flatten(params), decoder.layer_groups)
     weights = {name: np.asarray(leaf, np.float64) for name, leaf in flat.items()}
     rows = range(len(batch["ids"]))
     parts = [{key: np.asarray(field[row]) for key, field in batch.items()} for row in rows]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import SoftmaxAttention
@@ -77,7 +77,7 @@ def test_initial_parameters_and_outputs_do_not_depend_on_the_split(batch_of, for
   for split, groups in SPLITS.items():
     decoder = Decoder(TransformerConfig(dim=8, stack=groups), VOCAB)
     params = decoder.init(Keys.from_seed(7))
-    named[split] = names.unstack(names.flatten(params), decoder.layer_groups)
+    named[split] = param_names.unstack(param_names.flatten(params), decoder.layer_groups)
     logits[split] = forward(decoder, params, batch)
   first = named["one by one"]
   assert len({np.asarray(first[f"layers/{at}/attention/q"]).tobytes() for at in range(4)}) == 4
@@ -95,9 +95,9 @@ def test_a_stack_runs_its_blocks_in_the_order_of_the_names(batch_of, forward):
     TransformerConfig(dim=8, stack=(LayerGroup((DENSE,), 1), LayerGroup((OTHER,), 1)) * 2), VOCAB
   )
   params = mixed.init(Keys.from_seed(0))
-  named = names.unstack(names.flatten(params), mixed.layer_groups)
-  paths = list(names.flatten(apart.shapes))
-  other = names.unflatten(apart.shapes, names.stack(named, paths, apart.layer_groups))
+  named = param_names.unstack(param_names.flatten(params), mixed.layer_groups)
+  paths = list(param_names.flatten(apart.shapes))
+  other = param_names.unflatten(apart.shapes, param_names.stack(named, paths, apart.layer_groups))
   np.testing.assert_allclose(
     forward(mixed, params, batch), forward(apart, other, batch), rtol=1e-6, atol=1e-6
   )

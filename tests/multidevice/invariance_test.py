@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.balance import LoadBalance
@@ -46,7 +46,7 @@ def balance(data, micro, remat):
   grads, metrics, _ = run(params, layout.put_batch(batch_of_32()), Keys.from_seed(0).root)
   grads, metrics = jax.device_get((grads, metrics))
   assert metrics["total_loss"] == pytest.approx(0.5 * metrics["balance"][NAME], rel=1e-6)
-  return metrics["balance"][NAME], names.flatten(grads)
+  return metrics["balance"][NAME], param_names.flatten(grads)
 
 
 @pytest.mark.parametrize("data, micro, remat", GRID)

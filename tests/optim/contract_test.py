@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmoe.core import recipe
+from jaxmoe.core import config_io
 from jaxmoe.optim import OPTIMIZERS, SCHEDULES, Constant, Cosine, Optim, make_optimizer
 
 EVERY = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -44,7 +44,7 @@ def flat(tree):
 
 
 def unstack(leaves):
-  """Splits every leaf whose path has stack/0/0 into its layers, as a checkpoint does."""
+  """LayerGroups every leaf whose path has stack/0/0 into its layers, as a checkpoint does."""
   split = {}
   for path, leaf in leaves.items():
     if "stack/0/0" not in path:
@@ -192,4 +192,4 @@ def test_bfloat16_parameters_get_float32_moments_and_rounded_sums(name):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_recipe_survives_json(name, schedule):
   optim = Optim(OPTIMIZERS[name][1], SCHEDULES[schedule][1], clip_norm=None, no_decay=("*x",))
-  assert recipe.from_json(Optim, recipe.to_json(optim)) == optim
+  assert config_io.from_json(Optim, config_io.to_json(optim)) == optim

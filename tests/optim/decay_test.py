@@ -3,8 +3,8 @@
 import jax
 import pytest
 
+from jaxmoe.core.config_io import from_plain, to_plain
 from jaxmoe.core.layout import is_dims
-from jaxmoe.core.recipe import from_plain, to_plain
 from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.block import ATTENTION, BlockConfig, MLPConfig
 from jaxmoe.models.stack import LayerGroup

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.optim import OPTIMIZERS, Constant, Optim, freeze, frozen_masks, hold, make_optimizer
 
@@ -46,9 +46,9 @@ def draw(seed):
 
 
 def transform_of(name):
-  paths = {path: names.canonical_name(path, SPLITS) for path in names.flatten(draw(0))}
+  paths = {path: param_names.canonical_name(path, SPLITS) for path in param_names.flatten(draw(0))}
   optim = Optim(OPTIMIZERS[name][1], Constant(), learning_rate=0.1, no_decay=())
-  return make_optimizer(optim, 20, names.unflatten(draw(0), paths), ALL_DIMS)
+  return make_optimizer(optim, 20, param_names.unflatten(draw(0), paths), ALL_DIMS)
 
 
 def is_frozen(name):
@@ -76,15 +76,20 @@ def steps(request):
   updates, state = jax.jit(inner.update)(draw(1), state, params)
   params = optax.apply_updates(params, updates)
   grad = draw(2)
-  still = names.unstack(names.flatten(grad), SPLITS)
+  still = param_names.unstack(param_names.flatten(grad), SPLITS)
   still = {name: jnp.where(along(is_frozen(name), x), 0, x) for name, x in still.items()}
-  grad_0 = names.unflatten(grad, names.stack(still, list(names.flatten(grad)), SPLITS))
+  grad_0 = param_names.unflatten(
+    grad, param_names.stack(still, list(param_names.flatten(grad)), SPLITS)
+  )
   right, _ = jax.jit(inner.update)(grad_0, state, params)
   got, after = jax.jit(frozen.update)(grad, state, params)
   moved = optax.apply_updates(params, got)
   trees = (params, moved, state, after, right, got)
   return [
-    {name: np.asarray(x) for name, x in names.unstack(names.flatten(tree), SPLITS).items()}
+    {
+      name: np.asarray(x)
+      for name, x in param_names.unstack(param_names.flatten(tree), SPLITS).items()
+    }
     for tree in trees
   ]
 
@@ -122,7 +127,9 @@ def test_moments_of_the_frozen_are_not_touched_and_others_are(steps):
 def test_what_moves_beside_the_optimizer_is_held_where_it_is_frozen():
   before, after = draw(0), draw(1)
   held = hold(frozen_masks(PATTERNS, before, ALL_DIMS, SPLITS), before, after)
-  old, new, got = (names.unstack(names.flatten(tree), SPLITS) for tree in (before, after, held))
+  old, new, got = (
+    param_names.unstack(param_names.flatten(tree), SPLITS) for tree in (before, after, held)
+  )
   for name, x in got.items():
     frozen = along(is_frozen(name), x)
     np.testing.assert_array_equal(x, np.where(frozen, old[name], new[name]), err_msg=name)
@@ -162,9 +169,9 @@ def test_an_average_over_frozen_and_free_experts_moves_and_frozen_columns_do_not
   )
   state = frozen.init(draw(0))
   updates, after = jax.jit(frozen.update)(draw(1), state, draw(0))
-  gate = names.flatten(updates)["stack/0/0/moe/router/gate/weight"]
+  gate = param_names.flatten(updates)["stack/0/0/moe/router/gate/weight"]
   np.testing.assert_array_equal(np.any(gate != 0, axis=(0, 1)), [True, False, False, True])
-  old, new = names.flatten(state), names.flatten(after)
+  old, new = param_names.flatten(state), param_names.flatten(after)
   averages = [path for path in old if "gate/weight" in path and old[path].shape == (3, 4)]
   assert len(averages) == 2
   # Columns and rows are of one size here, so that nobody can tell which average is over which.

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxmoe.core.config_io import from_plain, override, to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_plain, override, to_plain
 from jaxmoe.optim import SCHEDULES, Constant, Cosine, Optim, Wsd
 
 EVERY = pytest.mark.parametrize("name", SCHEDULES)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.layout import is_dims, one_device
-from jaxmoe.core.names import flatten
+from jaxmoe.core.param_names import flatten
 from jaxmoe.optim import OPTIMIZERS, Adafactor, Constant, Optim, make_optimizer, state_dims
 
 SIZES = {"layer": 2, "expert": 3, "embed": 8, "gate": 1, "mlp": 7, "heads": 4, "head": 5}

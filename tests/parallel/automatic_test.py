@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmoe.core.layout import dims_by_path
-from jaxmoe.core.names import flatten
+from jaxmoe.core.param_names import flatten
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.hlo.compiled import collectives

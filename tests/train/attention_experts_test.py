@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import BlockConfig, MLPConfig
@@ -64,14 +64,14 @@ def test_balance_losses_reach_the_gate_as_they_are_written(params_of, batch_of, 
   batch["labels"] = np.full_like(batch["labels"], -1)  # nothing else has a gradient
   gradients = make_gradients(decoder, num_micro)
   grads, metrics, _ = jax.jit(lambda params: gradients(params, batch, Keys.from_seed(0)))(params)
-  flat = {path: np.asarray(leaf, np.float64) for path, leaf in names.flatten(params).items()}
+  flat = {path: np.asarray(leaf, np.float64) for path, leaf in param_names.flatten(params).items()}
   x = flat["embed/table"][batch["ids"][batch["segment"] > 0]]
   scale = flat["stack/0/0/attention_norm/scale"][0]
   x = x / np.sqrt(np.mean(x * x, 1, keepdims=True) + 1e-6) * scale
   value, right = written_out(x, flat[GATE][0], np.nonzero(batch["segment"])[0])
   assert np.abs(right).max(0).min() > 0.01
   np.testing.assert_allclose(metrics["total_loss"], value, rtol=1e-5)
-  np.testing.assert_allclose(names.flatten(grads)[GATE][0], right, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(param_names.flatten(grads)[GATE][0], right, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_moves_the_bias_of_attention_and_feed_forward_experts_each_by_its_own_load(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.stack import LayerGroup
@@ -91,7 +91,7 @@ def test_buffers_have_no_gradient_and_no_part_in_the_norm(run, decoder_of, param
   decoder = decoder_of(router=ROUTERS["bias"])
   gradients = make_gradients(decoder, 1)
   grads = jax.jit(lambda params: gradients(params, batch_of(ROWS, LENGTH), Keys.from_seed(0))[0])
-  flat = names.flatten(grads(params_of(decoder)))
+  flat = param_names.flatten(grads(params_of(decoder)))
   zero = {path for path, leaf in flat.items() if not np.any(leaf)}
   assert zero == {"stack/0/0/moe/router/buffers/bias"}
 

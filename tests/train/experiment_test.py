@@ -3,8 +3,8 @@ import pathlib
 
 import pytest
 
+from jaxmoe.core.config_io import from_json, override, to_json
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_json, override, to_json
 from jaxmoe.models.block import ATTENTION
 from jaxmoe.moe.balance import BALANCE
 from jaxmoe.moe.dispatch import DISPATCHERS

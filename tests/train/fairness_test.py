@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
+from jaxmoe.core.config_io import override
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.recipe import override
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare, Tokens
 from jaxmoe.moe.routers import TopK
@@ -100,11 +100,11 @@ def test_a_step_adds_the_gradient_of_the_whole_batch_s_objective_and_nothing_els
 ):
   config = CONFIGS[target]
   params = [run(fairness, batch, MICRO).params for fairness in (config, None)]
-  with_, without = map(names.flatten, params)
+  with_, without = map(param_names.flatten, params)
   added = jax.tree.map(jnp.subtract, with_, without)
   slope = jax.jit(jax.grad(lambda params, layer: objective(decoder, params, batch, layer, config)))
   for layer in range(2):
-    right = names.flatten(slope(params_of(decoder), layer))
+    right = param_names.flatten(slope(params_of(decoder), layer))
     for leaf in ("weight", "bias"):
       expected = right[f"{GATE}/{leaf}"][layer]
       assert np.abs(expected).max() > 0.01
@@ -188,6 +188,6 @@ def test_a_gate_that_is_frozen_is_pulled_nowhere(batch):
     step = TrainStep(gradients, transform, make_schedule(experiment.optim, 9), 0)
     params = decoder.init(Keys.from_seed(0))
     after, _ = jax.jit(step)(State.create(params, transform.init(params)), batch)
-    weights = [names.flatten(tree)[f"{GATE}/weight"] for tree in (params, after.params)]
+    weights = [param_names.flatten(tree)[f"{GATE}/weight"] for tree in (params, after.params)]
     moved.append(float(jnp.abs(weights[1] - weights[0]).max()))
   assert moved[0] > 1e-4 and moved[1] == 0

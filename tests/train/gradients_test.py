@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.moe.balance import LoadBalance, RouterZ
@@ -71,7 +71,7 @@ def experts(x, weights, config):
 
 def oracle_terms(decoder, params, batch):
   """Returns nll (B, L), and (chosen, scores, log z) of every layer, computed over all rows."""
-  weights = names.unstack(names.flatten(params), decoder.layer_groups)
+  weights = param_names.unstack(param_names.flatten(params), decoder.layer_groups)
   config, routings = decoder.config, []
   x = weights["embed/table"][batch["ids"]]
   for depth in range(config.num_layers):
@@ -202,7 +202,7 @@ def right(oracle):
 def assert_leaves_close(left, right, rtol, floor):
   """Asserts max |a - b| <= rtol max |b| + floor max |all| for each leaf, in the maximum norm."""
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(right))
-  for (path, b), a in zip(names.flatten(right).items(), jax.tree.leaves(left), strict=True):
+  for (path, b), a in zip(param_names.flatten(right).items(), jax.tree.leaves(left), strict=True):
     error = np.abs(np.asarray(a) - b).max()
     assert error <= rtol * np.abs(b).max() + floor * largest, (path, error)
 
@@ -275,7 +275,7 @@ def test_scopes_are_apart_by_half_a_percent_and_more_where_microbatches_differ(m
 
 def test_gates_of_the_scopes_get_gradients_that_differ_by_more_than_a_percent(oracle):
   gates = [oracle({name: 1e3})[1] for name in WEIGHTS if name.startswith("load")]
-  gates = [names.flatten(grads)["stack/0/0/moe/router/gate/weight"] for grads in gates]
+  gates = [param_names.flatten(grads)["stack/0/0/moe/router/gate/weight"] for grads in gates]
   for a, b in ((0, 1), (1, 2), (0, 2)):
     assert np.abs(gates[a] - gates[b]).max() > 1e-2 * np.abs(gates[b]).max()
 
@@ -293,7 +293,9 @@ def test_the_running_error_is_logged_only_where_the_scope_is_used(run, batch):
 
 def test_a_balance_loss_moves_the_gate_through_p_and_nothing_behind_the_last_router(oracle):
   """The oracle holds f still; that the code has its gradients is tested above."""
-  terms = [names.flatten(oracle(weights)[1]) for weights in ({"load_balance_global": 1.0}, {})]
+  terms = [
+    param_names.flatten(oracle(weights)[1]) for weights in ({"load_balance_global": 1.0}, {})
+  ]
   moved = {path: np.abs(leaf - terms[1][path]) for path, leaf in terms[0].items()}
   assert (moved["stack/0/0/moe/router/gate/weight"].max(axis=(1, 2)) > 1e-3).all()
   assert moved["head/weight"].max() == moved["final_norm/scale"].max() == 0

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from jaxmoe.core.recipe import from_json
+from jaxmoe.core.config_io import from_json
 from jaxmoe.data.tokenizers.byte import ByteTokenizer
 from jaxmoe.models import generate as generation
 from jaxmoe.train import hooks

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from jaxmoe.core.recipe import override
+from jaxmoe.core.config_io import override
 from jaxmoe.optim import SCHEDULES
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.restore import redrawn

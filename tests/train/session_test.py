@@ -12,7 +12,7 @@ import pytest
 
 from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 from jaxmoe.core.layout import one_device
-from jaxmoe.cost.host import Memory
+from jaxmoe.cost.host import HostMemory
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routing import RouterSums
@@ -132,7 +132,9 @@ def test_a_stall_tells_the_memory_that_is_left_within_the_limits_of_the_groups(
   corpus, tmp_path, monkeypatch
 ):
   told = {}
-  monkeypatch.setattr(session.host, "memory", lambda: Memory(600 << 20, 100 << 20, grouped=True))
+  monkeypatch.setattr(
+    session.host, "memory", lambda: HostMemory(600 << 20, 100 << 20, grouped=True)
+  )
   monkeypatch.setattr(session, "dump_and_end", lambda *given: told.update(given=given))
   observers = Session(recipe(), Workdir(tmp_path), corpus, one_device())._observers()
   observers.watchdog._stalled("step 7", 9.0)

@@ -10,8 +10,8 @@ import json
 import numpy as np
 import pytest
 
+from jaxmoe.core.config_io import override
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.recipe import override
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.auto import source_at

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from jaxmoe.core.config_io import override, to_json
 from jaxmoe.core.errors import CheckpointError, InputError
-from jaxmoe.core.recipe import override, to_json
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.workdir import Workdir
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from jaxmoe.core.recipe import added
+from jaxmoe.core.config_io import added
 from jaxmoe.data.raw_example import INVALID_UTF8, Content, RawExample, broken_file, too_large
 from jaxmoe.data.sources.encoding import HEAD, binary_format, byte_order_mark, decode
 from jaxmoe.data.sources.find_files import check_path, find_files

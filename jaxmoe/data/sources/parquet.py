@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from jaxmoe.core.recipe import added
+from jaxmoe.core.config_io import added
 from jaxmoe.data.raw_example import Content, RawExample
 from jaxmoe.data.sources.arrow_columns import (
   RowLocator,

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
 
+from jaxmoe.core.config_io import added
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import added
 from jaxmoe.data.raw_example import RawExample
 from jaxmoe.data.sources.find_files import deduplicate
 from jaxmoe.data.sources.package_split import split_key

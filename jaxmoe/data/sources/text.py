@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from jaxmoe.core.recipe import added
+from jaxmoe.core.config_io import added
 from jaxmoe.data.raw_example import INVALID_UTF8, RawExample, too_large, unreadable
 from jaxmoe.data.sources.encoding import decode
 from jaxmoe.data.sources.find_files import check_path, find_files

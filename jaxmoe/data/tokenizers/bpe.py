@@ -17,9 +17,9 @@ from typing import ClassVar
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from jaxmoe.core.config_io import to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.output import write_whole
-from jaxmoe.core.recipe import to_plain
+from jaxmoe.core.output import write_atomic
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 
 _EOD = "<|endoftext|>"
@@ -121,6 +121,6 @@ def _keep(path: str, text: str, say: Callable[[str], None]) -> None:
   kept = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "tokenizer": text}
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_whole(path, json.dumps(kept))
+    write_atomic(path, json.dumps(kept))
   except OSError as error:
     say(f"cannot keep the tokenizer in {path} ({error.strerror}): the next run trains it again")

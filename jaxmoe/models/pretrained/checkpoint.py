@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.checkpoint_files import CheckpointFiles
 from jaxmoe.models.pretrained.config_reader import read_config
@@ -108,8 +108,8 @@ def open_checkpoint(
 def shapes_by_name(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of each weight of a model by canonical name, in order of depth."""
   shapes = {}
-  for path, leaf in names.flatten(decoder.shapes).items():
-    stacked = names.layer_names(path, decoder.layer_groups)
+  for path, leaf in param_names.flatten(decoder.shapes).items():
+    stacked = param_names.layer_names(path, decoder.layer_groups)
     shape = leaf.shape if stacked is None else leaf.shape[1:]
     shapes.update(dict.fromkeys(stacked or [path], jax.ShapeDtypeStruct(shape, leaf.dtype)))
   return dict(sorted(shapes.items(), key=lambda pair: _order(pair[0])))
@@ -118,7 +118,7 @@ def shapes_by_name(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
 def _order(name: str) -> tuple[int, int, str]:
   """Returns what sorts names as a token meets their weights: table, layers by depth, the rest."""
   pieces = name.split("/")
-  if pieces[0] == names.LAYERS:
+  if pieces[0] == param_names.LAYERS:
     return 1, int(pieces[1]), name
   return (0 if pieces[0] == "embed" else 2), 0, name
 

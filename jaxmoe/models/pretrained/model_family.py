@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from jaxmoe.core.config_io import to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import to_plain
 from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.models.pretrained.config_reader import ConfigReader
 from jaxmoe.models.pretrained.tensor_mapping import ParamMapping

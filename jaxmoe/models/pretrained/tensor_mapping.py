@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.names import LAYERS
+from jaxmoe.core.param_names import LAYERS
 
 Shape = tuple[int, ...]
 IndexNames = tuple[tuple[str, tuple[str, ...]], ...]

@@ -15,9 +15,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.config_io import added
 from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import added
 from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, DispatchContext, Dispatcher
 from jaxmoe.moe.dispatch.overflow import OVERFLOW
 from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.config_io import added
 from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import added
-from jaxmoe.core.weights import Groups
+from jaxmoe.core.weight_formats import Groups
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.dispatcher import Counts, DispatchContext, Dispatcher, TokenTransport
 from jaxmoe.moe.dispatch.dropless import Dropless

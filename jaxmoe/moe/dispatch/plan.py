@@ -13,7 +13,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core.weights import Groups
+from jaxmoe.core.weight_formats import Groups
 from jaxmoe.moe.routing import Routing
 from jaxmoe.ops import grouped_matmul
 

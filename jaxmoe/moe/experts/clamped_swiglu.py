@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.init import Init
 from jaxmoe.core.layout import ONCE
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.weights import Groups, grouped_dot
+from jaxmoe.core.weight_formats import Groups, grouped_dot
 from jaxmoe.moe.experts.family import ExpertFamily, FeedForward
 
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.renamed import renamed
-from jaxmoe.core.weights import Groups, grouped_dot
+from jaxmoe.core.weight_formats import Groups, grouped_dot
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, gates, runs
 from jaxmoe.moe.experts.mlp import MLPExperts, gelu
 from jaxmoe.moe.experts.power_of_two import integers, powers_of_two

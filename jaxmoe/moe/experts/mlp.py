@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.weights import Groups, grouped_dot, is_plain
+from jaxmoe.core.init import Init
+from jaxmoe.core.weight_formats import Groups, grouped_dot, is_plain
 from jaxmoe.moe.experts.family import ExpertFamily, FeedForward
 from jaxmoe.moe.experts.swiglu import PlainWeights
 

@@ -12,7 +12,7 @@ import dataclasses
 from typing import ClassVar
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, runs
 from jaxmoe.moe.experts.swiglu import SwiGLU
 

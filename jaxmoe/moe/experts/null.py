@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
+from jaxmoe.core.init import Init
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, hand_over
 from jaxmoe.moe.experts.homogeneous import NETWORKS
 from jaxmoe.moe.experts.swiglu import SwiGLU

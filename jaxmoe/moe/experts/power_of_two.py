@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.weights import is_plain
+from jaxmoe.core.weight_formats import is_plain
 
 STEPS = 7
 """How far below the largest exponent of a matrix the least one lies."""

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.weights import Groups, dot, grouped_dot, is_plain
+from jaxmoe.core.init import Init
+from jaxmoe.core.weight_formats import Groups, dot, grouped_dot, is_plain
 from jaxmoe.moe.experts.family import ExpertFamily, FeedForward
 
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
-from jaxmoe.core.weights import dot
+from jaxmoe.core.init import Init
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.moe.experts.family import Experts, SeveralKinds, gates, hand_over
 from jaxmoe.moe.experts.homogeneous import NETWORKS
 from jaxmoe.moe.experts.swiglu import SwiGLU

@@ -12,9 +12,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.config_io import added
 from jaxmoe.core.decimals import decimal, times_nearest, times_up
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import added
 from jaxmoe.moe.routers.router import (
   BatchRouter,
   Buffers,

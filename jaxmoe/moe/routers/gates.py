@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.config_io import added, choice
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import added, choice
-from jaxmoe.core.weights import dot
+from jaxmoe.core.init import Init
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.moe.routers.gate_base import Gate
 from jaxmoe.moe.routers.tree import Tree
 

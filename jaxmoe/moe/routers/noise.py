@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.weights import dot
+from jaxmoe.core.init import Init
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.moe.routers.router import RouterInputs, Selection, top_k
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routers.topk import TopK

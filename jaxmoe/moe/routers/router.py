@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import choice
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.routers.gates import GATES, Linear

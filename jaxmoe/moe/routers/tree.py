@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weights import dot
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.moe.routers.gate_base import Gate
 from jaxmoe.ops.soft_tree import TreeSums, log_leaves, tree_sums
 

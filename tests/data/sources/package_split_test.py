@@ -7,8 +7,8 @@ import random
 
 import pytest
 
+from jaxmoe.core.config_io import from_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_plain
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.held_out_split import hash_fraction
 from jaxmoe.data.mixture import Data, MixturePart

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.core import names
+from jaxmoe.core import param_names
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.models.pretrained import FAMILIES
@@ -46,8 +46,10 @@ class Ours:
   def tree(self, named):
     """Our tree of arrays by canonical name."""
     arrays = {name: jnp.asarray(x) for name, x in named.items()}
-    flat = names.stack(arrays, list(names.flatten(self.decoder.shapes)), self.decoder.layer_groups)
-    return names.unflatten(self.decoder.shapes, flat)
+    flat = param_names.stack(
+      arrays, list(param_names.flatten(self.decoder.shapes)), self.decoder.layer_groups
+    )
+    return param_names.unflatten(self.decoder.shapes, flat)
 
   def forward(self, ids_BL, position_BL=None):
     """Logits, choices by depth (sorted) and the gradients of the mean loss by canonical name."""
@@ -56,14 +58,14 @@ class Ours:
       tokens = dataclasses.replace(tokens, position=jnp.asarray(position_BL, jnp.int32))
     with jax.default_matmul_precision("highest"):
       (_, (logits, sums)), grads = forward(self.decoder, self.params, tokens)
-    layers = names.by_layer(sums, self.decoder.layer_groups)
+    layers = param_names.by_layer(sums, self.decoder.layer_groups)
     choices = {
       depth: np.sort(np.asarray(of.routing.expert_TA), axis=1) for depth, of in layers.items()
     }
     return (
       np.asarray(logits),
       choices,
-      names.unstack(names.flatten(grads), self.decoder.layer_groups),
+      param_names.unstack(param_names.flatten(grads), self.decoder.layer_groups),
     )
 
   def greedy(self, ids_BL, new):

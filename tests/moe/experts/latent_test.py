@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.dispatch import Capacity, Dropless

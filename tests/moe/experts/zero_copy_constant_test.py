@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.balance import Heterogeneous
 from jaxmoe.moe.experts import SwiGLU

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmoe.core.config_io import from_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.recipe import from_plain
 from jaxmoe.moe.dispatch import Capacity, Dropless, Einsum
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxmoe.core.config_io import from_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.parameters import Init
-from jaxmoe.core.recipe import from_plain
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK

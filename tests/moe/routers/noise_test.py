@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.core.parameters import Init
+from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from jaxmoe.core import recipe
+from jaxmoe.core import config_io
 from jaxmoe.core.errors import InputError
 
 
@@ -27,7 +27,7 @@ class Inner:
   total: int = 8
   active: int = 2
   mode: Literal["fast", "slow"] = "fast"
-  colour: Red | Blue = recipe.choice(COLOURS, Red())
+  colour: Red | Blue = config_io.choice(COLOURS, Red())
 
   def __post_init__(self) -> None:
     if self.active > self.total:
@@ -40,7 +40,7 @@ class Outer:
   rate: float = 1e-4
   limit: int | None = None
   flag: bool = True
-  palette: tuple[Red | Blue, ...] = recipe.choice(COLOURS, (Red(2), Blue()))
+  palette: tuple[Red | Blue, ...] = config_io.choice(COLOURS, (Red(2), Blue()))
   parts: tuple[tuple[Inner, ...], ...] = ((Inner(),),)
   pair: tuple[int, float] = (1, 2.0)
 
@@ -54,21 +54,21 @@ class Outer:
   ],
 )
 def test_from_json_is_the_exact_inverse_of_to_json(record):
-  again = recipe.from_json(Outer, recipe.to_json(record))
+  again = config_io.from_json(Outer, config_io.to_json(record))
   assert again == record
-  assert recipe.to_json(again) == recipe.to_json(record)
+  assert config_io.to_json(again) == config_io.to_json(record)
   assert type(again.rate) is float
 
 
 def test_overrides_agree_in_every_order_and_checks_see_final_values():
   changes = [("inner.total", "200"), ("inner.active", "99"), ("rate", "3e-2"), ("limit", "7")]
-  results = {recipe.override(Outer(), order) for order in itertools.permutations(changes)}
+  results = {config_io.override(Outer(), order) for order in itertools.permutations(changes)}
   (result,) = results
   assert (result.inner.total, result.inner.active, result.rate, result.limit) == (200, 99, 0.03, 7)
 
 
 def test_overrides_reach_tuples_components_and_optionals():
-  result = recipe.override(
+  result = config_io.override(
     Outer(limit=4),
     [
       ("palette.1.shade", "0.25"),
@@ -110,16 +110,16 @@ def test_overrides_reach_tuples_components_and_optionals():
 )
 def test_a_bad_override_is_one_line_that_names_the_field(path, text, expected):
   with pytest.raises(InputError, match="config") as caught:
-    recipe.override(Outer(), [(path, text)])
+    config_io.override(Outer(), [(path, text)])
   assert expected in str(caught.value)
   assert "\n" not in str(caught.value)
 
 
 def test_one_field_set_twice_is_refused():
   with pytest.raises(InputError, match="set twice"):
-    recipe.override(Outer(), [("rate", "1"), ("rate", "2")])
+    config_io.override(Outer(), [("rate", "1"), ("rate", "2")])
   with pytest.raises(InputError, match="set twice"):
-    recipe.override(Outer(), [("pair", "1,2"), ("pair.0", "2")])
+    config_io.override(Outer(), [("pair", "1,2"), ("pair.0", "2")])
 
 
 @pytest.mark.parametrize(
@@ -138,17 +138,17 @@ def test_one_field_set_twice_is_refused():
 )
 def test_bad_json_is_one_line_that_names_the_field(text, expected):
   with pytest.raises(InputError) as caught:
-    recipe.from_json(Outer, text)
+    config_io.from_json(Outer, text)
   assert expected in str(caught.value)
 
 
 def test_diff_names_changed_fields_also_between_components():
   old, new = Outer(), Outer(rate=1.0, inner=Inner(colour=Blue()))
-  changes = recipe.diff(old, new)
+  changes = config_io.diff(old, new)
   assert changes["rate"] == (1e-4, 1.0)
   assert changes["inner.colour.kind"] == ("red", "blue")
   assert changes["inner.colour.depth"] == (1, "(absent)")
-  assert recipe.diff(old, old) == {}
+  assert config_io.diff(old, old) == {}
 
 
 def test_a_component_outside_its_family_cannot_be_written():
@@ -157,7 +157,7 @@ def test_a_component_outside_its_family_cannot_be_written():
     pass
 
   with pytest.raises(InputError, match="visible dict"):
-    recipe.to_json(Outer(inner=Inner(colour=Green())))
+    config_io.to_json(Outer(inner=Inner(colour=Green())))
 
 
 def test_a_missing_required_field_is_named():
@@ -166,34 +166,34 @@ def test_a_missing_required_field_is_named():
     size: int
 
   with pytest.raises(InputError, match="needs the field 'size'"):
-    recipe.from_plain(Needy, {})
+    config_io.from_plain(Needy, {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Grown:
   depth: int = 1
-  rounding: str = recipe.added("exact", before="loose")
-  colour: Red | Blue = recipe.added(Blue(), before=Red(), family=COLOURS)
+  rounding: str = config_io.added("exact", before="loose")
+  colour: Red | Blue = config_io.added(Blue(), before=Red(), family=COLOURS)
 
 
 def test_a_file_without_a_field_that_was_added_means_what_it_meant():
   assert Grown().rounding == "exact"
-  assert recipe.from_json(Grown, '{"depth": 2}') == Grown(2, "loose", Red())
-  told = recipe.from_json(Grown, '{"rounding": "exact", "colour": {"kind": "blue"}}')
+  assert config_io.from_json(Grown, '{"depth": 2}') == Grown(2, "loose", Red())
+  told = config_io.from_json(Grown, '{"rounding": "exact", "colour": {"kind": "blue"}}')
   assert told == Grown()
 
 
 def test_a_recipe_with_added_fields_comes_back_and_can_be_overridden():
-  assert recipe.from_json(Grown, recipe.to_json(Grown())) == Grown()
-  changed = recipe.override(Grown(), [("depth", "3"), ("colour.shade", "0.25")])
+  assert config_io.from_json(Grown, config_io.to_json(Grown())) == Grown()
+  changed = config_io.override(Grown(), [("depth", "3"), ("colour.shade", "0.25")])
   assert changed == Grown(3, "exact", Blue(0.25))
 
 
 def test_what_stands_as_before_an_added_field_has_the_plain_values_of_before():
-  assert recipe.to_plain(Grown(2, "loose", Red()), as_before=True) == {"depth": 2}
-  new = recipe.to_plain(Grown(), as_before=True)
-  assert new == recipe.to_plain(Grown())
-  nested = recipe.to_plain((Grown(2, "loose", Blue()),), as_before=True)
+  assert config_io.to_plain(Grown(2, "loose", Red()), as_before=True) == {"depth": 2}
+  new = config_io.to_plain(Grown(), as_before=True)
+  assert new == config_io.to_plain(Grown())
+  nested = config_io.to_plain((Grown(2, "loose", Blue()),), as_before=True)
   assert nested == [{"depth": 2, "colour": {"kind": "blue", "shade": 0.5, "tags": ["a"]}}]
 
 
@@ -204,12 +204,12 @@ class Tree:
 
 def test_a_recipe_of_today_becomes_that_of_the_run_it_began_where_fields_came_later():
   old, explicit = {"depth": 1}, {"depth": 2, "rounding": "loose", "colour": {"kind": "blue"}}
-  begun = recipe.as_begun(Tree(), {"parts": [old, explicit]})
+  begun = config_io.as_begun(Tree(), {"parts": [old, explicit]})
   assert begun == Tree((Grown(1, "loose", Red()), Grown(2, "loose", Blue())))
-  assert recipe.as_begun(Tree(), recipe.to_plain(Tree())) == Tree()
-  assert recipe.as_begun(Grown(rounding="wild"), {}) == Grown(1, "wild", Red())
+  assert config_io.as_begun(Tree(), config_io.to_plain(Tree())) == Tree()
+  assert config_io.as_begun(Grown(rounding="wild"), {}) == Grown(1, "wild", Red())
   # Another list of parts is another recipe, whose differences are for others to tell.
-  assert recipe.as_begun(Tree(), {"parts": [old]}) == Tree()
+  assert config_io.as_begun(Tree(), {"parts": [old]}) == Tree()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +226,10 @@ class Perhaps:
 def test_an_override_of_a_record_that_is_none_makes_one_of_defaults():
   changes = [("inner.total", "9"), ("inner.colour.depth", "4")]
   for order in (changes, changes[::-1]):
-    assert recipe.override(Perhaps(), order).inner == Inner(9, colour=Red(4))
-  assert recipe.override(Perhaps(Inner(5)), changes[:1]).inner == Inner(9)
-  assert recipe.override(Perhaps(Inner(5)), [("inner", "none")]) == Perhaps()
+    assert config_io.override(Perhaps(), order).inner == Inner(9, colour=Red(4))
+  assert config_io.override(Perhaps(Inner(5)), changes[:1]).inner == Inner(9)
+  assert config_io.override(Perhaps(Inner(5)), [("inner", "none")]) == Perhaps()
   with pytest.raises(InputError, match=r"config\.inner: unknown field of Inner 'totals'"):
-    recipe.override(Perhaps(), [("inner.totals", "9")])
+    config_io.override(Perhaps(), [("inner.totals", "9")])
   with pytest.raises(InputError, match=r"config\.other: has no field 'size'; it holds None"):
-    recipe.override(Perhaps(), [("other.size", "9")])
+    config_io.override(Perhaps(), [("other.size", "9")])

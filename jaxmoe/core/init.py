@@ -1,6 +1,6 @@
 """How a module declares its weights: name, shape, logical dims, fan-in; once, in one line each.
 
-Products cast a weight to the dtype of the activation (`core/weights.py`).
+Products cast a weight to the dtype of the activation (`core/weight_formats.py`).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Groups(Protocol):
 
 
 @runtime_checkable
-class Weight(Protocol):
+class WeightFormat(Protocol):
   """What a weight format brings; it must also be a registered pytree."""
 
   def dot(self, x: jax.Array, spec: str) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.core import weights
+from jaxmoe.core import weight_formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LoopGroups:
 def test_dot_of_a_plain_array_is_the_einsum_in_the_dtype_of_the_activation():
   x = jax.random.normal(jax.random.key(0), (2, 3, 4), jnp.bfloat16)
   weight = jax.random.normal(jax.random.key(1), (4, 5, 6))
-  got = weights.dot(weight, x, "...d,dnh->...nh")
+  got = weight_formats.dot(weight, x, "...d,dnh->...nh")
   assert got.dtype == jnp.bfloat16
   expected = np.einsum("bld,dnh->blnh", np.float64(x), np.float64(weight.astype(jnp.bfloat16)))
   np.testing.assert_allclose(np.float64(got), expected, rtol=1e-2, atol=2e-2)
@@ -30,7 +30,7 @@ def test_dot_of_a_plain_array_is_the_einsum_in_the_dtype_of_the_activation():
 def test_grouped_dot_multiplies_each_row_by_the_matrix_of_its_slot():
   rows = jax.random.normal(jax.random.key(0), (5, 4))
   weight = jax.random.normal(jax.random.key(1), (3, 4, 2, 6))
-  got = weights.grouped_dot(weight, rows, LoopGroups(np.array([2, 0, 3])))
+  got = weight_formats.grouped_dot(weight, rows, LoopGroups(np.array([2, 0, 3])))
   slots = (0, 0, 2, 2, 2)
   expected = np.stack([np.einsum("d,dgf->gf", rows[r], weight[s]) for r, s in enumerate(slots)])
   assert got.shape == (5, 2, 6)
@@ -44,20 +44,21 @@ def test_another_format_answers_for_itself():
     half: jax.Array
 
     def dot(self, x, spec):
-      return 2 * weights.dot(self.half, x, spec)
+      return 2 * weight_formats.dot(self.half, x, spec)
 
     def grouped_dot(self, rows, groups):
-      return 2 * weights.grouped_dot(self.half, rows, groups)
+      return 2 * weight_formats.grouped_dot(self.half, rows, groups)
 
   x, weight = jnp.ones((2, 3)), jnp.arange(12.0).reshape(3, 4)
   np.testing.assert_array_equal(
-    weights.dot(Doubled(weight), x, "td,df->tf"), 2 * weights.dot(weight, x, "td,df->tf")
+    weight_formats.dot(Doubled(weight), x, "td,df->tf"),
+    2 * weight_formats.dot(weight, x, "td,df->tf"),
   )
-  assert not weights.is_plain(weight, Doubled(weight))
+  assert not weight_formats.is_plain(weight, Doubled(weight))
 
 
 def test_an_id_outside_a_table_gives_nan_and_never_another_row():
   table = jnp.arange(12.0).reshape(4, 3)
-  rows = weights.take_rows(table, jnp.array([[0, 3], [4, -1]]), jnp.float32)
+  rows = weight_formats.take_rows(table, jnp.array([[0, 3], [4, -1]]), jnp.float32)
   np.testing.assert_array_equal(rows[0], np.asarray(table)[[0, 3]])
   assert np.isnan(rows[1]).all()
