@@ -14,7 +14,7 @@ HF_VENV ?= .venv-hf
 STALE := $(shell test ! -e $(VENV) || $(VENV)/bin/python -c 'import sys; \
   sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || echo stale)
 
-.PHONY: quickstart test test-slow same-numbers test-slow-smoke test-hf look-ahead lint venv clean
+.PHONY: quickstart test test-near test-slow same-numbers test-slow-smoke test-hf look-ahead lint venv clean
 ifneq ($(STALE),)
 .PHONY: $(VENV)/bin/python $(VENV)/installed $(VENV)/installed-dev
 endif
@@ -32,6 +32,11 @@ quickstart: $(VENV)/installed
 # Each worker has files of its own, and what they compile, until it takes from another.
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow'
+
+# Lint, types and the tests that what differs from SINCE can reach, for at most four minutes.
+SINCE ?= main
+test-near: lint
+	$(BIN)/python -m tests.near --since=$(SINCE) --workers=$(WORKERS)
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --ignore=tests/faults --ignore=tests/ops
