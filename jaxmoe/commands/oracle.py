@@ -20,7 +20,7 @@ from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.data.corpus import Corpus, open_corpus
-from jaxmoe.search import METHODS, LastToken, Patterns, study
+from jaxmoe.routing_oracle import METHODS, LastToken, Patterns, study
 from jaxmoe.train.console_progress import ConsoleProgress
 
 FLAGS = flags.FlagValues()

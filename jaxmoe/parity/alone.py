@@ -9,7 +9,7 @@ import jax
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import AllToAll, Counts, DispatchContext, Dropless
-from jaxmoe.moe.dispatch.plan import Experts
+from jaxmoe.moe.dispatch.plan import ExpertFunction
 from jaxmoe.moe.routing import Routing
 
 
@@ -26,7 +26,7 @@ class Bounded(Dropless):
   devices: int = 1
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
+    self, x_TD: jax.Array, routing: Routing, experts: ExpertFunction, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D) and what would have found no room."""
     lost: dict[str, jax.Array] = {}

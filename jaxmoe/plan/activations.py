@@ -47,7 +47,7 @@ class AtLoad:
 
 
 @dataclasses.dataclass(frozen=True)
-class Experts:
+class ExpertActivations:
   """The MoE layers of one place in a pattern.
 
   Attributes:
@@ -90,7 +90,7 @@ class Activations:
   stream: int
   kept: int
   logits: int
-  experts: tuple[Experts, ...]
+  experts: tuple[ExpertActivations, ...]
 
 
 def activations(experiment: Experiment, decoder: Decoder, layout: Layout) -> Activations:
@@ -191,7 +191,7 @@ class _Place:
     )
 
 
-def _experts(decoder: Decoder, s: str, j: str, layout: Layout, tokens: int) -> Experts:
+def _experts(decoder: Decoder, s: str, j: str, layout: Layout, tokens: int) -> ExpertActivations:
   """Returns what is made in the MoE layers of one place in a pattern."""
   group = decoder.config.stack[int(s)]
   moe = decoder.moe_layers()[s][j]
@@ -207,7 +207,7 @@ def _experts(decoder: Decoder, s: str, j: str, layout: Layout, tokens: int) -> E
     row_bytes=decoder.config.dim * size,
     hidden_bytes=hidden_width(decoder, s, j) * size // _degree(layout, "params", "mlp"),
   )
-  return Experts(
+  return ExpertActivations(
     layers=group.repeats,
     where=f"{s}/{j}",
     num_experts=num_experts,

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from jaxmoe.parallel import Copied
-from jaxmoe.plan.activations import Activations, Experts
+from jaxmoe.plan.activations import Activations, ExpertActivations
 from jaxmoe.plan.explain import Compiled, Explanation, Traffic, Weight
 
 WIDTH = 80
@@ -104,7 +104,7 @@ def _copies(copies: Sequence[Copied]) -> Iterator[str]:
     yield from _columns(last, size(one.bytes))
 
 
-def _experts(made: Experts) -> Iterator[str]:
+def _experts(made: ExpertActivations) -> Iterator[str]:
   yield from textwrap.wrap(
     f"{made.layers} MoE layer(s) at {made.where}: {made.num_experts} experts that take rows, "
     f"{made.experts_here} a device, {made.num_active} a token; {made.dispatch}; rows of "

@@ -18,7 +18,7 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
-from jaxmoe.moe.routers.gates import Residual
+from jaxmoe.moe.routers.gates import ResidualGateConfig
 from jaxmoe.optim import OPTIMIZERS, Adafactor, Constant, Optim, make_optimizer
 
 VOCAB = 11
@@ -329,8 +329,8 @@ def test_a_model_without_what_an_operation_needs_is_refused(model):
 
 
 def test_a_gate_without_a_column_for_each_expert_keeps_its_number_of_them(model):
-  decoder = Decoder(model(router=TopK(gate=Residual())), VOCAB)
+  decoder = Decoder(model(router=TopK(gate=ResidualGateConfig())), VOCAB)
   params = draw(decoder)
   operate(insert(decoder.config, 2), decoder, params)  # Closed: the gate does not know them.
-  with pytest.raises(InputError, match="Residual has no column for each expert"):
+  with pytest.raises(InputError, match="ResidualGateConfig has no column for each expert"):
     operate(prune(decoder.config, USAGE, 3), decoder, params)

@@ -23,7 +23,7 @@ from jaxmoe.moe.routers.assignment import Auction
 from jaxmoe.moe.routers.bias import AuxFree
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
 from jaxmoe.moe.routers.forced import Forced, Skewed
-from jaxmoe.moe.routers.gates import MLP, Cosine, Linear
+from jaxmoe.moe.routers.gates import CosineGateConfig, LinearGateConfig, MLPGateConfig
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.token_hash import Hash
@@ -37,7 +37,7 @@ MEMBERS = {
   **{name: instance for name, (_, instance) in ROUTERS.items()},
   "topk, scores as weights": TopK(normalize=False),
   "topk, scaled": TopK(scale=2.5),
-  "topk, a gate with a bias": TopK(gate=Linear(bias=True)),
+  "topk, a gate with a bias": TopK(gate=LinearGateConfig(bias=True)),
   "group_limited softmax, as in V2": AuxFree(
     score="softmax",
     normalize=False,
@@ -47,9 +47,9 @@ MEMBERS = {
     groups_active=2,
     group_best=1,
   ),
-  "topk, tanh gate": TopK(gate=MLP(hidden=7, activation="tanh", bias=False)),
-  "topk, gelu gate": TopK(gate=MLP(hidden=7)),
-  "topk, cold cosine gate": TopK(gate=Cosine(width=4, temperature=0.2, least=0.2)),
+  "topk, tanh gate": TopK(gate=MLPGateConfig(hidden=7, activation="tanh", bias=False)),
+  "topk, gelu gate": TopK(gate=MLPGateConfig(hidden=7)),
+  "topk, cold cosine gate": TopK(gate=CosineGateConfig(width=4, temperature=0.2, least=0.2)),
   "switch, jitter": Switch(jitter=0.5),
   "group_limited, as in V2": AuxFree(num_groups=4, groups_active=2, group_best=1),
   "base, to the end": Auction(slack=1e-4, allow_future=True),

@@ -18,10 +18,10 @@ from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import Dense
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.routers import TopK
-from jaxmoe.moe.routers.gates import Residual
+from jaxmoe.moe.routers.gates import ResidualGateConfig
 
 VOCAB, ROWS, LENGTH = 11, ([4, 1], [6]), 6
-RESIDUAL = MoEConfig(5, 2, TopK(gate=Residual()), SwiGLU(mlp_dim=4), Dense())
+RESIDUAL = MoEConfig(5, 2, TopK(gate=ResidualGateConfig()), SwiGLU(mlp_dim=4), Dense())
 OTHER = MoEConfig(3, 1, TopK(normalize=False), SwiGLU(mlp_dim=4), Dense())
 BLOCKS = tuple(
   BlockConfig(SoftmaxAttention(2, 1, 4), ffn) for ffn in (RESIDUAL, MLPConfig(mlp_dim=6), OTHER)

@@ -15,7 +15,7 @@ from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.bias import AuxFree
-from jaxmoe.moe.routers.gates import Linear
+from jaxmoe.moe.routers.gates import LinearGateConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -74,6 +74,7 @@ def test_limited_groups_choose_and_weigh_as_deepseek(name):
   else:
     from transformers import DeepseekV2Config as Config
     from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter as Router
+
     module.buffers["bias"].set_value(jnp.zeros(E))
   of = Config(
     hidden_size=D, n_routed_experts=E, num_experts_per_tok=active, n_group=4, topk_group=2,
@@ -101,7 +102,9 @@ def test_a_layer_of_clamped_experts_behind_a_gate_with_a_bias_is_that_of_gpt_oss
   from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
   hidden, limit = 6, 1.0
-  layer = MoEConfig(E, 3, TopK(gate=Linear(bias=True)), ClampedSwiGLU(hidden, limit=limit))
+  layer = MoEConfig(
+    E, 3, TopK(gate=LinearGateConfig(bias=True)), ClampedSwiGLU(hidden, limit=limit)
+  )
   module = drawn(layer, D)
   of = GptOssConfig(
     hidden_size=D, intermediate_size=hidden, num_local_experts=E, num_experts_per_tok=3,

@@ -17,7 +17,7 @@ from jaxmoe.core.layout import one_device
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare, Tokens
 from jaxmoe.moe.routers import TopK
-from jaxmoe.moe.routers.tree import Tree
+from jaxmoe.moe.routers.tree import TreeGateConfig
 from jaxmoe.optim import Constant, OnlineFairness, Optim, make_schedule
 from jaxmoe.recipes import tiny
 from jaxmoe.train.gradients import make_gradients
@@ -36,7 +36,7 @@ targets = pytest.mark.parametrize("target", ["parity", "load"])
 
 @pytest.fixture(scope="module")
 def decoder(decoder_of):
-  return decoder_of(router=TopK(gate=Tree()))
+  return decoder_of(router=TopK(gate=TreeGateConfig()))
 
 
 @pytest.fixture(scope="module")

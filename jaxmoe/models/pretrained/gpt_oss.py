@@ -13,7 +13,7 @@ from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.experts.clamped_swiglu import ClampedSwiGLU
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
-from jaxmoe.moe.routers.gates import Linear
+from jaxmoe.moe.routers.gates import LinearGateConfig
 
 
 def read(config: ConfigReader) -> TransformerConfig:
@@ -22,7 +22,7 @@ def read(config: ConfigReader) -> TransformerConfig:
   moe = MoEConfig(
     num_experts=config.get(int, "num_local_experts", "num_experts", default=128),
     num_active=config.get(int, "num_experts_per_tok", "experts_per_token", default=4),
-    router=TopK(gate=Linear(bias=True), normalize=True),
+    router=TopK(gate=LinearGateConfig(bias=True), normalize=True),
     experts=ClampedSwiGLU(
       mlp_dim=config.get(int, "intermediate_size"),
       limit=config.get(float, "swiglu_limit", default=7.0),

@@ -15,7 +15,7 @@ import jax
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.dispatch.placement import deal, weights_of_slots
-from jaxmoe.moe.dispatch.plan import Experts, Plan, through_rows
+from jaxmoe.moe.dispatch.plan import ExpertFunction, Plan, through_rows
 from jaxmoe.moe.routing import Routing
 
 
@@ -93,14 +93,18 @@ class Dispatcher(TokenTransport):
     raise NotImplementedError
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
+    self, x_TD: jax.Array, routing: Routing, experts: ExpertFunction, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns what a call does, over slots."""
     plan = self.plan(routing, context)
     return through_rows(plan, x_TD, experts), Counts(plan.dropped, plan.spilled)
 
   def __call__(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext = WHOLE
+    self,
+    x_TD: jax.Array,
+    routing: Routing,
+    experts: ExpertFunction,
+    context: DispatchContext = WHOLE,
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D), each token's outputs of its experts times their weights, and the counts."""
     if context.slots:

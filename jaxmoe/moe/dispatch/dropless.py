@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, DispatchContext, Dispatcher
-from jaxmoe.moe.dispatch.plan import Experts, Plan, Ragged, place_choices, tokens_of_rows
+from jaxmoe.moe.dispatch.plan import ExpertFunction, Plan, Ragged, place_choices, tokens_of_rows
 from jaxmoe.moe.routing import Routing
 from jaxmoe.ops import expert_mlp, grouped_matmul
 
@@ -49,7 +49,7 @@ class Dropless(Dispatcher):
     )
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
+    self, x_TD: jax.Array, routing: Routing, experts: ExpertFunction, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D) and no drops."""
     plain = experts.plain_weights() if hasattr(experts, "plain_weights") else None

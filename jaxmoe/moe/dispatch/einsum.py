@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, DispatchContext
-from jaxmoe.moe.dispatch.plan import Experts, Uniform
+from jaxmoe.moe.dispatch.plan import ExpertFunction, Uniform
 from jaxmoe.moe.routing import Routing
 
 
@@ -40,7 +40,7 @@ class Einsum(Limited):
     return dispatch_TEC, room_TEC * weight_TE[:, :, None]
 
   def run(
-    self, x_TD: jax.Array, routing: Routing, experts: Experts, context: DispatchContext
+    self, x_TD: jax.Array, routing: Routing, experts: ExpertFunction, context: DispatchContext
   ) -> tuple[jax.Array, Counts]:
     """Returns (T, D) and the drops; the products with masks are float32."""
     dispatch_TEC, combine_TEC = self.masks(routing, context)

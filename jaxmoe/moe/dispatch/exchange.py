@@ -22,7 +22,7 @@ from jaxmoe.core.weight_formats import Groups
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.dispatcher import Counts, DispatchContext, Dispatcher, TokenTransport
 from jaxmoe.moe.dispatch.dropless import Dropless
-from jaxmoe.moe.dispatch.plan import Experts, Uniform, place_choices
+from jaxmoe.moe.dispatch.plan import ExpertFunction, Uniform, place_choices
 from jaxmoe.moe.routing import Routing
 
 
@@ -75,7 +75,7 @@ class Exchange(TokenTransport):
     dispatch: Dispatcher,
     x_TD: jax.Array,
     routing: Routing,
-    experts: Experts,
+    experts: ExpertFunction,
     context: DispatchContext,
     group: DeviceGroup,
   ) -> tuple[jax.Array, Counts]:
@@ -138,7 +138,7 @@ class AllToAll(Exchange):
     dispatch: Dispatcher,
     x_TD: jax.Array,
     routing: Routing,
-    experts: Experts,
+    experts: ExpertFunction,
     context: DispatchContext,
     group: DeviceGroup,
   ) -> tuple[jax.Array, Counts]:
@@ -336,7 +336,7 @@ class AllGather(Exchange):
     dispatch: Dispatcher,
     x_TD: jax.Array,
     routing: Routing,
-    experts: Experts,
+    experts: ExpertFunction,
     context: DispatchContext,
     group: DeviceGroup,
   ) -> tuple[jax.Array, Counts]:

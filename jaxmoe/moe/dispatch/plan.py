@@ -84,14 +84,14 @@ class Plan:
     return total_TD.astype(rows_RD.dtype)
 
 
-class Experts(Protocol):
+class ExpertFunction(Protocol):
   """What a dispatcher needs of the experts: rows in, rows out."""
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
     """Returns (R, D) for rows in order of their slot."""
 
 
-def through_rows(plan: Plan, x_TD: jax.Array, experts: Experts) -> jax.Array:
+def through_rows(plan: Plan, x_TD: jax.Array, experts: ExpertFunction) -> jax.Array:
   """Returns (T, D): move rows, run the experts, combine."""
   rows_RD = plan.move(x_TD)
   with jax.named_scope("experts"):

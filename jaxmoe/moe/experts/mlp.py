@@ -32,7 +32,7 @@ def relu_squared(pre_GF: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP(FeedForward):
+class PlainMLP(FeedForward):
   """The base of experts of two matrices."""
 
   matrices: ClassVar[int] = 2
@@ -44,14 +44,14 @@ class MLP(FeedForward):
 
 
 @dataclasses.dataclass(frozen=True)
-class GELU(MLP):
+class GELU(PlainMLP):
   """GELU experts."""
 
   activation: ClassVar[Activation] = staticmethod(gelu)
 
 
 @dataclasses.dataclass(frozen=True)
-class ReLUSquared(MLP):
+class ReLUSquared(PlainMLP):
   """Squared ReLU experts."""
 
   activation: ClassVar[Activation] = staticmethod(relu_squared)

@@ -9,22 +9,22 @@ from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
-from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
-from jaxmoe.moe.routers.gates import GATES, Cosine, Residual
+from jaxmoe.moe.routers.forced import Balanced, Listed, Skewed
+from jaxmoe.moe.routers.gates import GATES, CosineGateConfig, ResidualGateConfig
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch, TopK
-from jaxmoe.moe.routers.tree import Tree
+from jaxmoe.moe.routers.tree import TreeGateConfig
 
 ROUTERS = {
   "topk": (TopK, TopK()),
   "sigmoid": (TopK, TopK(score="sigmoid")),
   "sqrt_softplus": (TopK, TopK(score="sqrt_softplus")),
-  "cosine": (TopK, TopK(gate=Cosine(width=8))),
-  "residual": (TopK, TopK(gate=Residual())),
-  "tree": (TopK, TopK(gate=Tree())),
+  "cosine": (TopK, TopK(gate=CosineGateConfig(width=8))),
+  "residual": (TopK, TopK(gate=ResidualGateConfig())),
+  "tree": (TopK, TopK(gate=TreeGateConfig())),
   "switch": (Switch, Switch(jitter=0.01)),
   "gshard": (GShard, GShard()),
   "noisy": (Noisy, Noisy()),
@@ -39,7 +39,7 @@ ROUTERS = {
   "causal_expert_choice": (CausalExpertChoice, CausalExpertChoice()),
   "balanced": (Balanced, Balanced()),
   "skewed": (Skewed, Skewed()),
-  "given": (Given, Given(experts=(0, 2, 1, 3))),
+  "given": (Listed, Listed(experts=(0, 2, 1, 3))),
   "top_p": (TopP, TopP()),
   "threshold": (Threshold, Threshold()),
   "sparse_mixer": (SparseMixer, SparseMixer()),

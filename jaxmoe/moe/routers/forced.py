@@ -99,7 +99,7 @@ class Skewed(Forced):
 
 
 @dataclasses.dataclass(frozen=True)
-class Given(Forced):
+class Listed(Forced):
   """A list of experts, read A at a time, and again from its start when it ends.
 
   Attributes:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 @dataclasses.dataclass(frozen=True)
-class Gate:
+class GateConfig:
   """The base of records of gates."""
 
   reads_previous: ClassVar[bool] = False

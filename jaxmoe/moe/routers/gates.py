@@ -26,7 +26,7 @@ from jaxmoe.moe.routers.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(Gate):
+class LinearGateConfig(GateConfig):
   """x W (Shazeer et al. 2017, equation 3).
 
   Attributes:
@@ -45,9 +45,9 @@ class Linear(Gate):
 
 
 class LinearGate(nnx.Module):
-  """The weight of a `Linear` gate, and its bias."""
+  """The weight of a `LinearGateConfig` gate, and its bias."""
 
-  def __init__(self, config: Linear, init: Init, dim: int, num_experts: int):
+  def __init__(self, config: LinearGateConfig, init: Init, dim: int, num_experts: int):
     self.weight = init.weight("weight", (dim, num_experts), ("embed", "expert"), fan_in=dim)
     # Where experts are spread, gates are not.
     self.bias = init.zeros((num_experts,), ("local_expert",)) if config.bias else None
@@ -61,7 +61,7 @@ class LinearGate(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP(Gate):
+class MLPGateConfig(GateConfig):
   """A two-layer gate, A act(B x + b).
 
   As released, ModuleFormer (Shen et al. 2023, equation 2; there with dropout behind the gelu) has
@@ -100,9 +100,9 @@ ACTIVATIONS = ("gelu", "tanh")
 
 
 class MLPGate(nnx.Module):
-  """The weights of an `MLP` gate, and its bias."""
+  """The weights of an `MLPGateConfig` gate, and its bias."""
 
-  def __init__(self, config: MLP, init: Init, dim: int, num_experts: int):
+  def __init__(self, config: MLPGateConfig, init: Init, dim: int, num_experts: int):
     gelu = functools.partial(jax.nn.gelu, approximate=config.approximate)
     self.act: Callable[[jax.Array], jax.Array] = jnp.tanh if config.activation == "tanh" else gelu
     hidden = config.hidden
@@ -119,7 +119,7 @@ class MLPGate(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine(Gate):
+class CosineGateConfig(GateConfig):
   """Cosines in a low dimension over a learnt temperature (X-MoE, arXiv:2204.09179; Tutel).
 
   Attributes:
@@ -149,9 +149,9 @@ class Cosine(Gate):
 
 
 class CosineGate(nnx.Module):
-  """The weights of a `Cosine` gate; `sharpness` is the logarithm of 1 / temperature."""
+  """The weights of a `CosineGateConfig` gate; `sharpness` is the logarithm of 1 / temperature."""
 
-  def __init__(self, config: Cosine, init: Init, dim: int, num_experts: int):
+  def __init__(self, config: CosineGateConfig, init: Init, dim: int, num_experts: int):
     self.most, width = -math.log(config.least), config.width
     self.down = init.weight("down", (dim, width), ("embed", None), fan_in=dim)
     self.weight = init.weight("weight", (width, num_experts), (None, "expert"), fan_in=width)
@@ -173,14 +173,14 @@ def _unit(x: jax.Array, axis: int) -> jax.Array:
 
 
 ALONE = {
-  "linear": (Linear, Linear()),
-  "mlp": (MLP, MLP(hidden=16)),
-  "cosine": (Cosine, Cosine(width=8)),
+  "linear": (LinearGateConfig, LinearGateConfig()),
+  "mlp": (MLPGateConfig, MLPGateConfig(hidden=16)),
+  "cosine": (CosineGateConfig, CosineGateConfig(width=8)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Residual(Gate):
+class ResidualGateConfig(GateConfig):
   """G(x) = inner(x) + W_g G'(x), G' of the layer before (MoE++, Jin et al. 2024, equation 6).
 
   The layer before is the last one whose gate is residual: others in between, dense or not, hand
@@ -190,7 +190,7 @@ class Residual(Gate):
     inner: The gate without the residual (`mlp` with tanh and no bias as released).
   """
 
-  inner: Any = choice(ALONE, Linear())
+  inner: Any = choice(ALONE, LinearGateConfig())
 
   reads_previous: ClassVar[bool] = True
   separable: ClassVar[bool] = False
@@ -205,9 +205,9 @@ class Residual(Gate):
 
 
 class ResidualGate(nnx.Module):
-  """The weights of a `Residual` gate."""
+  """The weights of a `ResidualGateConfig` gate."""
 
-  def __init__(self, config: Residual, init: Init, dim: int, num_experts: int):
+  def __init__(self, config: ResidualGateConfig, init: Init, dim: int, num_experts: int):
     self.inner = config.inner.build(init / "inner", dim, num_experts)
     zeros_EE = jnp.zeros((num_experts, num_experts), init.dtype)
     self.residual = nnx.Param(zeros_EE, dims=(None, "expert"))
@@ -221,4 +221,8 @@ class ResidualGate(nnx.Module):
     return logits_TE, logits_TE
 
 
-GATES = {**ALONE, "residual": (Residual, Residual()), "tree": (Tree, Tree())}
+GATES = {
+  **ALONE,
+  "residual": (ResidualGateConfig, ResidualGateConfig()),
+  "tree": (TreeGateConfig, TreeGateConfig()),
+}

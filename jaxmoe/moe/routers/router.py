@@ -20,7 +20,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.moe.routers.gates import GATES, Linear
+from jaxmoe.moe.routers.gates import GATES, LinearGateConfig
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routing import RouterSums, Routing
 
@@ -83,7 +83,7 @@ class Router:
     scale: What weights are multiplied by at last (DeepSeek-V3's routed scaling factor).
   """
 
-  gate: Any = choice(GATES, Linear())
+  gate: Any = choice(GATES, LinearGateConfig())
   score: Literal["softmax", "sigmoid", "sqrt_softplus", "relu"] = "softmax"
   normalize: bool = True
   scale: float = 1.0

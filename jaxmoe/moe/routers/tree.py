@@ -22,7 +22,7 @@ from jaxmoe.ops.soft_tree import TreeSums, log_leaves, tree_sums
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree(Gate):
+class TreeGateConfig(GateConfig):
   """Logits that are log-probabilities of leaves: their softmax is these, their z-loss is 0."""
 
   separable: ClassVar[bool] = False
@@ -46,7 +46,8 @@ class Tree(Gate):
 
 
 class TreeGate(nnx.Module):
-  """The weights of a `Tree`, level by level: the children of node i are 2 i + 1 and 2 i + 2."""
+  """The weights of a `TreeGateConfig`, level by level: the children of node i are 2 i + 1 and 2 i +
+  2."""
 
   def __init__(self, init: Init, dim: int, num_experts: int):
     nodes = num_experts - 1

@@ -8,7 +8,7 @@ products stay finite. For stick-breaking the order of the keys counts.
 """
 
 from jaxmoe.ops.attention.binary_linear import binarize, binary_linear, empty_state
-from jaxmoe.ops.attention.reference import reference
+from jaxmoe.ops.attention.masked_softmax import reference
 from jaxmoe.ops.attention.stick_blocks import stick_blocks
 from jaxmoe.ops.attention.stick_breaking import stick_breaking
 from jaxmoe.ops.attention.xla import xla

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.ops.attention.reference import check_shapes
+from jaxmoe.ops.attention.masked_softmax import check_shapes
 
 BLOCK = 64
 

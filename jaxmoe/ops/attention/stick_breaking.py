@@ -9,7 +9,7 @@ positions: the order of keys is all.
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.ops.attention.reference import mix, scores
+from jaxmoe.ops.attention.masked_softmax import mix, scores
 
 
 def stick_breaking(

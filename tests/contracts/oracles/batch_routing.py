@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
-from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
+from jaxmoe.moe.routers.forced import Balanced, Listed, Skewed
 from tests.contracts.oracles.dynamic_routing import CLEAR, combine_weights, ranked
 
 
@@ -117,5 +117,5 @@ def given(config, seen):
 
 RULES = {
   ExpertChoice: expert_choice, CausalExpertChoice: causal_expert_choice, Balanced: balanced,
-  Skewed: skewed, Given: given,
+  Skewed: skewed, Listed: given,
 }  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 from jaxmoe.moe.routers.adaptive_coefficient import AdaptiveTopK, ReLU
 from jaxmoe.moe.routers.dynamic import Threshold, TopP
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
-from jaxmoe.moe.routers.tree import Tree
+from jaxmoe.moe.routers.tree import TreeGateConfig
 
 CLEAR = 1e-5
 
@@ -121,7 +121,7 @@ def tree_gate(config, x, params):
   return logits
 
 
-GATES = {Tree: tree_gate}
+GATES = {TreeGateConfig: tree_gate}
 RULES = {
   TopP: top_p, Threshold: threshold, SparseMixer: sparse_mixer, ReLU: relu,
   AdaptiveTopK: adaptive_top_k,

@@ -17,7 +17,12 @@ from scipy.special import erf
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.assignment import Auction, Sinkhorn
 from jaxmoe.moe.routers.bias import AuxFree, Quantile
-from jaxmoe.moe.routers.gates import MLP, Cosine, Linear, Residual
+from jaxmoe.moe.routers.gates import (
+  CosineGateConfig,
+  LinearGateConfig,
+  MLPGateConfig,
+  ResidualGateConfig,
+)
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch
@@ -224,7 +229,8 @@ def residual_gate(config, x, params):
 
 
 GATES = {
-  Linear: linear_gate, MLP: mlp_gate, Cosine: cosine_gate, Residual: residual_gate,
+  LinearGateConfig: linear_gate, MLPGateConfig: mlp_gate, CosineGateConfig: cosine_gate,
+  ResidualGateConfig: residual_gate,
   **dynamic_routing.GATES,
 }  # fmt: skip
 RULES = {

@@ -7,7 +7,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import RouterInputs
-from jaxmoe.moe.routers.forced import Balanced, Given, Skewed
+from jaxmoe.moe.routers.forced import Balanced, Listed, Skewed
 from tests.contracts.oracles.batch_routing import inclusion
 
 
@@ -44,13 +44,13 @@ def test_skewed_loads_are_those_of_the_law_and_no_token_has_an_expert_twice(expo
 
 
 def test_a_given_list_is_read_over_and_over_in_order_of_places():
-  chosen = choose(Given(experts=(4, 0, 2)), (2, 3))
+  chosen = choose(Listed(experts=(4, 0, 2)), (2, 3))
   np.testing.assert_array_equal(
     chosen.expert_TA, [[4, 0], [2, 4], [0, 2], [4, 0], [2, 4], [0, 2]]
   )
 
 
-@pytest.mark.parametrize("router", [Balanced(), Skewed(), Given()])
+@pytest.mark.parametrize("router", [Balanced(), Skewed(), Listed()])
 def test_weights_are_alike_to_the_bit_and_have_the_gradient_of_the_scores(router):
   scores = jax.random.uniform(jax.random.key(0), (21, 5), minval=0.1)
   chosen = choose(router, scores=scores)
@@ -73,11 +73,11 @@ def test_weights_are_alike_to_the_bit_and_have_the_gradient_of_the_scores(router
 )  # fmt: skip
 def test_a_list_that_no_layer_could_follow_is_refused(experts, words):
   with pytest.raises(InputError, match=words):
-    MoEConfig(num_experts=5, num_active=2, router=Given(experts=experts))
+    MoEConfig(num_experts=5, num_active=2, router=Listed(experts=experts))
 
 
 def test_a_list_may_repeat_an_expert_where_no_token_has_it_twice():
-  MoEConfig(num_experts=5, num_active=2, router=Given(experts=(0, 1, 0, 2)))
+  MoEConfig(num_experts=5, num_active=2, router=Listed(experts=(0, 1, 0, 2)))
 
 
 @pytest.mark.parametrize("exponent", [-1.0, 101.0])
@@ -86,7 +86,7 @@ def test_an_exponent_out_of_bounds_is_refused(exponent):
     Skewed(exponent=exponent)
 
 
-@pytest.mark.parametrize("router", [Balanced(), Skewed(), Given()])
+@pytest.mark.parametrize("router", [Balanced(), Skewed(), Listed()])
 def test_gradients_are_finite_where_the_forced_experts_have_no_score(router):
   scores = jnp.full((21, 5), 1e-25)
   grad = jax.grad(lambda scores: jnp.sum(choose(router, scores=scores).weight_TA))(scores)

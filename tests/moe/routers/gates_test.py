@@ -10,15 +10,15 @@ from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import TopK
-from jaxmoe.moe.routers.gates import GATES, MLP, Cosine, Residual
-from jaxmoe.moe.routers.tree import Tree
+from jaxmoe.moe.routers.gates import GATES, CosineGateConfig, MLPGateConfig, ResidualGateConfig
+from jaxmoe.moe.routers.tree import TreeGateConfig
 from jaxmoe.ops.soft_tree import log_leaves
 
 T, D, E = 20, 6, 5
 
 
 def build(**fields):
-  gate = Cosine(width=3, **fields).build(Init(Keys.from_seed(0)), D, E)
+  gate = CosineGateConfig(width=3, **fields).build(Init(Keys.from_seed(0)), D, E)
   graph, state = nnx.graphdef(gate), nnx.to_pure_dict(nnx.state(gate))
   return state, lambda state, x: nnx.merge(graph, state)(x, "carry")[0]
 
@@ -54,7 +54,7 @@ def test_a_token_of_zeros_has_logits_of_zero_and_finite_gradients():
 @pytest.mark.parametrize("fields", [{"width": 0}, {"least": 0.0}, {"temperature": 0.001}])
 def test_a_cosine_gate_that_cannot_be_is_refused(fields):
   with pytest.raises(InputError, match="width must be at least 1, and 0 < least <= temperature"):
-    Cosine(**fields)
+    CosineGateConfig(**fields)
 
 
 @pytest.mark.parametrize("name", sorted(GATES))
@@ -66,7 +66,7 @@ def test_a_gate_that_carries_nothing_hands_on_what_it_was_given(name):
 
 
 def test_the_layer_before_learns_through_the_logits_it_hands_on():
-  gate, rng = Residual().build(Init(Keys.from_seed(0)), D, E), np.random.default_rng(0)
+  gate, rng = ResidualGateConfig().build(Init(Keys.from_seed(0)), D, E), np.random.default_rng(0)
   gate.residual.set_value(jnp.asarray(rng.normal(size=(E, E)), jnp.float32))
   before = jnp.asarray(rng.normal(size=(1, E)), jnp.float32)
   for which in (0, 1):  # what scores are made of, and what the next layer is handed
@@ -97,10 +97,10 @@ def test_sure_decisions_lead_to_one_leaf_left_first_and_have_finite_gradients():
 
 def test_a_tree_of_other_than_a_power_of_two_leaves_is_refused():
   with pytest.raises(InputError, match="a power of two: 6 open ones; use 4 or 8"):
-    MoEConfig(num_experts=6, router=TopK(gate=Tree()))
+    MoEConfig(num_experts=6, router=TopK(gate=TreeGateConfig()))
 
 
 def test_the_mlp_gate_of_a_run_of_before_has_no_bias_and_an_approximate_gelu():
-  old = from_plain(MLP, {"hidden": 16, "activation": "gelu"})
-  assert old == MLP(16, bias=False, approximate=True)
-  assert MLP(16).num_params(D, E) - old.num_params(D, E) == 16
+  old = from_plain(MLPGateConfig, {"hidden": 16, "activation": "gelu"})
+  assert old == MLPGateConfig(16, bias=False, approximate=True)
+  assert MLPGateConfig(16).num_params(D, E) - old.num_params(D, E) == 16

@@ -100,9 +100,9 @@ class Patterns:
     below_PL = rng.random((num, layers))[:, :, None] > shares_PK.cumsum(axis=1)[:, None]
     return np.minimum(below_PL.sum(axis=2), kinds - 1)
 
-  def given(self, patterns_PL: np.ndarray) -> np.ndarray:
-    """Returns int32 (all blocks, P, 1, 1) as `Tokens.replayed_experts` wants it for P rows of one
+  def replayed_experts(self, patterns_PL: np.ndarray) -> np.ndarray:
+    """Returns int32 (all blocks, P, 1, 1) as `Tokens.replayed_experts` wants it, P rows of a
     token."""
-    given = np.full((self.num_layers, len(patterns_PL), 1, 1), SKIP, np.int32)
-    given[list(self.depths), :, 0, 0] = np.asarray(self.kinds, np.int32)[patterns_PL].T
-    return given
+    replayed_experts = np.full((self.num_layers, len(patterns_PL), 1, 1), SKIP, np.int32)
+    replayed_experts[list(self.depths), :, 0, 0] = np.asarray(self.kinds, np.int32)[patterns_PL].T
+    return replayed_experts

@@ -20,7 +20,7 @@ from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import Capacity
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoEConfig
-from jaxmoe.search import (
+from jaxmoe.routing_oracle import (
   METHODS,
   SKIP,
   Beam,
@@ -121,7 +121,9 @@ def test_a_method_that_goes_step_by_step_tries_nothing_above_its_budget(method):
 
 
 def test_a_pattern_is_given_by_the_ids_of_its_kinds_in_the_layers_that_have_experts():
-  given = Patterns.of(MODEL, (SKIP, SMALL, BIG)).given(np.array([[0, 1, 2, 1], [2, 0, 1, 2]]))
+  given = Patterns.of(MODEL, (SKIP, SMALL, BIG)).replayed_experts(
+    np.array([[0, 1, 2, 1], [2, 0, 1, 2]])
+  )
   assert given.shape == (6, 2, 1, 1)
   right = [[-1, 0], [-1, -1], [1, -1], [-1, -1], [0, 1], [1, 0]]  # depths 1 and 3 are dense
   np.testing.assert_array_equal(given[:, :, 0, 0], right)

@@ -21,7 +21,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.moe.layer import MoEConfig
-from jaxmoe.search.patterns import SKIP, Patterns
+from jaxmoe.routing_oracle.patterns import SKIP, Patterns
 from jaxmoe.train.routing_record import choices_of
 
 
@@ -64,9 +64,9 @@ class LastToken:
       chosen = _routes(self.decoder, self.params, tokens)
       tokens = dataclasses.replace(tokens, replayed_experts=chosen)
     assert tokens.replayed_experts is not None
-    here = self.patterns.given(pattern_L[None])[:, 0, 0]
-    given = tokens.replayed_experts.at[:, 0, len(ids_N) - 1].set(here)
-    tokens = dataclasses.replace(tokens, replayed_experts=given)
+    here = self.patterns.replayed_experts(pattern_L[None])[:, 0, 0]
+    replayed_experts = tokens.replayed_experts.at[:, 0, len(ids_N) - 1].set(here)
+    tokens = dataclasses.replace(tokens, replayed_experts=replayed_experts)
     return float(_whole(self.decoder, self.params, tokens, jnp.int32(len(ids_N) - 1), label))
 
   def _tokens(self, ids: np.ndarray) -> Tokens:
@@ -77,9 +77,11 @@ class LastToken:
     segment = (tokens.slot < len(ids)).astype(jnp.int32)
     if self.policy is None:
       return dataclasses.replace(tokens, segment=segment)
-    given = np.full((self.patterns.num_layers, 1, self.slots, 1), SKIP, np.int32)
-    given[list(self.patterns.depths)] = self.policy
-    return dataclasses.replace(tokens, segment=segment, replayed_experts=jnp.asarray(given))
+    replayed_experts = np.full((self.patterns.num_layers, 1, self.slots, 1), SKIP, np.int32)
+    replayed_experts[list(self.patterns.depths)] = self.policy
+    return dataclasses.replace(
+      tokens, segment=segment, replayed_experts=jnp.asarray(replayed_experts)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Text:
     for start in range(0, len(patterns_PL), chunk):
       part = patterns_PL[start : start + chunk]
       full = part[np.minimum(np.arange(chunk), len(part) - 1)]  # one shape, one program
-      given = jnp.asarray(lead.patterns.given(full))
-      losses, _ = _last(lead.decoder, lead.params, self.caches, self.last, given)
+      replayed_experts = jnp.asarray(lead.patterns.replayed_experts(full))
+      losses, _ = _last(lead.decoder, lead.params, self.caches, self.last, replayed_experts)
       found.append(np.asarray(losses, np.float64)[: len(part)])
     return np.concatenate(found)
 
@@ -115,13 +117,15 @@ def _remember(decoder: Decoder, slots: int, params: Params, tokens: Tokens) -> A
 
 @functools.partial(jax.jit, static_argnums=0)
 def _last(
-  decoder: Decoder, params: Params, caches: Any, last: Any, given: jax.Array | None
+  decoder: Decoder, params: Params, caches: Any, last: Any, replayed_experts: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (P, labels) nats and the experts (L,) of the first row."""
   id, position, labels = last
-  rows = 1 if given is None else given.shape[1]
+  rows = 1 if replayed_experts is None else replayed_experts.shape[1]
   full = lambda value: jnp.full((rows, 1), value, jnp.int32)  # noqa: E731
-  tokens = Tokens(full(id), full(position), full(1), full(position), given, return_routing=True)
+  tokens = Tokens(
+    full(id), full(position), full(1), full(position), replayed_experts, return_routing=True
+  )
   caches = jax.tree.map(
     lambda leaf: jnp.broadcast_to(leaf, (leaf.shape[0], rows, *leaf.shape[2:])), caches
   )

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.search.last_token import LastToken
-from jaxmoe.search.methods import Tried, best_within, oracle_search
+from jaxmoe.routing_oracle.last_token import LastToken
+from jaxmoe.routing_oracle.methods import Tried, best_within, oracle_search
 
 WARNING = (
   "The oracle looks at the token that is to be predicted: it is a bound, no model that can be run. "

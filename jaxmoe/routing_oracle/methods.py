@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.search.patterns import Patterns
+from jaxmoe.routing_oracle.patterns import Patterns
 
 Score = Callable[[np.ndarray], np.ndarray]
 """(P, L) patterns -> (P,) losses."""
@@ -44,7 +44,7 @@ class Tried:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SearchResult:
   """The best pattern within each budget.
 
   Attributes:
@@ -151,7 +151,7 @@ METHODS: dict[str, Any] = {
 
 def oracle_search(
   tried: Tried, patterns: Patterns, budgets: Sequence[float], method: Any, label: int = 0
-) -> Found:
+) -> SearchResult:
   """Returns the pattern of least loss within each budget, of equal losses the cheapest.
 
   Args:
@@ -170,13 +170,15 @@ def oracle_search(
   return best_within(tried, patterns, budgets, label)
 
 
-def best_within(tried: Tried, patterns: Patterns, budgets: Sequence[float], label: int) -> Found:
+def best_within(
+  tried: Tried, patterns: Patterns, budgets: Sequence[float], label: int
+) -> SearchResult:
   """Returns the best of what was tried within each budget."""
   all_PL, losses = tried.all()
   flops_P = patterns.flops(all_PL)
   order = np.lexsort((flops_P, losses[:, label]))
   best = [next(at for at in order if flops_P[at] <= budget) for budget in budgets]
-  return Found(all_PL[best], losses[best, label], flops_P[best], len(all_PL))
+  return SearchResult(all_PL[best], losses[best, label], flops_P[best], len(all_PL))
 
 
 def _varied(patterns_PL: np.ndarray, layer: int, kinds: int) -> np.ndarray:
