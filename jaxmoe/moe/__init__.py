@@ -1,1 +1,1 @@
-"""The heart: route -> plan -> move rows -> experts -> combine, and the balance of it all."""
+"""Mixture of experts: route -> plan -> move rows -> experts -> combine; auxiliary losses."""

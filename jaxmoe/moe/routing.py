@@ -1,4 +1,4 @@
-"""What a router decides for each token, and the sums everything else is computed from."""
+"""Routing: a router's decision for each token, and the sums all else is computed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which dtype a parameter is kept while it trains: float32, whatever dtype it came in.
+"""Master weights: the dtype a parameter is kept in while it trains, float32 by default.
 
 Half a step of bfloat16 is 0.2% of a weight, and an update is mostly less: added to a bfloat16
 weight and rounded to the nearest it is nothing. So what trains has a float32 master, which products

@@ -1,4 +1,4 @@
-"""What is one layer, one expert and one matrix of a leaf, read from its logical dims.
+"""Layers, experts and matrices of a leaf, read from its logical dims.
 
 Layers are stacked for the scan, experts for the grouped product, gate and up for one wide product.
 Optimizers that look at a leaf as a whole (its rms, its rows and columns, its singular values) must

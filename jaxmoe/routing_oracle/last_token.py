@@ -1,4 +1,4 @@
-"""What the last token of a text costs under other patterns, its past held as it was.
+"""The loss of a text's last token under other patterns, its past held as it was.
 
 The past is run once, under a stated policy, into a cache; then only the last token is run, a row a
 pattern. Nothing is dropped: every dispatcher is replaced by the exact dropless one. This is the

@@ -1,4 +1,4 @@
-"""How far routers are from an oracle, by budget of FLOPs (Duo-LLM, Alizadeh et al. 2024).
+"""The gap between routers and an oracle, by budget of FLOPs (Duo-LLM, Alizadeh et al. 2024).
 
 The oracle looks at the token to be predicted: it bounds what routing could gain and is no model
 that anybody could run. A minimum over many patterns is low by luck, too, so the same search is

@@ -1,4 +1,4 @@
-"""Balance losses, as functions of summed counts and scores with one reduction point.
+"""Auxiliary losses that balance load, as functions of summed counts with one reduction point.
 
 To add one, write its file (a record derived from `AuxLoss` with a `loss`), add one line to BALANCE,
 and the contract test runs it at every scope.

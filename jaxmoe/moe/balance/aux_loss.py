@@ -1,4 +1,4 @@
-"""What all balance losses share: a pure function of summed counts and scores, and its scope.
+"""Auxiliary losses: pure functions of summed counts and scores, each with a scope.
 
 What matters is over which tokens the sums run (Qiu et al. 2025, "Demons in the Detail"):
 

@@ -1,4 +1,4 @@
-"""At most C rows an expert; what does not fit is dropped and counted (Switch, section 2.2).
+"""Capacity: at most C rows an expert; the rest is dropped and counted (Switch, section 2.2).
 
 C = ceil(factor * T * A / E). Queues fill in order of tokens, all choices of a token together:
 a later token never takes the place of an earlier one, so the layer is causal within a row of the

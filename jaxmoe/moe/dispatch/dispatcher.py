@@ -1,4 +1,4 @@
-"""What all dispatchers share: a Routing becomes outputs of experts, with every drop counted.
+"""Dispatchers' base: a Routing becomes outputs of experts, with every drop counted.
 
 A dispatcher is a frozen record derived from `Dispatcher`. It says by a `plan` which rows the
 experts see, or overrides `run` with a form that equals one. Where experts have replicas, a

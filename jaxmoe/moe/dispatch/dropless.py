@@ -1,4 +1,4 @@
-"""Every choice is computed, whatever the balance (MegaBlocks, Gale et al. 2022).
+"""Dropless dispatch: every choice is computed at any balance (MegaBlocks, Gale et al. 2022).
 
 Rows are sorted by expert and go through one grouped matmul. For experts whose weights are plain
 arrays the `fused` back end replaces gather, products and combine by one function with a backward

@@ -1,4 +1,4 @@
-"""How rows reach experts on other devices, inside `shard_map`; experts lie in order of devices.
+"""Expert parallelism (EP): rows reach experts on other devices by all-to-all, in `shard_map`.
 
 An all-to-all exchange wraps the experts: a dispatcher makes rows in order of slot as on one device,
 calls experts that happen to be elsewhere, and combines what comes back. So every dispatcher works

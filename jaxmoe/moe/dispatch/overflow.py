@@ -1,4 +1,4 @@
-"""Which choices of a full expert lose: OVERFLOW, functions of (routing, C rows a slot, context).
+"""Overflow of capacity: OVERFLOW, functions of (routing, C rows a slot, context) that drop.
 
 Each returns the routing in which only choices with a row are valid, the row's place in its slot,
 and how many choices went to another expert. `position` and `spill` fill queues in order of tokens,

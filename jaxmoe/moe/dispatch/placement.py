@@ -1,4 +1,4 @@
-"""Which expert each slot holds: a tuple of expert ids by slot; an expert may have several slots.
+"""Expert placement: which expert each slot holds, several slots for one of many rows.
 
 Rows of an expert with r slots are dealt to them in turn, in order of its queue, so that their
 loads differ by at most one. The parameters are the experts', once each: slots read them, and their

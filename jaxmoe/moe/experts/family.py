@@ -1,4 +1,4 @@
-"""What a layer asks of its experts: which of them take rows, and what surrounds the dispatch.
+"""The base of families of experts: which of them take rows, and what surrounds the dispatch.
 
 Most families are one kind of network, E times, and override nothing. A mixed family says by
 `groups` which ids are of which kind. A part either takes rows, `part(rows_RD, groups)`, or, being

@@ -1,4 +1,4 @@
-"""Balance without a loss: a buffer moves what experts are chosen by, never what they weigh.
+"""Balance without an auxiliary loss: a bias moves what experts are chosen by, never weights.
 
 The buffer changes once a step, from all of its tokens, whatever the optimizer does.
 """

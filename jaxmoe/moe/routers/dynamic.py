@@ -1,4 +1,4 @@
-"""Rules that let a token decide how many experts it goes to, `num_active` at most."""
+"""Dynamic top-k: a token decides how many experts it goes to, `num_active` at most."""
 
 from __future__ import annotations
 

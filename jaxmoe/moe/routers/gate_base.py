@@ -1,4 +1,4 @@
-"""What all gates share; the gates themselves are in `gates.py`."""
+"""The base of gates; the gates themselves are in `gates.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Gates: the part of a router with parameters, from a token to a logit for every expert.
 
 A gate is a record; `build` gives a module that is called as `gate(x_TD, previous_logits)` and
-returns float32 logits (T, E) and the previous_logits of the next layer. To add one, add one line to
+returns float32 logits (T, E) and the logits for the next layer. To add one, add one line to
 GATES.
 """
 
@@ -21,8 +21,8 @@ from jaxmoe.core.config_io import added, choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
 from jaxmoe.core.weight_formats import dot
-from jaxmoe.moe.routers.gate_base import Gate
-from jaxmoe.moe.routers.tree import Tree
+from jaxmoe.moe.routers.gate_base import GateConfig
+from jaxmoe.moe.routers.tree import TreeGateConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LinearGate(nnx.Module):
     self.bias = init.zeros((num_experts,), ("local_expert",)) if config.bias else None
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the previous_logits as it came."""
+    """Returns float32 logits (T, E) and `previous_logits` as they came."""
     logits_TE = dot(self.weight.get_value(), x_TD.astype(jnp.float32), "td,de->te")
     if self.bias is not None:
       logits_TE = logits_TE + self.bias.get_value().astype(jnp.float32)[None]
@@ -111,7 +111,7 @@ class MLPGate(nnx.Module):
     self.weight = init.weight("weight", (hidden, num_experts), ("hidden", "expert"), fan_in=hidden)
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the previous_logits as it came."""
+    """Returns float32 logits (T, E) and `previous_logits` as they came."""
     hidden_TH = dot(self.up.get_value(), x_TD.astype(jnp.float32), "td,dh->th")
     if self.up_bias is not None:
       hidden_TH = hidden_TH + self.up_bias.get_value().astype(jnp.float32)[None]
@@ -159,7 +159,7 @@ class CosineGate(nnx.Module):
     self.sharpness = nnx.Param(sharpness_1, dims=(None,))
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the previous_logits as it came."""
+    """Returns float32 logits (T, E) and `previous_logits` as they came."""
     low_TP = _unit(dot(self.down.get_value(), x_TD.astype(jnp.float32), "td,dp->tp"), axis=1)
     weight_PE = _unit(self.weight.get_value().astype(jnp.float32), axis=0)
     sharpness_1 = jnp.minimum(self.sharpness.get_value().astype(jnp.float32), self.most)
@@ -213,7 +213,7 @@ class ResidualGate(nnx.Module):
     self.residual = nnx.Param(zeros_EE, dims=(None, "expert"))
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E), twice; the previous_logits is None, or logits of zero in a
+    """Returns float32 logits (T, E), twice; `previous_logits` is None, or logits of zero in a
     stack."""
     logits_TE, _ = self.inner(x_TD, None)
     if previous_logits is not None:

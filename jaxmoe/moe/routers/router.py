@@ -1,4 +1,4 @@
-"""What all routers share: gate -> scores -> a pure rule that chooses -> weights.
+"""The base of routers: gate -> scores -> a pure rule that selects -> weights.
 
 A router is a frozen record derived from `Router`. It states its settings, what its decision
 depends on, and one pure function, `select`; gate and score function are its parts, so that every
@@ -255,7 +255,7 @@ class RouterModule(nnx.Module):
   def __call__(
     self, x_TD: jax.Array, tokens: Tokens, previous_logits: Any, keys: Keys | None
   ) -> tuple[Routing, Any]:
-    """Returns the routing of T = B * L tokens, all float32, and the previous_logits of the next
+    """Returns the routing of T = B * L tokens, all float32, and the logits for the next
     layer."""
     input_TD = self.config.gate_input(x_TD, keys)
     logits_TE, previous_logits = self.gate(input_TD, previous_logits)

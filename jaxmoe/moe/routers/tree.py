@@ -17,7 +17,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import dot
-from jaxmoe.moe.routers.gate_base import Gate
+from jaxmoe.moe.routers.gate_base import GateConfig
 from jaxmoe.ops.soft_tree import TreeSums, log_leaves, tree_sums
 
 
@@ -55,7 +55,7 @@ class TreeGate(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(nodes, init.dtype), dims=(None,))
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
-    """Returns float32 logits (T, E) and the previous_logits as it came."""
+    """Returns float32 logits (T, E) and `previous_logits` as they came."""
     return log_leaves(self._decisions(x_TD)), previous_logits
 
   def domain_sums(self, x_TD: jax.Array, tokens: Tokens) -> TreeSums:

@@ -1,4 +1,4 @@
-"""Where each choice of a token goes: a place in its slot's rows, found without sorting.
+"""The place of each choice of a token in its slot's rows, found without sorting.
 
 Each slot owns `capacity` rows that are computed in one batched product. Choices past them overflow
 into blocks of rows of one slot each. A choice's place is the number of earlier choices of its slot,
