@@ -15,7 +15,9 @@ Documents = Mapping[str, Sequence[Any]]
 """Documents by domain."""
 
 
-def held_out(run: LoadedRun, tokenizers: pathlib.Path | None, say: Callable[[str], None]) -> Documents:
+def held_out(
+  run: LoadedRun, tokenizers: pathlib.Path | None, say: Callable[[str], None]
+) -> Documents:
   """Returns the documents that a run holds out, by domain.
 
   Args:
