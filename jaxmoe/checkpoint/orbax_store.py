@@ -8,7 +8,6 @@ files, so what counts as intact is decided by the manifest alone, after every re
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from jaxmoe.checkpoint.digest import launch_digest
+from jaxmoe.checkpoint.directory_store import DirectoryStore
 from jaxmoe.checkpoint.manifest import (
   DamagedStepError,
   Manifest,
@@ -32,35 +33,29 @@ from jaxmoe.checkpoint.manifest import (
   make_manifest,
   parse_manifest,
 )
+from jaxmoe.checkpoint.read_error import one_line, read_error
 from jaxmoe.checkpoint.step_deleter import TolerantDeleter
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
 from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError, InputError
 
 _UNWRITABLE = ("uint2", "uint4")
-# What says nothing about the files themselves, and must not set a good step aside.
-_PASSING_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}
-_PASSING_STATUS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-class OrbaxStore:
+class OrbaxStore(DirectoryStore):
   """A store in a local or shared directory, made at the first write.
 
   On CPU a save keeps NumPy views of the arrays until it is done; JAX then copies instead of
   donating them, so for that long the state takes twice its memory. Reading needs no write access.
   """
 
+  marks: ClassVar[tuple[str, ...]] = ("label", "arrays", "_CHECKPOINT_METADATA")
+
   def __init__(self, path: str | os.PathLike, keep: int = 3):
-    if keep < 1:
-      raise InputError(f"a store must keep at least one step, got {keep=}")
-    self._path = pathlib.Path(path).absolute()
-    self._keep = keep
+    super().__init__(path, keep)
     self._manager: ocp.CheckpointManager | None = None
     self._deleter: TolerantDeleter | None = None
     self._writing: int | None = None
-
-  def __str__(self) -> str:
-    return str(self._path)
 
   def write(self, step: int, arrays: Mapping[str, jax.Array], record: Record) -> None:
     """Starts to write a step; returns once the arrays are copied or held on the host.
@@ -114,14 +109,6 @@ class OrbaxStore:
     with multihost.raise_on_all():
       return self._read_manifest(self._path / str(step), steps).shapes()
 
-  def steps(self) -> list[int]:
-    """Returns the steps wholly written and not set aside, oldest first."""
-    with multihost.raise_on_all():
-      names = self._names()
-    found = sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
-    # A shared folder need not look the same from everywhere at every time.
-    return json.loads(multihost.broadcast(json.dumps(found)))
-
   def unremoved(self) -> dict[int, str]:
     """Returns why old steps could not be removed, by step, and forgets it."""
     return self._deleter.take() if self._deleter is not None else {}
@@ -141,24 +128,9 @@ class OrbaxStore:
 
   def set_aside(self, step: int, why: str, kind: str = DAMAGED) -> None:
     """Renames `STEP` to `STEP.KIND` and writes the reason into `WHY.txt` there."""
-    if multihost.is_main_process():
-      source = self._path / str(step)
-      target = self._path / f"{step}.{kind}"
-      count = 1
-      while target.exists():
-        count += 1
-        target = self._path / f"{step}.{kind}.{count}"
-      source.rename(target)
-      (target / "WHY.txt").write_text(why + "\n")
-    multihost.all_gather_text("")  # as in `wait`
+    super().set_aside(step, why, kind)
     if self._manager is not None:
       self._manager.reload()
-
-  def aside(self) -> list[str]:
-    """Returns the names of the directories of what was set aside as damaged."""
-    with multihost.raise_on_all():
-      found = sorted(name for name in self._names() if f".{DAMAGED}" in name)
-    return json.loads(multihost.broadcast(json.dumps(found)))
 
   def close(self) -> None:
     """Waits, then ends Orbax's threads."""
@@ -166,18 +138,6 @@ class OrbaxStore:
       self.wait()
     finally:
       self._drop_manager()
-
-  def _names(self) -> list[str]:
-    """The names of the folders in the store's, none where that is not there."""
-    try:
-      return [entry.name for entry in os.scandir(self._path) if entry.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-      return []
-    except OSError as error:
-      raise CheckpointError(
-        f"{self}: cannot be read ({error.strerror}); see that you may read it, and that its disk "
-        "answers"
-      ) from None
 
   def _open(self) -> ocp.CheckpointManager:
     """The Orbax manager that writes; made late, so that a store only read makes nothing."""
@@ -220,7 +180,7 @@ class OrbaxStore:
     except Exception as error:
       step = self._writing
       self._drop_manager()
-      raise CheckpointError(f"{self}: saving step {step} failed: {_one_line(error)}") from error
+      raise CheckpointError(f"{self}: saving step {step} failed: {one_line(error)}") from error
 
   def _read_manifest(self, path: pathlib.Path, steps: list[int]) -> Manifest:
     if not path.is_dir():
@@ -229,7 +189,7 @@ class OrbaxStore:
     try:
       sealed = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-      raise _read_error(file, error) from error
+      raise read_error(file, error) from error
     return parse_manifest(sealed, file)
 
 
@@ -283,7 +243,7 @@ def _restore(path: pathlib.Path, like: dict[str, jax.ShapeDtypeStruct]) -> Array
     with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
       arrays = checkpointer.restore(path, args=args)
   except Exception as error:
-    raise _read_error(path, error) from error
+    raise read_error(path, error) from error
   for name in like:
     if not isinstance(arrays.get(name), jax.Array):
       raise DamagedStepError(f"{path}: {name} is missing")
@@ -315,35 +275,3 @@ def _empty(like: jax.ShapeDtypeStruct) -> jax.Array:
   """An array without elements."""
   part = np.zeros(like.shape, like.dtype)
   return jax.make_array_from_callback(like.shape, like.sharding, lambda index: part[index])
-
-
-def _read_error(path: pathlib.Path, error: Exception) -> CheckpointError:
-  """The error that says a file is damaged, unless reading failed for a reason that may pass."""
-  kind = CheckpointError if any(map(_may_pass, _causes(error))) else DamagedStepError
-  return kind(f"{path}: cannot be read: {_one_line(error)}")
-
-
-def _may_pass(error: BaseException) -> bool:
-  """Whether an error says nothing about the files themselves."""
-  if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
-    return True
-  return isinstance(error, MemoryError) or any(word in str(error) for word in _PASSING_STATUS)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-  """Yields an exception and what it was raised from, and so on."""
-  cause: BaseException | None = error
-  while cause is not None:
-    yield cause
-    cause = cause.__cause__
-
-
-def _one_line(error: Exception) -> str:
-  """What an exception says, on one line that is not too long.
-
-  Orbax wraps what TensorStore raised in a bare `Exception` about an object, a page long; the cause
-  says what is wrong.
-  """
-  cause = next((each for each in _causes(error) if type(each) is not Exception), error)
-  text = " ".join(f"{type(cause).__name__}: {cause}".split())
-  return text if len(text) <= 300 else text[:297] + "..."

@@ -14,7 +14,7 @@ import jax
 import optax
 
 from jaxmoe.adapt import Surgery, source_name, transplant_moments, transplant_params
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import Store, open_store
 from jaxmoe.conversion.hf_files import carry
 from jaxmoe.core import param_names
 from jaxmoe.core.config_io import override, to_json
@@ -101,7 +101,7 @@ def check_moments(old: Experiment, new: Experiment, reset: bool) -> None:
 
 
 def read_source(
-  workdir: Workdir, store: OrbaxStore, corpus: Corpus, warn: Callable[[str], None] = print
+  workdir: Workdir, store: Store, corpus: Corpus, warn: Callable[[str], None] = print
 ) -> LoadedState:
   """Returns the newest intact state of a run; sets nothing aside, for the run may be alive.
 
@@ -155,7 +155,7 @@ def write_run(
   session = Session(experiment, workdir, corpus, one_device())
   spec = _spec(source, surgery, session)
   state = _carried(source, surgery, session, spec, reset)
-  store = OrbaxStore(workdir.checkpoints)
+  store = open_store(workdir.checkpoints, experiment.train.store)
   stream = corpus.stream(experiment.train.batch_size, experiment.train.seed)
   with contextlib.ExitStack() as cleanup:
     cleanup.callback(shutil.rmtree, half, ignore_errors=True)

@@ -72,6 +72,7 @@ class Train:
     max_skips: Steps that may be skipped in all, see `recovery`.
     checkpoint_every: Steps between checkpoints; the last step is always saved.
     keep: Checkpoints that are kept.
+    store: The kind of checkpoint that is written: 'orbax', or of one process 'npz', plain files.
     log_every: Steps between two printed lines where there is no terminal.
     stall_s: Seconds any one step, compilation, evaluation batch or save may take before the run
       is taken for stuck and ended; 0 to wait for ever.
@@ -88,6 +89,7 @@ class Train:
   log_every: int = 50
   stall_s: float = 1800.0
   recovery: Recovery = Recovery()
+  store: Literal["orbax", "npz"] = added("orbax", before="orbax")
 
   def __post_init__(self) -> None:
     for name in ("num_steps", "batch_size", "num_micro", "checkpoint_every", "keep", "log_every"):
@@ -103,6 +105,8 @@ class Train:
         "batch_size must be a multiple of num_micro: "
         f"batch_size={self.batch_size}, num_micro={self.num_micro}"
       )
+    if self.store not in ("orbax", "npz"):
+      raise InputError(f"store must be 'orbax' or 'npz', got {self.store!r}")
     if not 0 <= self.seed < 2**32:
       raise InputError(f"seed must lie in [0, 2**32): seed={self.seed}")
 

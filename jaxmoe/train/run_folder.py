@@ -22,6 +22,7 @@ from jaxmoe.train.run_log import read_lines
 BEFOREHAND = re.compile(r"\..*|lost\+found|lock|profile|logs?|(stdout|stderr).*|.*\.(log|out|err)")
 """Names of what may lie in a folder before a run begins there."""
 
+_MARKS = ("label/metadata", "manifest.json")  # of a step, as stores, which bring JAX along, have it
 _FIELDS = {"data", "model", "optim", "train"}
 _SHOWN = 3
 
@@ -65,7 +66,7 @@ def holds_run(path: pathlib.Path) -> bool:
   for line in read_lines(path / "metrics.jsonl"):
     return "step" in line and "seconds" in _object(line.get("time"))
   try:
-    if next((path / "checkpoints").glob("[0-9]*/label/metadata"), None):
+    if any(next((path / "checkpoints").glob(f"[0-9]*/{mark}"), None) for mark in _MARKS):
       return True
     return set(json.loads((path / "config.json").read_bytes())) >= _FIELDS
   except (OSError, ValueError, TypeError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import Store, open_store
 from jaxmoe.core.errors import NoRunError
 from jaxmoe.train.saved_steps import check_saved
 from jaxmoe.train.workdir import Workdir
 
 
-def need_store(workdir: Workdir) -> OrbaxStore:
+def need_store(workdir: Workdir) -> Store:
   """Returns the checkpoints of a run, of which there is one at least.
 
   Raises:
@@ -16,7 +16,7 @@ def need_store(workdir: Workdir) -> OrbaxStore:
     CheckpointError: those that were saved are not there.
   """
   check_saved(workdir.checkpoints, workdir.events)
-  store = OrbaxStore(workdir.checkpoints)
+  store = open_store(workdir.checkpoints)
   if not store.steps() and not store.aside():
     raise no_checkpoint(workdir)
   return store
@@ -24,7 +24,7 @@ def need_store(workdir: Workdir) -> OrbaxStore:
 
 def is_trained(workdir: Workdir) -> bool:
   """Whether any step but the first is saved: what was converted is there at step 0."""
-  return any(OrbaxStore(workdir.checkpoints).steps())
+  return any(open_store(workdir.checkpoints).steps())
 
 
 def no_checkpoint(workdir: Workdir) -> NoRunError:

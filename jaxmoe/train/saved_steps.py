@@ -65,7 +65,9 @@ def last_saved(events: Iterable[Mapping[str, Any]], names: Collection[str] = ())
       saved, begun = (saved if begun is None else begun), (step if kind == "checkpoint" else None)
     elif kind in ("resume", "done", "stopped"):
       saved, begun = step, None
-  if begun is not None and not any(name.startswith(f"{begun}.orbax") for name in names):
+  if begun is not None and not any(
+    name.startswith((f"{begun}.orbax", f"{begun}.partial")) for name in names
+  ):
     saved = begun  # nothing half written is left of it
   undone = any(name.startswith(f"{saved}.undone") for name in names)
   return (0 if made else None) if saved is None or undone else saved

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import open_store
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.core import multihost
 from jaxmoe.core.errors import (
@@ -105,7 +105,8 @@ class Session:
     self.decoder = experiment.decoder()
     check_replication(experiment, self.decoder, layout)
     transform = experiment.transform(self.decoder)
-    masters = came_from(OrbaxStore(workdir.checkpoints), experiment.masters(self.decoder))
+    there = open_store(workdir.checkpoints, train.store)
+    masters = came_from(there, experiment.masters(self.decoder))
     window = train.recovery.spike_window
     self.spec = StateSpec(self.decoder, transform, layout, window, masters)
 
@@ -119,7 +120,7 @@ class Session:
       DropError: a layer dropped more than its recipe allows.
     """
     train = self.experiment.train
-    store = OrbaxStore(self.workdir.checkpoints, keep=train.keep)
+    store = open_store(self.workdir.checkpoints, train.store, train.keep)
     with multihost.raise_on_all():
       if multihost.is_main_process():
         self.workdir.claim(self.experiment)

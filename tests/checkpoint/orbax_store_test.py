@@ -18,7 +18,8 @@ import pytest
 
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.checkpoint.manifest import DamagedStepError
-from jaxmoe.checkpoint.orbax_store import OrbaxStore, _read_error, quiet_orbax
+from jaxmoe.checkpoint.orbax_store import OrbaxStore, quiet_orbax
+from jaxmoe.checkpoint.read_error import read_error
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -135,7 +136,7 @@ def test_a_reason_that_may_pass_is_no_damage_however_deep_it_lies(tmp_path):
   def raised(text):
     outer = Exception("Encountered error while reading array index: 0")
     outer.__cause__ = ValueError(text)
-    return _read_error(tmp_path, outer)
+    return read_error(tmp_path, outer)
 
   assert type(raised("PERMISSION_DENIED: Error reading x")) is CheckpointError
   assert type(raised("OUT_OF_RANGE: Error reading x")) is DamagedStepError

@@ -137,7 +137,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path, path, wh
 
 WRITERS = {
   "jaxmoe/core/output.py": "the piece itself",
-  "jaxmoe/checkpoint/orbax_store.py": "WHY.txt in a folder of its own",
+  "jaxmoe/checkpoint/directory_store.py": "WHY.txt in a folder of its own",
+  "jaxmoe/checkpoint/npz_store.py": "a folder that is renamed when it is whole",
   "jaxmoe/checkpoint/streaming_writer.py": "a folder that is renamed when it is whole",
   "jaxmoe/data/tokenizers/byte.py": "a folder that is renamed, or a temporary one",
   "jaxmoe/data/tokenizers/subword.py": "the same",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import open_store
 from jaxmoe.core.layout import one_device
 from jaxmoe.train.workdir import Workdir
 from tests.models.pretrained.checkpoint import bits, edit, tensors_of
@@ -37,7 +37,7 @@ def test_a_dtype_that_is_asked_for_is_written(convert, checkpoint, tmp_path):
 
 def train_by_hand(run, move):
   """Saves a step in which parameters are float32 and were moved, as masters are."""
-  store = OrbaxStore(run / "checkpoints")
+  store = open_store(run / "checkpoints")
   whole = one_device().replicated
   like = {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)

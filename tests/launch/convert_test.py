@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 import tokenizers
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import open_store
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.commands.process import run_flags
 from jaxmoe.core.layout import one_device
@@ -186,7 +186,7 @@ def test_training_starts_from_a_converted_run_with_fresh_moments(convert, checkp
   experiment = Workdir(run).experiment()
   decoder = experiment.decoder()
   spec = StateSpec(decoder, experiment.transform(decoder), one_device())
-  step, arrays, record = read_state(OrbaxStore(run / "checkpoints"), spec, pytest.fail)
+  step, arrays, record = read_state(open_store(run / "checkpoints"), spec, pytest.fail)
   state = spec.from_arrays(arrays)
   assert (step, int(state.step), record["only"]) == (0, 0, "params")
   table = tensors_of(GOLDEN / "llama")["model.embed_tokens.weight"]

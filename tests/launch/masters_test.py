@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import open_store
 from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
 from jaxmoe.core.layout import one_device
 from jaxmoe.train.train_state import read_params
@@ -23,7 +23,7 @@ BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 def params_in(workdir):
   """Returns (step, {canonical name: array}) of a run's newest checkpoint."""
   decoder = Workdir(workdir).experiment().decoder()
-  store = OrbaxStore(workdir / "checkpoints")
+  store = open_store(workdir / "checkpoints")
   step, arrays, _ = read_params(store, decoder, one_device(), pytest.fail)
   return step, {name: np.asarray(x) for name, x in arrays.items()}
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import open_store
 from jaxmoe.core.config_io import to_json
 from jaxmoe.core.layout import one_device
 from jaxmoe.models.attention import SoftmaxAttention
@@ -28,7 +28,7 @@ def write_run(trained, workdir, moe):
   (workdir / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
   decoder = experiment.decoder()
   spec = StateSpec(decoder, experiment.transform(decoder), one_device(), 0)
-  store = OrbaxStore(workdir / "checkpoints")
+  store = open_store(workdir / "checkpoints")
   store.write(3, spec.to_arrays(spec.init(4)), {"data": {"fingerprint": ""}})
   store.close()
   return workdir

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import OrbaxStore
+from jaxmoe.checkpoint import open_store
+from jaxmoe.checkpoint.orbax_store import OrbaxStore
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.config_io import override, to_json
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -35,7 +36,7 @@ def spec_of(experiment):
 def state_of(workdir):
   """Returns (step, {canonical name: NumPy array}, record) of the newest checkpoint."""
   like = spec_of(Workdir(workdir).experiment()).abstract()
-  step, arrays, record = read_latest(OrbaxStore(workdir / "checkpoints"), like, print)
+  step, arrays, record = read_latest(open_store(workdir / "checkpoints"), like, print)
   return step, jax.device_get(arrays), record
 
 
@@ -181,7 +182,7 @@ def test_an_upcycled_run_scores_as_the_dense_one(operate, logits, trained, tmp_p
   workdir.mkdir()
   (workdir / "config.json").write_text(to_json(dense))
   (workdir / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
-  spec, store = spec_of(dense), OrbaxStore(workdir / "checkpoints")
+  spec, store = spec_of(dense), open_store(workdir / "checkpoints")
   _, _, record = state_of(trained)
   store.write(3, spec.to_arrays(spec.init(4)), record)
   store.close()

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmoe.checkpoint import STORES
 from jaxmoe.core.errors import CheckpointError, InputError, NotFiniteError
 from jaxmoe.core.layout import one_device
 from jaxmoe.cost.host import HostMemory
@@ -439,11 +440,21 @@ def test_a_last_step_that_cannot_be_kept_is_an_error(saver_of, later):
     saver.finish(3, None)
 
 
+def test_a_run_writes_the_store_its_recipe_names_and_goes_on_from_it(train, straight, tmp_path):
+  train(tmp_path, stop_at=3, store="npz")
+  assert list((tmp_path / "checkpoints").glob("*/arrays.npz"))
+  assert not list((tmp_path / "checkpoints").glob("*/label"))
+  with pytest.raises(InputError, match="store"):
+    train(tmp_path)
+  assert train(tmp_path, store="npz") == session.Outcome(STEPS, done=True)
+  assert outcome(tmp_path) == outcome(straight)
+
+
 def test_saving_that_fails_ends_a_run_with_its_lines_written(train, tmp_path, monkeypatch):
   def full(self, step, arrays, record):
     raise CheckpointError("no space")
 
-  monkeypatch.setattr(session.OrbaxStore, "write", full)
+  monkeypatch.setattr(STORES["orbax"][0], "write", full)
   with pytest.raises(CheckpointError, match="no space"):
     train(tmp_path, checkpoint_every=1)
   assert [line["step"] for line in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]

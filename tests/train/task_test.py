@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import MemoryStore, OrbaxStore
+from jaxmoe.checkpoint import MemoryStore, open_store
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.optim import Constant, Optim
 from jaxmoe.parallel import Parallel
@@ -77,10 +77,10 @@ def test_zero_3_spreads_parameters_and_zero_1_moments_alone():
 
 
 def test_a_run_goes_on_from_its_checkpoint_on_another_layout(one, tmp_path):
-  store = OrbaxStore(tmp_path / "checkpoints")
+  store = open_store(tmp_path / "checkpoints")
   run_of(LAYOUTS["expert and tensor"], store=store).fit(EXAMPLES, 5)
   store.close()
-  run = run_of(LAYOUTS["fsdp"], store=OrbaxStore(tmp_path / "checkpoints"))
+  run = run_of(LAYOUTS["fsdp"], store=open_store(tmp_path / "checkpoints"))
   assert run.step == 5
   np.testing.assert_allclose(losses(run.fit(EXAMPLES)), one[0][5:], rtol=1e-5)
 

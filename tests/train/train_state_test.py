@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import MemoryStore, OrbaxStore
+from jaxmoe.checkpoint import MemoryStore, open_store
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import one_device
 from jaxmoe.models.stack import LayerGroup
@@ -211,7 +211,7 @@ def never(step, why):
 def stored(spec_of, arrays_of, tmp_path_factory):
   """A checkpoint of a scanned run, as Orbax keeps it."""
   spec, arrays = spec_of("adamw"), arrays_of("adamw")
-  store = OrbaxStore(tmp_path_factory.mktemp("checkpoints"))
+  store = open_store(tmp_path_factory.mktemp("checkpoints"))
   store.write(7, spec.to_arrays(spec.from_arrays(arrays)), {"step": 7})
   store.wait()
   yield store, arrays
