@@ -19,7 +19,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.moe import layer
+from jaxmoe.moe import expert_outputs
 from jaxmoe.moe.dispatch import exchange
 from jaxmoe.ops import cross_entropy
 from jaxmoe.parallel import Gathers, MeshContext, Parallel, ReduceScatter
@@ -300,7 +300,9 @@ FAULTS = {
     SEQUENCE, MeshContext, "reduce_tensor", lambda _: MeshContext.slice_sequence
   ),
   "rows of the embedding are not summed": Fault(TENSOR, MeshContext, "embed", embed_alone),
-  "what all devices found is summed": Fault(CONSTANT, layer.ExpertOutputs, "reduce", whole_summed),
+  "what all devices found is summed": Fault(
+    CONSTANT, expert_outputs.ExpertOutputs, "reduce", whole_summed
+  ),
   "a part of the sequence is the next device's": Fault(
     FOLD_TENSOR, MeshContext, "_mine", next_part
   ),

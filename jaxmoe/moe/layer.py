@@ -29,6 +29,7 @@ from jaxmoe.moe.dispatch import (
   Dropless,
 )
 from jaxmoe.moe.dispatch.placement import check_placement
+from jaxmoe.moe.expert_outputs import ExpertOutputs, field_of
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
 from jaxmoe.moe.experts.family import ExpertGroup
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
@@ -53,8 +54,7 @@ class MoEConfig:
     shared_gate: Whether its output is multiplied by sigmoid(w x) (Qwen2-MoE).
     balance: Losses that keep the load of experts even.
     num_inactive: How many experts, the last ones, no token is sent to: they have weights, but the
-      router
-      does not know them, so that outputs are those of a layer without them, bit for bit.
+      router does not know them, so that outputs are those of a layer without them, bit for bit.
     placement: The expert each slot holds, several slots for one of many rows; empty for one each.
   """
 
@@ -172,8 +172,8 @@ class MoESums:
   Attributes:
     router: What balance losses and load metrics are computed from.
     dropped: float32 numbers of dropped choices, by reason.
-    per_sequence: The router's sums row by row of the batch, where `Tokens.per_sequence` or a loss
-      needs them.
+    per_sequence: The router's sums row by row of the batch, where `Tokens.per_sequence` or
+      a loss needs them.
     statistics: What the buffers of the router are updated from, where it has any.
     routing: Every token's choices, where `Tokens.return_routing` asks for them.
     spilled: float32 numbers of choices that another expert took, by reason.
@@ -189,36 +189,6 @@ class MoESums:
   spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   idle: jax.Array | float = 0.0
   domain_sums: TreeSums | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpertOutputs:
-  """Outputs of experts, (B, L, D), by what the devices of a tensor group have of them.
-
-  Attributes:
-    partial: Parts of a sum: each device has some of the hidden units.
-    replicated: Every device has all.
-    sharded: Each device has its share of the tokens.
-  """
-
-  partial: jax.Array | None = None
-  replicated: jax.Array | None = None
-  sharded: jax.Array | None = None
-
-  def add(self, where: str, y_BLD: jax.Array) -> ExpertOutputs:
-    """Returns what was found so far and more of one field."""
-    had = getattr(self, where)
-    return dataclasses.replace(self, **{where: y_BLD if had is None else had + y_BLD})
-
-  def reduce(self, parallel: ParallelContext) -> jax.Array:
-    """Returns the sum of all as the stream lies."""
-    pairs = (
-      (self.partial, parallel.reduce_tensor),
-      (self.replicated, parallel.slice_sequence),
-      (self.sharded, parallel.all_gather_tokens),
-    )
-    total, *rest = [arrange(y_BLD) for y_BLD, arrange in pairs if y_BLD is not None]
-    return sum(rest, total)
 
 
 class MoELayer(nnx.Module):
@@ -319,7 +289,7 @@ class MoELayer(nnx.Module):
     context, spread = self._context(part, keys), self.parallel.expert_degree
     if spread == 1 or (part.stop - part.start) % spread:
       y_TD, counts = self.dispatch(x_TD, routing, part.module, context)
-      return _where(part.module), y_TD.reshape(x_BLD.shape), counts
+      return field_of(part.module), y_TD.reshape(x_BLD.shape), counts
     split = self.parallel.splits_tokens
     if split:
       x_BLD, routing = _split(self.parallel, x_BLD, routing)
@@ -327,7 +297,7 @@ class MoELayer(nnx.Module):
     group = DeviceGroup(*self.parallel.expert_mesh)
     y_TD, counts = self.exchange(self.dispatch, x_TD, routing, part.module, context, group)
     counts = self.parallel.psum_tensor(counts) if split else counts
-    return "sharded" if split else _where(part.module), y_TD.reshape(x_BLD.shape), counts
+    return "sharded" if split else field_of(part.module), y_TD.reshape(x_BLD.shape), counts
 
   def _open(self) -> Any:
     """Returns the experts without those closed; their weights are copied where any are."""
@@ -351,13 +321,6 @@ class MoELayer(nnx.Module):
     return DispatchContext(
       num_slots - mine, self.num_zero_compute, slots, keys / str(part.start) if keys else None
     )
-
-
-def _where(module: Any) -> str:
-  """Returns whether a tensor group has the hidden units of a module in parts or whole."""
-  is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-  leaves = jax.tree.leaves(nnx.state(module), is_leaf=is_leaf)
-  return "partial" if any("mlp" in leaf.get_metadata()["dims"] for leaf in leaves) else "replicated"
 
 
 def _split(
