@@ -21,7 +21,7 @@ class Compare:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["id", "position", "segment", "slot", "replayed_experts", "domain"],
+  data_fields=["id", "position", "segment", "slot", "replayed_experts", "domain", "values"],
   meta_fields=["per_sequence", "return_routing", "compare"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Tokens:
     replayed_experts: Choices to take in place of the routers' own, (layers, B, L, A) by depth, or
       (B, L, A) inside a layer; -1 is no choice. None to let routers choose.
     domain: Which part of the data it is from, from 0; None where nobody asks.
+    values: What weights ask of each token, of any dtype, (B, L, ...) by name; see
+      core/weight_formats.py.
     per_sequence: Whether routers also count choices row by row, for tables of what goes where.
     return_routing: Whether layers return every token's routing beside their sums.
     compare: Whether gates that are trees tell of each domain, and what; None for no.
@@ -47,6 +49,7 @@ class Tokens:
   slot: jax.Array
   replayed_experts: jax.Array | None = None
   domain: jax.Array | None = None
+  values: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
   per_sequence: bool = False
   return_routing: bool = False
   compare: Compare | None = None

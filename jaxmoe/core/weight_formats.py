@@ -4,10 +4,16 @@ Model code never multiplies by a weight itself. A plain array is handled here. A
 (a low-rank update over another weight, quantized, shared shards) is a registered pytree class from
 a higher level with methods of its own: `dot`, `grouped_dot` and, for tables, `rows`. It takes the
 place of the array inside the parameter tree and nothing else changes.
+
+A format whose product differs from token to token (by task, adapter or variant) names the values it
+needs, `token_values = ("task",)`. Whoever runs the model gives them by token, `Tokens.values`; the
+format's `grouped_dot` finds them by row, `groups.values["task"]`, under every dispatcher and
+exchange. A row without a token has zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -15,11 +21,15 @@ import jax.numpy as jnp
 
 
 class Groups(Protocol):
-  """Rows in order of their slot, and how to multiply each by its slot's matrix."""
+  """Rows in order of their slot, how to multiply each by its slot's matrix, and their tokens."""
 
   @property
   def sizes_S(self) -> jax.Array:
     """(S,) int32, the number of rows of each slot."""
+
+  @property
+  def values(self) -> Mapping[str, jax.Array]:
+    """What weights ask of each row's token, (R, ...) by name."""
 
   def matmul(self, rows_RD: jax.Array, weight_SDF: jax.Array) -> jax.Array:
     """Returns (R, F): each row times the matrix of its slot, accumulated in float32."""
@@ -75,6 +85,13 @@ def take_rows(weight: Any, ids: jax.Array, dtype: Any) -> jax.Array:
     return weight.rows(ids, dtype)
   rows = weight.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
   return rows.astype(dtype)
+
+
+def token_values(weights: Any) -> tuple[str, ...]:
+  """Returns the names of the values that formats in a tree of weights ask of each token."""
+  asks = lambda node: hasattr(node, "token_values")  # noqa: E731
+  formats = filter(asks, jax.tree.leaves(weights, is_leaf=asks))
+  return tuple(sorted({name for each in formats for name in each.token_values}))
 
 
 def is_plain(*weights: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from jaxmoe.moe.dispatch import (
 from jaxmoe.moe.dispatch.placement import check_placement
 from jaxmoe.moe.expert_outputs import ExpertOutputs, field_of
 from jaxmoe.moe.experts import EXPERTS, SwiGLU
-from jaxmoe.moe.experts.family import ExpertGroup
+from jaxmoe.moe.experts.family import ExpertGroup, with_values
 from jaxmoe.moe.experts.swiglu import SwiGLUMLP
 from jaxmoe.moe.routers import ROUTERS, Adaptive, TopK
 from jaxmoe.moe.routers.router import RouterStatistics
@@ -244,7 +245,8 @@ class MoELayer(nnx.Module):
     The router's weights are not read.
     """
     x_TD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
-    found, counts = self._experts(whole_BLD, routing, keys / "dispatch" if keys else None)
+    keys = keys / "dispatch" if keys else None
+    found, counts = self._experts(whole_BLD, routing, tokens.values, keys)
     if self.shared is not None:
       with jax.named_scope("shared"):
         found = found.add("partial", self._shared(x_TD).reshape(whole_BLD.shape))
@@ -262,7 +264,7 @@ class MoELayer(nnx.Module):
     return (jax.nn.sigmoid(gate_T1) * y_TD.astype(jnp.float32)).astype(y_TD.dtype)
 
   def _experts(
-    self, x_BLD: jax.Array, routing: Routing, keys: Keys | None
+    self, x_BLD: jax.Array, routing: Routing, values: Mapping[str, jax.Array], keys: Keys | None
   ) -> tuple[ExpertOutputs, Counts]:
     """Returns the combined outputs of all kinds of experts, and drops and spills by reason."""
     experts = self._open()
@@ -273,6 +275,7 @@ class MoELayer(nnx.Module):
       chosen = routing
       if (part.start, part.stop) != (0, self.num_routable):
         chosen = routing.part(part.start, part.stop)
+      chosen = with_values(chosen, values, part.module)
       where, y_BLD, more = self._part(part, rows_BLD, chosen, keys)
       counts = Counts(*map(_add, counts, more))
       y_TD = experts.project_out(y_BLD.reshape(-1, y_BLD.shape[-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxmoe.ops.soft_tree import TreeSums
     "margins_TE",
     "adaptive_coefficient_T",
     "domain_sums",
+    "values",
   ],
   meta_fields=["among", "active", "sum_to_1"],
 )
@@ -43,6 +45,7 @@ class Routing:
       all tokens;
       None from a router that keeps no such factor.
     domain_sums: What each domain sees of a gate that is a tree, where `Tokens.compare` asks.
+    values: What weights of the experts ask of each token, (T, ...) by name.
     among: Over how many experts the choices are spread: more than E in a part of a layer, None
       for E. Buffers are sized by it.
     active: How many choices of a token count in the mean; None for A. Buffers are sized by it.
@@ -58,6 +61,7 @@ class Routing:
   margins_TE: jax.Array | None = None
   adaptive_coefficient_T: jax.Array | None = None
   domain_sums: TreeSums | None = None
+  values: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
   among: int | None = None
   active: float | None = None
   sum_to_1: bool = True

@@ -7,10 +7,11 @@ stand for settings of another's record.
 
 from jaxmoe.moe.dispatch.capacity import Capacity
 from jaxmoe.moe.dispatch.dense import Dense
+from jaxmoe.moe.dispatch.device_group import DeviceGroup
 from jaxmoe.moe.dispatch.dispatcher import Counts, DispatchContext, Dispatcher
 from jaxmoe.moe.dispatch.dropless import Dropless
 from jaxmoe.moe.dispatch.einsum import Einsum
-from jaxmoe.moe.dispatch.exchange import AllGather, AllToAll, DeviceGroup
+from jaxmoe.moe.dispatch.exchange import AllGather, AllToAll
 
 DISPATCHERS = {
   "dense": (Dense, Dense()),

@@ -97,7 +97,8 @@ class Dispatcher(TokenTransport):
   ) -> tuple[jax.Array, Counts]:
     """Returns what a call does, over slots."""
     plan = self.plan(routing, context)
-    return through_rows(plan, x_TD, experts), Counts(plan.dropped, plan.spilled)
+    y_TD = through_rows(plan, x_TD, experts, routing.values)
+    return y_TD, Counts(plan.dropped, plan.spilled)
 
   def __call__(
     self,

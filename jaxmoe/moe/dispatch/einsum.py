@@ -50,11 +50,23 @@ class Einsum(Limited):
       x_TD = jnp.where(used_T1, x_TD, jnp.zeros((), x_TD.dtype))
       rows_ECD = jnp.einsum("tec,td->ecd", dispatch_TEC, x_TD.astype(jnp.float32))
     sizes_E = jnp.sum(dispatch_TEC, axis=(0, 2)).astype(jnp.int32)
+    groups = Uniform(sizes_E, capacity, _values_of_rows(dispatch_TEC, routing))
     with jax.named_scope("experts"):
       rows_RD = rows_ECD.reshape(num_experts * capacity, -1).astype(x_TD.dtype)
-      out_RD = experts(rows_RD, Uniform(sizes_E, capacity)).astype(jnp.float32)
+      out_RD = experts(rows_RD, groups).astype(jnp.float32)
     with jax.named_scope("combine"):
       out_ECD = out_RD.reshape(rows_ECD.shape)
       y_TD = jnp.einsum("tec,ecd->td", combine_TEC, out_ECD).astype(x_TD.dtype)
     dropped = jnp.sum(routing.valid_TA.astype(jnp.float32)) - jnp.sum(dispatch_TEC)
     return y_TD, Counts({"capacity": dropped}, {})
+
+
+def _values_of_rows(dispatch_TEC: jax.Array, routing: Routing) -> dict[str, jax.Array]:
+  """Returns what weights ask of each row's token, (E * C, ...) by name."""
+  used_EC = jnp.any(dispatch_TEC > 0, axis=0)
+  token_EC = jnp.where(used_EC, jnp.argmax(dispatch_TEC, axis=0), dispatch_TEC.shape[0])
+  token_R = token_EC.reshape(-1)
+  return {
+    name: value_T.at[token_R].get(mode="fill", fill_value=0)
+    for name, value_T in routing.values.items()
+  }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -20,50 +21,11 @@ from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.weight_formats import Groups
 from jaxmoe.moe.dispatch.capacity import Limited
+from jaxmoe.moe.dispatch.device_group import DeviceGroup
 from jaxmoe.moe.dispatch.dispatcher import Counts, DispatchContext, Dispatcher, TokenTransport
 from jaxmoe.moe.dispatch.dropless import Dropless
 from jaxmoe.moe.dispatch.plan import ExpertFunction, Uniform, place_choices
 from jaxmoe.moe.routing import Routing
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceGroup:
-  """The devices over which experts are spread: mesh axes, outermost first, and their degrees."""
-
-  axes: tuple[str, ...]
-  degrees: tuple[int, ...]
-
-  @property
-  def size(self) -> int:
-    """e, how many devices there are."""
-    return math.prod(self.degrees)
-
-  def index(self) -> jax.Array:
-    """Returns which of them this device is."""
-    return jax.lax.axis_index(self.axes)
-
-  def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
-    """Returns part i of device d as part d of device i; (e, ...) in and out.
-
-    On two levels rows first go to the right place within the innermost axis, then across the
-    others: every message between far devices carries what all near ones send there. The same
-    bytes leave a device on each level.
-    """
-    if len(self.axes) == 1 or not two_level:
-      return jax.lax.all_to_all(parts_eF, self.axes, split_axis=0, concat_axis=0, tiled=True)
-    near, far = self.degrees[-1], self.size // self.degrees[-1]
-    parts = parts_eF.reshape(far, near, *parts_eF.shape[1:])
-    parts = jax.lax.all_to_all(parts, self.axes[-1], split_axis=1, concat_axis=1, tiled=True)
-    parts = jax.lax.all_to_all(parts, self.axes[:-1], split_axis=0, concat_axis=0, tiled=True)
-    return parts.reshape(parts_eF.shape)
-
-  def gather(self, x_tF: jax.Array) -> jax.Array:
-    """Returns the tokens of all devices."""
-    return jax.lax.all_gather(x_tF, self.axes, axis=0, tiled=True)
-
-  def scatter(self, y_TF: jax.Array) -> jax.Array:
-    """Returns the sum over devices for this device's own tokens."""
-    return jax.lax.psum_scatter(y_TF, self.axes, scatter_dimension=0, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,29 +172,37 @@ class RemoteExperts:
     """Returns (R, D) for rows in order of their slot."""
     if isinstance(groups, Uniform):
       return self._uniform(rows_RD, groups)
-    return self._ragged(rows_RD, groups.sizes_S)
+    return self._ragged(rows_RD, groups)
 
   def _uniform(self, rows_RD: jax.Array, groups: Uniform) -> jax.Array:
     """Sends the C rows of every slot (GShard, Lepikhin et al. 2020, section 3.2)."""
     devices, capacity = self.group.size, groups.rows_per_slot
     rows_eSCD = rows_RD.reshape(devices, -1, capacity, rows_RD.shape[1])
     outs = []
-    for part_eSCD in _chunks(rows_eSCD, self.exchange.chunks):
+    for start, stop in _spans(capacity, self.exchange.chunks):
       with jax.named_scope("send"):
-        part_eSCD = self.group.all_to_all(part_eSCD, self.exchange.two_level)
-      slots, mine = part_eSCD.shape[1], devices * part_eSCD.shape[2]
-      rows_SRD = part_eSCD.swapaxes(0, 1)
-      sizes_S = jnp.full(slots, mine, jnp.int32)
-      out_RD = self.experts(rows_SRD.reshape(slots * mine, -1), Uniform(sizes_S, mine))
-      out_eSCD = out_RD.reshape(*rows_SRD.shape[:3], -1).swapaxes(0, 1)
+        part_eSCD = self._send(rows_eSCD[:, :, start:stop])
+        values = {
+          name: self._send(_by_slot(value_R, devices, capacity)[:, :, start:stop])
+          for name, value_R in groups.values.items()
+        }
+      slots, room = part_eSCD.shape[1:3]
+      sizes_S = jnp.full(slots, devices * room, jnp.int32)
+      known = {name: _by_row(value_eSC) for name, value_eSC in values.items()}
+      out_RD = self.experts(_by_row(part_eSCD), Uniform(sizes_S, devices * room, known))
+      out_eSCD = out_RD.reshape(slots, devices, room, -1).swapaxes(0, 1)
       with jax.named_scope("return"):
-        outs.append(self.group.all_to_all(out_eSCD, self.exchange.two_level))
+        outs.append(self._send(out_eSCD))
     return jnp.concatenate(outs, axis=2).reshape(rows_RD.shape[0], -1)
 
-  def _ragged(self, rows_RD: jax.Array, sizes_S: jax.Array) -> jax.Array:
+  def _send(self, parts_eF: jax.Array) -> jax.Array:
+    """Returns what each device has for this one, of what this one has for each."""
+    return self.group.all_to_all(parts_eF, self.exchange.two_level)
+
+  def _ragged(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
     """Sends what each slot has, in a buffer of C rows for each device."""
     devices, capacity = self.group.size, self.num_rows
-    sizes_eS = sizes_S.reshape(devices, -1)
+    sizes_eS = groups.sizes_S.reshape(devices, -1)
     count_e = jnp.sum(sizes_eS, axis=1)
     first_e = jnp.cumsum(count_e) - count_e
     with jax.named_scope("send"):
@@ -240,17 +210,16 @@ class RemoteExperts:
     place_C = jnp.arange(capacity)
     can = jax.default_backend() in ("tpu", "gpu")
     if self.exchange.ragged == "always" or (can and self.exchange.ragged == "auto"):
-      return _over_the_wire(self, rows_RD, count_e, first_e, there_eS)
+      return _over_the_wire(self, rows_RD, groups.values, count_e, first_e, there_eS)
     used_eC = place_C[None] < count_e[:, None]
     row_eC = jnp.where(used_eC, first_e[:, None] + place_C[None], rows_RD.shape[0])
     outs = []
     for start, stop in _spans(capacity, self.exchange.chunks):
       with jax.named_scope("send"):
-        rows_eCD = rows_RD.at[row_eC[:, start:stop]].get(mode="fill", fill_value=0)
-        rows_eCD = self.group.all_to_all(rows_eCD, self.exchange.two_level)
-      out_eCD = self.here(rows_eCD, there_eS, start)
+        rows_eCD, values = self._send_rows(rows_RD, groups.values, row_eC[:, start:stop])
+      out_eCD = self.here(rows_eCD, values, there_eS, start)
       with jax.named_scope("return"):
-        outs.append(self.group.all_to_all(out_eCD, self.exchange.two_level))
+        outs.append(self._send(out_eCD))
     out_FD = jnp.concatenate(outs, axis=1).reshape(devices * capacity, -1)
     row_R = jnp.arange(rows_RD.shape[0])
     device_R = jnp.searchsorted(jnp.cumsum(count_e), row_R, side="right")
@@ -258,7 +227,23 @@ class RemoteExperts:
     at_R = jnp.where(device_R < devices, at_R, devices * capacity)
     return out_FD.at[at_R].get(mode="fill", fill_value=0)
 
-  def here(self, rows_eCD: jax.Array, sizes_eS: jax.Array, start: int) -> jax.Array:
+  def _send_rows(
+    self, rows_RD: jax.Array, values: Mapping[str, jax.Array], row_eC: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns (e, C, D), rows that others have for this device, and their tokens' values."""
+
+    def sent(leaf_RF: jax.Array) -> jax.Array:
+      return self._send(leaf_RF.at[row_eC].get(mode="fill", fill_value=0))
+
+    return sent(rows_RD), {name: sent(value_R) for name, value_R in values.items()}
+
+  def here(
+    self,
+    rows_eCD: jax.Array,
+    values: Mapping[str, jax.Array],
+    sizes_eS: jax.Array,
+    start: int,
+  ) -> jax.Array:
     """Returns (e, C, D): what this device's experts make of rows `start`... of every device."""
     devices, capacity = rows_eCD.shape[:2]
     ends_eS = jnp.cumsum(sizes_eS, axis=1)
@@ -274,6 +259,7 @@ class RemoteExperts:
       valid_TA=valid_R1,
       scores_TE=jnp.zeros((rows_RD.shape[0], sizes_eS.shape[1])),
       log_z_T=ones_R1[:, 0],
+      values={name: value.reshape(-1, *value.shape[2:]) for name, value in values.items()},
       among=self.num_experts,  # few of the rows are there: back ends size buffers by it
     )
     y_RD, _ = self.dispatch(rows_RD, routing, self.experts, DispatchContext())
@@ -283,6 +269,7 @@ class RemoteExperts:
 def _over_the_wire(
   remote: RemoteExperts,
   rows_RD: jax.Array,
+  values: Mapping[str, jax.Array],
   count_e: jax.Array,
   first_e: jax.Array,
   there_eS: jax.Array,
@@ -292,12 +279,17 @@ def _over_the_wire(
   devices = group.size
   mine_e = jnp.full(devices, group.index() * capacity, jnp.int32)
   come_e = jnp.sum(there_eS, axis=1)
-  buffer_FD = jnp.zeros((devices * capacity, rows_RD.shape[1]), rows_RD.dtype)
-  with jax.named_scope("send"):
-    rows_FD = jax.lax.ragged_all_to_all(
-      rows_RD, buffer_FD, first_e, count_e, mine_e, come_e, axis_name=group.axes
+
+  def sent(leaf_RF: jax.Array) -> jax.Array:
+    buffer_F = jnp.zeros((devices * capacity, *leaf_RF.shape[1:]), leaf_RF.dtype)
+    leaf_F = jax.lax.ragged_all_to_all(
+      leaf_RF, buffer_F, first_e, count_e, mine_e, come_e, axis_name=group.axes
     )
-  out_eCD = remote.here(rows_FD.reshape(devices, capacity, -1), there_eS, 0)
+    return leaf_F.reshape(devices, capacity, *leaf_RF.shape[1:])
+
+  with jax.named_scope("send"):
+    rows_eCD, known = sent(rows_RD), {name: sent(value_R) for name, value_R in values.items()}
+  out_eCD = remote.here(rows_eCD, known, there_eS, 0)
   start_e = jnp.arange(devices, dtype=jnp.int32) * capacity
   with jax.named_scope("return"):
     back_e = group.all_to_all(first_e)  # where each device wants its rows back
@@ -318,9 +310,15 @@ def _spans(size: int, chunks: int) -> list[tuple[int, int]]:
   return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def _chunks(rows_eSCD: jax.Array, chunks: int) -> list[jax.Array]:
-  """Returns pieces of the C rows of every slot."""
-  return [rows_eSCD[:, :, start:stop] for start, stop in _spans(rows_eSCD.shape[2], chunks)]
+def _by_slot(leaf_R: jax.Array, devices: int, capacity: int) -> jax.Array:
+  """Returns (e, S, C, ...) of values of rows in order of slot."""
+  return leaf_R.reshape(devices, -1, capacity, *leaf_R.shape[1:])
+
+
+def _by_row(leaf_eSC: jax.Array) -> jax.Array:
+  """Returns (S * e * C, ...): values by row, in order of slot, of what e devices sent."""
+  leaf_SR = leaf_eSC.swapaxes(0, 1)
+  return leaf_SR.reshape(-1, *leaf_SR.shape[3:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,6 +346,7 @@ class AllGather(Exchange):
       expert_GA, weight_GA, valid_GA = (
         group.gather(leaf) for leaf in (admitted.expert_TA, admitted.weight_TA, admitted.valid_TA)
       )
+      values = {name: group.gather(value_T) for name, value_T in routing.values.items()}
     num_experts = routing.scores_TE.shape[1]
     here = num_experts // group.size
     first = group.index() * here
@@ -358,6 +357,7 @@ class AllGather(Exchange):
       valid_TA=valid_GA,
       scores_TE=jnp.zeros((x_GD.shape[0], here)),
       log_z_T=jnp.zeros(x_GD.shape[0]),
+      values=values,
       among=num_experts,
     )
     y_GD, _ = inner(x_GD, chosen, experts)

@@ -7,7 +7,7 @@ Every dispatcher is a function from a Routing to a Plan, or a fused form that eq
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
@@ -26,6 +26,7 @@ class Ragged:
 
   sizes_S: jax.Array
   backend: Matmul
+  values: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
   def matmul(self, rows_RD: jax.Array, weight_SDF: jax.Array) -> jax.Array:
     """Returns (R, F); rows past the sum of the sizes are zero."""
@@ -38,6 +39,7 @@ class Uniform:
 
   sizes_S: jax.Array
   rows_per_slot: int
+  values: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
   def matmul(self, rows_RD: jax.Array, weight_SDF: jax.Array) -> jax.Array:
     """Returns (R, F) for R = S * rows_per_slot."""
@@ -60,13 +62,13 @@ class Plan:
   token_R: jax.Array
   row_TA: jax.Array
   weight_TA: jax.Array
-  groups: Groups
+  groups: Ragged | Uniform
   dropped: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
   @jax.named_scope("move")
   def move(self, values_TD: jax.Array) -> jax.Array:
-    """Returns (R, D): per-token values in order of rows."""
+    """Returns (R, D): per-token values in order of rows, zeros for rows without a token."""
     return values_TD.at[self.token_R].get(mode="fill", fill_value=0)
 
   @jax.named_scope("combine")
@@ -91,11 +93,14 @@ class ExpertFunction(Protocol):
     """Returns (R, D) for rows in order of their slot."""
 
 
-def through_rows(plan: Plan, x_TD: jax.Array, experts: ExpertFunction) -> jax.Array:
-  """Returns (T, D): move rows, run the experts, combine."""
+def through_rows(
+  plan: Plan, x_TD: jax.Array, experts: ExpertFunction, values: Mapping[str, jax.Array]
+) -> jax.Array:
+  """Returns (T, D): move rows and what is known of their tokens, run the experts, combine."""
   rows_RD = plan.move(x_TD)
+  known = {name: plan.move(value_T) for name, value_T in values.items()}
   with jax.named_scope("experts"):
-    rows_RD = experts(rows_RD, plan.groups)
+    rows_RD = experts(rows_RD, dataclasses.replace(plan.groups, values=known))
   return plan.combine(rows_RD)
 
 

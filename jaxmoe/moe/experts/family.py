@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.renamed import renamed
+from jaxmoe.core.weight_formats import token_values
 from jaxmoe.moe.routing import Routing
 
 
@@ -128,6 +129,28 @@ class SeveralKinds(ExpertFamily):
     del num_experts
     modules = [(start, stop, self.kinds[name]) for name, start, stop in self.spans]
     return tuple(ExpertGroup(*part, not hasattr(part[2], "at_tokens")) for part in modules)
+
+
+def with_values(routing: Routing, values: Mapping[str, jax.Array], module: Any) -> Routing:
+  """Returns the routing with what the weights of a module ask of each token.
+
+  Args:
+    routing: Of T tokens.
+    values: Of `Tokens`, (B, L, ...) by name with B * L = T.
+    module: The experts of one kind.
+
+  Raises:
+    InputError: a weight asks for a value that nobody gave.
+  """
+  asked = token_values(nnx.to_pure_dict(nnx.state(module)))
+  for name in asked:
+    if name not in values:
+      raise InputError(
+        f"weights of {type(module).__name__} need the value {name!r} of each token: give it in "
+        "Tokens.values"
+      )
+  by_token = {name: values[name].reshape(-1, *values[name].shape[2:]) for name in asked}
+  return dataclasses.replace(routing, values=by_token) if asked else routing
 
 
 def hand_over(routing: Routing, from_TA: jax.Array) -> Routing:
