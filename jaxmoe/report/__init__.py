@@ -1,6 +1,6 @@
-"""report.html: what a run did, made from its files alone, or several runs beside each other."""
+"""report.html, the report of a run, made from its files alone, or of several runs together."""
 
-from jaxmoe.report.page import write_comparison, write_report
-from jaxmoe.report.run import read_run
+from jaxmoe.report.report_page import write_comparison, write_report
+from jaxmoe.report.run_data import read_run_data
 
-__all__ = ["read_run", "write_comparison", "write_report"]
+__all__ = ["read_run_data", "write_comparison", "write_report"]

@@ -13,10 +13,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmoe.report.buckets import Curve
+from jaxmoe.report.axis_scale import Scale, span
+from jaxmoe.report.downsample import Curve
 from jaxmoe.report.html import Html, data, join, tag
-from jaxmoe.report.numbers import counted, plain, scientific, short
-from jaxmoe.report.scale import Scale, span
+from jaxmoe.report.number_format import counted, plain, scientific, short
 
 WIDTH, HEIGHT = 360, 224
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 36
@@ -50,7 +50,7 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
+class ReferenceLine:
   """A horizontal line with a name, such as what a compressor reaches."""
 
   label: str
@@ -84,7 +84,7 @@ def of_curve(label: str, curve: Curve, color: int | None = None) -> Series:
 
 
 def chart(
-  title: str, series: Sequence[Series], axes: Axes = Axes(), levels: Sequence[Level] = (),
+  title: str, series: Sequence[Series], axes: Axes = Axes(), levels: Sequence[ReferenceLine] = (),
   marks: Sequence[tuple[float, str]] = (), note: str = "",
 ) -> Html:
   """Returns a figure with the curves.
@@ -153,7 +153,7 @@ def _last(value: float) -> str:
 
 
 def _numbers(
-  title: str, series: Sequence[Series], axes: Axes, levels: Sequence[Level]
+  title: str, series: Sequence[Series], axes: Axes, levels: Sequence[ReferenceLine]
 ) -> dict[str, Any]:
   def curve(one: Series) -> dict[str, Any]:
     shown: dict[str, Any] = {"label": one.label, "x": [plain(x, 8) for x in one.x]}
@@ -171,7 +171,7 @@ def _numbers(
 
 
 def _svg(
-  title: str, series: Sequence[Series], axes: Axes, levels: Sequence[Level],
+  title: str, series: Sequence[Series], axes: Axes, levels: Sequence[ReferenceLine],
   marks: Sequence[tuple[float, str]], log: str,
 ) -> Html:  # fmt: skip
   bands = len(series) <= FEW
@@ -222,7 +222,7 @@ def _grid(x_scale: Scale, y_scale: Scale, axes: Axes) -> Html:
   return join(*parts)
 
 
-def _levels(levels: Sequence[Level], y_scale: Scale) -> Html:
+def _levels(levels: Sequence[ReferenceLine], y_scale: Scale) -> Html:
   """Lines with their names above them, and all names inside of the axes."""
   parts: list[Html] = []
   ordered = sorted(levels, key=lambda level: -level.y)

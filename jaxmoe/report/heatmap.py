@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxmoe.report.axis_scale import Scale
 from jaxmoe.report.chart import WIDTH
 from jaxmoe.report.html import Html, data, join, tag
-from jaxmoe.report.numbers import counted, plain, short
-from jaxmoe.report.scale import Scale
+from jaxmoe.report.number_format import counted, plain, short
 
 BOUNDS = (0.0, 1 / 8, 1 / 4, 1 / 2, 0.8, 1.25, 2.0, 4.0, 8.0)
 NAMES = (
@@ -28,7 +28,7 @@ MAX_LABELLED = 2000  # cells with a text of their own; where there are more, row
 
 
 @dataclasses.dataclass(frozen=True)
-class Sides:
+class HeatmapAxes:
   """What stands at the sides of a heatmap.
 
   Attributes:
@@ -47,7 +47,7 @@ class Sides:
 
 
 def heatmap(
-  title: str, ratio_RC: np.ndarray, sides: Sides, note: str = "", labelled: bool = True
+  title: str, ratio_RC: np.ndarray, sides: HeatmapAxes, note: str = "", labelled: bool = True
 ) -> Html:
   """Returns a figure of loads over the even share; `labelled` gives each of few cells a text."""
   rows, columns = ratio_RC.shape
@@ -115,7 +115,7 @@ def _figures(ratio_RC: np.ndarray, box: tuple[float, ...]) -> Html:
   return tag("g", *parts, text_anchor="middle")
 
 
-def _row_names(sides: Sides, box: tuple[float, ...]) -> Html:
+def _row_names(sides: HeatmapAxes, box: tuple[float, ...]) -> Html:
   left, top, _, height = box
   each = height / len(sides.rows)
   step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 1024) if s * each >= 12)
@@ -125,7 +125,7 @@ def _row_names(sides: Sides, box: tuple[float, ...]) -> Html:
   ))  # fmt: skip
 
 
-def _column_names(sides: Sides, box: tuple[float, ...], columns: int) -> Html:
+def _column_names(sides: HeatmapAxes, box: tuple[float, ...], columns: int) -> Html:
   left, top, width, height = box
   parts = []
   if sides.edges:
@@ -143,7 +143,7 @@ def _column_names(sides: Sides, box: tuple[float, ...], columns: int) -> Html:
   return join(*parts)
 
 
-def _death_marks(sides: Sides, box: tuple[float, ...]) -> Html:
+def _death_marks(sides: HeatmapAxes, box: tuple[float, ...]) -> Html:
   left, top, width, height = box
   each = height / max(len(sides.rows), 1)
   parts = []
@@ -154,7 +154,9 @@ def _death_marks(sides: Sides, box: tuple[float, ...]) -> Html:
   return join(*parts)
 
 
-def _hover(ratio_RC: np.ndarray, sides: Sides, box: tuple[float, ...], labelled: bool) -> Html:
+def _hover(
+  ratio_RC: np.ndarray, sides: HeatmapAxes, box: tuple[float, ...], labelled: bool
+) -> Html:
   """What lies under the pointer: cells where there are few, else rows."""
   left, top, width, height = box
   rows, columns = ratio_RC.shape

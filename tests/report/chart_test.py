@@ -7,10 +7,10 @@ import math
 import pytest
 
 from jaxmoe.report import write_comparison, write_report
-from jaxmoe.report.chart import BOTTOM, HEIGHT, LINE, TOP, Axes, Level, Series, apart, chart
+from jaxmoe.report.card_grid import few, grid
+from jaxmoe.report.chart import BOTTOM, HEIGHT, LINE, TOP, Axes, ReferenceLine, Series, apart, chart
 from jaxmoe.report.html import table
-from jaxmoe.report.layout import few, grid
-from jaxmoe.report.numbers import short
+from jaxmoe.report.number_format import short
 
 
 def rewrite(folder, change):
@@ -94,7 +94,9 @@ def test_a_comparison_has_no_card_without_a_number(run_of, page_of, tmp_path):
   [[1.451, 1.333], [5.0, 4.98], [2.9, 2.88, 2.86], [1.0], [1 + i / 100 for i in range(8)], [3.0]],
 )
 def test_names_of_levels_stand_within_the_axes_and_apart(values):
-  text = chart("x", [Series("", [1, 2], [3, 2.7])], levels=[Level(f"n{y}", y) for y in values])
+  text = chart(
+    "x", [Series("", [1, 2], [3, 2.7])], levels=[ReferenceLine(f"n{y}", y) for y in values]
+  )
   places = [float(piece.split('y="')[1].split('"')[0]) for piece in text.split("<text")[1:]
             if "halo" in piece.split("</text>")[0]]  # fmt: skip
   assert len(places) == len(values)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.report import write_comparison, write_report
-from jaxmoe.report.deaths import expert_deaths
+from jaxmoe.report.expert_deaths import expert_deaths
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 
 from jaxmoe.report.html import Html
-from jaxmoe.report.run import Run
-from jaxmoe.report.sections.data import data
-from jaxmoe.report.sections.experts import experts
-from jaxmoe.report.sections.happened import happened
-from jaxmoe.report.sections.learning import learning
-from jaxmoe.report.sections.recipe import recipe
-from jaxmoe.report.sections.routing import routing
-from jaxmoe.report.sections.texts import texts
+from jaxmoe.report.run_data import RunData
+from jaxmoe.report.sections.data_section import data
+from jaxmoe.report.sections.domains_and_experts import routing
+from jaxmoe.report.sections.event_table import happened
+from jaxmoe.report.sections.expert_load import experts
+from jaxmoe.report.sections.run_config import recipe
+from jaxmoe.report.sections.text_samples import texts
+from jaxmoe.report.sections.training_curves import learning
 from jaxmoe.report.sections.wall_time import wall_time
 
-SECTIONS: dict[str, Callable[[Run], Html | None]] = {
+SECTIONS: dict[str, Callable[[RunData], Html | None]] = {
   "Learning": learning,
   "Experts": experts,
   "Domains and experts": routing,

@@ -1,14 +1,14 @@
-"""Where the wall time of a run went, over all its processes, and how fast it was."""
+"""Wall time by category, over all processes of a run, and how fast it was."""
 
 from __future__ import annotations
 
 import math
 
+from jaxmoe.report.card_grid import grid
 from jaxmoe.report.chart import Axes, chart, of_curve
 from jaxmoe.report.html import Html, data, join, table, tag
-from jaxmoe.report.layout import grid
-from jaxmoe.report.numbers import finite, percent, plain, seconds
-from jaxmoe.report.run import Run
+from jaxmoe.report.number_format import finite, percent, plain, seconds
+from jaxmoe.report.run_data import RunData
 
 COLORS = {
   "step": "--s0", "data": "--s1", "evaluation": "--s2", "samples": "--l3", "checkpoint": "--s3",
@@ -37,14 +37,14 @@ RATES = {
 }
 
 
-def wall_time(run: Run) -> Html:
+def wall_time(run: RunData) -> Html:
   """Returns a bar and a table of seconds by category, and charts of speed."""
   return join(_spent(run), grid(*(
     _rate(run, name, title, unit) for name, (title, unit) in RATES.items() if name in run.curves
   )))  # fmt: skip
 
 
-def _rate(run: Run, name: str, title: str, unit: str) -> Html:
+def _rate(run: RunData, name: str, title: str, unit: str) -> Html:
   peak = run.event("compiled").get("time", {}).get("peak_flops_per_s")
   if name == "time/mfu" and math.isfinite(finite(peak)):
     unit = f"share of {finite(peak) / 1e9:,.0f} GFLOP/s"
@@ -52,7 +52,7 @@ def _rate(run: Run, name: str, title: str, unit: str) -> Html:
   return chart(title, [of_curve("", run.curves[name])], axes)
 
 
-def _spent(run: Run) -> Html:
+def _spent(run: RunData) -> Html:
   if run.goodput is None:
     return tag("p", "The events of this run do not say how its wall time was spent.")
   wall, spent = run.goodput.wall_s, run.goodput.seconds

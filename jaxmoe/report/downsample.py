@@ -1,4 +1,4 @@
-"""Long series made short while they stream by: means of neighbours, with the least and largest."""
+"""Downsampling of long series while they stream by: means of neighbours, least and largest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Curve:
   last: float = math.nan
 
 
-class Curves:
+class CurveSampler:
   """Curves by name, of values that come line by line.
 
   Args:
@@ -87,7 +87,7 @@ class LoadHistory:
     return mean_CE.T * mean_CE.shape[1], edges
 
 
-class Loads:
+class LoadSampler:
   """Load histories by layer, of loads that come line by line; `total` lines will come."""
 
   def __init__(self, total: int):

@@ -1,4 +1,4 @@
-"""Several runs laid over each other: curves, a table of figures, and how their configs differ."""
+"""Comparison of runs: curves laid over each other, a table of figures, config differences."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxmoe.report.card_grid import grid
 from jaxmoe.report.chart import Axes, Series, chart, of_curve
+from jaxmoe.report.headline import figures
 from jaxmoe.report.html import Html, join, table, tag
-from jaxmoe.report.layout import grid
-from jaxmoe.report.numbers import short
-from jaxmoe.report.run import Run
-from jaxmoe.report.sections.experts import FROM_ZERO as PER_LAYER_FROM_ZERO
-from jaxmoe.report.sections.experts import PER_LAYER, deaths
-from jaxmoe.report.sections.learning import domains
-from jaxmoe.report.sections.recipe import ABSENT, flat
-from jaxmoe.report.summary import figures
+from jaxmoe.report.number_format import short
+from jaxmoe.report.run_data import RunData
+from jaxmoe.report.sections.expert_load import FROM_ZERO as PER_LAYER_FROM_ZERO
+from jaxmoe.report.sections.expert_load import PER_LAYER, deaths
+from jaxmoe.report.sections.run_config import ABSENT, flat
+from jaxmoe.report.sections.training_curves import domains
 
 CURVES = {
   "loss": ("Training loss", "nats per token", "xy"),
@@ -28,7 +28,7 @@ CURVES = {
 FROM_ZERO = ("learning_rate", "time/tokens_per_s", *PER_LAYER_FROM_ZERO)
 
 
-def comparison(runs: Sequence[Run]) -> Html:
+def comparison(runs: Sequence[RunData]) -> Html:
   """Returns the body of a page that compares runs."""
   runs = _named_apart(runs)
   died = [join(tag("h3", run.name), deaths(run, most=6)) for run in runs if run.deaths]
@@ -44,7 +44,7 @@ def comparison(runs: Sequence[Run]) -> Html:
   )  # fmt: skip
 
 
-def _named_apart(runs: Sequence[Run]) -> list[Run]:
+def _named_apart(runs: Sequence[RunData]) -> list[RunData]:
   """Returns runs with numbers behind the names that several have."""
   names = [run.name for run in runs]
   return [
@@ -53,7 +53,7 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
   ]
 
 
-def _table(runs: Sequence[Run]) -> Html:
+def _table(runs: Sequence[RunData]) -> Html:
   known = [figures(run) for run in runs]
   names = list(dict.fromkeys(name for shown in known for name in shown))
   is_whole = all(run.whole is not None for run in runs)
@@ -67,14 +67,14 @@ def _table(runs: Sequence[Run]) -> Html:
   return table(["run", "state", *names, *(f"{title}: {name}" for name in scored)], rows)
 
 
-def _last_scores(run: Run, is_whole: bool) -> dict[str, float]:
+def _last_scores(run: RunData, is_whole: bool) -> dict[str, float]:
   """Returns bits per byte by domain: of eval.json, or of what was scored on the way."""
   if is_whole and run.whole is not None:
     return run.whole.domains
   return run.evaluations[-1][1].domains if run.evaluations else {}
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[RunData]) -> str:
   """Returns what scores on the way are called: slices, if any run scored one."""
   titles = {run.slice.title for run in runs if run.evaluations}
   return titles.pop() if len(titles) == 1 else "Held-out slice"
@@ -86,7 +86,7 @@ def _shown(title: str, series: Sequence[Series], axes: Axes) -> Html | None:
   return chart(title, known, axes) if known else None
 
 
-def _curve(runs: Sequence[Run], name: str, axes: Axes) -> Html | None:
+def _curve(runs: Sequence[RunData], name: str, axes: Axes) -> Html | None:
   title, y, log = CURVES[name]
   found = [(i, run.name, run.curves[name]) for i, run in enumerate(runs) if name in run.curves]
   series = [of_curve(label, curve, i) for i, label, curve in found]
@@ -94,7 +94,7 @@ def _curve(runs: Sequence[Run], name: str, axes: Axes) -> Html | None:
   return _shown(title, series, axes)
 
 
-def _held_out(runs: Sequence[Run], axes: Axes) -> list[Html | None]:
+def _held_out(runs: Sequence[RunData], axes: Axes) -> list[Html | None]:
   """A chart for all domains together and one for each."""
   axes = dataclasses.replace(axes, y="bits per byte")
 
@@ -113,7 +113,7 @@ def _held_out(runs: Sequence[Run], axes: Axes) -> list[Html | None]:
   return cards + [_shown(f"{title}: {name}", series(name), axes) for name in scored]
 
 
-def _mean_over_layers(runs: Sequence[Run], metric: str, axes: Axes) -> Html | None:
+def _mean_over_layers(runs: Sequence[RunData], metric: str, axes: Axes) -> Html | None:
   series = []
   for i, run in enumerate(runs):
     curves = list(run.layer_curves(metric).values())
@@ -126,7 +126,7 @@ def _mean_over_layers(runs: Sequence[Run], metric: str, axes: Axes) -> Html | No
   return _shown(title, series, dataclasses.replace(axes, y=unit, from_zero=metric in FROM_ZERO))
 
 
-def _configs(runs: Sequence[Run]) -> Html:
+def _configs(runs: Sequence[RunData]) -> Html:
   """The fields in which configs differ."""
   known = [flat(run.config) for run in runs]
   paths = list(dict.fromkeys(path for one in known for path in one))

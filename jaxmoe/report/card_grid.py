@@ -1,4 +1,4 @@
-"""How cards stand on a page: three, two or one in a row, and no place in a row is left empty."""
+"""The grid of cards on a page: three, two or one in a row, and no place in a row is empty."""
 
 from __future__ import annotations
 

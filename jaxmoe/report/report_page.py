@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Sequence
 
 from jaxmoe.core.output import write_atomic
-from jaxmoe.report.compare import comparison
+from jaxmoe.report.headline import heading, summary
 from jaxmoe.report.html import Html, join, tag
-from jaxmoe.report.run import Run, read_run
+from jaxmoe.report.run_comparison import comparison
+from jaxmoe.report.run_data import RunData, read_run_data
 from jaxmoe.report.sections import SECTIONS
-from jaxmoe.report.style import STYLE
-from jaxmoe.report.summary import heading, summary
+from jaxmoe.report.stylesheet import STYLE
 
 
 def write_report(workdir: pathlib.Path, out: pathlib.Path | None = None) -> pathlib.Path:
@@ -23,17 +23,19 @@ def write_report(workdir: pathlib.Path, out: pathlib.Path | None = None) -> path
     OSError: the report cannot be written.
   """
   out = out or workdir / "report.html"
-  write_atomic(out, report(read_run(workdir)))
+  write_atomic(out, report(read_run_data(workdir)))
   return out
 
 
 def write_comparison(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
   """Writes the curves of several runs laid over each other, with a table; returns `out`."""
-  write_atomic(out, page("Comparison of runs", comparison([read_run(path) for path in workdirs])))
+  write_atomic(
+    out, page("Comparison of runs", comparison([read_run_data(path) for path in workdirs]))
+  )
   return out
 
 
-def report(run: Run) -> Html:
+def report(run: RunData) -> Html:
   """Returns the report of a run."""
   made = {title: section(run) for title, section in SECTIONS.items()}
   shown = {title: body for title, body in made.items() if body is not None}

@@ -1,33 +1,33 @@
-"""The top of a report: where the run stands, in figures a person looks for first."""
+"""The headline of a report: where the run stands, in figures a person looks for first."""
 
 from __future__ import annotations
 
 import math
 
+from jaxmoe.report.card_grid import tiles
 from jaxmoe.report.html import Html, join, table, tag
-from jaxmoe.report.layout import tiles
-from jaxmoe.report.numbers import counted, finite, percent, seconds, short
-from jaxmoe.report.run import Run
-from jaxmoe.report.sections.experts import deaths
-from jaxmoe.report.sections.learning import compressors, domains
-from jaxmoe.report.sections.recipe import flat
+from jaxmoe.report.number_format import counted, finite, percent, seconds, short
+from jaxmoe.report.run_data import RunData
+from jaxmoe.report.sections.expert_load import deaths
+from jaxmoe.report.sections.run_config import flat
+from jaxmoe.report.sections.training_curves import compressors, domains
 
 GOOD = ("done", "running")
 
 
-def heading(run: Run) -> Html:
+def heading(run: RunData) -> Html:
   """Returns the name of a run and its state."""
   mark = tag("span", run.state, class_="state" if run.state in GOOD else "state bad")
   return tag("h1", run.name, " ", mark)
 
 
-def summary(run: Run) -> Html:
+def summary(run: RunData) -> Html:
   """Returns what a person looks for first: figures, who died, and scores by domain."""
   notes = (_failure(run), *_notes(run), deaths(run, most=6))
   return join(tiles(figures(run)), *notes, _scores(run))
 
 
-def figures(run: Run) -> dict[str, str]:
+def figures(run: RunData) -> dict[str, str]:
   """Returns the figures of a run, by name."""
   total = sum(len(of.last_E) for of in run.loads.values())
   spent = run.goodput
@@ -43,7 +43,7 @@ def figures(run: Run) -> dict[str, str]:
   }
 
 
-def _steps(run: Run) -> str:
+def _steps(run: RunData) -> str:
   """Returns the last step and how many are planned, in as few letters as fit a tile."""
   planned = flat(run.config).get("train.num_steps")
   if not isinstance(planned, int):
@@ -52,7 +52,7 @@ def _steps(run: Run) -> str:
   return shown if len(shown) <= 16 else f"{counted(run.step, 4)} of {counted(planned, 4)}"
 
 
-def held_out(run: Run) -> dict[str, str]:
+def held_out(run: RunData) -> dict[str, str]:
   """Returns bits per byte of all held-out text, from eval.json, and of the slice on the way."""
   all_of_it, found = "held-out bits/byte", {}
   if run.whole is not None:
@@ -64,12 +64,12 @@ def held_out(run: Run) -> dict[str, str]:
   return found or {all_of_it: "-"}
 
 
-def final_loss(run: Run) -> float:
+def final_loss(run: RunData) -> float:
   """Returns the loss of the last step with labels."""
   return run.last.scalars.get("loss", math.nan) if run.last else math.nan
 
 
-def _notes(run: Run) -> list[Html]:
+def _notes(run: RunData) -> list[Html]:
   """Returns what is strange about the lines."""
   notes = []
   if run.unread:
@@ -81,7 +81,7 @@ def _notes(run: Run) -> list[Html]:
   return [tag("p", note, class_="note") for note in notes]
 
 
-def _failure(run: Run) -> Html | None:
+def _failure(run: RunData) -> Html | None:
   failed = run.event("failed") if run.state == "failed" else {}
   if not failed:
     return None
@@ -89,7 +89,7 @@ def _failure(run: Run) -> Html | None:
              failed.get("why", ""), class_="alert")  # fmt: skip
 
 
-def _scores(run: Run) -> Html | None:
+def _scores(run: RunData) -> Html | None:
   """Held-out bits per byte by domain, the best of each row in bold."""
   if run.whole is not None:
     scores, baselines = run.whole.domains, run.whole.compressors

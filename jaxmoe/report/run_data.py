@@ -1,4 +1,4 @@
-"""What a report needs of a run, read from its workdir in one pass over metrics.jsonl.
+"""The data of a report: a run as its files tell it, in one pass over metrics.jsonl.
 
 Every picture is made from metrics.jsonl and events.jsonl alone; eval.json, where there is one, has
 the scores; samples.md and config.json are shown as they are. Nothing here writes, and no file has
@@ -16,20 +16,20 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
-from jaxmoe.report.buckets import Curve, Curves, LoadHistory, Loads
-from jaxmoe.report.deaths import Death, DeathWatch
-from jaxmoe.report.lines import (
-  Evaluation,
-  Line,
-  Scores,
+from jaxmoe.report.downsample import Curve, CurveSampler, LoadHistory, LoadSampler
+from jaxmoe.report.expert_deaths import Death, DeathTracker
+from jaxmoe.report.number_format import counted, finite
+from jaxmoe.report.run_lines import (
+  FinalScores,
+  MetricsLine,
+  StepScores,
   count_lines,
   parse_event,
   parse_line,
   parse_scores,
   read_objects,
 )  # fmt: skip
-from jaxmoe.report.numbers import counted, finite
-from jaxmoe.report.samples import Sample, parse_samples
+from jaxmoe.report.sample_texts import SampleTexts, parse_samples
 from jaxmoe.train.goodput import Goodput, goodput
 from jaxmoe.train.held_out_slice import HeldOutSlice, slice_of
 from jaxmoe.train.lock import is_held
@@ -38,7 +38,7 @@ ENDS = ("done", "stopped", "failed", "stalled")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunData:
   """A run as its files tell it.
 
   Attributes:
@@ -66,25 +66,25 @@ class Run:
   unit: str
   curves: dict[str, Curve]
   loads: dict[int, LoadHistory]
-  evaluations: list[tuple[float, Evaluation]]
+  evaluations: list[tuple[float, StepScores]]
   deaths: list[Death]
   at: dict[int, float]
   data: dict[str, dict[str, float]]
-  last: Line | None
+  last: MetricsLine | None
   unlabelled: int
   slice: HeldOutSlice
-  whole: Scores | None
+  whole: FinalScores | None
   events: list[dict[str, Any]]
   goodput: Goodput | None
   config: Any
-  samples: list[Sample]
+  samples: list[SampleTexts]
   unread: int
 
   def event(self, kind: str) -> dict[str, Any]:
     """Returns the last event of a kind, {} if there is none."""
     return next((event for event in reversed(self.events) if event["event"] == kind), {})
 
-  def overall(self, one: Evaluation) -> float:
+  def overall(self, one: StepScores) -> float:
     """Returns the score of all domains together, each by its held-out bytes."""
     return finite(self.slice.overall(one.domains, one.bits_per_byte))
 
@@ -103,13 +103,13 @@ class Run:
     return counted(self.at.get(step, math.nan))
 
 
-def read_run(workdir: pathlib.Path) -> Run:
+def read_run_data(workdir: pathlib.Path) -> RunData:
   """Returns what the files of a workdir tell; never raises for what stands in them."""
   parsed = [parse_event(plain) for plain in read_objects(workdir / "events.jsonl")]
   events = [event for event in parsed if event is not None]
   metrics = workdir / "metrics.jsonl"
   total = count_lines(metrics)
-  watch = _Watch(total)
+  watch = _RunScanner(total)
   stream = watch.lines(metrics, total)
   spent = _spent(stream, events)
   for _ in stream:  # what the count of seconds did not read
@@ -120,7 +120,7 @@ def read_run(workdir: pathlib.Path) -> Run:
   text, config = _text(workdir / "samples.md") or "", _json(workdir / "config.json")
   starts = [event for event in events if event["event"] == "start"]
   known = watch.tokens > 0
-  return Run(
+  return RunData(
     name=workdir.absolute().name or str(workdir), state=_state(workdir, events),
     step=watch.step, tokens=watch.tokens if known else math.nan,
     unit="tokens" if known else "steps",
@@ -134,15 +134,15 @@ def read_run(workdir: pathlib.Path) -> Run:
   )  # fmt: skip
 
 
-class _Watch:
+class _RunScanner:
   """Gathers everything in one pass over the lines."""
 
   def __init__(self, total: int):
-    self.curves, self.loads, self.deaths = Curves(total), Loads(total), DeathWatch()
-    self.evaluations: list[tuple[float, Evaluation]] = []
+    self.curves, self.loads, self.deaths = CurveSampler(total), LoadSampler(total), DeathTracker()
+    self.evaluations: list[tuple[float, StepScores]] = []
     self.step, self.tokens, self.unread = 0, 0.0, 0
     self.data: dict[str, dict[str, float]] = {}
-    self.last: Line | None = None
+    self.last: MetricsLine | None = None
     self.unlabelled = 0.0
     self._steps, self._x = [0], [0.0]
     self._experts: dict[int, int] = {}
@@ -162,11 +162,11 @@ class _Watch:
     known = [s for s in steps if type(s) is int and 0 <= s <= self.step]
     return {s: self._x[bisect_left(self._steps, s)] for s in known}
 
-  def _fits(self, line: Line) -> bool:
+  def _fits(self, line: MetricsLine) -> bool:
     """Whether layers have as many experts as before."""
     return all(self._experts.setdefault(n, len(of)) == len(of) for n, of in line.loads.items())
 
-  def _take(self, line: Line) -> None:
+  def _take(self, line: MetricsLine) -> None:
     before = self._x[-1]
     self.last = self.last if line.scalars.get("labels") == 0 else line
     unlabelled = line.scalars.get("unlabelled", 0.0)

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 from jaxmoe.report.html import Html, fold, join, table, tag
-from jaxmoe.report.run import Run
+from jaxmoe.report.run_data import RunData
 
 ABSENT = "(absent)"
 
 
-def recipe(run: Run) -> Html | None:
+def recipe(run: RunData) -> Html | None:
   """Returns the differences from the recipe, the machine, and the whole config to open."""
   process = run.event("process")
   machine = ", ".join(
@@ -26,7 +26,7 @@ def recipe(run: Run) -> Html | None:
   )  # fmt: skip
 
 
-def _changes(run: Run) -> Html:
+def _changes(run: RunData) -> Html:
   origin = run.event("start").get("recipe")
   if not isinstance(origin, dict):
     return tag("p", "The events of this run do not name its recipe.")

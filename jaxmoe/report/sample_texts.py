@@ -1,4 +1,4 @@
-"""The texts a model wrote on the way, from samples.md."""
+"""Samples: the texts a model wrote on the way, from samples.md."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _HEADING = re.compile(r"## step (\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SampleTexts:
   """What was written at a step, a text for each prompt."""
 
   step: int
   texts: tuple[str, ...]
 
 
-def parse_samples(text: str) -> list[Sample]:
+def parse_samples(text: str) -> list[SampleTexts]:
   """Returns the sections of samples.md; a torn last text is returned as far as it goes."""
   found: list[tuple[int, list[str]]] = []
   fence, lines = "", []  # type: ignore[var-annotated]
@@ -34,10 +34,10 @@ def parse_samples(text: str) -> list[Sample]:
       found.append((int(heading[1]), []))
   if fence:
     found[-1][1].append("\n".join(lines))
-  return [Sample(step, tuple(texts)) for step, texts in found]
+  return [SampleTexts(step, tuple(texts)) for step, texts in found]
 
 
-def start_half_end(samples: list[Sample]) -> list[tuple[str, Sample]]:
+def start_half_end(samples: list[SampleTexts]) -> list[tuple[str, SampleTexts]]:
   """Returns the first sample, the one nearest to half of the last one's step, and the last."""
   if len(samples) < 2:
     return [("start" if not sample.step else "so far", sample) for sample in samples]

@@ -1,4 +1,4 @@
-"""Whether routing knows the domains: domain x expert tables and their mutual information."""
+"""Domain x expert tables and their mutual information: whether routing knows the domains."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 
 import numpy as np
 
+from jaxmoe.report.card_grid import few
 from jaxmoe.report.chart import FEW, Axes, Series, chart
-from jaxmoe.report.heatmap import Sides, heatmap, legend
+from jaxmoe.report.heatmap import HeatmapAxes, heatmap, legend
 from jaxmoe.report.html import Html, join, tag
-from jaxmoe.report.layout import few
-from jaxmoe.report.lines import Routing
-from jaxmoe.report.numbers import percent, short
-from jaxmoe.report.run import Run
+from jaxmoe.report.number_format import percent, short
+from jaxmoe.report.run_data import RunData
+from jaxmoe.report.run_lines import DomainRouting
 
 CHANCE = 5  # the colour of what is not the model
 
 
-def routing(run: Run) -> Html | None:
+def routing(run: RunData) -> Html | None:
   """Returns for each layer where the tokens of each domain went last, and how that came about."""
   scored = [(x, one.routing) for x, one in run.evaluations if one.routing]
   if not scored:
@@ -36,7 +36,7 @@ def routing(run: Run) -> Html | None:
   return join(tag("p", note), legend(), few(cards, 13, "charts of layers"))
 
 
-def _matrix(found: Routing, layer: int, labelled: bool) -> Html:
+def _matrix(found: DomainRouting, layer: int, labelled: bool) -> Html:
   total_D1 = found.counts_DE.sum(1, keepdims=True)
   share_DE = found.counts_DE / np.where(total_D1 > 0, total_D1, np.nan)  # no share of no choice
   ratio_DE = share_DE * found.counts_DE.shape[1]
@@ -50,11 +50,13 @@ def _matrix(found: Routing, layer: int, labelled: bool) -> Html:
     f"({short(low, 3)} to {short(high, 3)})."
   )
   return heatmap(
-    f"Domain x expert, layer {layer}", ratio_DE, Sides(names, left=left), note, labelled
+    f"Domain x expert, layer {layer}", ratio_DE, HeatmapAxes(names, left=left), note, labelled
   )
 
 
-def _information(run: Run, scored: list[tuple[float, dict[int, Routing]]], layer: int) -> Html:
+def _information(
+  run: RunData, scored: list[tuple[float, dict[int, DomainRouting]]], layer: int
+) -> Html:
   known = [(x, tables[layer]) for x, tables in scored if layer in tables]
   x = [at for at, _ in known]
   low, high = ([one.shuffled[side] for _, one in known] for side in (0, 1))
@@ -65,7 +67,7 @@ def _information(run: Run, scored: list[tuple[float, dict[int, Routing]]], layer
   return chart(f"Mutual information, layer {layer}", series, Axes(run.unit, "bits", ends=run.ends))
 
 
-def _normalized(run: Run, scored: list[tuple[float, dict[int, Routing]]]) -> Html:
+def _normalized(run: RunData, scored: list[tuple[float, dict[int, DomainRouting]]]) -> Html:
   layers = sorted({layer for _, tables in scored for layer in tables})
   series = []
   for layer in layers:

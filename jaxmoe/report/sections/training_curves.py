@@ -1,16 +1,16 @@
-"""What the model learned: loss, held-out bits per byte beside compressors, and what drove it."""
+"""Training curves: loss, held-out bits per byte beside compressors, rates and balance losses."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from jaxmoe.report.chart import Axes, Level, Series, chart, of_curve
+from jaxmoe.report.card_grid import grid, more
+from jaxmoe.report.chart import Axes, ReferenceLine, Series, chart, of_curve
 from jaxmoe.report.html import Html, join, table, tag
-from jaxmoe.report.layout import grid, more
-from jaxmoe.report.lines import levels
-from jaxmoe.report.numbers import counted, finite, short
-from jaxmoe.report.run import Run
+from jaxmoe.report.number_format import counted, finite, short
+from jaxmoe.report.run_data import RunData
+from jaxmoe.report.run_lines import levels
 from jaxmoe.train.held_out_slice import KEY as SLICE
 
 STEADY = (
@@ -20,7 +20,7 @@ SHOWN = 9  # charts of held-out scores before the others are folded away
 MARKED = ("skipped", "rollback", "resume", "save_failed")
 
 
-def learning(run: Run) -> Html:
+def learning(run: RunData) -> Html:
   """Returns charts of loss, held-out scores, learning rate, gradient norm and balance losses."""
   marks = [
     (run.at[event["step"]], f"{event['event']} at step {event['step']}")
@@ -52,7 +52,7 @@ def learning(run: Run) -> Html:
   )  # fmt: skip
 
 
-def held_out(run: Run) -> list[Html]:
+def held_out(run: RunData) -> list[Html]:
   """Returns a chart of held-out bits per byte for all domains together, then one for each.
 
   Of runs that scored a slice: curves and compressors are of the slice.
@@ -64,17 +64,17 @@ def held_out(run: Run) -> list[Html]:
   baselines = compressors(run)
   for domain in domains(run):
     y = [one.domains.get(domain, math.nan) for _, one in run.evaluations]
-    others = [Level(name, of[domain]) for name, of in baselines.items() if domain in of]
+    others = [ReferenceLine(name, of[domain]) for name, of in baselines.items() if domain in of]
     cards.append(chart(f"{title}: {domain}", [Series("", x, y)], axes, others))
   return cards
 
 
-def domains(run: Run) -> list[str]:
+def domains(run: RunData) -> list[str]:
   """Returns the domains that were ever scored, in order."""
   return list(dict.fromkeys(name for _, one in run.evaluations for name in one.domains))
 
 
-def compressors(run: Run) -> dict[str, dict[str, float]]:
+def compressors(run: RunData) -> dict[str, dict[str, float]]:
   """Returns {compressor: {domain: bits per byte}} of the slice, as the start of the run says it.
 
   Older runs say it of a stream that is the slice alone, in which compressors know little; that is
@@ -96,7 +96,7 @@ def _get(plain: dict[str, Any], *path: str) -> dict[str, Any]:
 
 
 def _curve(
-  run: Run, name: str, title: str, unit: str = "", log: str = "", zero: bool = False,
+  run: RunData, name: str, title: str, unit: str = "", log: str = "", zero: bool = False,
   marks: list[tuple[float, str]] | None = None,
 ) -> Html:  # fmt: skip
   curve = run.curves.get(name)
@@ -105,7 +105,7 @@ def _curve(
   return chart(title, series, axes, marks=marks or ())
 
 
-def _domains(run: Run) -> Html | None:
+def _domains(run: RunData) -> Html | None:
   """A row for each domain: what was handed out of it, and how much there is."""
   if not run.data:
     return None

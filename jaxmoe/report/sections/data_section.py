@@ -1,18 +1,18 @@
-"""What a run was trained on and scored on, and what of it could not be read."""
+"""The text a run was trained on and scored on, and records that could not be read."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jaxmoe.report.html import Html, fold, join, table, tag
-from jaxmoe.report.numbers import counted, finite
-from jaxmoe.report.run import Run
+from jaxmoe.report.number_format import counted, finite
+from jaxmoe.report.run_data import RunData
 
 SIDES = ("train", "held_out")
 MAX_PLACES = 200
 
 
-def data(run: Run) -> Html | None:
+def data(run: RunData) -> Html | None:
   """Returns the documents and bytes of each domain, and what was skipped and why."""
   data_fields = _plain(run.event("start").get("data"))
   sizes, skipped = _plain(data_fields.get("domains")), _plain(data_fields.get("skipped"))

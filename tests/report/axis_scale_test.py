@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from jaxmoe.report.numbers import counted, finite, percent, seconds, short
-from jaxmoe.report.samples import parse_samples, start_half_end
-from jaxmoe.report.scale import Scale, span
+from jaxmoe.report.axis_scale import Scale, span
+from jaxmoe.report.number_format import counted, finite, percent, seconds, short
+from jaxmoe.report.sample_texts import parse_samples, start_half_end
 
 
 @pytest.mark.parametrize("log", [False, True])

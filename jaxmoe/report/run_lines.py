@@ -1,7 +1,8 @@
-"""The lines of a run's files, read one by one; what is strange is left out and counted.
+"""Lines of the files of a run, read one by one; a strange one is left out and counted.
 
 A run may be writing while it is read, may have died in the middle of a line, and may come from an
-older version with fewer fields. `Line` is a line of metrics.jsonl with fields of the right types.
+older version with fewer fields. `MetricsLine` is a line of metrics.jsonl with fields of the right
+types.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxmoe.report.numbers import finite
+from jaxmoe.report.number_format import finite
 from jaxmoe.train.reverse_lines import parse
 
 
 @dataclasses.dataclass(frozen=True)
-class Routing:
+class DomainRouting:
   """Where the tokens of each domain went in a layer, and whether that is more than chance."""
 
   domains: tuple[str, ...]
@@ -38,16 +39,16 @@ class Routing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class StepScores:
   """Held-out scores of a step, overall and by domain, and the routing of each layer."""
 
   bits_per_byte: float
   domains: dict[str, float]
-  routing: dict[int, Routing]
+  routing: dict[int, DomainRouting]
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class FinalScores:
   """What eval.json says: the scores of all held-out text at a step, beside those of compressors."""
 
   step: int
@@ -57,7 +58,7 @@ class Scores:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class MetricsLine:
   """A line of metrics.jsonl."""
 
   step: int
@@ -65,7 +66,7 @@ class Line:
   loads: dict[int, np.ndarray]
   layers: dict[int, dict[str, float]]
   data: dict[str, dict[str, float]]
-  evaluation: Evaluation | None
+  evaluation: StepScores | None
   time: dict[str, Any]
 
 
@@ -90,7 +91,7 @@ def count_lines(path: pathlib.Path) -> int:
     return 0
 
 
-def parse_line(plain: dict[str, Any] | None) -> Line | None:
+def parse_line(plain: dict[str, Any] | None) -> MetricsLine | None:
   """Returns a line of metrics.jsonl, None if it is not one."""
   try:
     return _line(plain or {})
@@ -98,13 +99,13 @@ def parse_line(plain: dict[str, Any] | None) -> Line | None:
     return None
 
 
-def parse_scores(plain: Any) -> Scores | None:
+def parse_scores(plain: Any) -> FinalScores | None:
   """Returns what eval.json holds, None if it holds no scores."""
   if not isinstance(plain, dict) or type(plain.get("step")) is not int:
     return None
   domains, others = plain.get("domains"), plain.get("compressors")
   found = _numbers(domains) if isinstance(domains, dict) else {}
-  return Scores(plain["step"], finite(plain.get("bits_per_byte")), found, levels(others))
+  return FinalScores(plain["step"], finite(plain.get("bits_per_byte")), found, levels(others))
 
 
 def levels(plain: Any) -> dict[str, dict[str, float]]:
@@ -127,11 +128,11 @@ def entropy(counts: np.ndarray) -> float:
   return float(-(share * np.log2(share)).sum())
 
 
-def _line(plain: dict[str, Any]) -> Line:
+def _line(plain: dict[str, Any]) -> MetricsLine:
   if type(plain["step"]) is not int or not 0 < plain["step"] < 2**53:
     raise ValueError("step")
   layers = {int(name): layer for name, layer in plain.get("layers", {}).items()}
-  return Line(
+  return MetricsLine(
     step=plain["step"],
     scalars={name: value for name, value in _numbers(plain).items() if name != "step"},
     loads={n: _load(layer["load"]) for n, layer in sorted(layers.items()) if "load" in layer},
@@ -158,19 +159,19 @@ def _load(values: Any) -> np.ndarray:
   return load_E
 
 
-def _evaluation(plain: dict[str, Any]) -> Evaluation:
+def _evaluation(plain: dict[str, Any]) -> StepScores:
   routing = {int(name): _routing(of) for name, of in plain.get("routing", {}).items()}
   domains = _numbers(plain.get("domains", {}))
-  return Evaluation(finite(plain.get("bits_per_byte")), domains, dict(sorted(routing.items())))
+  return StepScores(finite(plain.get("bits_per_byte")), domains, dict(sorted(routing.items())))
 
 
-def _routing(plain: dict[str, Any]) -> Routing:
+def _routing(plain: dict[str, Any]) -> DomainRouting:
   counts_DE = np.asarray(list(plain["counts"].values()), np.float64)
   if counts_DE.ndim != 2 or not counts_DE.size or not np.isfinite(counts_DE).all():
     raise ValueError("counts")
   low, high = plain.get("shuffled_95") or (None, None)
   bits = finite(plain.get("mutual_information"))
-  return Routing(tuple(plain["counts"]), counts_DE, bits, (finite(low), finite(high)))
+  return DomainRouting(tuple(plain["counts"]), counts_DE, bits, (finite(low), finite(high)))
 
 
 def _clock(plain: dict[str, Any]) -> dict[str, Any]:

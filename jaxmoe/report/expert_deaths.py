@@ -18,7 +18,7 @@ class Death(NamedTuple):
   step: int
 
 
-class DeathWatch:
+class DeathTracker:
   """Notes for each expert when it was chosen last."""
 
   def __init__(self) -> None:
@@ -49,7 +49,7 @@ def expert_deaths(lines: Iterable[Mapping[str, Any]]) -> list[Death]:
   Dead is who got no choice from some step to the last for at least 20 steps and 5% of the run; one
   that was chosen again later is not.
   """
-  watch = DeathWatch()
+  watch = DeathTracker()
   for line in lines:
     layers = line.get("layers", {})
     watch.add(line["step"], {int(n): np.asarray(layer["load"]) for n, layer in layers.items()})

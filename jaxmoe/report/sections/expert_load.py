@@ -1,16 +1,16 @@
-"""How experts were used: load by layer and over time, who died and when, and balance over time."""
+"""Expert load by layer and over time, experts that died and when, and balance over time."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from jaxmoe.report.card_grid import few, grid
 from jaxmoe.report.chart import Axes, chart, of_curve
-from jaxmoe.report.deaths import sentences
-from jaxmoe.report.heatmap import Sides, heatmap, legend
+from jaxmoe.report.expert_deaths import sentences
+from jaxmoe.report.heatmap import HeatmapAxes, heatmap, legend
 from jaxmoe.report.html import Html, fold, join, table, tag
-from jaxmoe.report.layout import few, grid
-from jaxmoe.report.numbers import percent, short
-from jaxmoe.report.run import Run
+from jaxmoe.report.number_format import percent, short
+from jaxmoe.report.run_data import RunData
 
 MAX_CELLS, MIN_COLUMNS = 80_000, 20
 PER_LAYER = {
@@ -24,7 +24,7 @@ PER_LAYER = {
 FROM_ZERO = ("max_violation", "dead", "drop_rate", "effective_k")
 
 
-def experts(run: Run) -> Html | None:
+def experts(run: RunData) -> Html | None:
   """Returns heatmaps of load, the experts that died, and each layer's balance over the run."""
   if not run.loads:
     return None
@@ -35,7 +35,7 @@ def experts(run: Run) -> Html | None:
   )  # fmt: skip
 
 
-def deaths(run: Run, most: int = 12) -> Html | None:
+def deaths(run: RunData, most: int = 12) -> Html | None:
   """Returns in words who died and when, or that nobody did."""
   if not run.loads:
     return None
@@ -49,7 +49,7 @@ def deaths(run: Run, most: int = 12) -> Html | None:
   return tag("div", head, tag("ul", *items[:most]), rest, class_="alert")
 
 
-def _by_layer(run: Run) -> Html:
+def _by_layer(run: RunData) -> Html:
   """The layers x experts heatmap; layers with fewer experts than others end earlier."""
   widest = max(len(of.last_E) for of in run.loads.values())
   ratio_LE = np.full((len(run.loads), widest), np.nan)
@@ -57,10 +57,10 @@ def _by_layer(run: Run) -> Html:
     ratio_LE[i, : len(of.last_E)] = of.last_E * len(of.last_E)
   rows = [str(layer) for layer in run.loads]
   note = "Rows are layers by depth; mean over the last tenth of the steps."
-  return heatmap("Load by layer", ratio_LE, Sides(rows), note)
+  return heatmap("Load by layer", ratio_LE, HeatmapAxes(rows), note)
 
 
-def _over_time(run: Run) -> Html:
+def _over_time(run: RunData) -> Html:
   """The layers x experts heatmap, and those of layers over time."""
   total = sum(len(of.last_E) for of in run.loads.values())
   columns = min(100, max(MIN_COLUMNS, MAX_CELLS // total))
@@ -79,18 +79,18 @@ def _over_time(run: Run) -> Html:
   return join(few([_by_layer(run), *cards], 9, "layers"), note)
 
 
-def _history(run: Run, layer: int, columns: int, labelled: bool) -> Html:
+def _history(run: RunData, layer: int, columns: int, labelled: bool) -> Html:
   ratio_EC, edges = run.loads[layer].ratios(columns)
   died = {death.expert: death.step for death in run.deaths if death.layer == layer}
   marks = {expert: f"expert {expert}: no token since step {step}" for expert, step in died.items()}
   since = [f"{e} (step {s}, {run.tokens_at(s)} {run.unit})" for e, s in died.items()]
   note = f"◂ no token since: {', '.join(since[:16])}{' …' if since[16:] else ''}" if since else ""
   names = [str(expert) for expert in range(len(ratio_EC))]
-  sides = Sides(names, run.unit, edges, marks=marks)
+  sides = HeatmapAxes(names, run.unit, edges, marks=marks)
   return heatmap(f"Load over time, layer {layer}", ratio_EC, sides, note, labelled)
 
 
-def _per_layer(run: Run, metric: str) -> Html | None:
+def _per_layer(run: RunData, metric: str) -> Html | None:
   curves = run.layer_curves(metric)
   if not curves:
     return None
@@ -100,7 +100,7 @@ def _per_layer(run: Run, metric: str) -> Html | None:
   return chart(title, series, axes)
 
 
-def _table(run: Run) -> Html:
+def _table(run: RunData) -> Html:
   dead = {(death.layer, death.expert): death.step for death in run.deaths}
   rows = [
     [f"layer {layer}, expert {expert}", percent(float(share)), short(share * len(of.last_E), 3),

@@ -1,4 +1,4 @@
-"""From values to places of a picture, and round numbers to write at an axis."""
+"""Scales from values to places of a picture, and round numbers to write at an axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened to a run: its events, but for the checkpoints that went well."""
+"""The events of a run, but for the checkpoints that went well."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmoe.report.html import Html, join, table, tag
-from jaxmoe.report.numbers import seconds
-from jaxmoe.report.run import Run, unix_s
+from jaxmoe.report.number_format import seconds
+from jaxmoe.report.run_data import RunData, unix_s
 
 MAX_ROWS, MAX_CHARACTERS = 200, 400
 COUNTED = ("checkpoint",)
 LONG = {"start": ("data", "recipe"), "done": ("data",), "stopped": ("data",)}
 
 
-def happened(run: Run) -> Html | None:
+def happened(run: RunData) -> Html | None:
   """Returns how many events of each kind there were, and the first of them in order."""
   if not run.events:
     return None
