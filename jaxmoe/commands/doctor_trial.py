@@ -23,7 +23,7 @@ from jaxmoe.cost.peak import best_peak
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.run_log import read_lines
-from jaxmoe.train.session import Session
+from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.workdir import Workdir
 
 STEPS = 3
@@ -69,7 +69,7 @@ def train_and_restore(folder: pathlib.Path) -> dict[str, Any]:
   corpus = open_corpus(experiment.data, None)
   for _ in range(2):
     workdir = Workdir(folder / "run")
-    Session(experiment, workdir, corpus, one_device()).train()
+    Trainer(experiment, workdir, corpus, one_device()).fit()
     workdir.release()
   done = [event for event in read_lines(workdir.events) if event["event"] == "done"]
   digests = [event["digest"] for event in done]

@@ -35,8 +35,9 @@ from jaxmoe.train.goodput import goodput
 from jaxmoe.train.idle_devices import idle_devices
 from jaxmoe.train.profile import Profiler, parse_steps
 from jaxmoe.train.run_log import NoRunLog, RunLog, read_lines
-from jaxmoe.train.session import Around, Session
+from jaxmoe.train.run_options import RunOptions
 from jaxmoe.train.sinks import Sink, Sinks
+from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.wall_clock import WallClock
 from jaxmoe.train.workdir import Workdir
 
@@ -87,7 +88,7 @@ def train(clock: WallClock, overrides: list[str]) -> int:
     make_schedule(experiment.optim, experiment.train.num_steps)
   multihost.assert_equal("the recipe", to_json(experiment))
   # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
-  with around(experiment, workdir, clock) as onlookers:
+  with run_options(experiment, workdir, clock) as options:
     jax_settings.set_up_jax()
     layout = make_layout(experiment.parallel)
     if idle := idle_devices(experiment, layout, jax.devices()):
@@ -96,19 +97,19 @@ def train(clock: WallClock, overrides: list[str]) -> int:
     with multihost.raise_on_all():
       corpus = open_corpus(experiment.data, jax_settings.cache_dir() / "tokenizers", progress=say)
     multihost.assert_equal("the text", json.dumps(corpus.identity))
-    session = Session(experiment, workdir, corpus, layout, onlookers)
+    trainer = Trainer(experiment, workdir, corpus, layout, options)
     try:
-      outcome = session.train(stop)
+      result = trainer.fit(stop)
     except InputError:
       raise
     except UserFacingError:
       report_end(workdir, clock)
       raise
   report_end(workdir, clock)
-  if not outcome.done:
-    print(f"stopped at step {outcome.step}, saved; the same command goes on")
+  if not result.done:
+    print(f"stopped at step {result.step}, saved; the same command goes on")
     return stop.exit_code
-  print(f"done: step {outcome.step}. In {workdir.path}: metrics.jsonl, samples.md, checkpoints/")
+  print(f"done: step {result.step}. In {workdir.path}: metrics.jsonl, samples.md, checkpoints/")
   here = f"--workdir={workdir.path}"
   say(f"  score it:    {follow_up('evaluate', here)}")
   say(f"  write text:  {follow_up('generate', here, '--prompt=def main(')}")
@@ -137,7 +138,7 @@ def report_end(workdir: Workdir, clock: WallClock) -> None:
 
 
 @contextlib.contextmanager
-def around(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterator[Around]:
+def run_options(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterator[RunOptions]:
   """Gives what the flags say that a run is given besides its recipe, and ends it with the run.
 
   Raises:
@@ -159,7 +160,7 @@ def around(experiment: Experiment, workdir: Workdir, clock: WallClock) -> Iterat
   try:
     first = functools.partial(selfcheck, experiment) if FLAGS.selfcheck else None
     origin, peaks = recipe_origin(FLAGS.config, experiment), jax_settings.cache_dir() / "peaks"
-    yield Around(origin, clock, (sinks,), profiler, first, peaks)
+    yield RunOptions(origin, clock, (sinks,), profiler, first, peaks)
   except KeyboardInterrupt:
     wait_s = 0.5  # the person does not want to wait
     raise

@@ -33,8 +33,8 @@ from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.run_log import RunLog
 from jaxmoe.train.run_store import no_checkpoint
 from jaxmoe.train.saver import make_record
-from jaxmoe.train.session import Session
 from jaxmoe.train.train_state import PARAMS, State, StateSpec, came_from, read_state
+from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.workdir import Workdir
 
 
@@ -152,9 +152,9 @@ def write_run(
   """
   half = out.with_name(f".{out.name}.{os.getpid()}")
   workdir = Workdir(half)
-  session = Session(experiment, workdir, corpus, one_device())
-  spec = _spec(source, surgery, session)
-  state = _carried(source, surgery, session, spec, reset)
+  trainer = Trainer(experiment, workdir, corpus, one_device())
+  spec = _spec(source, surgery, trainer)
+  state = _carried(source, surgery, trainer, spec, reset)
   store = open_store(workdir.checkpoints, experiment.train.store)
   stream = corpus.stream(experiment.train.batch_size, experiment.train.seed)
   with contextlib.ExitStack() as cleanup:
@@ -181,32 +181,32 @@ def write_run(
       ) from None
 
 
-def _spec(source: LoadedState, surgery: Surgery, session: Session) -> StateSpec:
+def _spec(source: LoadedState, surgery: Surgery, trainer: Trainer) -> StateSpec:
   """Returns the new run's, in which what is frozen has the dtype that the source has it in."""
-  decoder, experiment = session.decoder, session.experiment
+  decoder, experiment = trainer.decoder, trainer.experiment
   origins = {name: source_name(surgery, name) for name in shapes_by_name(decoder)}
   came = {name: source.dtypes[old] for name, old in origins.items() if old in source.dtypes}
-  masters = dataclasses.replace(session.spec.masters, came=came)
+  masters = dataclasses.replace(trainer.spec.masters, came=came)
   window = experiment.train.recovery.spike_window
-  return StateSpec(decoder, experiment.transform(decoder), session.layout, window, masters)
+  return StateSpec(decoder, experiment.transform(decoder), trainer.layout, window, masters)
 
 
 def _carried(
-  source: LoadedState, surgery: Surgery, session: Session, spec: StateSpec, reset: bool
+  source: LoadedState, surgery: Surgery, trainer: Trainer, spec: StateSpec, reset: bool
 ) -> State:
   """Returns the first state of the new run."""
-  surgery = dataclasses.replace(surgery, model=session.experiment.model)
-  new = session.decoder
-  keys = Keys.from_seed(session.experiment.train.seed)
+  surgery = dataclasses.replace(surgery, model=trainer.experiment.model)
+  new = trainer.decoder
+  keys = Keys.from_seed(trainer.experiment.train.seed)
   params = transplant_params(surgery, source.decoder, new, source.state.params, keys)
   if reset:
-    optimizer = jax.jit(session.experiment.transform(new).init)(params)
+    optimizer = jax.jit(trainer.experiment.transform(new).init)(params)
   else:
     like = spec.shapes.optimizer
     optimizer = _first_update(
       transplant_moments(surgery, source.decoder, new, source.state.optimizer, like)
     )
-  window = session.experiment.train.recovery.spike_window
+  window = trainer.experiment.train.recovery.spike_window
   return jax.device_put(State.create(spec.cast(params), optimizer, window), spec.shardings)
 
 

@@ -2,11 +2,12 @@
 
 From the start of the first process to the last sign of life every second falls into one category:
 `start` (interpreter, imports, reading the corpus, making or restoring the state), `compile`, `data`
-(waiting for a batch), `step`, `evaluation`, `samples`, `checkpoint` (waiting for one), `report`
-(writing report.html at the end, which cannot tell its own), `paused` (the process was stopped as a
-whole, by SIGSTOP or a frozen group), `lost` (what a process did after its last checkpoint and
-another had to do again, or what a rollback threw away), `down` (no process alive) and `other` (what
-a record calls otherwise). Goodput is the share of `step`.
+(waiting for a batch), `step`, `evaluation`, `samples`, `checkpoint` (waiting for one), `engine`
+(what replaces the state between steps), `report` (writing report.html at the end, which cannot tell
+its own), `paused` (the process was stopped as a whole, by SIGSTOP or a frozen group), `lost` (what
+a process did after its last checkpoint and another had to do again, or what a rollback threw away),
+`down` (no process alive) and `other` (what a record calls otherwise). Goodput is the share of
+`step`.
 
 What a process did is the sum of what it booked, by a monotonic clock: setting the time of day moves
 nothing. Only between processes there is no other clock than that, for the end of `lost` and for
@@ -21,8 +22,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 CATEGORIES = (
-  "step", "data", "evaluation", "samples", "checkpoint", "compile", "start", "report", "paused",
-  "lost", "down", "other",
+  "step", "data", "evaluation", "samples", "checkpoint", "engine", "compile", "start", "report",
+  "paused", "lost", "down", "other",
 )  # fmt: skip
 _ENDS = ("done", "stopped", "failed")
 _ALIKE_S = 5.0  # a disk's clock and a record may differ by this without a word

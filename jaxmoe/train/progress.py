@@ -16,7 +16,7 @@ from jaxmoe.train.console_progress import SILENCE_S, ConsoleProgress
 
 _RECENT = 20  # steps whose median speed is shown
 _PACE = 100  # steps whose mean says how long those to come take
-BESIDE = ("evaluation", "samples", "checkpoint")
+BESIDE = ("evaluation", "samples", "checkpoint", "engine")
 """Categories of what is done every so many steps."""
 
 
@@ -34,8 +34,8 @@ class Pace:
   """How long a run has still to go, from its lines since it started or went on.
 
   A step to come takes what the last ones took; what is done every so many steps (evaluation,
-  samples, checkpoints) takes its median, as often as it came so far. Neither the start of the
-  process nor what was compiled comes again.
+  samples, checkpoints, an engine) takes its median, as often as it came so far. Neither the start
+  of the process nor what was compiled comes again.
   """
 
   def __init__(self, first: int):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jaxmoe.checkpoint import Store
 from jaxmoe.core import multihost
 from jaxmoe.core.config_io import to_plain
 from jaxmoe.core.errors import CheckpointError
@@ -17,8 +18,8 @@ from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.stream import BatchStream
 from jaxmoe.train import changed_definitions
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.parts import Parts
-from jaxmoe.train.train_state import State
+from jaxmoe.train.observers import Observers
+from jaxmoe.train.train_state import State, StateSpec
 
 MAX_FAILED_SAVES = 3
 
@@ -47,9 +48,13 @@ class Saver:
     rollbacks: How often the run has gone back; a part of what is saved.
   """
 
-  def __init__(self, parts: Parts):
-    self._parts = parts
-    self._log, self._display = parts.observers.log, parts.observers.display
+  def __init__(
+    self, experiment: Experiment, corpus: Corpus, spec: StateSpec, store: Store,
+    stream: BatchStream, observers: Observers,
+  ):  # fmt: skip
+    self._experiment, self._corpus, self._stream = experiment, corpus, stream
+    self._spec, self._store = spec, store
+    self._log, self._display = observers.log, observers.display
     self._failures = 0
     self._writing: int | None = None
     self.rollbacks = 0
@@ -67,7 +72,7 @@ class Saver:
   def finish(self, step: int, state: State) -> None:
     """Returns once `step` is wholly written; tries again while failures are few enough."""
     self.settle()
-    while step not in self._parts.store.steps():
+    while step not in self._store.steps():
       self(step, state)
       self.settle()
 
@@ -76,21 +81,18 @@ class Saver:
     step, self._writing = self._writing, None
     if step is None:
       return
-    why = _trouble(self._parts.store.wait)
+    why = _trouble(self._store.wait)
     if why:
       self._failed(step, why)
     else:
       self._failures = 0
-    for old, reason in self._parts.store.unremoved().items():
+    for old, reason in self._store.unremoved().items():
       self._log.event("not_removed", step=old, why=reason)
       self._display.say(f"checkpoint {old} is not needed any more and cannot be removed: {reason}")
 
   def _write(self, step: int, state: State) -> None:
-    self._parts.store.write(step, self._parts.spec.to_arrays(state), self._record(step))
-
-  def _record(self, step: int) -> dict[str, Any]:
-    parts = self._parts
-    return make_record(step, parts.experiment, parts.corpus, parts.stream, self.rollbacks)
+    record = make_record(step, self._experiment, self._corpus, self._stream, self.rollbacks)
+    self._store.write(step, self._spec.to_arrays(state), record)
 
   def _failed(self, step: int, why: str) -> None:
     self._failures += 1

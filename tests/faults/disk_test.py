@@ -9,9 +9,9 @@ MEND = {"free": disks.free, "unlock": disks.unmount}
 # Where a run has not begun to train, or has ended and only has to say so.
 ENDS = (
   points.before("jaxmoe.train.workdir:Workdir.claim"),
-  points.before("jaxmoe.train.session:Session._train"),
-  points.before("jaxmoe.train.session:Session._write_files"),
-  points.before("jaxmoe.train.session:Session._end"),
+  points.before("jaxmoe.train.trainer:Trainer._fit"),
+  points.before("jaxmoe.train.run_setup:write_config_and_tokenizer"),
+  points.before("jaxmoe.train.trainer:Trainer._end"),
 )
 NUM_BYTES = 6 << 20
 

@@ -33,17 +33,17 @@ class File:
     return {"file": self.event, "like": self.like, "call": rng.randint(1, self.calls)}
 
 
-SESSION, LOOP = "jaxmoe.train.session", "jaxmoe.train.loop"
+TRAINER = "jaxmoe.train.trainer"
 STORE = "jaxmoe.checkpoint.orbax_store:OrbaxStore"
 SAVER, RUN_LOG = "jaxmoe.train.saver:Saver", "jaxmoe.train.run_log:RunLog"
 POINTS = {
   "compile": (
-    Place(f"{SESSION}:Session.compiled_step", within_s=0.9),
+    Place(f"{TRAINER}:Trainer.compiled_step", within_s=0.9),
     Place("jax._src.compiler:compile_or_get_cached", calls=20),
   ),
   "step": (
     Place(f"{RUN_LOG}.step", calls=6, within_s=0.004),
-    Place(f"{LOOP}:summarize", calls=6, within_s=0.002),
+    Place("jaxmoe.train.step_line:summarize", calls=6, within_s=0.002),
   ),
   "save": (
     Place(f"{STORE}.write", calls=3),
@@ -68,9 +68,9 @@ POINTS = {
     Place("jaxmoe.data.stream:BatchStream.__next__", calls=6, within_s=0.002),
   ),
   "rollback": (
-    Place("jaxmoe.train.rollback:Rollback.__call__", within_s=0.1),
-    Place("jaxmoe.train.rollback:Rollback._read"),
-    Place("jaxmoe.train.parts:Parts.forget", calls=2),
+    Place(f"{TRAINER}:Trainer.rollback", within_s=0.1),
+    Place("jaxmoe.train.rollback:Rollback.read"),
+    Place(f"{TRAINER}:Trainer.forget", calls=2),
     Place(f"{STORE}.set_aside"),
   ),
   "restore": (
@@ -78,7 +78,7 @@ POINTS = {
     Place("jaxmoe.checkpoint.orbax_store:check_digests"),
     Place("jaxmoe.data.stream:BatchStream.restore"),
     Place(f"{RUN_LOG}.resume"),
-    Place("jaxmoe.train.parts:cut_samples"),
+    Place(f"{TRAINER}:cut_samples"),
   ),
 }
 

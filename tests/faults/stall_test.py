@@ -6,7 +6,7 @@ from tests.faults import points, runs
 
 HANGS = {
   "data": (("jaxmoe.data.stream:BatchStream.__next__", 6),),
-  "step": ((f"{points.LOOP}:summarize", 6),),
+  "step": (("jaxmoe.train.step_line:summarize", 6),),
   "evaluation": (("jaxmoe.train.evaluate:score_rows", 8),),
   "samples": (("jaxmoe.train.hooks:generate", 2),),
   "checkpoint": ((f"{points.STORE}.write", 3), (f"{points.STORE}.wait", 3)),

@@ -32,7 +32,7 @@ def wrap(owner, name, before=None, after=None):
     return result
   setattr(owner, name, wrapped)
 
-from jaxmoe.train import session
+from jaxmoe.train import trainer
 from jaxmoe.train import run_log
 
 def at(wanted, act=shoot):
@@ -47,9 +47,9 @@ def stay():
   print("here", flush=True)
   time.sleep(600)
 
-RunLog, Session = run_log.RunLog, session.Session
+RunLog, Trainer = run_log.RunLog, trainer.Trainer
 {
-  "compile": lambda: wrap(Session, "compiled_step", at(1, lambda: soon(0.2))),
+  "compile": lambda: wrap(Trainer, "compiled_step", at(1, lambda: soon(0.2))),
   "line_2": lambda: wrap(RunLog, "step", after=at(2)),
   "line_5_saved": lambda: wrap(RunLog, "step", after=at(5, lambda: wait_for(4))),
   "stay": lambda: wrap(RunLog, "step", after=at(2, stay)),

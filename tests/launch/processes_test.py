@@ -38,12 +38,12 @@ def wrap(owner, name, wanted, after=False, delay_s=0.0):
   setattr(owner, name, wrapped)
 
 from jaxmoe.checkpoint.orbax_store import OrbaxStore
-from jaxmoe.train import hooks, loop, session
-from jaxmoe.train import restore
+from jaxmoe.train import hooks
+from jaxmoe.train.trainer import Trainer
 
 POINTS = {
-  "compile": lambda: wrap(session.Session, "compiled_step", 1, delay_s=0.3),
-  "line_2": lambda: wrap(loop, "_write", 2, after=True),
+  "compile": lambda: wrap(Trainer, "compiled_step", 1, delay_s=0.3),
+  "line_2": lambda: wrap(Trainer, "log_step", 2, after=True),
   "evaluation": lambda: wrap(hooks.EvaluationHook, "__call__", 1, delay_s=0.01),
   "save": lambda: wrap(OrbaxStore, "write", 1, after=True),
   "after_save": lambda: wrap(OrbaxStore, "wait", 2, after=True),

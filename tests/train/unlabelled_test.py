@@ -17,8 +17,9 @@ from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.auto import source_at
 from jaxmoe.optim import Cosine
 from jaxmoe.runs.recipe_loading import load_recipe
-from jaxmoe.train import session
-from jaxmoe.train.session import Session
+from jaxmoe.train import run_setup
+from jaxmoe.train.run_options import RunResult
+from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.workdir import Workdir
 
 STEPS, ROWS, LENGTH = 1200, 2, 32
@@ -50,11 +51,11 @@ def asked(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_on_short_answers_learns_and_skips_no_step(asked, tmp_path, monkeypatch, seed):
-  monkeypatch.setattr(session, "matmul_peak", lambda dtype: 1e12, raising=False)
+  monkeypatch.setattr(run_setup, "best_peak", lambda dtype, folder: 1e12)
   train = dataclasses.replace(asked.train, seed=seed)
   recipe, workdir = dataclasses.replace(asked, train=train), Workdir(tmp_path)
   try:
-    outcome = Session(recipe, workdir, open_corpus(recipe.data), one_device()).train()
+    outcome = Trainer(recipe, workdir, open_corpus(recipe.data), one_device()).fit()
   finally:
     workdir.release()
   lines = [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
@@ -63,7 +64,7 @@ def test_a_run_on_short_answers_learns_and_skips_no_step(asked, tmp_path, monkey
   learned = [loss for loss in losses if loss is not None]
   print(f"seed {seed}: {empty} of {STEPS} steps without labels, {lines[-1]['skipped']} skipped")
   print(f"losses {learned}")
-  assert outcome == session.Outcome(STEPS, done=True)
+  assert outcome == RunResult(STEPS, done=True)
   assert 0.95 * STEPS < empty == lines[-1]["unlabelled"] < STEPS - 9
   assert lines[-1]["skipped"] == 0
   assert learned[0] > 5 and np.mean(learned[-5:]) < 2

@@ -20,16 +20,17 @@ from jaxmoe.moe.routing import RouterSums
 from jaxmoe.optim import Constant
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.runs.recipe_loading import load_recipe
-from jaxmoe.train import changed_definitions, rollback, session
+from jaxmoe.train import changed_definitions, rollback, run_setup
 from jaxmoe.train import step as train_step
 from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.experiment import Experiment, Recovery
+from jaxmoe.train.run_options import RunResult
 from jaxmoe.train.saver import MAX_FAILED_SAVES, Saver
-from jaxmoe.train.session import Session
+from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.workdir import Workdir
 
 STEPS = 6
-COMPILED_STEP = Session.compiled_step
+COMPILED_STEP = Trainer.compiled_step
 OVERRIDES = {
   "model.dim": 16, "data.seq_len": 32, "train.num_steps": STEPS, "train.checkpoint_every": 2,
   "evaluation.every": 3, "evaluation.max_bytes": 200, "samples.every": 2, "samples.max_tokens": 4,
@@ -69,8 +70,8 @@ def _compiled_once():
       return steps[key]
 
     patch.setattr(Experiment, "decoder", shared)
-    patch.setattr(Session, "compiled_step", shared_step)
-    patch.setattr(session, "best_peak", lambda dtype, folder: 1e12)
+    patch.setattr(Trainer, "compiled_step", shared_step)
+    patch.setattr(run_setup, "best_peak", lambda dtype, folder: 1e12)
     yield
 
 
@@ -83,8 +84,8 @@ def train(corpus):
     done = lines.read_bytes().count(b"\n") if lines.exists() else 0
     asked = iter(range(done + 1, 100))
     try:
-      made = Session(experiment, workdir, corpus, one_device())
-      return made.train(lambda: next(asked) == stop_at)
+      made = Trainer(experiment, workdir, corpus, one_device())
+      return made.fit(lambda: next(asked) == stop_at)
     finally:
       workdir.release()
 
@@ -111,7 +112,7 @@ def outcome(folder):
 def straight(train, tmp_path_factory):
   """The folder of a run that nothing disturbed."""
   folder = tmp_path_factory.mktemp("straight")
-  assert train(folder) == session.Outcome(STEPS, done=True)
+  assert train(folder) == RunResult(STEPS, done=True)
   return folder
 
 
@@ -119,7 +120,7 @@ def straight(train, tmp_path_factory):
 def stopped(train, tmp_path_factory):
   """The folder of a run that was asked to stop at step 5, with checkpoints at 2, 4 and 5."""
   folder = tmp_path_factory.mktemp("stopped")
-  assert train(folder, stop_at=5) == session.Outcome(5, done=False)
+  assert train(folder, stop_at=5) == RunResult(5, done=False)
   return folder
 
 
@@ -134,10 +135,10 @@ def test_a_stall_tells_the_memory_that_is_left_within_the_limits_of_the_groups(
 ):
   told = {}
   monkeypatch.setattr(
-    session.host, "memory", lambda: HostMemory(600 << 20, 100 << 20, grouped=True)
+    run_setup.host, "memory", lambda: HostMemory(600 << 20, 100 << 20, grouped=True)
   )
-  monkeypatch.setattr(session, "dump_and_end", lambda *given: told.update(given=given))
-  observers = Session(recipe(), Workdir(tmp_path), corpus, one_device())._observers()
+  monkeypatch.setattr(run_setup, "dump_and_end", lambda *given: told.update(given=given))
+  observers = run_setup.make_observers(recipe(), Workdir(tmp_path), corpus, None)
   observers.watchdog._stalled("step 7", 9.0)
   _, line, tell = told["given"]
   tell()
@@ -146,8 +147,8 @@ def test_a_stall_tells_the_memory_that_is_left_within_the_limits_of_the_groups(
 
 
 def test_virtual_devices_have_the_peak_of_their_machine_once(straight):
-  assert session.num_peaks(one_device()) == 1
-  assert session.num_peaks(make_layout(Parallel(data=8), jax.devices())) == 1
+  assert run_setup.num_peaks(one_device()) == 1
+  assert run_setup.num_peaks(make_layout(Parallel(data=8), jax.devices())) == 1
   (compiled,) = events(straight, "compiled")
   assert compiled["time"]["peak_flops_per_s"] == 1e12
 
@@ -185,7 +186,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, straight, a
 
 def test_a_run_may_be_stopped_again_and_again(train, straight, tmp_path):
   for step in (1, 3, 4):
-    assert train(tmp_path, stop_at=step) == session.Outcome(step, done=False)
+    assert train(tmp_path, stop_at=step) == RunResult(step, done=False)
   train(tmp_path)
   assert outcome(tmp_path) == outcome(straight)
   assert len(events(tmp_path, "start")) == 1
@@ -257,15 +258,15 @@ def _size(path):
 
 def test_more_steps_go_on_where_fewer_ended(train, straight, tmp_path):
   """The last step of the shorter run was sampled besides."""
-  assert train(tmp_path, num_steps=3) == session.Outcome(3, done=True)
-  assert train(tmp_path) == session.Outcome(STEPS, done=True)
+  assert train(tmp_path, num_steps=3) == RunResult(3, done=True)
+  assert train(tmp_path) == RunResult(STEPS, done=True)
   assert outcome(tmp_path)[:2] == outcome(straight)[:2]
   assert outcome(tmp_path)[2].count(b"## step ") == outcome(straight)[2].count(b"## step ") + 1
 
 
 def test_a_run_that_is_done_does_nothing_more(train, straight):
   before = outcome(straight)
-  assert train(straight) == session.Outcome(STEPS, done=True)
+  assert train(straight) == RunResult(STEPS, done=True)
   assert outcome(straight) == before
   assert len({event["digest"] for event in events(straight, "done")}) == 1
 
@@ -308,7 +309,7 @@ def test_the_step_is_compiled_once_and_donates_its_state(train, tmp_path, monkey
 
     return run
 
-  monkeypatch.setattr(Session, "compiled_step", watched)
+  monkeypatch.setattr(Trainer, "compiled_step", watched)
   train(tmp_path, num_steps=3, checkpoint_every=100)
   (step,) = compiled
   # Compiled ahead of time: it has no cache to grow, and refuses other shapes.
@@ -321,7 +322,7 @@ def test_what_is_frozen_keeps_its_buffers_in_the_step_of_a_run_and_other_layers_
   overrides = [f"--config.{path}={value}" for path, value in OVERRIDES.items()]
   overrides.append("--config.optim.frozen=layers/0/moe/router/*")
   frozen = load_recipe("configs/tiny.py:router=aux_free", overrides)
-  made, given = Session(frozen, Workdir(tmp_path / "run"), corpus, one_device()), []
+  made, given = Trainer(frozen, Workdir(tmp_path / "run"), corpus, one_device()), []
 
   def still(*parts):  # a step that compiles at once
     given.append(parts[5])
@@ -341,7 +342,7 @@ def test_what_is_frozen_keeps_its_buffers_in_the_step_of_a_run_and_other_layers_
   np.testing.assert_allclose(router["buffers"]["bias"], 1 + moved, rtol=1e-6)
 
 
-def test_a_session_refuses_what_would_fail_on_the_way_before_it_writes(corpus, tmp_path):
+def test_a_trainer_refuses_what_would_fail_on_the_way_before_it_writes(corpus, tmp_path):
   tiny = recipe()
   samples = dataclasses.replace(tiny.samples, prompts=("short", "x" * 32))
   steps = dataclasses.replace(tiny.train, num_steps=1)
@@ -350,7 +351,7 @@ def test_a_session_refuses_what_would_fail_on_the_way_before_it_writes(corpus, t
     (dataclasses.replace(tiny, train=steps), "warm-up"),
   ):
     with pytest.raises(InputError, match=why):
-      Session(wrong, Workdir(tmp_path / "run"), corpus, one_device())
+      Trainer(wrong, Workdir(tmp_path / "run"), corpus, one_device())
   assert list(tmp_path.iterdir()) == []
 
 
@@ -390,7 +391,7 @@ def saver_of(observers):
   """Returns a function from a store to (saver, the events it writes)."""
 
   def make(store):
-    parts = types.SimpleNamespace(
+    saver = Saver(
       experiment=recipe(),
       corpus=types.SimpleNamespace(identity={}),
       spec=types.SimpleNamespace(to_arrays=lambda state: {}),
@@ -398,7 +399,7 @@ def saver_of(observers):
       stream=types.SimpleNamespace(state=dict),
       observers=observers,
     )
-    return Saver(parts), observers.log.seen
+    return saver, observers.log.seen
 
   return make
 
@@ -446,7 +447,7 @@ def test_a_run_writes_the_store_its_recipe_names_and_goes_on_from_it(train, stra
   assert not list((tmp_path / "checkpoints").glob("*/label"))
   with pytest.raises(InputError, match="store"):
     train(tmp_path)
-  assert train(tmp_path, store="npz") == session.Outcome(STEPS, done=True)
+  assert train(tmp_path, store="npz") == RunResult(STEPS, done=True)
   assert outcome(tmp_path) == outcome(straight)
 
 
@@ -466,16 +467,16 @@ def poison(monkeypatch):
   """Returns a function (seen -> bool) after which batches with these numbers hold no token id."""
 
   def make(bad):
-    real, drawn = Session._draw, []
+    real, drawn = Trainer.next_batch, []
 
-    def draw(self, stream):
-      made = real(self, stream)
-      drawn.append(made.number)
-      if bad(made.number):
-        made.batch["ids"] = made.batch["ids"] * 0 + 10**6
-      return made
+    def draw(self):
+      batch, data = real(self)
+      drawn.append(data["batches"])
+      if bad(data["batches"]):
+        batch["ids"] = batch["ids"] * 0 + 10**6
+      return batch, data
 
-    monkeypatch.setattr(Session, "_draw", draw)
+    monkeypatch.setattr(Trainer, "next_batch", draw)
     return drawn
 
   return make
@@ -486,7 +487,7 @@ def test_bad_batches_take_the_run_back_to_a_checkpoint_and_it_goes_on_with_other
 ):
   drawn = poison(lambda number: number in (5, 6))
   recovery = Recovery(patience=2, skip_batches=3)
-  assert train(tmp_path, recovery=recovery) == session.Outcome(STEPS, done=True)
+  assert train(tmp_path, recovery=recovery) == RunResult(STEPS, done=True)
   (rollback,) = events(tmp_path, "rollback")
   assert rollback["time"].pop("lost_s") > 0
   assert {**rollback, "time": {}} == {
@@ -554,7 +555,7 @@ def test_what_the_machine_refuses_is_one_line_and_an_event(
   def refuse(*arguments):
     raise raised
 
-  monkeypatch.setattr(Session, "_draw", refuse)
+  monkeypatch.setattr(Trainer, "next_batch", refuse)
   with pytest.raises(InputError, match=words):
     train(tmp_path)
   assert events(tmp_path, "failed")[0]["code"] == 2
@@ -603,9 +604,9 @@ def test_a_run_whose_batches_come_from_another_process_is_the_same(straight, tra
   data = dataclasses.replace(recipe().data, worker="process")
   experiment, workdir = dataclasses.replace(recipe(), data=data), Workdir(tmp_path)
   try:
-    made = Session(experiment, workdir, open_corpus(data), one_device())
+    made = Trainer(experiment, workdir, open_corpus(data), one_device())
     asked = iter(range(1, 100))
-    assert made.train(lambda: next(asked) == 3) == session.Outcome(3, done=False)
+    assert made.fit(lambda: next(asked) == 3) == RunResult(3, done=False)
   finally:
     workdir.release()
   train(tmp_path)
@@ -626,5 +627,5 @@ def test_a_disk_that_refuses_the_last_event_ends_the_run_with_one_line_and_it_go
     patch.setattr(AppendFile, "_write", refuse)
     with pytest.raises(CheckpointError, match=r"last lines cannot be written.*Read-only"):
       train(tmp_path)
-  assert train(tmp_path) == session.Outcome(STEPS, done=True)
+  assert train(tmp_path) == RunResult(STEPS, done=True)
   assert outcome(tmp_path) == outcome(straight)

@@ -9,19 +9,29 @@ import pytest
 
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.core.metrics import Mean
-from jaxmoe.train import loop, wall_clock
+from jaxmoe.optim import Optim
+from jaxmoe.train import step_line, trainer, wall_clock
 from jaxmoe.train.completion import Completion, CompletionWatcher
 from jaxmoe.train.experiment import Recovery, Train
-from jaxmoe.train.loop import Drawn, Harm, Job, Rates, run
 from jaxmoe.train.observers import Observers
+from jaxmoe.train.run_options import RunOptions
+from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.wall_clock import WallClock
 
 
-class Recorder:
-  """A log, a step, hooks and a saver that write down what happens, in order."""
+class Recorder(Trainer):
+  """A trainer whose log, step, hooks and saver write down what happens, in order."""
 
-  def __init__(self, bad=(), hooks=(), stop_at=None, sinks=(), unlabelled=()):
-    self.sinks, self.unlabelled, self.nothing = sinks, unlabelled, 0
+  store = spec = None
+  workdir = types.SimpleNamespace(events=None)
+  decoder = types.SimpleNamespace(layer_groups=())
+  flops_s = (1.0, 1.0)
+
+  def __init__(self, bad=(), hooks=(), stop_at=None, sinks=(), unlabelled=(), engine=None):
+    self.options = RunOptions(listeners=sinks, engine=engine)
+    watchdog = types.SimpleNamespace(beat=lambda doing: None)
+    self.observers = Observers(Log(self), Display(self), WallClock(), watchdog)
+    self.unlabelled, self.nothing = unlabelled, 0
     self.events, self.lines, self.said = [], [], []
     self.bad, self.stop_at, self.batches = bad, stop_at, 0
     self.skipped = self.in_a_row = 0
@@ -35,11 +45,12 @@ class Recorder:
     hook = types.SimpleNamespace(name=name, every=every)
     return type("Hook", (), {"__call__": lambda _, *a: call(*a), **vars(hook)})()
 
-  def draw(self):
+  def next_batch(self):
     self.batches += 1
-    return Drawn({"number": self.batches}, self.batches, {"a": {"tokens": self.batches}}, 0.0, 0.0)
+    data = {"batches": self.batches, "domains": {"a": {"tokens": self.batches}}}
+    return {"number": self.batches}, {**data, "time": {"busy_s": 0.0, "mb_per_s": 0.0}}
 
-  def train_step(self, state, batch):
+  def program(self, state, batch):
     step = int(state) + 1
     self.events.append(("dispatch", step))
     # Bad is a batch, whatever the step that meets it.
@@ -55,54 +66,60 @@ class Recorder:
       "unlabelled": np.int32(self.nothing),
     }  # fmt: skip
 
-  def save(self, step, state):
-    self.events.append(("save", step, int(state)))
+  def save(self):
+    self.events.append(("save", self.step, int(self.state)))
 
-  def roll_back(self, harm):
-    self.events.append(("harm", harm))
+  def rollback(self, harm):
+    self.events.append(("harm", harm.args))
     self.skipped -= harm.in_a_row
     self.in_a_row = 0
-    target = harm.first - 2
-    return target, jnp.int32(target)
+    self._health.forget()
+    self._go_on_from(harm.first - 2, jnp.int32(harm.first - 2))
+    for listener in self.options.listeners:
+      listener.rollback(self.step)
 
   def stopped(self):
     return self.batches == self.stop_at
 
-  # A log and a display.
+
+class Log:
+  """A log that keeps what it is given."""
+
+  def __init__(self, recorder):
+    self.recorder = recorder
+
   def step(self, line):
-    if not self.lines or self.lines[-1] is not line:
-      self.lines.append(line)
-      self.events.append(("line", line["step"]))
+    self.recorder.lines.append(line)
+    self.recorder.events.append(("line", line["step"]))
 
   def event(self, kind, **fields):
-    self.events.append((kind, fields["step"]))
-    self.why = fields["why"]
+    self.recorder.events.append((kind, fields["step"]))
+    self.recorder.why = fields["why"]
 
-  def beat(self, doing):
-    self.doing = doing
+
+class Display:
+  """A display that keeps what it is told."""
+
+  def __init__(self, recorder):
+    self.recorder = recorder
+
+  def step(self, line):
+    assert self.recorder.lines[-1] is line
 
   def say(self, text):
-    self.said.append(text)
+    self.recorder.said.append(text)
 
   def start(self, step):
-    self.said.append(f"start {step}")
+    self.recorder.said.append(f"start {step}")
 
 
 def go(recorder, first=0, **train):
-  job = Job(
-    train=Train(**{"num_steps": 5, "checkpoint_every": 100, **train}),
-    layer_groups=(),
-    step=recorder.train_step,
-    draw=recorder.draw,
-    hooks=recorder.hooks,
-    save=recorder.save,
-    roll_back=recorder.roll_back,
-    stopped=recorder.stopped,
-    observers=Observers(recorder, recorder, WallClock(), recorder),
-    rates=Rates(1.0, 1.0),
-    sinks=recorder.sinks,
-  )
-  return run(job, jnp.int32(first), first)
+  train = Train(**{"num_steps": 5, "checkpoint_every": 100, **train})
+  model = types.SimpleNamespace(drop_limits={})
+  recorder.experiment = types.SimpleNamespace(train=train, model=model, optim=Optim())
+  recorder._go_on_from(first, jnp.int32(first))
+  recorder.run(recorder.stopped)
+  return recorder.step, recorder.state
 
 
 def test_a_line_is_written_after_the_next_step_is_dispatched():
@@ -215,7 +232,7 @@ def test_too_many_skips_in_a_row_take_the_run_back_and_it_goes_on_with_the_next_
   recorder = Recorder(bad=(3, 4))
   recovery = Recovery(patience=2)
   assert go(recorder, num_steps=5, recovery=recovery)[0] == 5
-  assert recorder.events.count(("harm", Harm(4, 4, 2, "not finite", first=3))) == 1
+  assert recorder.events.count(("harm", (4, 4, 2, "not finite", 3))) == 1
   assert [line["step"] for line in recorder.lines] == [1, 2, 3, 4, 2, 3, 4, 5]
   # Batch 5 was in flight when the line of step 4 was written; its step is forgotten.
   assert [line["data"]["a"]["tokens"] for line in recorder.lines] == [1, 2, 3, 4, 6, 7, 8, 9]
@@ -236,7 +253,7 @@ def test_steps_without_labels_are_lines_and_spend_neither_budget_nor_patience():
 def test_skips_are_in_a_row_whatever_has_no_labels_between_them_and_the_first_is_told():
   recorder = Recorder(bad=(4, 7), unlabelled=(2, 3, 5, 6))
   assert go(recorder, num_steps=7, recovery=Recovery(patience=2), checkpoint_every=5)[0] == 7
-  told = ("harm", Harm(7, 7, 2, "not finite", first=4))
+  told = ("harm", (7, 7, 2, "not finite", 4))
   assert recorder.events.count(told) == 1
   before = recorder.events[: recorder.events.index(told)]
   assert not [event for event in before if event[0] == "save"], "step 5 lies between the skips"
@@ -271,13 +288,13 @@ def test_sinks_get_every_line_and_are_told_of_a_rollback():
 
 def test_a_spike_is_told_from_a_loss_that_is_not_finite():
   recorder = Recorder(bad=(2,))
-  real = recorder.train_step
+  real = recorder.program
 
-  def train_step(state, batch):
+  def program(state, batch):
     state, metrics = real(state, batch)
     return state, {**metrics, "finite": np.bool_(True)}
 
-  recorder.train_step = train_step
+  recorder.program = program
   go(recorder, num_steps=3)
   assert recorder.why == "spike"
 
@@ -330,23 +347,25 @@ def on_device(monkeypatch):
   `stalls` has seconds that a draw or a write of a step takes besides.
   """
 
-  def run_it(at_once=False, data_s=0.02, write_s=0.01, stalls=()):
+  def run_it(at_once=False, data_s=0.02, write_s=0.01, stalls=(), engine_s=None):
     device, stalls = Device(at_once), dict(stalls)
-    monkeypatch.setattr(loop, "CompletionWatcher", lambda: device)
+    monkeypatch.setattr(trainer, "CompletionWatcher", lambda: device)
     monkeypatch.setattr(wall_clock, "time", device)
-    fetch = loop.summarize
+    fetch = step_line.summarize
 
     def summarize(metrics, layer_groups):
       device.fetched(metrics)
       return fetch(metrics, layer_groups)
 
-    monkeypatch.setattr(loop, "summarize", summarize)
+    monkeypatch.setattr(step_line, "summarize", summarize)
     wait = lambda metrics: device.fetched(dict(metrics))  # noqa: E731
-    monkeypatch.setattr(loop.jax, "block_until_ready", wait)
+    monkeypatch.setattr(trainer.jax, "block_until_ready", wait)
     slow = lambda step: device.pass_by(5.0) or {"eval": 1}  # noqa: E731
-    recorder = Recorder(hooks=[("evaluation", 4, slow)], sinks=(lambda line: device.pass_by(
+    engine = engine_s and Engine(lambda: device.pass_by(engine_s))
+    hooks = [("evaluation", 4, slow)] if engine is None else []
+    recorder = Recorder(engine=engine, hooks=hooks, sinks=(lambda line: device.pass_by(
       write_s + stalls.get(("write", line["step"]), 0.0)),))  # fmt: skip
-    draw, train_step = recorder.draw, recorder.train_step
+    draw, program = recorder.next_batch, recorder.program
 
     def timed_draw():
       device.pass_by(data_s + stalls.get(("draw", recorder.batches + 1), 0.0))
@@ -354,9 +373,9 @@ def on_device(monkeypatch):
 
     def timed_step(state, batch):
       device.dispatched()
-      return train_step(state, batch)
+      return program(state, batch)
 
-    recorder.draw, recorder.train_step = timed_draw, timed_step
+    recorder.next_batch, recorder.program = timed_draw, timed_step
     go(recorder, num_steps=9)
     return recorder.lines, device
 
@@ -405,3 +424,39 @@ def test_who_comes_by_notes_what_is_there_before_the_one_that_waits():
   assert found.at == math.inf
   found.look()
   assert found.at < math.inf
+
+
+class Engine:
+  """Adds 100 to the state every two steps."""
+
+  every = 2
+
+  def __init__(self, seconds=lambda: None):
+    self.seconds, self.seen = seconds, []
+
+  def __call__(self, step, state):
+    self.seconds()
+    self.seen.append((step, int(state)))
+    return state + 100
+
+
+def test_an_engine_replaces_the_state_between_two_steps_before_it_is_looked_at_and_saved():
+  engine = Engine()
+  recorder = Recorder(hooks=[("a", 2, lambda step: {})], engine=engine)
+  assert go(recorder, num_steps=5, checkpoint_every=2) == (5, 205)
+  assert engine.seen == [(2, 2), (4, 104)]
+  assert [event for event in recorder.events if event[0] in ("a", "save")] == [
+    ("a", 2, 102), ("save", 2, 102), ("a", 4, 204), ("save", 4, 204), ("a", 5, 205),
+    ("save", 5, 205),
+  ]  # fmt: skip
+  assert [line["step"] for line in recorder.lines] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_time_of_an_engine_is_no_step(on_device, at_once):
+  lines, _ = on_device(at_once, engine_s=5.0)
+  clocks = [line["time"]["seconds"] for line in lines]
+  took = [clock["step"] + clock.get("data", 0.0) for clock in clocks]
+  assert min(took) >= Device.STEP_S - 1e-6 and max(took) < 1.1 * Device.STEP_S
+  assert sum(clock.get("engine", 0.0) for clock in clocks) == pytest.approx(5.0 * 4)
+  assert max(line["time"]["mfu"] for line in lines) <= 1 / Device.STEP_S

@@ -1,0 +1,400 @@
+"""The trainer: a run of one recipe in one workdir, from its first step or its newest checkpoint.
+
+The loop dispatches step n, then fetches and writes the metrics of step n - 1. Hooks run after a
+step whose number they are due at, and after the last; what they return is written into the step's
+line. A checkpoint is written after the line of its step, and not after a step that was skipped:
+whatever made it harmful may be in the state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxmoe.checkpoint import open_store
+from jaxmoe.core import multihost
+from jaxmoe.core.errors import CheckpointError, PeerError, UserFacingError, machine_error
+from jaxmoe.core.layout import Layout
+from jaxmoe.data.corpus import Corpus
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
+from jaxmoe.parallel import share_of_rows
+from jaxmoe.train import run_setup
+from jaxmoe.train.completion import CompletionWatcher
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.gradients import counts_first
+from jaxmoe.train.hooks import EvaluationHook, SamplesHook, cut_samples
+from jaxmoe.train.param_update import may_underflow
+from jaxmoe.train.replication_check import check_replication
+from jaxmoe.train.restore import check_same_run, tell_changes, tell_recast
+from jaxmoe.train.rollback import Rollback
+from jaxmoe.train.run_events import about_run, tell_end, tell_process
+from jaxmoe.train.run_log import CutLines
+from jaxmoe.train.run_options import Hook, RunOptions, RunResult
+from jaxmoe.train.saver import Saver
+from jaxmoe.train.step import Step, abstract_batch, abstract_state, lower_step
+from jaxmoe.train.step_health import HarmfulStepsError, StepHealth, check_drops
+from jaxmoe.train.step_line import DispatchedStep, step_line
+from jaxmoe.train.train_state import ONLY, State, StateSpec, came_from, read_state
+from jaxmoe.train.update_underflow import UpdateUnderflow
+from jaxmoe.train.workdir import Workdir
+
+
+class Trainer:
+  """A run of one recipe in one workdir. Building it checks everything and writes nothing.
+
+  Attributes:
+    decoder: The model.
+    spec: Shapes and names of its state.
+    step: Where it stands.
+    state: The state after that step, None before `fit`.
+  """
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    workdir: Workdir,
+    corpus: Corpus,
+    layout: Layout,
+    options: RunOptions | None = None,
+  ):
+    train = experiment.train
+    self.experiment, self.workdir, self.corpus, self.layout = experiment, workdir, corpus, layout
+    self.options = options or RunOptions()
+    self._share = share_of_rows(layout, train.batch_size)
+    run_setup.check_prompts(experiment, corpus.tokenizer)
+    self.decoder = experiment.decoder()
+    check_replication(experiment, self.decoder, layout)
+    transform = experiment.transform(self.decoder)
+    there = open_store(workdir.checkpoints, train.store)
+    masters = came_from(there, experiment.masters(self.decoder))
+    window = train.recovery.spike_window
+    self.spec = StateSpec(self.decoder, transform, layout, window, masters)
+    self.step = 0
+    self.state: Any = None
+    self._pending: DispatchedStep | None = None
+
+  def fit(self, stopped: Callable[[], bool] = lambda: False) -> RunResult:
+    """Starts or goes on, trains to the end or until `stopped`, and returns where it stands.
+
+    Raises:
+      InputError: the workdir holds something else, or the data has changed.
+      CheckpointError: no checkpoint is intact, or saving failed three times.
+      NotFiniteError: too many steps were skipped or rolled back.
+      DropError: a layer dropped more than its recipe allows.
+    """
+    experiment, train = self.experiment, self.experiment.train
+    self.store = open_store(self.workdir.checkpoints, train.store, train.keep)
+    with multihost.raise_on_all():
+      if multihost.is_main_process():
+        self.workdir.claim(experiment)
+    check_same_run(self.store, experiment, self.corpus)
+    observers = self.observers = run_setup.make_observers(
+      experiment, self.workdir, self.corpus, self.options.clock
+    )
+    tell_process(observers, self.workdir)
+    observers.watchdog.start()
+    callbacks = LoaderCallbacks(observers.slow, observers.unread, observers.worker)
+    self.stream = self.corpus.stream(train.batch_size, train.seed, *self._share, callbacks)
+    self.samples = observers.log.also(self.workdir.samples)
+    self.saver = Saver(experiment, self.corpus, self.spec, self.store, self.stream, observers)
+    try:
+      with observers.clock.pauses.running():
+        return self._fit(stopped)
+    except (RuntimeError, ValueError, OSError, MemoryError) as raised:
+      error = multihost.peer_error(raised) or machine_error(raised) or raised
+      if isinstance(error, UserFacingError | PeerError):
+        seconds = observers.clock.take("start")
+        observers.log.event("failed", time={"seconds": seconds}, code=error.code, why=str(error))
+      if error is raised:
+        raise
+      raise error from raised
+    finally:
+      observers.watchdog.stop()
+      self.stream.close()
+      if not isinstance(sys.exception(), PeerError):  # or it would wait for the dead
+        self.store.close()
+
+  def _fit(self, stopped: Callable[[], bool]) -> RunResult:
+    num_steps, observers = self.experiment.train.num_steps, self.observers
+    self.evaluation, self.sampling = self.hooks = self._hooks()
+    self.restore_or_init()
+    run_setup.write_config_and_tokenizer(self.workdir, self.experiment, self.corpus.tokenizer)
+    if self.step >= num_steps:
+      observers.display.say(f"nothing to do: step {self.step} of {num_steps} is saved already")
+      # Again, because the process that saved it may have died before it said so.
+      self._end("done")
+      return RunResult(self.step, done=True)
+    self._compile()
+    try:
+      self.run(multihost.AnyProcess(stopped))
+    finally:
+      observers.display.close()
+    with observers.phase("checkpoint", f"saving step {self.step}"):
+      self.saver.finish(self.step, self.state)
+    done = self.step == num_steps
+    self._end("done" if done else "stopped")
+    return RunResult(self.step, done)
+
+  def _hooks(self) -> tuple[EvaluationHook, SamplesHook]:
+    config, tokenizer = self.experiment, self.corpus.tokenizer
+    length = config.data.seq_len
+    domains = {name: self.corpus.held_out(name) for name in self.corpus.domains}
+    text = ((tokenizer.start_id, tokenizer.eod_id), length)
+    return (
+      EvaluationHook(config.evaluation, self.decoder, domains, text, self.observers),
+      SamplesHook(config.samples, self.decoder, tokenizer, length, self.samples),
+    )
+
+  def restore_or_init(self) -> None:
+    """Sets step and state: those of the newest intact checkpoint, or those of a new run.
+
+    A run whose only checkpoint is of step 0 is new too: its state was made of another run's.
+
+    Raises:
+      InputError: the checkpoints are of another model or other data than `check_same_run` could
+        tell.
+      CheckpointError: there were checkpoints, and none is intact.
+    """
+    observers, spec, evaluation = self.observers, self.spec, self.evaluation
+    recipe, num_params = self.options.recipe, self.decoder.num_params
+    about = about_run(self.corpus, num_params, evaluation, recipe)
+    with observers.phase("start", "looking for a checkpoint"):
+      found = read_state(self.store, spec, observers.damaged)
+    if found is None:
+      self._init(lambda: spec.init(self.experiment.train.seed), about)
+      return
+    step, arrays, record = found
+    if ONLY not in record:
+      self.stream.restore(record["data"])
+    if step == 0:  # made of another run
+      self._init(lambda: spec.from_arrays(arrays), about)
+      tell_recast(observers, 0, spec.recast(arrays))
+      return
+    self.saver.rollbacks = record["rollbacks"]
+    cut = self.forget(step)
+    seconds = observers.clock.take("start")
+    lost = {"lost_s": cut.seconds, "lost_until_unix_s": cut.last_unix_s}
+    clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
+    observers.log.event("resume", time=clock, step=step, lost_steps=cut.steps)
+    observers.display.say(f"going on from step {step}")
+    tell_recast(observers, step, spec.recast(arrays))
+    self._go_on_from(step, spec.from_arrays(arrays))
+    if step < self.experiment.train.num_steps:
+      tell_changes(observers, step, self.state, record, self.experiment, self.decoder)
+
+  def _init(self, make: Callable[[], State], about: dict[str, Any]) -> None:
+    """Begins a new run, with what the untrained model has to say."""
+    observers, samples = self.observers, self.sampling
+    self.forget(-1)  # what the untrained model wrote comes again, too
+    with observers.phase("start", "making parameters"):
+      state = jax.block_until_ready(make())
+    if samples.every:
+      with observers.phase("samples", "writing with the untrained model", brief=True):
+        samples(0, state)
+    observers.log.event("start", time={"seconds": observers.clock.take("start")}, **about)
+    self._go_on_from(0, state)
+
+  def _compile(self) -> None:
+    """Makes the program of a step, and what its speed is measured by."""
+    experiment, observers, options = self.experiment, self.observers, self.options
+    if counts_first(self.decoder, experiment.train.num_micro):
+      observers.display.say(
+        "load_balance scope 'global' with accumulation: a forward pass counts choices first "
+        "(exact; about a third more compute)"
+      )
+    with observers.phase("compile", "compiling train_step"):
+      given = abstract_state(self.spec), abstract_batch(experiment, self.layout)
+      self.program = self.compiled_step(*given)
+    with observers.phase("start", "measuring the matmul peak"):
+      dtype = experiment.model.dtype
+      peak = run_setup.peak_flops_per_s(dtype, self.layout, options.peaks)
+    self.flops_s = run_setup.step_flops(experiment, self.decoder.vocab_size), peak
+    clock = {"seconds": observers.clock.take("start"), "peak_flops_per_s": peak}
+    observers.log.event("compiled", time=clock)
+
+  def compiled_step(self, state: State, batch: dict[str, Any]) -> Step:
+    """Returns the step compiled for these shapes, with the state donated."""
+    return lower_step(self.experiment, self.decoder, self.spec, self.layout, state, batch).compile()
+
+  def run(self, stopped: Callable[[], bool]) -> None:
+    """Trains until the end, or until asked to stop; the last step is saved.
+
+    Raises:
+      NotFiniteError: more steps were skipped, or more rollbacks needed, than the budget allows.
+      DropError: a layer dropped more than its limit.
+    """
+    experiment, observers, ended = self.experiment, self.observers, False
+    optim, train = experiment.optim, experiment.train
+    self._check_first = self.options.check_first
+    self._health = StepHealth(train, observers)
+    self._rollback = Rollback(experiment, self.spec, self.store, observers, self.workdir.events)
+    counts = may_underflow(optim)
+    self._underflow = UpdateUnderflow(optim, train.num_steps, observers) if counts else None
+    self._busy_s = 0.0
+    with contextlib.closing(CompletionWatcher()) as self._completions:
+      observers.display.start(self.step)
+      while self.step < train.num_steps and not ended:
+        try:
+          ended = self._advance(stopped)
+        except HarmfulStepsError as harm:
+          self.rollback(harm)
+
+  def _advance(self, stopped: Callable[[], bool]) -> bool:
+    """Makes a step, and whatever is due after it; returns whether it was the last."""
+    train, before = self.experiment.train, self._pending
+    self._pending = self.train_step()
+    n = self.step = self.step + 1
+    if before is not None:
+      self.log_step(before)
+    last = n == train.num_steps
+    ended = last or stopped()
+    self._between_steps()
+    due: list[Hook] = [hook for hook in self.hooks if hook.every and (last or n % hook.every == 0)]
+    saving = ended or n % train.checkpoint_every == 0
+    skipped = self._finish(due) if due or saving else 0
+    if saving and (ended or not skipped):
+      with self.observers.phase("checkpoint"):
+        self.save()
+    return ended
+
+  def next_batch(self) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Returns a batch on the devices, and what the stream says of itself with it."""
+    batch = self.layout.put_batch(next(self.stream))
+    return batch, self.stream.stats()
+
+  def train_step(self) -> DispatchedStep:
+    """Dispatches the next step."""
+    n, observers, profiler = self.step + 1, self.observers, self.options.profiler
+    before = self._pending.completion if self._pending is not None else None
+    if before is not None:
+      before.look()
+    with observers.phase("data"):
+      batch, data = self.next_batch()
+    observers.watchdog.beat(f"step {n}")
+    if before is not None:
+      before.before_dispatch()
+    if profiler is not None:
+      profiler.before(n)
+    self._look_at_first(batch)
+    self.state, metrics = self.program(self.state, batch)
+    if profiler is not None:
+      profiler.after(n, metrics)
+    since_busy_s, self._busy_s = self._busy_s, data["time"]["busy_s"]
+    return DispatchedStep(n, metrics, data, since_busy_s, self._completions.expect(metrics))
+
+  def _look_at_first(self, batch: dict[str, jax.Array]) -> None:
+    """Has the first step's parameters and batch checked, where somebody asked."""
+    check, self._check_first = self._check_first, None
+    if check is not None:
+      with self.observers.phase("compile", "comparing the first step with one device"):
+        message = check(self.layout, self.state.params, batch)
+      self.observers.display.say(message)
+
+  def _between_steps(self) -> None:
+    """Lets an engine replace the state."""
+    engine = self.options.engine
+    if engine is None or self.step % engine.every:
+      return
+    assert self._pending is not None
+    jax.block_until_ready(self._pending.metrics)  # or the step's own seconds would be the engine's
+    with self.observers.phase("engine"):
+      self.state = engine(self.step, self.state)
+
+  def _finish(self, due: list[Hook]) -> int:
+    """Runs hooks on the state of the step and writes its line; returns the skips in a row."""
+    dispatched = self._pending
+    assert dispatched is not None
+    jax.block_until_ready(dispatched.metrics)  # or the step's own seconds would count as a hook's
+    extra: dict[str, Any] = {}
+    for hook in due:
+      with self.observers.phase(hook.name):
+        extra.update(hook(dispatched.step, self.state))
+    self._pending = None
+    return self.log_step(dispatched, extra)
+
+  def log_step(self, dispatched: DispatchedStep, extra: dict[str, Any] | None = None) -> int:
+    """Writes the line of a step, with what hooks returned; returns the skips in a row."""
+    observers = self.observers
+    groups = self.decoder.layer_groups
+    line = step_line(dispatched, extra, groups, observers.clock, self.flops_s)
+    observers.log.step(line)
+    observers.display.step(line)
+    for listener in self.options.listeners:
+      listener(line)
+    return self.check_health(dispatched, line)
+
+  def check_health(self, dispatched: DispatchedStep, line: dict[str, Any]) -> int:
+    """Tells of what is wrong with a step; returns how many in a row were skipped up to it.
+
+    Raises:
+      HarmfulStepsError: they are too many in a row.
+      NotFiniteError: they are too many in all.
+      DropError: a layer dropped more than its limit.
+    """
+    if line.get("labels") == 0 and line["unlabelled"] == 1:
+      self.observers.display.say(
+        f"step {dispatched.step}: no token has a label, and nothing changes; such steps are "
+        "counted (unlabelled)"
+      )
+    if self._underflow is not None:
+      self._underflow(dispatched.step, dispatched.metrics)
+    check_drops(line, self.experiment.model.drop_limits)
+    return self._health.check(dispatched, line)
+
+  def save(self) -> None:
+    """Starts to write a checkpoint."""
+    self.saver(self.step, self.state)
+
+  def rollback(self, harm: HarmfulStepsError) -> None:
+    """Goes back to a checkpoint, and on with other data, by the rules of `Recovery`.
+
+    Raises:
+      NotFiniteError: the run has gone back as often as it may.
+      CheckpointError: no checkpoint is intact, or the files cannot be changed.
+    """
+    observers, skip = self.observers, self.experiment.train.recovery.skip_batches
+    self._rollback.check_budget(harm, self.saver.rollbacks)
+    with observers.phase("checkpoint", f"going back from step {harm.step}"):
+      self.saver.settle()
+      step, state = self._rollback.read(harm)
+      self.saver.rollbacks += 1
+      while self.stream.num_batches < harm.batch + skip:
+        next(self.stream)
+      cut = self.forget(step)
+    lost_s = cut.seconds + sum(observers.clock.take("step").values())
+    event_fields = {"step": harm.step, "to": step, "skipped_batches": skip, "why": harm.why}
+    observers.log.event("rollback", time={"lost_s": round(lost_s, 3)}, **event_fields)
+    observers.display.say(f"went back to step {step}; {skip} more batches are left out")
+    self._health.forget()
+    self._go_on_from(step, state)
+    for listener in self.options.listeners:
+      listener.rollback(step)
+
+  def _go_on_from(self, step: int, state: State) -> None:
+    """Sets step and state; a step that was dispatched is forgotten."""
+    self.step, self.state, self._pending = step, state, None
+
+  def forget(self, step: int) -> CutLines:
+    """Cuts off what was written of steps after `step`, and returns the lines that went.
+
+    Raises:
+      CheckpointError: the disk refuses to change the files.
+    """
+    with multihost.raise_on_all():
+      if not multihost.is_main_process():
+        return CutLines()
+      try:
+        cut = self.observers.log.resume(step)
+        self.samples.flush()
+        cut_samples(self.samples.path, step)
+      except OSError as error:
+        raise CheckpointError(f"cannot cut the files of the run to step {step}: {error}") from error
+      return cut
+
+  def _end(self, kind: str) -> None:
+    """Writes the last event of the process."""
+    tell_end(kind, self.step, self.state, self.spec, self.stream, self.observers)
