@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmoe.core.config_io import to_plain
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.message import Completion, Conversation, Message
+from jaxmoe.data.message import Conversation, Message, PromptCompletion
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
 Piece = tuple[str, bool]
@@ -138,23 +138,23 @@ def unlearnable_error(content: Conversation, learns: Any) -> str:
 class CompletionWriter:
   """Writes a text and what follows it, which is learned with the end; nothing is between."""
 
-  def find_error(self, content: Completion, tokenizer: Tokenizer | None) -> str:
+  def find_error(self, content: PromptCompletion, tokenizer: Tokenizer | None) -> str:
     """Returns why they cannot be used, or ''."""
     if content.completion.strip():
       return ""
     return "no answer to learn from" if content.prompt.strip() else "an empty document"
 
-  def text(self, content: Completion, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: PromptCompletion, tokenizer: Tokenizer | None) -> list[Piece]:
     """Returns both."""
     both = ((content.prompt, False), (content.completion, True))
     return [(text, learned) for text, learned in both if text]
 
-  def encode(self, content: Completion, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: PromptCompletion, tokenizer: Tokenizer) -> Encoded:
     """Returns ids and which are learned."""
     return encode_pieces(self.text(content, tokenizer), True, tokenizer)
 
 
-def writer_for(content: Conversation | Completion, chat: ChatFormat) -> ContentWriter:
+def writer_for(content: Conversation | PromptCompletion, chat: ChatFormat) -> ContentWriter:
   """Returns what writes a document: `chat` does what has roles."""
   return chat if isinstance(content, Conversation) else CompletionWriter()
 

@@ -50,7 +50,7 @@ class Conversation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Completion:
+class PromptCompletion:
   """A text, and what is learned to follow it; no roles, and no format around them."""
 
   prompt: str

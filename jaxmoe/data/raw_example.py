@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxmoe.data.message import Completion, Conversation
+from jaxmoe.data.message import Conversation, PromptCompletion
 
-Content = str | np.ndarray | Conversation | Completion
+Content = str | np.ndarray | Conversation | PromptCompletion
 """Text, ids of a document that was tokenized elsewhere, messages, or a text and what follows."""
 
 

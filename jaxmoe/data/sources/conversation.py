@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jaxmoe.data.message import MORE, REASONING, TOOL_CALLS, Completion, Conversation, Message
+from jaxmoe.data.message import MORE, REASONING, TOOL_CALLS, Conversation, Message, PromptCompletion
 
 WRONG_FIELDS = (
   "not one of 'text' (a string), 'tokens' (a list of ids) and 'messages' (a list of objects with "
@@ -55,7 +55,7 @@ def conversation(value: Any, record: Mapping[str, Any]) -> Conversation:
   return Conversation(messages, _json(record.get("tools"), "tools"))
 
 
-def completion(record: Mapping[str, Any]) -> Conversation | Completion:
+def completion(record: Mapping[str, Any]) -> Conversation | PromptCompletion:
   """Returns what follows a prompt: both are strings, or both are messages."""
   prompt, after = record["prompt"], record["completion"]
   if isinstance(prompt, list) and isinstance(after, list):
@@ -69,7 +69,7 @@ def completion(record: Mapping[str, Any]) -> Conversation | Completion:
     raise RecordError(
       "'prompt' and 'completion' that are not both strings or both lists of messages"
     )
-  return Completion(text_of(prompt), text_of(after))
+  return PromptCompletion(text_of(prompt), text_of(after))
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
