@@ -54,7 +54,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     InputError: it is there and holds none.
   """
   try:
-    plain = json.loads(path.read_text(encoding="utf-8"))
+    plain = json.loads(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:

@@ -99,7 +99,7 @@ def recipe_origin(spec: str, experiment: Experiment) -> dict[str, Any]:
 def _read_json(path: str) -> Experiment:
   """Returns the recipe of a config.json."""
   try:
-    text = pathlib.Path(path).read_text(encoding="utf-8")
+    text = pathlib.Path(path).read_text(encoding="utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(
       f"--config={path}: cannot be read ({error}); give the config.json of a run, or a recipe"

@@ -78,7 +78,7 @@ def _rows(path: pathlib.Path) -> Sequence[Any]:
   if path.suffix == ".npy":
     return list(np.load(path, allow_pickle=False))
   if path.suffix == ".json":
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8-sig"))
   if path.suffix != ".jsonl":
     raise ValueError("of no kind known")
   path.stat()  # raises where there is none

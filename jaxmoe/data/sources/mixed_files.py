@@ -28,7 +28,7 @@ class FileGroup:
   """Files of one kind; each is a source by itself.
 
   Attributes:
-    found: (name, path) of each.
+    files: (name, path) of each.
     kind: The class of its source.
   """
 

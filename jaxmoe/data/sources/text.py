@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import stat
 from collections.abc import Iterator
 
 from jaxmoe.core.config_io import added
@@ -45,7 +47,10 @@ def read_text(path: str, as_found: bool = False) -> str:
 
   Raises:
     UnicodeDecodeError: its reason is what the file is instead.
+    OSError: it cannot be read, or is a pipe or a device, which might never end or never begin.
   """
+  if not stat.S_ISREG(os.stat(path).st_mode):
+    raise OSError(errno.EINVAL, "not a regular file", path)
   with open(path, "rb") as file:
     raw = file.read()
   return raw.decode("utf-8") if as_found else decode(raw)

@@ -72,7 +72,7 @@ def _object(path: str) -> dict[str, Any]:
   if not os.path.isfile(path):
     return {}
   try:
-    plain = json.loads(_read(path))
+    plain = json.loads(_read(path).removeprefix("\ufeff"))
   except ValueError as error:
     raise InputError(f"{path}: cannot be read ({error}); restore the file") from None
   if not isinstance(plain, dict):

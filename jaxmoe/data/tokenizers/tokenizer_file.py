@@ -47,7 +47,7 @@ class TokenizerFile:
       InputError: no such file, not a tokenizer.json, no such token, or a vocab_size too small.
     """
     try:
-      with open(self.path, encoding="utf-8") as file:
+      with open(self.path, encoding="utf-8-sig") as file:
         text = file.read()
     except (OSError, UnicodeDecodeError) as error:
       raise InputError(f"{self.path}: cannot read the tokenizer ({error})") from None

@@ -102,7 +102,7 @@ def _indexed(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
   """Returns what the index says."""
   path = folder / INDEX
   try:
-    weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"]
     pairs = sorted(weight_map.items())
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise InputError(f"{path}: not an index of shards ({error}); fetch it again") from None

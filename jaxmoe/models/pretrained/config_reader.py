@@ -116,7 +116,7 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], ConfigR
   """
   path = pathlib.Path(folder) / "config.json"
   try:
-    plain = json.loads(path.read_text(encoding="utf-8"))
+    plain = json.loads(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError:
     raise InputError(f"{path}: no such file; give the folder of a checkpoint") from None
   except (OSError, ValueError) as error:

@@ -10,6 +10,8 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.sources import SOURCES, Stdlib, TextFiles
 from jaxmoe.data.sources.find_files import find_files
+from jaxmoe.data.sources.mixed_files import sources_of
+from jaxmoe.data.sources.text import read_text
 
 FILES = {"a.txt": "a", "b/c.txt": "c", "b/d.md": "d", "b/e[1].txt": "e"}
 HIDDEN = {".h/a.txt": "a", "b/.h.txt": "h", "B/f.txt": "f", "b/z/y/g.txt": "g"}
@@ -132,3 +134,16 @@ def test_a_folder_that_cannot_be_listed_is_named(write_texts, monkeypatch):
   monkeypatch.setattr(os, "listdir", listdir)
   with pytest.raises(InputError, match=r"/b: cannot be listed \(Permission denied\)"):
     find_files(folder, (".txt",))
+
+
+def test_a_pipe_in_a_folder_blocks_no_one(write_texts):
+  folder = write_texts({"a.txt": "a", "b.py": "b", "c.py": "c"})
+  for name in ("pipe.txt", "pipe.py"):
+    os.mkfifo(os.path.join(folder, name))
+  assert [one.name for one in TextFiles(folder).scan(9)] == ["a.txt"]
+  groups, _ = sources_of(folder)
+  assert sorted(one.name for group in groups for one in group.scan(9)) == ["a.txt", "b.py", "c.py"]
+  found = {one.name: one.error for one in Stdlib(root=folder, split_by="file").scan(9)}
+  assert found == {"b.py": "", "c.py": "", "pipe.py": "cannot be read (not a regular file)"}
+  with pytest.raises(OSError, match="not a regular file"):
+    read_text(os.path.join(folder, "pipe.txt"))
