@@ -10,7 +10,7 @@ state: the pieces `stack/s/j` may stand anywhere in a path.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,42 @@ LayerGroupSizes = tuple[tuple[int, int], ...]
 """For each layer group of a stack: (blocks in its pattern, repeats of the pattern)."""
 
 STACK, LAYERS = "stack", "layers"
-ATTENTION = ".attention"  # after the position of a block, where its attention has a router too
+MOE, ATTENTION = "moe", "attention"  # the parts of a block that may have a router
+
+
+class LayerAddress(NamedTuple):
+  """The place of a part with a router in a stack: of all repeats of a position of a pattern.
+
+  Attributes:
+    group: The layer group.
+    position: Of the block in the group's pattern.
+    part: Of the block, MOE or ATTENTION.
+  """
+
+  group: str
+  position: str
+  part: str = MOE
+
+  @classmethod
+  def parse(cls, group: str, place: str) -> LayerAddress:
+    """Returns the address of what is kept in a group under `place`."""
+    position, dot, part = place.partition(".")
+    return cls(group, position, part if dot else MOE)
+
+  @property
+  def place(self) -> str:
+    """What sums of the part are kept under in the group: 1, or 1.attention."""
+    return self.position if self.part == MOE else f"{self.position}.{self.part}"
+
+  @property
+  def path(self) -> str:
+    """The path of the part's leaves, stacked over repeats."""
+    return f"{STACK}/{self.group}/{self.position}/{self.part}"
+
+  @property
+  def gate_path(self) -> str:
+    """The path of the parameters of the part's gate."""
+    return f"{self.path}/router/gate"
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -87,22 +122,22 @@ def stack(
 
 
 def by_layer(
-  blocks: Mapping[str, Mapping[str, Any]], layer_groups: LayerGroupSizes, part: str = ""
+  blocks: Mapping[str, Mapping[str, Any]], layer_groups: LayerGroupSizes, part: str = MOE
 ) -> dict[int, Any]:
   """Returns {depth: values of that layer} of trees by group and position, stacked over repeats.
 
-  A position whose tree is None has no layers. `part` is ATTENTION for what is kept of attention.
+  A position whose tree is None has no layers. `part` is that of blocks whose values are asked for.
   """
   layers: dict[int, Any] = {}
   for s, positions in blocks.items():
     first = sum(width * repeats for width, repeats in layer_groups[: int(s)])
     width, repeats = layer_groups[int(s)]
     for place, values in positions.items():
-      j, dot, of = place.partition(".")
-      if dot + of != part:
+      address = LayerAddress.parse(s, place)
+      if address.part != part:
         continue
       for repeat in range(repeats if values is not None else 0):
-        depth = first + repeat * width + int(j)
+        depth = first + repeat * width + int(address.position)
         layers[depth] = jax.tree.map(lambda leaf, r=repeat: leaf[r], values)
   return dict(sorted(layers.items()))
 

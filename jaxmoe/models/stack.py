@@ -145,25 +145,49 @@ def run_stack(
     over repeats (None for dense blocks); those of attention experts under `J.attention`.
   """
   new_caches, sums, depth = {}, {}, 0
-  for s, segment_params in params.items():
-    repeats = jax.tree.leaves(segment_params)[0].shape[0]
-    indices = depth + jnp.arange(repeats) * len(segment_params)
-    arrive = None if flow.arrive is None else functools.partial(flow.arrive, s)
-    step = _segment_step(graphs[s], tokens, keys, flow, None if flow.ahead else arrive)
-    scans = flow.scan and repeats > 1
-    if flow.ahead is not None:
-      assert caches is None, "weights arrive ahead in training alone"
-      step = functools.partial(_numbered, step, depth)
-      state, outputs = flow.ahead(step, arrive, state, segment_params, not scans)
-    else:
-      inputs = (segment_params, None if caches is None else caches[s], indices)
-      state, outputs = (jax.lax.scan if scans else _unrolled)(step, state, inputs)
-    new_caches[s], sums[s] = outputs
-    depth += repeats * len(segment_params)
+  for s, group_params in params.items():
+    here = None if caches is None else caches[s]
+    state, (new_caches[s], sums[s]) = run_group(
+      (s, graphs[s], depth), group_params, state, tokens, flow, here, keys
+    )
+    depth += jax.tree.leaves(group_params)[0].shape[0] * len(group_params)
   return state[0], None if caches is None else new_caches, sums
 
 
-def _segment_step(
+def run_group(
+  group: tuple[str, dict[str, Any], int],
+  params: dict[str, Any],
+  state: tuple[jax.Array, Any],
+  tokens: Tokens,
+  flow: Flow,
+  caches: dict[str, Any] | None = None,
+  keys: Keys | None = None,
+) -> tuple[tuple[jax.Array, Any], tuple[dict[str, Any], dict[str, Any]]]:
+  """Runs the blocks of a layer group, or a run of them, over the stream.
+
+  Args:
+    group: Its name, graph definitions by position, and the depth of its first repeat.
+    params: Leaves by position, stacked over repeats.
+    state: As in `run_stack`, and so are the others.
+
+  Returns:
+    What the next group is handed; caches and MoE sums by position, stacked over repeats.
+  """
+  s, graphs, depth = group
+  repeats = jax.tree.leaves(params)[0].shape[0]
+  arrive = None if flow.arrive is None else functools.partial(flow.arrive, s)
+  step = _group_step(s, graphs, tokens, keys, flow, None if flow.ahead else arrive)
+  scans = flow.scan and repeats > 1
+  if flow.ahead is not None:
+    assert caches is None, "weights arrive ahead in training alone"
+    step = functools.partial(_numbered, step, depth)
+    return flow.ahead(step, arrive, state, params, not scans)
+  inputs = (params, caches, depth + jnp.arange(repeats) * len(params))
+  return (jax.lax.scan if scans else _unrolled)(step, state, inputs)
+
+
+def _group_step(
+  s: str,
   graphs: dict[str, Any],
   tokens: Tokens,
   keys: Keys | None,
@@ -182,7 +206,7 @@ def _segment_step(
       x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)
       sums[j] = found.get("moe")
       if "attention" in found:
-        sums[j + param_names.ATTENTION] = found["attention"]
+        sums[param_names.LayerAddress(s, j, param_names.ATTENTION).place] = found["attention"]
       new_caches[j] = None if caches is None else cache
     return (x_BLD, carry), (new_caches, sums)
 

@@ -20,6 +20,7 @@ from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
+from jaxmoe.core.param_names import LayerAddress
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import dot
@@ -27,11 +28,12 @@ from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
 from jaxmoe.models.embedding import Embed
 from jaxmoe.models.head import BiasedWeight, Head
+from jaxmoe.models.layer_runs import LayerRun
+from jaxmoe.models.param_tree import Params, dims_of, values_of
 from jaxmoe.models.residual import NormKind, ResidualStream
-from jaxmoe.models.stack import Flow, LayerGroup, Remat, Stack, run_stack
+from jaxmoe.models.stack import Flow, LayerGroup, Remat, Stack, run_group, run_stack
 from jaxmoe.ops.cross_entropy import VocabShard, cross_entropy
 
-Params = dict[str, Any]
 Routed = MoEConfig | AttentionExperts
 DType = Literal["float32", "bfloat16"]
 
@@ -161,12 +163,6 @@ class TransformerConfig:
     return 6.0 * matrices + mixing
 
 
-def gate_path(group: str, place: str) -> str:
-  """Returns the path of the parameters of a gate, of a place as `routed_layers` has it."""
-  position, _, part = place.partition(".")
-  return f"{param_names.STACK}/{group}/{position}/{part or 'moe'}/router/gate"
-
-
 class Decoder:
   """The functions of a transformer over its tree of parameters.
 
@@ -197,13 +193,13 @@ class Decoder:
       "final_norm": nnx.graphdef(nnx.eval_shape(lambda: self._final_norm(shape_init))),
       "stack": self._stack.graphs(shape_init),
     }
-    self.shapes: Params = _values(state)
-    self.dims: Params = _dims(state)
+    self.shapes: Params = values_of(state)
+    self.dims: Params = dims_of(state)
     self.layer_groups = self._stack.layer_groups
 
   def init(self, keys: Keys) -> Params:
     """Returns fresh parameters; each depends on the seed, its name and its layer's depth."""
-    return _values(jax.jit(self._build)(keys.root))
+    return values_of(jax.jit(self._build)(keys.root))
 
   @property
   def parameter_names(self) -> Params:
@@ -233,9 +229,9 @@ class Decoder:
     """Returns the record of each part with a router, by group and position as sums have it."""
     return {
       str(s): {
-        place: layer
+        LayerAddress(str(s), str(j), part).place: layer
         for j, block in enumerate(group.pattern)
-        for place, layer in ((str(j), block.ffn), (str(j) + param_names.ATTENTION, block.attention))
+        for part, layer in ((param_names.MOE, block.ffn), (param_names.ATTENTION, block.attention))
         if isinstance(layer, (MoEConfig, AttentionExperts))
       }
       for s, group in enumerate(self.config.stack)
@@ -245,7 +241,7 @@ class Decoder:
   def tree_paths(self) -> list[str]:
     """The path of each gate whose decisions can be compared by domain."""
     return [
-      gate_path(s, place)
+      LayerAddress.parse(s, place).gate_path
       for s, places in self.routed_layers().items()
       for place, layer in places.items()
       if layer.router.gate.decides
@@ -268,8 +264,28 @@ class Decoder:
     keys: Keys | None = None,
   ) -> tuple[jax.Array, Any, Any]:
     """Runs every block; see `run_stack`."""
-    state = (x_BLD, self._first_carry(tokens))
-    return run_stack(self._graphs["stack"], params["stack"], state, tokens, self.flow, caches, keys)
+    state = (x_BLD, self.first_logits(tokens))
+    return run_stack(
+      self._graphs["stack"], params["stack"], state, tokens, self.flow, caches, keys
+    )
+
+  def run_layers(
+    self, run: LayerRun, weights: Params, handed: tuple[jax.Array, Any], tokens: Tokens,
+    keys: Keys | None = None,
+  ) -> tuple[tuple[jax.Array, Any], dict[str, Any]]:
+    """Returns what the layer after a run of layers is handed, and MoE sums by place.
+
+    Args:
+      run: Which layers.
+      weights: Their leaves, as `LayerRun.take` cuts them out of `params["stack"]`.
+      handed: The stream, (B, L, D), and the logits of gates that are handed on.
+      tokens: What is known of each token.
+      keys: Randomness of the forward pass.
+    """
+    graphs = {j: self._graphs["stack"][run.group][j] for j in run.positions}
+    group = (run.group, graphs, run.depth)
+    handed, (_, sums) = run_group(group, weights, handed, tokens, self.flow, None, keys)
+    return handed, sums
 
   def update_buffers(
     self, before: Params, params: Params, layers: Any, statistics: Any
@@ -285,8 +301,7 @@ class Decoder:
     stack = params["stack"]
     for s, places in self.routed_layers().items():
       for place, layer in places.items():
-        j, _, part = place.partition(".")
-        part = part or "moe"
+        _, j, part = LayerAddress.parse(s, place)
         buffers = before["stack"][s][j][part]["router"].get("buffers")
         if not buffers:
           continue
@@ -358,8 +373,8 @@ class Decoder:
       for s, group in enumerate(self.config.stack)
     }
 
-  def _first_carry(self, tokens: Tokens) -> Any:
-    """Returns what the gate of the first layer is handed: zero logits if gates carry any."""
+  def first_logits(self, tokens: Tokens) -> Any:
+    """Returns what the gates of the first layer are handed: zero logits if gates carry any."""
     for layer in self.config.moe_records():
       if layer.router.gate.reads_previous:
         return jnp.zeros((tokens.id.size, layer.num_routable), jnp.float32)
@@ -383,18 +398,3 @@ class Decoder:
       of = (self.vocab_size, config.dim, config.tied, config.head_bias)
       tree["head"] = nnx.state(Head(init / "head", *of))
     return tree
-
-
-def _values(state: Any) -> Params:
-  """Returns nested dicts of arrays for nested dicts of `nnx.State`."""
-  if isinstance(state, nnx.State):
-    return nnx.to_pure_dict(state)
-  return {name: _values(child) for name, child in state.items()}
-
-
-def _dims(state: Any, stacked: bool = False) -> Params:
-  """Returns nested dicts of logical dims; a leaf of a stack starts with 'layer'."""
-  if isinstance(state, nnx.Variable):
-    dims = tuple(state.get_metadata()["dims"])
-    return ("layer", *dims) if stacked else dims  # type: ignore[return-value]
-  return {name: _dims(child, stacked or name == param_names.STACK) for name, child in state.items()}

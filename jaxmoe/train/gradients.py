@@ -17,15 +17,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.core.metrics import Mean
-from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare, Tokens
+from jaxmoe.models.loss_pieces import LossPieces, zero_sums
 from jaxmoe.models.transformer import Decoder, Params, Routed
-from jaxmoe.moe.balance import Reference
+from jaxmoe.moe.balance import StepTotals
 from jaxmoe.moe.layer import MoESums
-from jaxmoe.moe.routers import Adaptive
-from jaxmoe.moe.routing import RouterSums
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
@@ -34,29 +31,6 @@ Sums = dict[str, dict[str, Any]]
 Statistics = dict[str, dict[str, Any]]
 """What buffers of routers are updated from, of each token; by place as `Sums`."""
 Gradients = Callable[[Params, Batch, Keys], tuple[Params, Metrics, Statistics]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Whole:
-  """What each microbatch knows of the whole step.
-
-  Attributes:
-    labels: float32, the number of scored labels, at least 1.
-    tokens: float32, the number of valid tokens.
-    rows: float32, the number of rows that hold a valid token.
-    num_micro: The number of microbatches.
-    num_groups: On how many data-parallel devices a microbatch lies.
-    sums: Router sums of the whole step by layer group and position, stacked over repeats, or None.
-    running: Those of the earlier microbatches.
-  """
-
-  labels: jax.Array
-  tokens: jax.Array
-  rows: jax.Array
-  num_micro: int
-  num_groups: int
-  sums: Sums | None
-  running: Sums
 
 
 def counts_first(decoder: Decoder, num_micro: int) -> bool:
@@ -113,24 +87,17 @@ def make_gradients(
   def gradients(
     params: Params, batch: Batch, keys: Keys
   ) -> tuple[Params, Metrics, Statistics]:
-    zeros = _zero_sums(decoder)
-    valid_BL = batch["segment"] > 0
-    labels, tokens, rows = parallel.psum_tokens(
-      tuple(
-        jnp.sum(counted).astype(jnp.float32)
-        for counted in (batch["labels"] >= 0, valid_BL, jnp.any(valid_BL, axis=1))
-      )
-    )
-    labels = jnp.maximum(labels, 1)
+    valid_BL, labels_BL = batch["segment"] > 0, batch["labels"]
+    totals = LossPieces(decoder).totals(valid_BL, labels_BL, num_micro, num_groups)
     micro = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
-    sums = _count(decoder, params, micro, keys) if count_first else None
-    whole = Whole(labels, tokens, rows, num_micro, num_groups, sums, zeros)
+    if count_first:
+      totals = dataclasses.replace(totals, whole=_count(decoder, params, micro, keys))
     share = jax.value_and_grad(functools.partial(_loss, decoder, compare), has_aux=True)
 
     def one(
       running: Sums, batch: Batch, index: jax.Array | int
     ) -> tuple[Params, Metrics, Statistics]:
-      known = dataclasses.replace(whole, running=running)
+      known = dataclasses.replace(totals, running=running)
       here = parallel.token_group() * num_micro + index
       (_, (metrics, statistics)), grads = share(params, batch, keys.at(here), known)
       # Those of bfloat16 parameters are bfloat16, in which sums over microbatches lose small ones.
@@ -138,69 +105,35 @@ def make_gradients(
       return reducer.per_microbatch(grads), metrics, statistics
 
     if num_micro == 1:
-      grads, metrics, statistics = one(zeros, jax.tree.map(lambda x: x[0], micro), 0)
+      grads, metrics, statistics = one(totals.running, jax.tree.map(lambda x: x[0], micro), 0)
     else:
-      grads, metrics, statistics = _accumulate(one, zeros, micro, num_micro)
+      grads, metrics, statistics = _accumulate(one, totals.running, micro, num_micro)
     layers = metrics.pop("layers")
     metrics = {**parallel.psum_tokens(metrics), "layers": layers}
     corrections = _corrections(decoder, metrics, count_first)
-    metrics = {**metrics, "tokens": tokens, **corrections}
+    metrics = {**metrics, "tokens": totals.tokens, **corrections}
     return reducer.finalize(grads), metrics, statistics
 
   return gradients
 
 
 def _loss(
-  decoder: Decoder, compare: Compare | None, params: Params, batch: Batch, keys: Keys, whole: Whole
+  decoder: Decoder,
+  compare: Compare | None,
+  params: Params,
+  batch: Batch,
+  keys: Keys,
+  totals: StepTotals,
 ) -> tuple[jax.Array, tuple[Metrics, Statistics]]:
   """Returns a microbatch's share of the step's loss; its shares of metrics, and its statistics."""
   tokens, parallel = Tokens.of_batch(batch), decoder.parallel
   if compare is not None:
     tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=compare)
   params = decoder.outside(params)
-  hidden_BLD, _, sums = decoder.hidden(params, tokens, keys=keys)
-  sums = map_layers(lambda of_layer: _of_all(of_layer, parallel), sums)
-  with jax.named_scope("loss"):
-    nll_BL = decoder.nll(params, hidden_BLD, batch["labels"])
-    nll = Mean.of(nll_BL, batch["labels"] >= 0)
-  total = nll.sum / whole.labels
-  balance: dict[str, Any] = {}
-  for s, j, layer, aux_loss in _aux_losses(decoder.routed_layers()):
-    known = None if whole.sums is None else whole.sums[s][j]
-    share, weighted = _balance(aux_loss, layer, whole, sums[s][j], known, whole.running[s][j])
-    if not aux_loss.per_sequence:  # every token group has it
-      share, weighted = share / parallel.num_token_groups, weighted / parallel.num_token_groups
-    balance[aux_loss.name] = balance.get(aux_loss.name, 0.0) + share
-    total = total + weighted
-  statistics = map_layers(lambda of_layer: of_layer.statistics, sums)
-  layers = without(sums, "per_sequence", "statistics")
-  metrics = {"loss": nll, "total_loss": total, "balance": balance, "layers": layers}
+  total, metrics = LossPieces(decoder)(params, tokens, batch["labels"], keys, totals)
+  statistics = map_layers(lambda of_layer: of_layer.statistics, metrics["layers"])
+  metrics = {**metrics, "layers": without(metrics["layers"], "per_sequence", "statistics")}
   return total / parallel.tensor_size, (metrics, statistics)
-
-
-def _of_all(sums: MoESums, parallel: ParallelContext) -> MoESums:
-  """Returns a layer's sums over the tokens of all devices; by row, and statistics, of this."""
-  mine = dataclasses.replace(sums, per_sequence=None, statistics=None, routing=None)
-  return dataclasses.replace(
-    parallel.psum_tokens(mine), per_sequence=sums.per_sequence, statistics=sums.statistics
-  )
-
-
-@jax.named_scope("balance")
-def _balance(
-  aux_loss: Any, layer: Routed, whole: Whole, sums: MoESums, known: Any, running: Any
-) -> tuple[jax.Array, jax.Array]:
-  """Returns a balance loss summed over the repeats of a pattern's position, and times weights."""
-
-  def of_layer(sums: Any, per_sequence: Any, known: Any, running: Any) -> tuple[Any, Any]:
-    reference = Reference(
-      whole.tokens, whole.rows, whole.num_micro, whole.num_groups, known, running
-    )
-    share = aux_loss.share(sums, per_sequence, reference, layer)
-    return share, aux_loss.weight_of(sums) * share
-
-  shares_R, weighted_R = jax.vmap(of_layer)(sums.router, sums.per_sequence, known, running)
-  return jnp.sum(shares_R), jnp.sum(weighted_R)
 
 
 def _accumulate(
@@ -242,7 +175,7 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
 
   num_micro = micro["ids"].shape[0]
   with jax.named_scope("count_choices"):
-    sums, _ = jax.lax.scan(body, _zero_sums(decoder), (micro, jnp.arange(num_micro)))
+    sums, _ = jax.lax.scan(body, zero_sums(decoder), (micro, jnp.arange(num_micro)))
   return jax.lax.stop_gradient(decoder.parallel.psum_tokens(sums))
 
 
@@ -266,21 +199,6 @@ def _aux_losses(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
     for j, moe in blocks.items():
       for aux_loss in moe.balance:
         yield s, j, moe, aux_loss
-
-
-def _zero_sums(decoder: Decoder) -> Sums:
-  repeats = {str(s): group.repeats for s, group in enumerate(decoder.config.stack)}
-
-  def zeros(repeats: int, layer: Routed) -> RouterSums:
-    one, each = jnp.zeros(repeats), jnp.zeros((repeats, layer.num_routable))
-    coefficient = one if isinstance(layer.router, Adaptive) else None
-    shares = None if layer.router.sum_to_1 else each
-    return RouterSums(each, each, one, one, one, each, coefficient, shares)
-
-  return {
-    s: {j: zeros(repeats[s], layer) for j, layer in blocks.items()}
-    for s, blocks in decoder.routed_layers().items()
-  }
 
 
 def _router_sums(layers: Any) -> Sums:

@@ -18,9 +18,10 @@ import optax
 from jax.sharding import NamedSharding
 
 from jaxmoe.core.layout import Layout
+from jaxmoe.core.param_names import LayerAddress
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.batches import NAMES
-from jaxmoe.models.transformer import Decoder, Params, gate_path
+from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.ops.soft_tree import TreeSums
 from jaxmoe.optim import Masters, hold, make_schedule
 from jaxmoe.train.experiment import Experiment
@@ -193,7 +194,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 def sums_of_trees(layers: Any) -> dict[str, TreeSums]:
   """Returns what domains see of each gate that is a tree, by its path; none if nobody asked."""
   return {
-    gate_path(s, place): sums.domain_sums
+    LayerAddress.parse(s, place).gate_path: sums.domain_sums
     for s, places in layers.items()
     for place, sums in places.items()
     if sums is not None and sums.domain_sums is not None

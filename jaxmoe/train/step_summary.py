@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmoe.core.param_names import ATTENTION, LayerGroupSizes, by_layer
+from jaxmoe.core.param_names import ATTENTION, MOE, LayerGroupSizes, by_layer
 
 _OF_CHOICES = ("load_entropy", "max_violation", "drop_rate")
 _OF_TOKENS = ("effective_k", "router_z", "pressure")
@@ -31,7 +31,7 @@ def summarize(metrics: dict[str, Any], layer_groups: LayerGroupSizes) -> dict[st
   host = jax.device_get(metrics)
   host.pop("unmoved", None)  # told by an event, like these below
   sums = host.pop("layers")
-  layers, attention = (by_layer(sums, layer_groups, part) for part in ("", ATTENTION))
+  layers, attention = (by_layer(sums, layer_groups, part) for part in (MOE, ATTENTION))
   for name in ("finite", "in_a_row"):  # told by events
     del host[name]
   balance, loss, unlabelled = (host.pop(name) for name in ("balance", "loss", "unlabelled"))

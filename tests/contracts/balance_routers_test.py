@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.balance import BALANCE, Reference
+from jaxmoe.moe.balance import BALANCE, StepTotals
 from jaxmoe.moe.experts.null import Null
 from jaxmoe.moe.experts.swiglu import SwiGLU
 from jaxmoe.moe.layer import MoEConfig
@@ -43,8 +43,8 @@ def losses_of(graph, layers, state, x, tokens):
     routing = nnx.merge(graph, state)(x, tokens, None, KEYS / "router")[0]
     sums = sum_routing(routing, tokens.valid.reshape(-1))
     zeros = jax.tree.map(jnp.zeros_like, sums)
-    reference = Reference(sums.tokens, jnp.float32(1), 1, 1, None, zeros)
-    return jnp.stack([layer.balance[0].share(sums, None, reference, layer) for layer in layers])
+    totals = StepTotals(sums.tokens, jnp.float32(1), 1, 1, None, zeros)
+    return jnp.stack([layer.balance[0].share(sums, None, totals, layer) for layer in layers])
 
   return losses(state, x), jax.jacrev(losses, argnums=(0, 1))(state, x)
 

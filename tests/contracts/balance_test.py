@@ -15,10 +15,10 @@ from jaxmoe.moe.balance import (
   LoadConcentration,
   MutualInformation,
   NullAveraged,
-  Reference,
   RouterZ,
   Scope,
   Sparsity,
+  StepTotals,
 )
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoEConfig
@@ -106,9 +106,9 @@ def step_loss(balance, logits, expert, valid, score="softmax"):
   loss = 0.0
   for sums, per_sequence in parts:
     known = jax.lax.stop_gradient(whole) if balance.needs_step_totals else None
-    reference = Reference(tokens, rows, M, G, known, running)
+    totals = StepTotals(tokens, rows, M, G, known, running)
     loss += balance.share(
-      sums, per_sequence if balance.needs_sequence_totals else None, reference, LAYER
+      sums, per_sequence if balance.needs_sequence_totals else None, totals, LAYER
     )
     running = jax.tree.map(jnp.add, running, jax.lax.stop_gradient(sums))
   return loss
@@ -160,8 +160,8 @@ def test_counts_carry_no_gradient(balance):
     moved = dataclasses.replace(sums, counts_E=counts)
     rows = dataclasses.replace(per_sequence, counts_E=counts_by_row)
     zeros = jax.tree.map(jnp.zeros_like, sums)
-    reference = Reference(sums.tokens, jnp.float32(B), 1, G, None, zeros)
-    return balance.share(moved, rows, reference, LAYER)
+    totals = StepTotals(sums.tokens, jnp.float32(B), 1, G, None, zeros)
+    return balance.share(moved, rows, totals, LAYER)
 
   for grad in jax.grad(loss, argnums=(0, 1))(sums.counts_E, per_sequence.counts_E):
     np.testing.assert_array_equal(grad, 0)
@@ -227,7 +227,7 @@ def test_scopes_differ_where_rows_and_microbatches_differ_and_agree_on_one_row()
   row = jax.tree.map(lambda leaf: leaf[:1], per_sequence)
   sums = jax.tree.map(lambda leaf: leaf[0], row)
   zeros = jax.tree.map(jnp.zeros_like, sums)
-  alone = Reference(sums.tokens, jnp.float32(1), 1, 1, None, zeros)
+  alone = StepTotals(sums.tokens, jnp.float32(1), 1, 1, None, zeros)
   shares = [LoadBalance(scope=scope).share(sums, row, alone, LAYER) for scope in SCOPES]
   np.testing.assert_allclose(shares, shares[0], rtol=1e-6)
 

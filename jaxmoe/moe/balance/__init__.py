@@ -4,7 +4,7 @@ To add one, write its file (a record derived from `AuxLoss` with a `loss`), add 
 and the contract test runs it at every scope.
 """
 
-from jaxmoe.moe.balance.aux_loss import AuxLoss, Reference, Scope
+from jaxmoe.moe.balance.aux_loss import AuxLoss, Scope, StepTotals
 from jaxmoe.moe.balance.information import LoadConcentration, MutualInformation
 from jaxmoe.moe.balance.latency import LatencyAware
 from jaxmoe.moe.balance.load_balance import Heterogeneous, LoadBalance, NullAveraged
@@ -31,8 +31,8 @@ __all__ = [
   "LoadConcentration",
   "MutualInformation",
   "NullAveraged",
-  "Reference",
   "RouterZ",
   "Scope",
   "Sparsity",
+  "StepTotals",
 ]

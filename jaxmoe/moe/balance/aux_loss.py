@@ -16,6 +16,7 @@ Padding never counts, choices count before drops, and counts carry no gradient.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -27,8 +28,13 @@ from jaxmoe.moe.routing import RouterSums
 Scope = Literal["sequence", "micro", "data_parallel", "global", "global_running"]
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["tokens", "rows", "whole", "running", "labels"],
+  meta_fields=["num_micro", "num_groups"],
+)
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class StepTotals:
   """What a microbatch must know of the whole step to add its exact share of a loss.
 
   Attributes:
@@ -36,16 +42,19 @@ class Reference:
     rows: float32, the number of rows of the whole step that hold a valid token.
     num_micro: The number of microbatches.
     num_groups: On how many data-parallel devices a microbatch lies, row after row.
-    whole: The sums of the whole step, or None where no pass made them.
-    running: The sums of the earlier microbatches of the step.
+    whole: `RouterSums` of a layer over the whole step, or None where no pass made them. Of a model:
+      by layer group and place, stacked over repeats.
+    running: Those of the earlier microbatches of the step.
+    labels: float32, the number of scored labels of the whole step, at least 1.
   """
 
   tokens: jax.Array
   rows: jax.Array
   num_micro: int
   num_groups: int
-  whole: RouterSums | None
-  running: RouterSums
+  whole: Any
+  running: Any
+  labels: jax.Array | float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +120,7 @@ class AuxLoss:
     raise NotImplementedError
 
   def share(
-    self, sums: RouterSums, per_sequence: RouterSums | None, reference: Reference, layer: Any
+    self, sums: RouterSums, per_sequence: RouterSums | None, totals: StepTotals, layer: Any
   ) -> jax.Array:
     """Returns a microbatch's share of the loss of the step, unweighted, float32.
 
@@ -120,29 +129,29 @@ class AuxLoss:
     if self.scope == "sequence":
       assert per_sequence is not None
       each_B = jax.vmap(lambda row: self.loss(row, layer))(per_sequence)
-      return jnp.sum(jnp.where(per_sequence.tokens > 0, each_B, 0)) / jnp.maximum(reference.rows, 1)
+      return jnp.sum(jnp.where(per_sequence.tokens > 0, each_B, 0)) / jnp.maximum(totals.rows, 1)
     if self.scope == "micro":
       assert per_sequence is not None
-      each_G = jax.vmap(lambda group: self.loss(group, layer))(_groups(per_sequence, reference))
-      return jnp.mean(each_G) / reference.num_micro
+      each_G = jax.vmap(lambda group: self.loss(group, layer))(_groups(per_sequence, totals))
+      return jnp.mean(each_G) / totals.num_micro
     if self.scope == "data_parallel":
-      return self.loss(sums, layer) / reference.num_micro
+      return self.loss(sums, layer) / totals.num_micro
     if self.additive:
-      return self.loss(dataclasses.replace(sums, tokens=reference.tokens), layer)
-    value = self.loss(_seen_from(sums, self._estimate(sums, reference)), layer)
+      return self.loss(dataclasses.replace(sums, tokens=totals.tokens), layer)
+    value = self.loss(_seen_from(sums, self._estimate(sums, totals)), layer)
     # The gradient of a share is whole as it is; its value is that of its share of the tokens.
-    part = sums.tokens / jnp.maximum(reference.tokens, 1)
+    part = sums.tokens / jnp.maximum(totals.tokens, 1)
     return value - jax.lax.stop_gradient(value * (1 - part))
 
-  def _estimate(self, sums: RouterSums, reference: Reference) -> RouterSums:
+  def _estimate(self, sums: RouterSums, totals: StepTotals) -> RouterSums:
     """Returns the sums of the step as far as a microbatch knows them."""
-    if self.scope == "global" and reference.whole is not None:
-      return reference.whole
+    if self.scope == "global" and totals.whole is not None:
+      return totals.whole
     # Without a weight nobody makes the sums first, and the value is mended afterwards.
-    known = reference.num_micro == 1 or self.weight == 0
+    known = totals.num_micro == 1 or self.weight == 0
     assert known or self.scope == "global_running", "the exact scope needs the sums of the step"
-    so_far = jax.tree.map(jnp.add, sums, reference.running)
-    scale = reference.tokens / jnp.maximum(so_far.tokens, 1)
+    so_far = jax.tree.map(jnp.add, sums, totals.running)
+    scale = totals.tokens / jnp.maximum(so_far.tokens, 1)
     return jax.tree.map(lambda leaf: leaf * scale, so_far)
 
 
@@ -151,9 +160,9 @@ def _seen_from(sums: RouterSums, whole: RouterSums) -> RouterSums:
   return jax.tree.map(lambda part, all: part + jax.lax.stop_gradient(all - part), sums, whole)
 
 
-def _groups(per_sequence: RouterSums, reference: Reference) -> RouterSums:
+def _groups(per_sequence: RouterSums, totals: StepTotals) -> RouterSums:
   """Returns the sums of each of `num_groups` equal parts of the rows."""
-  groups = reference.num_groups
+  groups = totals.num_groups
   return jax.tree.map(
     lambda leaf: jnp.sum(leaf.reshape(groups, -1, *leaf.shape[1:]), axis=1), per_sequence
   )
