@@ -197,6 +197,11 @@ class Decoder:
     self.dims: Params = dims_of(state)
     self.layer_groups = self._stack.layer_groups
 
+  def __call__(self, params: Params, ids_BL: jax.Array) -> jax.Array:
+    """Returns logits (B, L, V) float32 of rows of ids, each a document of its own."""
+    hidden_BLD, _, _ = self.hidden(params, Tokens.of_ids(ids_BL))
+    return self.logits(params, hidden_BLD)
+
   def init(self, keys: Keys) -> Params:
     """Returns fresh parameters; each depends on the seed, its name and its layer's depth."""
     return values_of(jax.jit(self._build)(keys.root))
@@ -275,21 +280,15 @@ class Decoder:
   ) -> tuple[tuple[jax.Array, Any], dict[str, Any]]:
     """Returns what the layer after a run of layers is handed, and MoE sums by place.
 
-    Args:
-      run: Which layers.
-      weights: Their leaves, as `LayerRun.take` cuts them out of `params["stack"]`.
-      handed: The stream, (B, L, D), and the logits of gates that are handed on.
-      tokens: What is known of each token.
-      keys: Randomness of the forward pass.
+    `weights` are what `LayerRun.take` cuts out of `params["stack"]`; `handed` is the stream,
+    (B, L, D), and the logits that gates hand on.
     """
     graphs = {j: self._graphs["stack"][run.group][j] for j in run.positions}
     group = (run.group, graphs, run.depth)
     handed, (_, sums) = run_group(group, weights, handed, tokens, self.flow, None, keys)
     return handed, sums
 
-  def update_buffers(
-    self, before: Params, params: Params, layers: Any, statistics: Any
-  ) -> Params:
+  def update_buffers(self, before: Params, params: Params, layers: Any, statistics: Any) -> Params:
     """Returns the parameters with what routers keep from step to step brought up to date.
 
     Args:

@@ -53,7 +53,6 @@ MODELS = {
 }
 CUTS = {
   "gates that hand on logits, dense layers between": (0, 4, 7),
-  "a tied table, noise, a shared expert": (0, 2, 3),
   "experts in attention": (0, 1, 2),
 }
 each = pytest.mark.parametrize("name", MODELS)
@@ -181,7 +180,7 @@ def test_composed_in_one_program_the_pieces_are_the_loss_and_its_gradient_bit_fo
   jax.tree.map(np.testing.assert_array_equal, found, whole(name))
 
 
-@each
+@pytest.mark.parametrize("name", CUTS)
 def test_compiled_apart_and_chained_by_hand_they_make_the_same_gradient(case, whole, name):
   decoder, params, batch = case(name)
   found = apart(decoder, params, batch, CUTS[name])

@@ -307,3 +307,15 @@ def test_a_size_that_cannot_be_is_refused(make, message):
 
 def test_the_default_mask_is_by_document():
   assert SoftmaxAttention().mask == DocumentMask()
+
+
+def test_calling_a_model_gives_the_logits_that_scoring_reads_bit_for_bit():
+  ids = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)), jnp.int32)
+  params = MIXED.init(Keys.from_seed(0))
+
+  @jax.jit
+  def score(params, ids):
+    hidden, _, _ = MIXED.hidden(params, Tokens.of_ids(ids))
+    return MIXED.nll(params, hidden, ids), MIXED.logits(params, hidden)
+
+  np.testing.assert_array_equal(jax.jit(MIXED)(params, ids), score(params, ids)[1])
