@@ -22,7 +22,6 @@ from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.routers import ROUTERS, TopK
-from jaxmoe.moe.routers.gates import Residual
 
 VOCAB, ROWS, LENGTH = 11, ([4, 2], [6], [3, 1], [5]), 6
 BALANCE = (LoadBalance(), LoadBalance(scope="sequence"), RouterZ())
@@ -38,7 +37,7 @@ def blocks(*ffns, attention=SOFTMAX):
   return tuple(BlockConfig(attention, ffn) for ffn in ffns)
 
 
-HANDED_ON = blocks(moe(TopK(gate=Residual())), MLPConfig(6), moe(TopK(), 3))
+HANDED_ON = blocks(moe(ROUTERS["residual"][1]), MLPConfig(6), moe(TopK(), 3))
 QUERIES = AttentionExperts(3, 2, SoftmaxAttention(2, 1, 4), balance=BALANCE[:1])
 MODELS = {
   "gates that hand on logits, dense layers between": TransformerConfig(
