@@ -73,16 +73,19 @@ def freeze(inner: optax.GradientTransformation, masks: Masks) -> optax.GradientT
   """Returns `inner` with the entries of `masks` left alone; its state is that of `inner`."""
   if not masks:
     return inner
+  inner = optax.with_extra_args_support(inner)
 
   def still(tree: Any, old: Any, params: Mapping[str, Any]) -> Any:
     return _still(tree, old, params, masks)
 
-  def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, Any]:
+  def update(
+    updates: Any, state: optax.OptState, params: Any = None, **extra: Any
+  ) -> tuple[Any, Any]:
     flat, zeros = param_names.flatten(updates), jax.tree.map(jnp.zeros_like, updates)
-    moves, after = inner.update(still(updates, zeros, flat), state, params)
+    moves, after = inner.update(still(updates, zeros, flat), state, params, **extra)
     return still(moves, jax.tree.map(jnp.zeros_like, moves), flat), still(after, state, flat)
 
-  return optax.GradientTransformation(inner.init, update)
+  return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def hold(masks: Masks, before: Any, after: Any) -> Any:

@@ -82,6 +82,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Returns the transform of `optim` over a run of `num_steps` updates.
 
+  All of it but clipping looks at one leaf at a time. Its `update` takes `norm`, the global norm to
+  clip by: with the whole gradient's, a transform over some of the leaves does to them what the one
+  over all of them does.
+
   Args:
     optim: The recipe.
     num_steps: Length of the run, which the schedule needs.
@@ -93,7 +97,7 @@ def make_optimizer(
     InputError: the schedule does not fit, or the optimizer cannot treat a parameter.
   """
   decay = optim.optimizer.weight_decay
-  clip = optax.identity() if optim.clip_norm is None else optax.clip_by_global_norm(optim.clip_norm)
+  clip = optax.identity() if optim.clip_norm is None else clip_by_norm(optim.clip_norm)
   return _in_float32(
     optax.chain(
       clip,
@@ -105,6 +109,26 @@ def make_optimizer(
   )
 
 
+def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+  """Returns the clip by global norm: that of the updates or, where they are a part, `norm`."""
+  alone = optax.clip_by_global_norm(limit)
+
+  def update(
+    updates: Any, state: optax.OptState, params: Any = None, *,
+    norm: jax.Array | None = None, **_: Any,
+  ) -> tuple[Any, Any]:  # fmt: skip
+    if norm is None:
+      return alone.update(updates, state, params)
+    within = norm < limit
+
+    def clipped(leaf: jax.Array) -> jax.Array:
+      return jax.lax.select(within, leaf, (leaf / norm.astype(leaf.dtype)) * limit)
+
+    return jax.tree.map(clipped, updates), state
+
+  return optax.GradientTransformationExtraArgs(alone.init, update)
+
+
 def decay_mask(names: Any, no_decay: tuple[str, ...]) -> Any:
   """Returns a tree like `names`, True where no pattern of `no_decay` matches the name."""
   return jax.tree.map(
@@ -112,18 +136,23 @@ def decay_mask(names: Any, no_decay: tuple[str, ...]) -> Any:
   )
 
 
-def _in_float32(inner: optax.GradientTransformation, dims: Any) -> optax.GradientTransformation:
+def _in_float32(
+  inner: optax.GradientTransformation, dims: Any
+) -> optax.GradientTransformationExtraArgs:
   """Returns `inner` between casts to float32, with the dims checked against the parameters."""
+  inner = optax.with_extra_args_support(inner)
 
   def init(params: Any) -> optax.OptState:
     map_dims(_check_rank, dims, params)
     return inner.init(optax.tree.cast(params, jnp.float32))
 
-  def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, Any]:
+  def update(
+    updates: Any, state: optax.OptState, params: Any = None, **extra: Any
+  ) -> tuple[Any, Any]:
     updates, params = optax.tree.cast((updates, params), jnp.float32)
-    return inner.update(updates, state, params)
+    return inner.update(updates, state, params, **extra)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _check_rank(dims: Dims, param: jax.Array) -> None:

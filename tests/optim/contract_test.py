@@ -108,6 +108,33 @@ def test_stacked_layers_train_as_layers_of_their_own(name):
 
 
 @EVERY
+def test_parts_of_the_leaves_move_as_the_whole_does_with_the_norm_of_the_whole(name):
+  """Bit for bit, operation by operation: what a compiler fuses may round otherwise."""
+  optim = Optim(OPTIMIZERS[name][1], Constant(), learning_rate=0.1, clip_norm=0.5)
+  paths = list(STACKED_DIMS)
+
+  def run(mine):
+    tree = lambda leaves: nested({path: leaves[path] for path in mine})  # noqa: E731
+    transform = make_optimizer(optim, 20, tree(STACKED_NAMES), tree(STACKED_DIMS))
+    params, found = tree(values(0)), []
+    state = transform.init(params)
+    for step in range(3):
+      gradients = values(step + 1)
+      norm = {} if mine == paths else {"norm": optax.tree.norm(nested(gradients))}
+      updates, state = transform.update(tree(gradients), state, params, **norm)
+      params = optax.apply_updates(params, updates)
+      found.append({**flat(updates), **flat(state)})
+    return found
+
+  whole = run(paths)
+  for mine in (paths[::2], paths[1::2]):
+    for part, right in zip(run(mine), whole, strict=True):
+      assert part and part.keys() <= right.keys()
+      for path, leaf in part.items():
+        assert leaf.tobytes() == right[path].tobytes(), path
+
+
+@EVERY
 def test_state_that_belongs_to_a_parameter_stands_under_its_path(name):
   params = values(0)
   state = flat(stacked_transform(name).init(nested(params)))
