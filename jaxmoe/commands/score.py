@@ -11,25 +11,20 @@ scores, bit for bit, because both come from one compiled program.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import IO
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from jaxmoe.commands.process import command_line, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
-from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
+from jaxmoe.models.transformer import TransformerConfig
+from jaxmoe.runs.scoring import check_ids, score_ids
 from jaxmoe.train.routing_record import (
-  choices_of,
   digests_of,
   experts_by_depth,
   read_routing,
@@ -57,28 +52,17 @@ def main(arguments: list[str]) -> int:
   ids_BL = read_ids(FLAGS.ids, vocab_size, experiment.data.seq_len)
   given = check_routing(experiment.model, vocab_size, ids_BL)
   run = run_flags.load_run(FLAGS.workdir)
-  if FLAGS.record_routing:
-    each = [np.asarray(route(run.decoder, run.params, row[None])) for row in ids_BL]
-    given = np.concatenate(each, axis=1)
-  rows = [
-    score(
-      run.decoder,
-      FLAGS.logits,
-      run.params,
-      row[None],
-      None if given is None else given[:, index : index + 1],
-    )
-    for index, row in enumerate(ids_BL)
-  ]
-  arrays = {"logprobs": np.concatenate([np.asarray(row[0]) for row in rows])}
-  if FLAGS.logits:
-    arrays["logits"] = np.concatenate([np.asarray(row[1]) for row in rows])
+  recorded = bool(FLAGS.record_routing)
+  found = score_ids(run, ids_BL, given, recorded, FLAGS.logits)
+  arrays = {"logprobs": found.logprobs}
+  if found.logits is not None:
+    arrays["logits"] = found.logits
   write_output(FLAGS.out, f"--out={FLAGS.out}", lambda file: save(file, arrays))
-  if FLAGS.record_routing and given is not None:
+  if recorded and (routing := found.routing) is not None:
     labels = digests_of(experiment.model, vocab_size, ids_BL)
     write_output(
       FLAGS.record_routing, f"--record_routing={FLAGS.record_routing}",
-      lambda file: write_routing(file, given, labels),
+      lambda file: write_routing(file, routing, labels),
     )  # fmt: skip
   shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
   print(f"wrote {FLAGS.out}: {shapes} at step {run.step}")
@@ -144,47 +128,10 @@ def read_ids(path: str, vocab_size: int, context: int) -> np.ndarray:
     raise InputError(
       f"--ids={path}: not a plain .npy file ({error}); write it with np.save, without pickle"
     ) from None
-  if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim != 2:
-    kind = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
-    raise InputError(f"--ids={path}: needs an int32 array (B, L), got {kind}")
-  if ids.shape[0] < 1 or not 2 <= ids.shape[1] <= context:
-    raise InputError(
-      f"--ids={path}: needs at least one row of 2 to {context} ids (the context), got {ids.shape}"
-    )
-  if ids.min() < 0 or ids.max() >= vocab_size:
-    bad = ids.min() if ids.min() < 0 else ids.max()
-    raise InputError(f"--ids={path}: id {bad} is outside the vocabulary of {vocab_size}")
+  if not isinstance(ids, np.ndarray):
+    raise InputError(f"--ids={path}: needs an int32 array (B, L), got an archive")
+  check_ids(ids, vocab_size, context, f"--ids={path}")
   return ids
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def score(
-  decoder: Decoder,
-  with_logits: bool,
-  params: Params,
-  ids_BL: jax.Array,
-  given: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
-  """Returns the log probabilities (B, L-1) of each next id, and the logits (B, L, V) if asked.
-
-  Rows are scored as given: no start of text is put before them. `replayed_experts` are choices to
-  take in
-  place of the routers' own, (layers, B, L, A).
-  """
-  given = None if given is None else given.astype(jnp.int32)
-  tokens = dataclasses.replace(Tokens.of_ids(ids_BL), replayed_experts=given)
-  hidden_BLD, _, _ = decoder.hidden(params, tokens)
-  labels_BL = jnp.pad(ids_BL[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-  logprobs = -decoder.nll(params, hidden_BLD, labels_BL)[:, :-1]
-  return logprobs, decoder.logits(params, hidden_BLD) if with_logits else None
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def route(decoder: Decoder, params: Params, ids_BL: jax.Array) -> jax.Array:
-  """Returns the routers' choices, int16 (layers, B, L, A)."""
-  return choices_of(
-    decoder, params, dataclasses.replace(Tokens.of_ids(ids_BL), return_routing=True)
-  )
 
 
 def run() -> None:

@@ -18,28 +18,25 @@ jaxmoe train --config=NEW/config.json --workdir=NEW
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
 
-import numpy as np
 from absl import flags
 
-from jaxmoe.adapt import Surgery, Variety, clone, insert, open_closed, prune, upcycle
 from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.commands.process.command_line import follow_up, say
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.corpus import Corpus, open_corpus
-from jaxmoe.models.transformer import TransformerConfig
-from jaxmoe.moe.layer import MoEConfig
-from jaxmoe.runs import derived_run
 from jaxmoe.runs.recipe_loading import PREFIX
-from jaxmoe.train.expert_counts import (
-  ExpertCounts,
-  count_experts,
-  held_out_batches,
-  read_expert_counts,
+from jaxmoe.runs.surgery import (
+  NewRun,
+  Operation,
+  cloning,
+  derive,
+  inserting,
+  opening,
+  pruning,
+  upcycling,
 )
-from jaxmoe.train.run_store import need_store
+from jaxmoe.train.expert_counts import ExpertCounts, read_expert_counts
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run whose model is changed.", flag_values=FLAGS)
@@ -72,33 +69,16 @@ OPERATIONS = {
 def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
   name = chosen()
-  operate = operation(name)
-  if FLAGS.drop and not FLAGS.reset_moments:
-    raise InputError("--drop: hidden units drawn anew have no moments; set --reset_moments")
+  operation = operation_of(name)
   workdir = run_flags.need_workdir(FLAGS.workdir)
-  old = workdir.experiment()
-  store = need_store(workdir)
   jax_settings.set_up_jax()
-  counting = name == "prune_to" and not FLAGS.usage
-  # Until choices are counted any usage tells what the new model is.
-  surgery = operate(usage_of_none(old.model) if counting else read_given(name), old.model)
-  new = derived_run.new_experiment(old, surgery, FLAGS.config, overrides)
-  out = derived_run.check_out(FLAGS.out, new)
-  derived_run.check_moments(old, new, FLAGS.reset_moments)
-  corpus = open_corpus(new.data, jax_settings.cache_dir() / "tokenizers", progress=say)
-  source = derived_run.read_source(workdir, store, corpus, run_flags.complain)
-  if counting:
-    surgery = operate(count(source, corpus), old.model)
-  event_fields = {
-    "operation": name,
-    "flags": {flag: FLAGS[flag].value for flag in (name, *given(name))},
-  }
-  derived_run.write_run(out, source, surgery, new, corpus, event_fields, FLAGS.reset_moments)
-  print(
-    f"wrote {out}: step {source.step} of {workdir.path} after {name}; moments "
-    f"{'start anew' if FLAGS.reset_moments else 'followed'}"
-  )
-  say(f"  go on:  {follow_up('train', f'--config={out}/config.json', f'--workdir={out}')}")
+  new_run = NewRun(FLAGS.config, overrides, FLAGS.reset_moments)
+  tokenizers = jax_settings.cache_dir() / "tokenizers"
+  step = derive(workdir, operation, FLAGS.out, new_run, tokenizers, say, run_flags.complain)
+  moments = "start anew" if FLAGS.reset_moments else "followed"
+  print(f"wrote {FLAGS.out}: step {step} of {workdir.path} after {name}; moments {moments}")
+  go_on = follow_up("train", f"--config={FLAGS.out}/config.json", f"--workdir={FLAGS.out}")
+  say(f"  go on:  {go_on}")
   return 0
 
 
@@ -117,32 +97,27 @@ def chosen() -> str:
   stray = sorted(flag for flag in others if FLAGS[flag].value and flag not in OPERATIONS[names[0]])
   if stray:
     raise InputError(f"--{stray[0]} does not go with --{names[0]}; leave it out")
-  if names[0] == "prune_to":
-    if (FLAGS.usage is None) == (FLAGS.count_on is None):
-      raise InputError("--prune_to needs one of --usage=FILE and --count_on=BATCHES")
-    if FLAGS.held_out and FLAGS.usage:
-      raise InputError("--held_out goes with --count_on; --usage has counts already")
   return names[0]
 
 
-def given(name: str) -> list[str]:
-  """Returns the flags beside an operation that were given."""
-  return [flag for flag in OPERATIONS[name] if FLAGS[flag].value]
-
-
-def operation(name: str) -> Callable[[Any, TransformerConfig], Surgery]:
-  """Returns a function (usage, model) -> Surgery; usage is None where none is needed."""
+def operation_of(name: str) -> Operation:
+  """Returns the operation as the flags have it, and the flags that were given for its event."""
   like = [number(text) for text in FLAGS.like]
-  functions = {
-    "insert": lambda usage, model: insert(model, FLAGS.insert, like),
-    "open": lambda usage, model: open_closed(model, like),
-    "prune_to": lambda usage, model: prune(model, usage, FLAGS.prune_to),
-    "clone": lambda usage, model: clone(model, FLAGS.clone),
-    "upcycle": lambda usage, model: upcycle(
-      model, MoEConfig(FLAGS.upcycle, FLAGS.active or 2), Variety(FLAGS.noise, FLAGS.drop)
-    ),
+  operations = {
+    "insert": lambda: inserting(FLAGS.insert, like),
+    "open": lambda: opening(like),
+    "prune_to": lambda: pruning(FLAGS.prune_to, usage(), FLAGS.count_on, FLAGS.held_out),
+    "clone": lambda: cloning(FLAGS.clone),
+    "upcycle": lambda: upcycling(FLAGS.upcycle, FLAGS.active or 2, FLAGS.noise, FLAGS.drop),
   }
-  return functions[name]
+  given = [flag for flag in OPERATIONS[name] if FLAGS[flag].value]
+  fields = {flag: FLAGS[flag].value for flag in (name, *given)}
+  return dataclasses.replace(operations[name](), fields=fields)
+
+
+def usage() -> ExpertCounts | None:
+  """Returns what --usage holds."""
+  return read_expert_counts(FLAGS.usage) if FLAGS.usage else None
 
 
 def number(text: str) -> int:
@@ -155,27 +130,6 @@ def number(text: str) -> int:
     return int(text)
   except ValueError:
     raise InputError(f"--like: expected numbers such as 0,3, got {text!r}") from None
-
-
-def read_given(name: str) -> ExpertCounts | None:
-  """Returns what --usage holds, None for an operation without usage."""
-  return read_expert_counts(FLAGS.usage) if name == "prune_to" else None
-
-
-def usage_of_none(model: TransformerConfig) -> ExpertCounts:
-  """Returns zeros for every expert of every MoE layer."""
-  return [np.zeros(ffn.num_routable) for ffn in model.ffns if isinstance(ffn, MoEConfig)]
-
-
-def count(source: derived_run.LoadedState, corpus: Corpus) -> ExpertCounts:
-  """Returns how often each expert is chosen on the batches asked for."""
-  train = source.experiment.train
-  if FLAGS.held_out:
-    batches = held_out_batches(corpus, (train.batch_size, corpus.data.seq_len))
-  else:
-    batches = corpus.stream(train.batch_size, train.seed)
-  some = [batch for _, batch in zip(range(FLAGS.count_on), batches)]
-  return count_experts(source.decoder, source.state.params, some)
 
 
 def run() -> None:

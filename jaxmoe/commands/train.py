@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -22,22 +21,18 @@ from jaxmoe.commands.process.stop_signals import StopSignals
 from jaxmoe.core import multihost
 from jaxmoe.core.config_io import to_json
 from jaxmoe.core.errors import InputError, UserFacingError
-from jaxmoe.data.corpus import open_corpus
-from jaxmoe.optim import make_schedule
-from jaxmoe.parallel import make_layout
-from jaxmoe.parity import check_proven, selfcheck
+from jaxmoe.parity import selfcheck
 from jaxmoe.report import write_report
+from jaxmoe.runs.fit import check_run, train_run
 from jaxmoe.runs.recipe_loading import PREFIX, kept_line, load_recipe, recipe_origin
 from jaxmoe.sinks import make_sinks
 from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
-from jaxmoe.train.idle_devices import idle_devices
 from jaxmoe.train.profile import Profiler, parse_steps
 from jaxmoe.train.run_log import NoRunLog, RunLog, read_lines
 from jaxmoe.train.run_options import RunOptions
 from jaxmoe.train.sinks import Sink, Sinks
-from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.wall_clock import WallClock
 from jaxmoe.train.workdir import Workdir
 
@@ -78,28 +73,16 @@ def train(clock: WallClock, overrides: list[str]) -> int:
     asked, begun = load_recipe(FLAGS.config, overrides), workdir.begun()
     kept = load_recipe(FLAGS.config, overrides, begun) if begun else asked
     experiment = settle_chat_date(kept, begun)
-    if multihost.is_main_process():
-      workdir.check(experiment)
-      if kept != asked:
-        print(kept_line(asked, kept))
-    for warning in [] if FLAGS.allow_unproven else check_proven(experiment):
-      say(f"note: {warning}")
-    # Its checks, before anything is read.
-    make_schedule(experiment.optim, experiment.train.num_steps)
+    check_run(experiment, workdir, FLAGS.allow_unproven, say)
+    if multihost.is_main_process() and kept != asked:
+      print(kept_line(asked, kept))
   multihost.assert_equal("the recipe", to_json(experiment))
   # Before signals are caught: a recipe's `SystemExit` is its mistake, a signal's is not.
   with run_options(experiment, workdir, clock) as options:
     jax_settings.set_up_jax()
-    layout = make_layout(experiment.parallel)
-    if idle := idle_devices(experiment, layout, jax.devices()):
-      print(f"note: {idle}")
-    stop = StopSignals()
-    with multihost.raise_on_all():
-      corpus = open_corpus(experiment.data, jax_settings.cache_dir() / "tokenizers", progress=say)
-    multihost.assert_equal("the text", json.dumps(corpus.identity))
-    trainer = Trainer(experiment, workdir, corpus, layout, options)
+    stop, tokenizers = StopSignals(), jax_settings.cache_dir() / "tokenizers"
     try:
-      result = trainer.fit(stop)
+      result = train_run(experiment, workdir, options, stop, tokenizers, say)
     except InputError:
       raise
     except UserFacingError:

@@ -20,11 +20,12 @@ from jaxmoe.conversion.hf_files import (
   CARRIED,
   CONFIG,
   DTYPES,
-  FOLDER,
   TOKENIZER,
+  Origin,
   Progress,
   copy_files,
   folder_for,
+  origin_of,
   read_object,
 )
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -40,31 +41,16 @@ from jaxmoe.models.pretrained.model_family import differences
 from jaxmoe.models.pretrained.origin import with_origin
 from jaxmoe.models.pretrained.safetensors_writer import TensorSpec, plan_shards, write_shards
 from jaxmoe.models.pretrained.tensor_mapping import BoundParam, TensorSlice, bind_params
-from jaxmoe.models.transformer import TransformerConfig
+from jaxmoe.models.transformer import Params, TransformerConfig
 from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.run_folder import check_folder
 from jaxmoe.train.run_store import need_store
-from jaxmoe.train.train_state import PARAMS, Abstract, Arrays, as_stored
+from jaxmoe.train.train_state import PARAMS, Abstract, Arrays, as_stored, unstack_params
 from jaxmoe.train.workdir import Workdir
 
 LIMIT_BYTES = 5 * 10**9
 """Of one file, where nobody says."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-  """Files that a model has beside its weights.
-
-  Attributes:
-    folder: What came with it, of the checkpoint it was made of; may not exist.
-    tokenizer: What the run saved of its tokenizer.
-    trained: Whether it was trained here.
-  """
-
-  folder: pathlib.Path
-  tokenizer: pathlib.Path
-  trained: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +117,10 @@ def to_hf(
     InputError: no family has such a model, or the folder cannot be written; nothing is left.
     CheckpointError: there is no run, or no intact checkpoint.
   """
-  out = pathlib.Path(path)
-  if os.path.lexists(out):
-    raise InputError(f"--to_hf={out}: is there already, and is not written over; give another")
-  check_folder(out, f"--to_hf={out}")
+  out = new_folder(path)
   experiment = workdir.experiment()
   store = need_store(workdir)
-  origin = Origin(workdir.path / FOLDER, workdir.tokenizer, any(store.steps()))
+  origin = origin_of(workdir)
   spec = export_spec(experiment, origin, dtype, limit_bytes, say)
   for step in reversed(store.steps()):
     there = store.contents(step)
@@ -159,6 +142,35 @@ def to_hf(
   raise CheckpointError(f"no intact checkpoint in {store}")
 
 
+def params_to_hf(
+  experiment: Experiment, params: Params, origin: Origin, path: str, dtype: str | None
+) -> None:
+  """Writes parameters in memory as a checkpoint; arguments and errors as of `to_hf`."""
+  out, decoder = new_folder(path), experiment.decoder()
+  spec = export_spec(experiment, origin, dtype, LIMIT_BYTES, nothing)
+  arrays = unstack_params(decoder, params)
+  pieces = _pieces(spec, lambda under, like: arrays, Caster())
+  with folder_for(out) as half:
+    _write(half, origin, experiment, spec, pieces, nothing)
+
+
+def nothing(line: str) -> None:
+  """Says nothing."""
+
+
+def new_folder(path: str) -> pathlib.Path:
+  """Returns the path of a folder that can be made.
+
+  Raises:
+    InputError: something is there already, or it cannot be written.
+  """
+  out = pathlib.Path(path)
+  if os.path.lexists(out):
+    raise InputError(f"--to_hf={out}: is there already, and is not written over; give another")
+  check_folder(out, f"--to_hf={out}")
+  return out
+
+
 def export_spec(
   experiment: Experiment, origin: Origin, dtype: str | None, limit_bytes: int, say: Say
 ) -> ExportSpec:
@@ -171,7 +183,8 @@ def export_spec(
   if any(not isinstance(moe.dispatch, Dropless) for moe in experiment.model.moe_records()):
     say("note: a checkpoint cannot say that experts drop tokens; transformers will drop none")
   bound = bind_params(FAMILIES[kind].mappings, shapes_by_name(experiment.decoder()))
-  return ExportSpec(kind, bound, dtype, read_dtypes(origin.folder / DTYPES), limit_bytes)
+  own = origin.dtypes or read_dtypes(origin.folder / DTYPES)
+  return ExportSpec(kind, bound, dtype, own, limit_bytes)
 
 
 def _tell_rounding(caster: Caster, target: ExportSpec, say: Say) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,6 +16,9 @@ import tokenizers
 
 from jaxmoe.core.errors import InputError, UserFacingError
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
+from jaxmoe.models.pretrained.dtypes import Dtypes
+from jaxmoe.train.run_store import is_trained
+from jaxmoe.train.workdir import Workdir
 
 FOLDER = "pretrained"
 """Below the workdir."""
@@ -30,6 +34,28 @@ CARRIED = (
 
 
 _EVERY_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Files that a model has beside its weights.
+
+  Attributes:
+    folder: What came with it, of the checkpoint it was made of; may not exist.
+    tokenizer: The file of its tokenizer.
+    trained: Whether it was trained here.
+    dtypes: Of the tensors it was made of; None for what a file in the folder says.
+  """
+
+  folder: pathlib.Path
+  tokenizer: pathlib.Path
+  trained: bool = False
+  dtypes: Dtypes | None = None
+
+
+def origin_of(workdir: Workdir) -> Origin:
+  """Returns what a run has beside its weights."""
+  return Origin(workdir.path / FOLDER, workdir.tokenizer, is_trained(workdir))
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path, names: tuple[str, ...]) -> list[str]:

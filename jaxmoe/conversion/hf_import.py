@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
 from jaxmoe.conversion.hf_files import (
   CARRIED,
@@ -16,6 +18,7 @@ from jaxmoe.conversion.hf_files import (
   DTYPES,
   FOLDER,
   TOKENIZER,
+  Origin,
   Progress,
   copy_files,
   folder_for,
@@ -27,16 +30,17 @@ from jaxmoe.core.output import write_atomic
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.raw_example import Source
 from jaxmoe.data.sources import Stdlib
+from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
 from jaxmoe.models.pretrained.dtypes import dtypes_of
-from jaxmoe.models.transformer import DType
+from jaxmoe.models.transformer import DType, Params
 from jaxmoe.optim import AdamW, Cosine, Optim
 from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.experiment import Experiment, Samples, Train
 from jaxmoe.train.run_log import RunLog
-from jaxmoe.train.train_state import ONLY, PARAMS
+from jaxmoe.train.train_state import ONLY, PARAMS, params_from_arrays
 from jaxmoe.train.workdir import Workdir
 
 LONGEST = 4096
@@ -101,6 +105,45 @@ def from_hf(
     f"wrote {workdir.path}: {checkpoint.plain['model_type']}, "
     f"{experiment.decoder().num_params:,} parameters in {model.param_dtype}; it computes in "
     f"{model.dtype}"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedModel:
+  """A public checkpoint in memory.
+
+  Attributes:
+    experiment: The recipe that a run of it would have.
+    tokenizer: Its tokenizer.
+    params: Its weights.
+    origin: Its files.
+  """
+
+  experiment: Experiment
+  tokenizer: Tokenizer
+  params: Params
+  origin: Origin
+
+
+def load_model(path: str, options: ImportOptions) -> ImportedModel:
+  """Returns a checkpoint in memory; writes nothing.
+
+  Raises:
+    InputError: as `from_hf`.
+  """
+  checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype)
+  folder = pathlib.Path(path)
+  file = tokenizer_of(folder, checkpoint.vocab_size, options.eod)
+  experiment = settle_chat_date(recipe(checkpoint, file, options))
+  arrays = {
+    PARAMS + bound.name: jnp.asarray(checkpoint.gather(bound, layout), bound.dtype)
+    for bound, layout in checkpoint.weights
+  }
+  params = params_from_arrays(experiment.decoder(), arrays)
+  tokenizer = file.build((), "", None, lambda line: None)
+  dtypes = dtypes_of(checkpoint, options.param_dtype)
+  return ImportedModel(
+    experiment, tokenizer, params, Origin(folder, folder / TOKENIZER, dtypes=dtypes)
   )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ class LoadedState:
 
 
 def new_experiment(
-  old: Experiment, surgery: Surgery, config: str | None, overrides: list[str]
+  old: Experiment, surgery: Surgery, config: str | None, overrides: Sequence[str]
 ) -> Experiment:
   """Returns the recipe of the new run: of `config` or `old`, with the model of a surgery.
 

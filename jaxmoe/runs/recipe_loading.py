@@ -55,6 +55,40 @@ def load_recipe(spec: str | None, overrides: Sequence[str], begun: Any = None) -
   return override(as_begun(experiment, begun), changes)
 
 
+def recipe(name: str, **settings: Any) -> Experiment:
+  """Returns a recipe by its name, or the path of its file or of a run's config.json.
+
+  Args:
+    name: As behind --config.
+    **settings: Keywords of its `get_config`, and fields by path: `**{"train.seed": 3}`.
+
+  Raises:
+    InputError: no such recipe, keyword or field, or a value that does not fit.
+  """
+  changes = [(path, _as_text(value)) for path, value in settings.items() if "." in path]
+  keywords = {key: value for key, value in settings.items() if "." not in key}
+  if name.endswith(".json"):
+    if keywords:
+      raise unknown(f"--config={name}", "name", next(iter(keywords)), ())
+    return override(_read_json(name), changes)
+  get_config = _get_config(name)
+  parameters = inspect.signature(get_config, eval_str=True).parameters
+  for keyword, value in keywords.items():
+    if keyword not in parameters:
+      raise unknown(f"--config={name}", "name", keyword, parameters)
+    kind = parameters[keyword].annotation
+    if isinstance(kind, type) and not isinstance(value, kind | int if kind is float else kind):
+      raise InputError(f"--config={name}:{keyword}: expected {kind.__name__}, got {value!r}")
+  return override(_run(name, lambda: get_config(**keywords)), changes)
+
+
+def _as_text(value: Any) -> str:
+  """Returns a value as a command line has it."""
+  if isinstance(value, list | tuple):
+    return ",".join(map(_as_text, value))
+  return "none" if value is None else str(value)
+
+
 def file_of(spec: str) -> str:
   """Returns the path of the file, or the name of the recipe, that a config argument gives."""
   return spec if spec.endswith(".json") else spec.partition(":")[0]

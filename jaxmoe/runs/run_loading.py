@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxmoe.conversion.hf_export import FOLDER, Origin
+from jaxmoe.conversion.hf_files import Origin, origin_of
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.tokenizers import Tokenizer, load_tokenizer
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
@@ -76,7 +76,7 @@ def read_run(
   step, arrays, record = found
   params = params_from_arrays(decoder, arrays)
   fingerprint = None if ONLY in record else record["data"]["fingerprint"]
-  origin = Origin(workdir.path / FOLDER, workdir.tokenizer, any(store.steps()))
+  origin = origin_of(workdir)
   return LoadedRun(workdir, experiment, decoder, tokenizer, step, params, origin, fingerprint)
 
 

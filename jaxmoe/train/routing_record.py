@@ -72,7 +72,20 @@ def read_routing(
   for name, what in (("model", "another model"), ("ids", "other token ids")):
     if str(content[name]) != labels[name]:
       raise InputError(f"{where}: was recorded with {what}; record these ids with this model")
-  choices, experts = content["choices"], experts_by_depth(model)
+  check_choices(content["choices"], model, ids_BL, where)
+  return content["choices"]
+
+
+def check_choices(
+  choices: np.ndarray, model: TransformerConfig, ids_BL: np.ndarray, where: str
+) -> None:
+  """Returns if choices can be taken by a model for ids.
+
+  Raises:
+    InputError: another shape or dtype, or experts that a layer does not have or one twice for a
+      token.
+  """
+  experts = experts_by_depth(model)
   shape, most = (len(experts), *ids_BL.shape), max(experts)
   if choices.dtype != np.int16 or choices.shape[:-1] != shape or not 1 <= choices.shape[-1] <= most:
     raise InputError(
@@ -81,7 +94,6 @@ def read_routing(
     )
   for depth, of_layer in enumerate(choices):
     _check_layer(of_layer, experts[depth], f"{where}: layer {depth}")
-  return choices
 
 
 def _check_layer(choices_BLA: np.ndarray, num_experts: int, where: str) -> None:

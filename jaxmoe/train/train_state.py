@@ -294,6 +294,11 @@ def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:
   return param_names.unflatten(tree, flat)["params"]
 
 
+def unstack_params(decoder: Decoder, params: Params) -> Arrays:
+  """Returns parameters by canonical name, one a layer."""
+  return _unstack(param_names.flatten({"params": params}), decoder.layer_groups)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _unstack(flat: Arrays, layer_groups: param_names.LayerGroupSizes) -> Arrays:
   return param_names.unstack(flat, layer_groups)

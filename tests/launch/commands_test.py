@@ -17,6 +17,7 @@ from jaxmoe.commands import generate as generate_command
 from jaxmoe.commands.process import jax_settings, run_flags
 from jaxmoe.core.config_io import from_json
 from jaxmoe.models.generate import Sampling, generate
+from jaxmoe.runs.generation import TextStream
 from jaxmoe.train import console_progress, progress
 from jaxmoe.train.experiment import Experiment
 
@@ -251,8 +252,8 @@ class Letters:
 
 @pytest.fixture
 def printer():
-  """Returns launch.generate's Printer class."""
-  return generate_command.Printer
+  """Returns a function that makes the stream of launch.generate."""
+  return lambda tokenizer, prompts: TextStream(tokenizer, prompts, generate_command.show)
 
 
 def test_text_is_shown_as_soon_as_its_characters_are_whole(printer, capsys):

@@ -157,7 +157,7 @@ def test_a_prompt_has_nothing_in_front_where_the_tokenizer_adds_nothing(
   saved = json.loads((run / "tokenizer.json").read_text())
   assert saved.pop("made_elsewhere")
   (run / "tokenizer.json").write_text(json.dumps(saved))
-  monkeypatch.setattr("jaxmoe.commands.generate.generate", lambda *about: seen.append(about))
+  monkeypatch.setattr("jaxmoe.runs.generation.generate", lambda *about: seen.append(about))
   assert here("generate", f"--workdir={run}", "--prompt=ab", "--prompt=c").code == 0
   assert [row.tolist() for row in seen[0][2]] == [[2, 3], [4]]
   assert seen[0][4][1] == {0, 7}, "it ends where the model's own files say, in a chat or not"

@@ -1,0 +1,350 @@
+"""A run in the hands of Python: it writes, chats, scores, is changed, trained on and exported.
+
+No process-wide setting is made, nothing is printed but what is asked for, and a mistake is an
+InputError of one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmoe.conversion.hf_export import params_to_hf, to_hf
+from jaxmoe.conversion.hf_import import ImportOptions, from_hf, load_model
+from jaxmoe.core.config_io import as_begun
+from jaxmoe.core.errors import InputError
+from jaxmoe.data.corpus import read_documents
+from jaxmoe.data.sources.mixed_files import sources_of
+from jaxmoe.models.generate import Sampling
+from jaxmoe.models.transformer import DType
+from jaxmoe.report import write_report
+from jaxmoe.runs import surgery
+from jaxmoe.runs.chat_prompt import asked_in
+from jaxmoe.runs.evaluation import held_out, score_documents
+from jaxmoe.runs.fit import StepCallback, check_run, train_run
+from jaxmoe.runs.generation import (
+  Messages,
+  TextStream,
+  encode_chat,
+  encode_prompts,
+  write_text,
+)
+from jaxmoe.runs.run_loading import LoadedRun, nothing, read_run
+from jaxmoe.runs.scoring import Scores, check_ids, score_ids
+from jaxmoe.train.chat_date import settle_chat_date
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.routing_record import check_choices, experts_by_depth
+from jaxmoe.train.run_options import RunOptions
+from jaxmoe.train.workdir import Workdir
+
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Run(LoadedRun):
+  """A trained model with its recipe and tokenizer; made by `jaxmoe.open` and the like."""
+
+  def __repr__(self) -> str:
+    return f"Run({self.name!r}, step={self.step}, params={self.decoder.num_params:,})"
+
+  def generate(
+    self,
+    prompts: str | Sequence[str],
+    *,
+    stream: bool | None = None,
+    special: bool = False,
+    **sampling: Any,
+  ) -> list[str]:
+    """Returns what the model writes after each prompt.
+
+    Args:
+      prompts: Texts to continue.
+      stream: Whether text is shown as it is written; None for where a person watches, in a notebook
+        or an interactive Python.
+      special: Whether special tokens are shown.
+      **sampling: `max_tokens`, `temperature`, `top_p` and `seed`.
+
+    Raises:
+      InputError: a prompt that is empty or leaves no room, or a setting out of range.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    rows = encode_prompts(self.tokenizer, texts, self.experiment.data.seq_len)
+    return self._write(texts, rows, _sampling(sampling), stream, special)
+
+  def chat(
+    self, messages: Messages, *, stream: bool | None = None, special: bool = False, **sampling: Any
+  ) -> str:
+    """Returns what the assistant says after messages, in the format that the run was trained in.
+
+    Args:
+      messages: (role, content) of each.
+      stream: As of `generate`.
+      special: As of `generate`.
+      **sampling: As of `generate`.
+
+    Raises:
+      InputError: no format is known, a message is empty, or they leave no room.
+    """
+    asked = asked_in(self.origin.folder, self.experiment, self.origin.trained)
+    row = encode_chat(self.tokenizer, asked, messages, self.experiment.data.seq_len)
+    return self._write([""], [row], _sampling(sampling), stream, special)[0]
+
+  def evaluate(self, text: Path | None = None, *, batch_size: int = 16) -> dict[str, Any]:
+    """Returns bits per byte, of all and by domain, beside those of compressors.
+
+    Args:
+      text: Files to score; None for what the run holds out.
+      batch_size: The most rows scored at a time.
+
+    Raises:
+      InputError: nothing is there to score, or what is held out may have been trained on.
+    """
+    if text is None:
+      return score_documents(self, held_out(self, None, nothing), batch_size)
+    sources, without = sources_of(os.fspath(text))
+    documents, skipped = read_documents(sources, self.experiment.data, self.tokenizer, nothing)
+    scores = score_documents(self, documents, batch_size)
+    return {**scores, "skipped": skipped, "without_text": without}
+
+  def score(
+    self,
+    ids: Any,
+    *,
+    routing: np.ndarray | None = None,
+    return_routing: bool = False,
+    return_logits: bool = False,
+  ) -> Scores:
+    """Returns the log probability of each next id of rows (B, L).
+
+    Args:
+      ids: Integers.
+      routing: Choices to take in place of the routers' own, as `return_routing` gave them: the
+        same weights then give the same scores, bit for bit.
+      return_routing: Whether the choices are returned, too.
+      return_logits: Whether logits are.
+
+    Raises:
+      InputError: another shape, an id outside the vocabulary, or choices that do not fit.
+    """
+    ids_BL, model = _as_ids(ids), self.experiment.model
+    vocab_size = self.experiment.data.tokenizer.vocab_size
+    check_ids(ids_BL, vocab_size, self.experiment.data.seq_len, "ids")
+    if (return_routing or routing is not None) and not any(experts_by_depth(model)):
+      raise InputError("routing: the model has no experts; leave it out")
+    if routing is not None:
+      check_choices(routing, model, ids_BL, "routing")
+    return score_ids(self, ids_BL, routing, return_routing, return_logits)
+
+  def save_pretrained(self, path: Path, *, dtype: str | None = None) -> None:
+    """Writes the model as a checkpoint that transformers loads.
+
+    Args:
+      path: The folder; must not exist.
+      dtype: Of the tensors; None for their own.
+
+    Raises:
+      InputError: no public family has such a model, or the folder cannot be written.
+    """
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+      raise InputError(f"dtype={dtype!r}: expected float32, bfloat16 or float16")
+    if self.workdir is None:
+      params_to_hf(self.experiment, self.params, self.origin, os.fspath(path), dtype)
+    else:
+      to_hf(self.workdir, os.fspath(path), dtype, say=nothing, warn=_warn)
+
+  def insert(self, num: int, like: Sequence[int] = ()) -> DerivedRun:
+    """Returns the run with `num` closed experts more a layer; outputs stay, bit for bit."""
+    return self._derived(surgery.inserting(num, like))
+
+  def open_experts(self, like: Sequence[int] = ()) -> DerivedRun:
+    """Returns the run with its closed experts opened to the router."""
+    return self._derived(surgery.opening(like))
+
+  def prune(
+    self, keep: int, *, usage: Any = None, count_on: int | None = None, held_out: bool = False
+  ) -> DerivedRun:
+    """Returns the run with the most used experts of each layer, by `usage` or counted."""
+    counts = None if usage is None else [np.asarray(row, np.float64) for row in usage]
+    return self._derived(surgery.pruning(keep, counts, count_on, held_out))
+
+  def clone(self, times: int) -> DerivedRun:
+    """Returns the run with every expert so many times; outputs stay."""
+    return self._derived(surgery.cloning(times))
+
+  def upcycle(
+    self, num_experts: int, num_active: int = 2, *, noise: float = 0.0, drop: float = 0.0
+  ) -> DerivedRun:
+    """Returns the run with a MoE layer in place of every dense block, each expert a copy."""
+    return self._derived(surgery.upcycling(num_experts, num_active, noise, drop))
+
+  def _derived(self, operation: surgery.Operation) -> DerivedRun:
+    if self.workdir is None:
+      raise InputError(
+        f"{self.name}: surgery needs a run in a folder; make one with "
+        f"jaxmoe convert --from_hf={self.name} --workdir=DIR, and open that"
+      )
+    return DerivedRun(self.workdir, operation)
+
+  def _write(
+    self,
+    prompts: list[str],
+    rows: list[np.ndarray],
+    sampling: Sampling,
+    stream: bool | None,
+    special: bool,
+  ) -> list[str]:
+    if not (_is_watched() if stream is None else stream):
+      return write_text(self, rows, sampling, nothing, special)
+    shown = TextStream(self.tokenizer, prompts, _show, special)
+    texts = write_text(self, rows, sampling, shown.token, special)
+    shown.finish()
+    return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class DerivedRun:
+  """A run after surgery, which is done when it is saved."""
+
+  workdir: Workdir
+  operation: surgery.Operation
+
+  def save(
+    self,
+    path: Path,
+    *,
+    config: str | None = None,
+    changes: Sequence[str] = (),
+    reset_moments: bool = False,
+  ) -> Run:
+    """Writes the new run at step 0, whole or not at all, and opens it.
+
+    Args:
+      path: The folder; must not exist.
+      config: A recipe for all but the model; None for the run's.
+      changes: Of its fields, such as `train.num_steps=100`.
+      reset_moments: Whether its optimizer starts anew.
+
+    Raises:
+      InputError: the operation does not fit the model, or the folder cannot be written.
+    """
+    new_run = surgery.NewRun(config, [f"--config.{change}" for change in changes], reset_moments)
+    surgery.derive(self.workdir, self.operation, os.fspath(path), new_run, None, nothing, _warn)
+    return open_run(path)
+
+
+def open_run(path: Path) -> Run:
+  """Returns the newest intact state of the run in a folder.
+
+  The folder may be that of a run that is alive; nothing in it is changed.
+
+  Raises:
+    InputError: there is no run, or no checkpoint yet.
+    CheckpointError: no checkpoint is intact.
+  """
+  return Run(**_fields(read_run(Workdir(path), warn=_warn)))
+
+
+def from_pretrained(
+  path: Path, *, dtype: DType | None = None, compute_dtype: DType | None = None
+) -> Run:
+  """Returns the model in the folder of a public checkpoint; writes nothing.
+
+  Args:
+    path: Of config.json, safetensors and tokenizer.json, as transformers writes them.
+    dtype: What parameters become; None for what they are.
+    compute_dtype: What the model computes in; None for what fits the checkpoint.
+
+  Raises:
+    InputError: a checkpoint that is not known or not whole.
+  """
+  options = ImportOptions(compute_dtype=compute_dtype, param_dtype=dtype)
+  model = load_model(os.fspath(path), options)
+  decoder = model.experiment.decoder()
+  return Run(None, model.experiment, decoder, model.tokenizer, 0, model.params, model.origin, None)
+
+
+def convert(path: Path, workdir: Path, **options: Any) -> Run:
+  """Writes the run of a public checkpoint, at step 0, and opens it; see `ImportOptions`.
+
+  Raises:
+    InputError: a checkpoint that is not known or not whole, or a folder that is there already.
+  """
+  from_hf(os.fspath(path), Workdir(workdir), ImportOptions(**options), nothing)
+  return open_run(workdir)
+
+
+def fit(
+  experiment: Experiment,
+  workdir: Path,
+  *,
+  on_step: Callable[[dict[str, Any]], Any] | None = None,
+  allow_unproven: bool = False,
+) -> Run:
+  """Trains a recipe in a folder to its last step, or goes on there, and opens the run.
+
+  Args:
+    experiment: The recipe, see `jaxmoe.recipe`.
+    workdir: The folder; empty, or of the same run.
+    on_step: Called with the line of metrics.jsonl of each step.
+    allow_unproven: Whether a layout need not have been shown equal to one device.
+
+  Raises:
+    InputError: a recipe that does not fit the folder, the data or the devices.
+    UserFacingError: training ended early; its class says why.
+  """
+  folder = Workdir(workdir)
+  begun = folder.begun()
+  kept = as_begun(experiment, begun) if begun else experiment
+  settled = settle_chat_date(kept, begun)
+  options = RunOptions(listeners=(StepCallback(on_step),) if on_step else ())
+  try:
+    check_run(settled, folder, allow_unproven, print)
+    train_run(settled, folder, options, lambda: False, None, print)
+  finally:
+    folder.release()
+  write_report(folder.path)
+  return open_run(workdir)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+  return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _sampling(settings: dict[str, Any]) -> Sampling:
+  """Returns how tokens are drawn.
+
+  Raises:
+    InputError: there is no such setting, or a value out of range.
+  """
+  known = [field.name for field in dataclasses.fields(Sampling)]
+  for name in settings:
+    if name not in known:
+      raise InputError(f"{name}: no such setting; there are: {', '.join(known)}")
+  return Sampling(**settings)
+
+
+def _as_ids(ids: Any) -> np.ndarray:
+  """Returns ids as int32, unless they are something else."""
+  array = np.asarray(ids)
+  whole = np.issubdtype(array.dtype, np.integer)
+  fits = whole and array.size and np.abs(array).max() <= np.iinfo(np.int32).max
+  return array.astype(np.int32) if fits else array
+
+
+def _is_watched() -> bool:
+  """Whether this is a notebook or an interactive Python."""
+  return hasattr(sys, "ps1")
+
+
+def _show(text: str) -> None:
+  print(text, end="", flush=True)
+
+
+def _warn(line: str) -> None:
+  warnings.warn(line, stacklevel=3)
