@@ -24,8 +24,8 @@ def one_line(error: Exception) -> str:
   Orbax wraps what TensorStore raised in a bare `Exception` about an object, a page long; the cause
   says what is wrong.
   """
-  said = next((each for each in _causes(error) if type(each) is not Exception), error)
-  text = " ".join(f"{type(said).__name__}: {said}".split())
+  cause = next((each for each in _causes(error) if type(each) is not Exception), error)
+  text = " ".join(f"{type(cause).__name__}: {cause}".split())
   return text if len(text) <= 300 else text[:297] + "..."
 
 

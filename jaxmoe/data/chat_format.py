@@ -18,10 +18,10 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.message import Conversation, Message, PromptCompletion
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
-Piece = tuple[str, bool]
+TextPiece = tuple[str, bool]
 """Text, and whether its tokens are learned."""
 
-Encoded = tuple[np.ndarray, np.ndarray | None]
+EncodedDocument = tuple[np.ndarray, np.ndarray | None]
 """Ids of a document, and which of them and of its end are learned; None for all."""
 
 
@@ -31,10 +31,10 @@ class ContentWriter(Protocol):
   def find_error(self, content: Any, tokenizer: Tokenizer | None) -> str:
     """Returns why a document cannot be used, or ''."""
 
-  def text(self, content: Any, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: Any, tokenizer: Tokenizer | None) -> list[TextPiece]:
     """Returns the text, cut where learning starts or ends; special tokens are no text."""
 
-  def encode(self, content: Any, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: Any, tokenizer: Tokenizer) -> EncodedDocument:
     """Returns the ids of the document and which of them and of its end are learned."""
 
 
@@ -81,7 +81,7 @@ class PlainChatFormat:
     """What stands around a message."""
     return f"{self.before!r} before and {self.after!r} after each message (data.chat)"
 
-  def pieces(self, messages: Iterable[tuple[Any, ...]]) -> list[Piece]:
+  def pieces(self, messages: Iterable[tuple[Any, ...]]) -> list[TextPiece]:
     """Returns the text of the document, cut where learning starts or ends and at every message."""
     pieces = []
     for message in (Message(*message) for message in messages):
@@ -99,11 +99,11 @@ class PlainChatFormat:
     start = np.array([tokenizer.start_id], np.int32)
     return np.concatenate([start, *map(tokenizer.encode, texts)])
 
-  def text(self, content: Conversation, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: Conversation, tokenizer: Tokenizer | None) -> list[TextPiece]:
     """Returns the text of the document, cut where learning starts or ends."""
     return self.pieces(content.messages)
 
-  def encode(self, content: Conversation, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: Conversation, tokenizer: Tokenizer) -> EncodedDocument:
     """Returns ids and which are learned; the end is where the last message is."""
     return encode_pieces(
       self.pieces(content.messages), self._learns(content.messages[-1]), tokenizer
@@ -144,12 +144,12 @@ class CompletionWriter:
       return ""
     return "no answer to learn from" if content.prompt.strip() else "an empty document"
 
-  def text(self, content: PromptCompletion, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: PromptCompletion, tokenizer: Tokenizer | None) -> list[TextPiece]:
     """Returns both."""
     both = ((content.prompt, False), (content.completion, True))
     return [(text, learned) for text, learned in both if text]
 
-  def encode(self, content: PromptCompletion, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: PromptCompletion, tokenizer: Tokenizer) -> EncodedDocument:
     """Returns ids and which are learned."""
     return encode_pieces(self.text(content, tokenizer), True, tokenizer)
 
@@ -159,7 +159,7 @@ def writer_for(content: Conversation | PromptCompletion, chat: ChatFormat) -> Co
   return chat if isinstance(content, Conversation) else CompletionWriter()
 
 
-def encode_pieces(pieces: list[Piece], ends: bool, tokenizer: Tokenizer) -> Encoded:
+def encode_pieces(pieces: list[TextPiece], ends: bool, tokenizer: Tokenizer) -> EncodedDocument:
   """Returns the ids of pieces, each tokenized by itself, and which of them and the end count."""
   encoded = [(tokenizer.encode(text), learned) for text, learned in pieces]
   flags = [np.full(len(ids), learned) for ids, learned in encoded]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat_format import Encoded, Piece, unlearnable_error
+from jaxmoe.data.chat_format import EncodedDocument, TextPiece, unlearnable_error
 from jaxmoe.data.message import REASONING, TOOL_CALLS, Conversation, Message
 from jaxmoe.data.template_sandbox import TOOLS, RenderedChat, SandboxedTemplate
 from jaxmoe.data.tokenizers.subword import SubwordTokenizer
@@ -142,10 +142,10 @@ class ChatTemplate:
       return f"the chat template does not write {missing}"
     return "" if self._learned(content, rendered, tokenizer)[0] else "no answer to learn from"
 
-  def text(self, content: Conversation, tokenizer: Tokenizer | None) -> list[Piece]:
+  def text(self, content: Conversation, tokenizer: Tokenizer | None) -> list[TextPiece]:
     """Returns the text, cut where learning starts or ends; special tokens are no text."""
     rendered = self.render(content)
-    whole, pieces, at = rendered.text, list[Piece](), 0
+    whole, pieces, at = rendered.text, list[TextPiece](), 0
     learned, _ = self._learned(content, rendered, tokenizer)
     borders = sorted({0, len(whole), *(end for span in learned for end in span)})
     hidden = [*_specials(rendered, tokenizer), (len(whole), len(whole))]
@@ -157,7 +157,7 @@ class ChatTemplate:
       at = end
     return pieces
 
-  def encode(self, content: Conversation, tokenizer: Tokenizer) -> Encoded:
+  def encode(self, content: Conversation, tokenizer: Tokenizer) -> EncodedDocument:
     """Returns the ids of the document and which of them and of its end are learned."""
     assert isinstance(tokenizer, SubwordTokenizer)
     rendered = self.render(content)

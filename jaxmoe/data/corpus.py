@@ -24,7 +24,7 @@ from jaxmoe.data.format_selection import describe_format, select_format
 from jaxmoe.data.held_out_split import held_out_units
 from jaxmoe.data.loader_callbacks import CurrentDocument, LoaderCallbacks
 from jaxmoe.data.mixture import Data
-from jaxmoe.data.prefetch import PrefetchThread, Producer
+from jaxmoe.data.prefetch import BatchProducer, PrefetchThread
 from jaxmoe.data.raw_example import Source
 from jaxmoe.data.skip_report import SkipReport
 from jaxmoe.data.stream import BatchStream
@@ -190,7 +190,7 @@ class Corpus:
     """
     arguments = batch_size, seed, process_index, process_count
     fingerprint = self.fingerprint(batch_size, seed)
-    producer: Producer = self.prefetch(*arguments)
+    producer: BatchProducer = self.prefetch(*arguments)
     if self.data.worker == "process":
       job = {
         "data": to_plain(self.data),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.data.chat_format import ChatFormat, Encoded, PlainChatFormat, writer_for
+from jaxmoe.data.chat_format import ChatFormat, EncodedDocument, PlainChatFormat, writer_for
 from jaxmoe.data.raw_example import Content, Source
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ def content_digest(content: Content) -> bytes:
   return hashlib.blake2b(line, digest_size=16, person=b"messages").digest()
 
 
-def without_start_id(ids: np.ndarray, scored: np.ndarray | None, start_id: int) -> Encoded:
+def without_start_id(ids: np.ndarray, scored: np.ndarray | None, start_id: int) -> EncodedDocument:
   """Returns ids and mask of a document for behind the id that starts every one.
 
   A chat template may write that id itself; it must not stand there twice.
@@ -62,11 +62,11 @@ class DocumentReader:
     self._tokenizer, self._chat, self._waits_s = tokenizer, chat, waits_s
     self.failures: collections.deque[tuple[str, str, str]] = collections.deque(maxlen=1000)
     self._left = cache_bytes
-    self._kept: dict[tuple[str, str], Encoded] = {}
+    self._kept: dict[tuple[str, str], EncodedDocument] = {}
     self._lock = threading.Lock()
     self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
 
-  def encoded(self, document: Document) -> Encoded:
+  def encoded(self, document: Document) -> EncodedDocument:
     """Returns the int32 ids of `document` and which of them are learned."""
     key = (document.source.domain, document.name)
     kept = self._kept.get(key)
@@ -114,7 +114,7 @@ class DocumentReader:
     pieces = writer_for(content, self._chat).text(content, self._tokenizer)
     return "".join(text for text, _ in pieces).encode("utf-8")
 
-  def _encode(self, content: Content) -> Encoded:
+  def _encode(self, content: Content) -> EncodedDocument:
     if isinstance(content, str):
       return self._tokenizer.encode(content), None
     if isinstance(content, np.ndarray):
@@ -175,7 +175,7 @@ class Document:
     return self.reader.encoded(self)[1] if self.in_part or self.unscored_bytes else None
 
   @property
-  def ids_and_scored(self) -> Encoded:
+  def ids_and_scored(self) -> EncodedDocument:
     """Both, for the price of one."""
     return self.reader.encoded(self)
 

@@ -27,7 +27,7 @@ ReadFailure = tuple[str, str, str]
 _PATIENCE_S = 5.0  # how long a thread that is in the middle of reading is waited for at the end
 
 
-class Producer(Protocol):
+class BatchProducer(Protocol):
   """Makes batches; a thread of this process, or another process."""
 
   def take(self, timeout_s: float) -> ProducedBatch | None:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.batches import COUNTS, Batch, ProducedBatch
 from jaxmoe.data.loader_callbacks import LoaderCallbacks
-from jaxmoe.data.prefetch import Producer
+from jaxmoe.data.prefetch import BatchProducer
 
 _LOOK_S = 1.0  # how often a wait is interrupted to pass on what was noticed meanwhile
 
@@ -37,7 +37,7 @@ class BatchStream:
 
   def __init__(
     self,
-    producer: Producer,
+    producer: BatchProducer,
     num_documents: Mapping[str, int],
     fingerprint: str,
     callbacks: LoaderCallbacks,
@@ -134,7 +134,7 @@ class BatchStream:
         due *= 2
 
   @property
-  def _producer(self) -> Producer:
+  def _producer(self) -> BatchProducer:
     if not self._producers:
       raise ValueError("the stream is closed; take another from the corpus")
     return self._producers[0]

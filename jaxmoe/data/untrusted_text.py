@@ -34,9 +34,9 @@ class UntrustedStr(str):
       if owner is not None:
         known.append((text, owner))
       written += text if owner is None else f"\ue000{len(known) - 1}\ue001"
-    said = super().__new__(cls, written)
-    said._runs, said._known = runs, known
-    return said
+    marked = super().__new__(cls, written)
+    marked._runs, marked._known = runs, known
+    return marked
 
   @property
   def _text(self) -> str:
@@ -141,9 +141,9 @@ def split_by_owner(written: str, known: Sequence[OwnedText]) -> list[OwnedText]:
   ]
 
 
-def map_pieces(said: UntrustedStr, change: Callable[[str], str]) -> UntrustedStr:
+def map_pieces(marked: UntrustedStr, change: Callable[[str], str]) -> UntrustedStr:
   """Returns it with every piece changed, whose they are kept."""
-  return UntrustedStr([(change(text), owner) for text, owner in said._runs], said._known)
+  return UntrustedStr([(change(text), owner) for text, owner in marked._runs], marked._known)
 
 
 def _runs_of(text: str) -> tuple[OwnedText, ...]:

@@ -27,7 +27,7 @@ class Scale:
     """Returns at most about so many round values inside."""
     if self.log and self.high / self.low >= 8:
       return self._log_ticks(most)
-    step = nice((self.high - self.low) / max(most, 1))
+    step = nice_step((self.high - self.low) / max(most, 1))
     first = math.ceil(self.low / step - 1e-9)
     last = math.floor(self.high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
@@ -45,7 +45,7 @@ class Scale:
     return math.log10(max(value, 1e-300)) if self.log else value
 
 
-def nice(step: float) -> float:
+def nice_step(step: float) -> float:
   """Returns the smallest of 1, 2, 5 times a power of ten that is not below `step`."""
   power = 10.0 ** math.floor(math.log10(step))
   return next(f * power for f in (1, 2, 5, 10) if f * power >= step * (1 - 1e-9))

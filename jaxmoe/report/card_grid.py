@@ -13,13 +13,13 @@ def grid(*cards: Html | None) -> Html | None:
   return tag("div", *there, class_="grid") if there else None
 
 
-def few(cards: Sequence[Html | None], shown: int, what: str) -> Html:
+def first_cards(cards: Sequence[Html | None], shown: int, what: str) -> Html:
   """Returns a grid of the first cards, and the others, if any, behind a line that opens them."""
   there = [card for card in cards if card is not None]
-  return join(grid(*there[:shown]), more(there[shown:], what))
+  return join(grid(*there[:shown]), folded_cards(there[shown:], what))
 
 
-def more(cards: Sequence[Html], what: str) -> Html | None:
+def folded_cards(cards: Sequence[Html], what: str) -> Html | None:
   """Returns cards behind a line that opens them, None for no cards."""
   return fold(f"{len(cards)} more {what}", grid(*cards)) if cards else None
 

@@ -227,7 +227,7 @@ def _levels(levels: Sequence[ReferenceLine], y_scale: Scale) -> Html:
   parts: list[Html] = []
   ordered = sorted(levels, key=lambda level: -level.y)
   lines = [round(y_scale(level.y), 1) for level in ordered]
-  for level, y, place in zip(ordered, lines, apart(_beside(lines))):
+  for level, y, place in zip(ordered, lines, spread_labels(_beside(lines))):
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="level"))
     text = f"{level.label} {short(level.y)}"
     parts.append(tag("text", text, x=WIDTH - RIGHT - 2, y=place, text_anchor="end", class_="halo"))
@@ -242,7 +242,7 @@ def _beside(lines: Sequence[float]) -> list[float]:
   return [y + LINE - 2 if under else y - 4 for y, under in zip(lines, below)]
 
 
-def apart(wanted: Sequence[float]) -> list[float]:
+def spread_labels(wanted: Sequence[float]) -> list[float]:
   """Returns where lines of text stand that want to stand at these places, the upper ones first.
 
   None is nearer to another than a line is high, nor outside of the axes, unless there are too many.

@@ -21,7 +21,7 @@ def heading(run: RunData) -> Html:
   return tag("h1", run.name, " ", mark)
 
 
-def summary(run: RunData) -> Html:
+def headline(run: RunData) -> Html:
   """Returns what a person looks for first: figures, who died, and scores by domain."""
   notes = (_failure(run), *_notes(run), deaths(run, most=6))
   return join(tiles(figures(run)), *notes, _scores(run))

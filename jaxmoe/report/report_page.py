@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from jaxmoe.core.output import write_atomic
-from jaxmoe.report.headline import heading, summary
+from jaxmoe.report.headline import heading, headline
 from jaxmoe.report.html import Html, join, tag
 from jaxmoe.report.run_comparison import comparison
 from jaxmoe.report.run_data import RunData, read_run_data
@@ -43,7 +43,7 @@ def report(run: RunData) -> Html:
   sections = [
     tag("section", tag("h2", title), body, id=_anchor(title)) for title, body in shown.items()
   ]
-  return page(run.name, join(heading(run), summary(run), tag("nav", *links), *sections))
+  return page(run.name, join(heading(run), headline(run), tag("nav", *links), *sections))
 
 
 def page(title: str, body: Html) -> Html:

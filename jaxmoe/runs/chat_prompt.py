@@ -18,7 +18,7 @@ from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.data.tokenizers.template_file import TemplateText, find_template
 from jaxmoe.train.experiment import Experiment
 
-Said = Sequence[tuple[str, str]]
+Turns = Sequence[tuple[str, str]]
 """(role, content) of each message."""
 
 
@@ -32,7 +32,7 @@ class Asked:
   """
 
   name: str
-  encode: Callable[[Tokenizer, Said], np.ndarray]
+  encode: Callable[[Tokenizer, Turns], np.ndarray]
 
 
 def asked_in(carried: pathlib.Path, experiment: Experiment, trained: bool) -> Asked:
@@ -64,7 +64,7 @@ def asked_in(carried: pathlib.Path, experiment: Experiment, trained: bool) -> As
 
 
 def _by(template: TemplateText) -> Asked:
-  def encode(tokenizer: Tokenizer, content: Said) -> np.ndarray:
+  def encode(tokenizer: Tokenizer, content: Turns) -> np.ndarray:
     if not isinstance(tokenizer, SubwordTokenizer):
       raise InputError("--chat needs the tokenizer that the model came with; use --prompt alone")
     return encode_chat(template.text, tokenizer, content, template.tokens)

@@ -7,8 +7,18 @@ import math
 import pytest
 
 from jaxmoe.report import write_comparison, write_report
-from jaxmoe.report.card_grid import few, grid
-from jaxmoe.report.chart import BOTTOM, HEIGHT, LINE, TOP, Axes, ReferenceLine, Series, apart, chart
+from jaxmoe.report.card_grid import first_cards, grid
+from jaxmoe.report.chart import (
+  BOTTOM,
+  HEIGHT,
+  LINE,
+  TOP,
+  Axes,
+  ReferenceLine,
+  Series,
+  chart,
+  spread_labels,
+)
 from jaxmoe.report.html import table
 from jaxmoe.report.number_format import short
 
@@ -105,8 +115,8 @@ def test_names_of_levels_stand_within_the_axes_and_apart(values):
 
 
 def test_names_that_have_room_stay_where_they_want():
-  assert apart([20, 60, 100]) == [20, 60, 100]
-  assert apart([20, 25]) == [20, 20 + LINE]
+  assert spread_labels([20, 60, 100]) == [20, 60, 100]
+  assert spread_labels([20, 25]) == [20, 20 + LINE]
 
 
 def test_without_ends_an_axis_goes_as_far_as_its_curves():
@@ -118,8 +128,8 @@ def test_without_ends_an_axis_goes_as_far_as_its_curves():
 def test_a_grid_has_no_place_for_nothing():
   assert grid(None, None) is None
   assert grid("a", None, "b").count("a") == grid("a", "b").count("a")
-  assert few(["a", None, "b"], 2, "x") == grid("a", "b")
-  assert "1 more x" in few(["a", None, "b", "c"], 2, "x")
+  assert first_cards(["a", None, "b"], 2, "x") == grid("a", "b")
+  assert "1 more x" in first_cards(["a", None, "b", "c"], 2, "x")
 
 
 def test_a_table_that_is_too_wide_for_a_phone_is_a_list_of_names_and_values_there():

@@ -34,7 +34,7 @@ _INT32_MAX = 2**31 - 1
 
 def record_content(record: Any) -> tuple[Content | None, str]:
   """Returns (content, '') or (None, why) of a record, a dict if all is well."""
-  found = one_field(record) if isinstance(record, dict) else None
+  found = content_field(record) if isinstance(record, dict) else None
   if found is None:
     return None, WRONG_FIELDS
   try:
@@ -45,7 +45,7 @@ def record_content(record: Any) -> tuple[Content | None, str]:
     return None, str(why)
 
 
-def one_field(names: Iterable[str]) -> str | None:
+def content_field(names: Iterable[str]) -> str | None:
   """Returns the field of `names` that holds the content; None if there are none or several.
 
   Of a prompt and its completion it is the prompt.
@@ -60,7 +60,7 @@ def one_field(names: Iterable[str]) -> str | None:
 def fields_of(names: Iterable[str]) -> list[str]:
   """Returns the fields of `names` that a record is read from, the one with the content first."""
   names = list(names)
-  found = one_field(names)
+  found = content_field(names)
   if found is None:
     return []
   beside = () if found in ("text", "tokens") else ("completion", "tools", "system", *OF_RECORD)

@@ -17,7 +17,7 @@ class NotJson(ValueError):
   """Why a text is no JSON from some place on."""
 
 
-def values(text: str) -> Iterator[Value]:
+def json_values(text: str) -> Iterator[Value]:
   """Yields the values of an array, or those of a text of values, until one is damaged.
 
   Raises:

@@ -22,7 +22,7 @@ from jaxmoe.data.sources.encoding import HEAD, binary_format, byte_order_mark, d
 from jaxmoe.data.sources.find_files import check_path, find_files
 from jaxmoe.data.sources.gzip_offset import compressed_bytes_for
 from jaxmoe.data.sources.json_record import record_content, record_example
-from jaxmoe.data.sources.json_values import NotJson, is_lines, is_object, values
+from jaxmoe.data.sources.json_values import NotJson, is_lines, is_object, json_values
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 VALUES = (".json", ".json.gz")
@@ -122,7 +122,7 @@ class _File:
   def _values(self, text: str, skip: int, max_bytes: int) -> Iterator[RawExample]:
     number, self._end, before = 0, skip, 0
     try:
-      for number, (value, start, end) in enumerate(values(text), 1):
+      for number, (value, start, end) in enumerate(json_values(text), 1):
         place, name = f"{self.path}:{number}", f"{self.name}:{number}"
         size = len(text[start:end].encode("utf-8"))
         found = (None, too_large(max_bytes)) if size > max_bytes else record_content(value)

@@ -12,7 +12,7 @@ SIDES = ("train", "held_out")
 MAX_PLACES = 200
 
 
-def data(run: RunData) -> Html | None:
+def data_section(run: RunData) -> Html | None:
   """Returns the documents and bytes of each domain, and what was skipped and why."""
   data_fields = _plain(run.event("start").get("data"))
   sizes, skipped = _plain(data_fields.get("domains")), _plain(data_fields.get("skipped"))
@@ -35,9 +35,9 @@ def data(run: RunData) -> Html | None:
 def _why(counts: dict[str, Any], broken: dict[str, Any]) -> Html:
   """Returns a sentence for each domain of which something was not read."""
   lines = [
-    f"{name}: {flaw}, {_whole(count)} {_noun(count, 'record')}"
-    for name, flaws in counts.items()
-    for flaw, count in _plain(flaws).items()
+    f"{name}: {why}, {_whole(count)} {_noun(count, 'record')}"
+    for name, reasons in counts.items()
+    for why, count in _plain(reasons).items()
   ]
   for name, lost in broken.items():
     files = _plain(lost).get("files")

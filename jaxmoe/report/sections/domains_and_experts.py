@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jaxmoe.report.card_grid import few
+from jaxmoe.report.card_grid import first_cards
 from jaxmoe.report.chart import FEW, Axes, Series, chart
 from jaxmoe.report.heatmap import HeatmapAxes, heatmap, legend
 from jaxmoe.report.html import Html, join, tag
@@ -17,7 +17,7 @@ from jaxmoe.report.run_lines import DomainRouting
 CHANCE = 5  # the colour of what is not the model
 
 
-def routing(run: RunData) -> Html | None:
+def domains_and_experts(run: RunData) -> Html | None:
   """Returns for each layer where the tokens of each domain went last, and how that came about."""
   scored = [(x, one.routing) for x, one in run.evaluations if one.routing]
   if not scored:
@@ -33,7 +33,7 @@ def routing(run: RunData) -> Html | None:
   labelled = len(layers) <= 8
   for layer in layers:
     cards += [_matrix(scored[-1][1][layer], layer, labelled), _information(run, scored, layer)]
-  return join(tag("p", note), legend(), few(cards, 13, "charts of layers"))
+  return join(tag("p", note), legend(), first_cards(cards, 13, "charts of layers"))
 
 
 def _matrix(found: DomainRouting, layer: int, labelled: bool) -> Html:

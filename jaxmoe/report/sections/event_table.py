@@ -17,7 +17,7 @@ COUNTED = ("checkpoint",)
 LONG = {"start": ("data", "recipe"), "done": ("data",), "stopped": ("data",)}
 
 
-def happened(run: RunData) -> Html | None:
+def event_table(run: RunData) -> Html | None:
   """Returns how many events of each kind there were, and the first of them in order."""
   if not run.events:
     return None

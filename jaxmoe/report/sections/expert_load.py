@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxmoe.report.card_grid import few, grid
+from jaxmoe.report.card_grid import first_cards, grid
 from jaxmoe.report.chart import Axes, chart, of_curve
 from jaxmoe.report.expert_deaths import sentences
 from jaxmoe.report.heatmap import HeatmapAxes, heatmap, legend
@@ -24,7 +24,7 @@ PER_LAYER = {
 FROM_ZERO = ("max_violation", "dead", "drop_rate", "effective_k")
 
 
-def experts(run: RunData) -> Html | None:
+def expert_load(run: RunData) -> Html | None:
   """Returns heatmaps of load, the experts that died, and each layer's balance over the run."""
   if not run.loads:
     return None
@@ -76,7 +76,7 @@ def _over_time(run: RunData) -> Html:
   cards = [_history(run, layer, columns, labelled=len(shown) <= 4) for layer in sorted(shown)]
   text = f"Load over time of the {len(shown)} least even of {len(run.loads)} layers is shown."
   note = tag("p", text, class_="note") if len(shown) < len(run.loads) else None
-  return join(few([_by_layer(run), *cards], 9, "layers"), note)
+  return join(first_cards([_by_layer(run), *cards], 9, "layers"), note)
 
 
 def _history(run: RunData, layer: int, columns: int, labelled: bool) -> Html:

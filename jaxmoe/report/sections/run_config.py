@@ -11,7 +11,7 @@ from jaxmoe.report.run_data import RunData
 ABSENT = "(absent)"
 
 
-def recipe(run: RunData) -> Html | None:
+def run_config(run: RunData) -> Html | None:
   """Returns the differences from the recipe, the machine, and the whole config to open."""
   process = run.event("process")
   machine = ", ".join(

@@ -10,7 +10,7 @@ from jaxmoe.report.sample_texts import SampleTexts, start_half_end
 MAX_CHARACTERS = 2000
 
 
-def texts(run: RunData) -> Html | None:
+def text_samples(run: RunData) -> Html | None:
   """Returns the samples of three steps side by side."""
   chosen = start_half_end(run.samples)
   if not chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jaxmoe.report.card_grid import grid, more
+from jaxmoe.report.card_grid import folded_cards, grid
 from jaxmoe.report.chart import Axes, ReferenceLine, Series, chart, of_curve
 from jaxmoe.report.html import Html, join, table, tag
 from jaxmoe.report.number_format import counted, finite, short
@@ -20,7 +20,7 @@ SHOWN = 9  # charts of held-out scores before the others are folded away
 MARKED = ("skipped", "rollback", "resume", "save_failed")
 
 
-def learning(run: RunData) -> Html:
+def training_curves(run: RunData) -> Html:
   """Returns charts of loss, held-out scores, learning rate, gradient norm and balance losses."""
   marks = [
     (run.at[event["step"]], f"{event['event']} at step {event['step']}")
@@ -47,7 +47,7 @@ def learning(run: RunData) -> Html:
     )
   scored = held_out(run)
   return join(
-    grid(cards[0], *scored[:SHOWN], *cards[1:]), more(scored[SHOWN:], "domains"),
+    grid(cards[0], *scored[:SHOWN], *cards[1:]), folded_cards(scored[SHOWN:], "domains"),
     tag("p", note, class_="note"), _domains(run),
   )  # fmt: skip
 
