@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jaxmoe.moe import expert_outputs
 from jaxmoe.moe.dispatch import exchange
 from jaxmoe.ops import cross_entropy
-from jaxmoe.parallel import Gathers, MeshContext, Parallel, ReduceScatter
-from jaxmoe.parity import Cell, compare, is_green
+from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
+from jaxmoe.parity import Cell, cell_errors, is_green
 from jaxmoe.train import gradients
 
 DATA, EXPERT, TENSOR = Cell(Parallel(data=2)), Cell(Parallel(expert=2)), Cell(Parallel(tensor=2))
@@ -72,7 +72,7 @@ class Fault:
 
 def wrong(cell: Cell) -> dict[str, float]:
   """Returns the quantities of a cell that are not green, with their largest errors."""
-  return {name: value for name, value in compare(cell).items() if not is_green({name: value})}
+  return {name: value for name, value in cell_errors(cell).items() if not is_green({name: value})}
 
 
 @functools.cache
@@ -185,32 +185,32 @@ def own_part(x: jax.Array, axis: Any, *, scatter_dimension: int, tiled: bool) ->
 def gathered_in_turn(original: Any) -> Any:
   """Gathered weights whose parts are in another order; scales not, or all would still agree."""
 
-  def arrive(self, leaf: jax.Array, arrival: Any) -> jax.Array:
-    at = arrival.gather
-    ready = original(self, leaf, arrival)
+  def gather(self, leaf: jax.Array, how: Any) -> jax.Array:
+    at = how.gather
+    ready = original(self, leaf, how)
     return ready if at is None or leaf.ndim == 1 else jnp.roll(ready, leaf.shape[at], axis=at)
 
-  return arrive
+  return gather
 
 
 def gathered_for_good(original: Any) -> Any:
   """Gathered weights that no gradient reaches."""
 
-  def arrive(self, leaf: jax.Array, arrival: Any) -> jax.Array:
-    ready = original(self, leaf, arrival)
-    if arrival.gather is None:
+  def gather(self, leaf: jax.Array, how: Any) -> jax.Array:
+    ready = original(self, leaf, how)
+    if how.gather is None:
       return ready
-    # Linear, as an arrival must be, and its transpose loses what it is given.
+    # Linear, as a gather must be, and its transpose loses what it is given.
     return jax.custom_derivatives.linear_call(
       lambda _, x: x, lambda _, grad: jnp.zeros_like(grad), (), ready
     )
 
-  return arrive
+  return gather
 
 
 def on_every_device(original: Any) -> Any:
   """Biases of sums that every device of a tensor group adds."""
-  return lambda self, leaf, arrival: original(self, leaf, dataclasses.replace(arrival, once=False))
+  return lambda self, leaf, how: original(self, leaf, dataclasses.replace(how, once=False))
 
 
 def other_key_head(original: Any) -> Any:
@@ -319,8 +319,10 @@ FAULTS = {
   "the vocabulary's part begins one late": Fault(
     TENSOR, cross_entropy, "_piece_of_part", labels_off_by_one
   ),
-  "a query head reads another's keys": Fault(KEY_HEADS, Gathers, "_cut", other_key_head),
-  "a bias of a sum is added by every device": Fault(BIASED, Gathers, "_arrive", on_every_device),
+  "a query head reads another's keys": Fault(KEY_HEADS, ParamGatherer, "_cut", other_key_head),
+  "a bias of a sum is added by every device": Fault(
+    BIASED, ParamGatherer, "_gather", on_every_device
+  ),
   "token groups have one key": Fault(NOISY, MeshContext, "token_group", lambda _: lambda self: 0),
   "a total forgets an axis": Fault(BOTH, MeshContext, "psum_tokens", total_of_less),
   "labels are counted by device": Fault(DATA, MeshContext, "psum_tokens", counts_of_each),
@@ -342,8 +344,8 @@ FAULTS = {
   ),
   "gradients are divided once too often": Fault(DATA, ReduceScatter, "finalize", divided),
   "a reduce-scatter is a slice": Fault(ZERO_2, ReduceScatter, "_scattered", cut_not_summed),
-  "gathered weights are out of order": Fault(ZERO_3, Gathers, "_arrive", gathered_in_turn),
-  "gathered weights are detached": Fault(ZERO_3, Gathers, "_arrive", gathered_for_good),
+  "gathered weights are out of order": Fault(ZERO_3, ParamGatherer, "_gather", gathered_in_turn),
+  "gathered weights are detached": Fault(ZERO_3, ParamGatherer, "_gather", gathered_for_good),
   "axes of experts are swapped": Fault(
     FOLD_DATA, MeshContext, "expert_mesh", property_of(lambda mesh: (mesh[0][::-1], mesh[1][::-1]))
   ),

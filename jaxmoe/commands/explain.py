@@ -25,7 +25,7 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.cost import host
 from jaxmoe.parallel import make_layout
-from jaxmoe.plan import explain, page
+from jaxmoe.plan import explain, explain_text
 from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
 from jaxmoe.runs.recipe_loading import PREFIX, file_of, load_recipe
 from jaxmoe.train.experiment import Experiment
@@ -66,7 +66,7 @@ def main(overrides: list[str]) -> int:
   if FLAGS.json:
     record = json.dumps(found.record(), indent=1)
     write_output(FLAGS.json, f"--json={FLAGS.json}", record + "\n")
-  print(page(found))
+  print(explain_text(found))
   if idle := idle_devices(experiment, layout, devices):
     print(textwrap.fill(f"note: {idle}", 80, break_on_hyphens=False))
   return 1 if FLAGS.topology and found.fits is False else 0

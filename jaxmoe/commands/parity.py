@@ -31,7 +31,7 @@ from jaxmoe.parity import (
   Results,
   Row,
   all_cells,
-  compare,
+  cell_errors,
   is_green,
   refused,
   smoke_cells,
@@ -106,7 +106,7 @@ def chosen() -> list[Cell]:
 def run_cell(cell: Cell, commit: str, digest: str) -> Row:
   """Returns the row of one cell; an error of its own makes it red, too."""
   try:
-    errors = compare(cell)
+    errors = cell_errors(cell)
   except Exception as error:  # what a cell raises is what it showed
     why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return Row(cell.key, "red", {}, commit, digest, why)

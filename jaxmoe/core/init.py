@@ -1,4 +1,4 @@
-"""How a module declares its weights: name, shape, logical dims, fan-in; once, in one line each.
+"""Parameter initialisation: name, shape, logical dims and fan-in of a weight, in one line.
 
 Products cast a weight to the dtype of the activation (`core/weight_formats.py`).
 """

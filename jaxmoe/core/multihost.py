@@ -1,4 +1,4 @@
-"""Many processes of one run (multi-controller JAX), and how what one of them knows reaches all.
+"""Multi-host runs (multi-controller JAX): how what one process knows reaches all.
 
 All processes of a run do the same things in the same order, or their collectives would not match.
 What only one of them can know (a file it cannot read, a signal it got, a disk that is full) is

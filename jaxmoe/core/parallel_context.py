@@ -1,4 +1,4 @@
-"""Where a layer's arrays cross devices: the collectives that model code asks for by name.
+"""The parallel context of a layer: collectives (TP, SP) that model code asks for by name.
 
 Model code is written for one device. Where the arrays of a layer may lie on several it says what
 it needs, `all_gather_sequence` before a pair of products, `reduce_tensor` after it, and never names

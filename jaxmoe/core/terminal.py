@@ -1,4 +1,4 @@
-"""What a terminal is given: text of models, data and file names must not control it."""
+"""Terminal output: text of models, data and file names must not control it."""
 
 from __future__ import annotations
 

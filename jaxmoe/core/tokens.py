@@ -1,4 +1,4 @@
-"""What a model knows of each token besides its hidden vector, and what is asked of its routers."""
+"""Tokens of a packed batch: id, position, segment and what is asked of their routers."""
 
 from __future__ import annotations
 

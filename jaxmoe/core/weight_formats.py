@@ -1,4 +1,4 @@
-"""The one seam for weights: `dot`, `grouped_dot`, `take_rows`, whatever the format.
+"""Weight formats, and the one seam for weights: `dot`, `grouped_dot`, `take_rows`.
 
 Model code never multiplies by a weight itself. A plain array is handled here. Any other format
 (a low-rank update over another weight, quantized, shared shards) is a registered pytree class from

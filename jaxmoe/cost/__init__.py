@@ -1,1 +1,1 @@
-"""What hardware can do: the figures that speeds are held against."""
+"""The cost of computing, what hardware can do: the figures that speeds are held against."""

@@ -1,4 +1,4 @@
-"""What a process may have of its host: memory, cores, and the name of its processor.
+"""Host limits of a process (cgroups): memory, cores, and the name of its processor.
 
 In a container /proc/meminfo and the scheduler speak of the whole machine; what ends or slows a
 process is the limit of its control group, or of a group around that. Both versions of them are read

@@ -1,4 +1,4 @@
-"""What a compiled program sends over which mesh axes, what it computes and what memory it needs.
+"""Collectives by mesh axes, FLOPs and memory of a compiled program (HLO).
 
 All numbers are one device's, in one run of the program. XLA on CPU widens bfloat16 collectives to
 float32; `hlo/stablehlo.py` reads the same of a program that is not compiled yet, in its own dtypes.

@@ -1,4 +1,4 @@
-"""Who exchanges with whom in a collective, in all notations of compiled programs."""
+"""Replica groups of collectives, in all notations of HLO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program that is not compiled yet (StableHLO) sends over which mesh axes.
+"""Collectives of a program that is not compiled yet (StableHLO), by mesh axes.
 
 Here are the collectives that the code itself asks for, in their own dtypes, before XLA merges,
 moves or widens any; those that GSPMD adds when it compiles are not. Loops count as JAX writes

@@ -1,4 +1,4 @@
-"""How often each instruction of a compiled program runs.
+"""Trip counts of loops in HLO: how often each instruction of a compiled program runs.
 
 The text has a computation once, wherever it is called, and the body of a loop once. The number of
 its passes is what XLA prints (CPU, GPU), or what the loop itself says (TPU): a counter that starts

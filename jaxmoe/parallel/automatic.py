@@ -20,10 +20,7 @@ from jax.sharding import Mesh
 
 from jaxmoe.core.layout import EXPERT, LAYER, Dims, Layout
 from jaxmoe.core.param_names import flatten, unflatten
-from jaxmoe.parallel.copies import Copied
-from jaxmoe.parallel.degrees import TOKEN_AXES
-from jaxmoe.parallel.factors import MISALIGNED, Dim, Factor, resolve, size_of
-from jaxmoe.parallel.flow import (
+from jaxmoe.parallel.dataflow import (
   CUT,
   DATA,
   INDEXED,
@@ -32,10 +29,13 @@ from jaxmoe.parallel.flow import (
   OPAQUE,
   RANKED,
   REDUCED,
-  Flow,
+  Dataflow,
   Product,
 )
-from jaxmoe.parallel.walk import trace
+from jaxmoe.parallel.degrees import TOKEN_AXES
+from jaxmoe.parallel.dim_factors import MISALIGNED, Dim, Factor, resolve, size_of
+from jaxmoe.parallel.jaxpr_interpreter import trace
+from jaxmoe.parallel.replication import Replicated
 
 HEADS, HIDDEN, ROWS = "heads", "mlp", "vocab"
 """What dims are called that lie over `tensor`: those of rules 2 and 1, and of looked-up tables."""
@@ -45,22 +45,22 @@ Factors = frozenset[Factor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Automatic:
+class AutomaticLayout:
   """Where each parameter lies, and why; three trees like the parameters.
 
   Attributes:
     dims: Logical dims, which any Layout understands.
     specs: The mesh axes of each dim.
     reasons: In words.
-    copied: The largest activation that every `tensor` device holds whole, as the parameters lie;
-      None where there is one such device. Of several, rows lie over the axes of tokens.
+    replicated: The largest activation that every `tensor` device holds whole, as the parameters
+      lie; None where there is one such device. Of several, rows lie over the axes of tokens.
     why: Why it is whole, where one of its dims might have been cut.
   """
 
   dims: Any
   specs: Any
   reasons: Any
-  copied: Copied | None = None
+  replicated: Replicated | None = None
   why: str = ""
 
   def table(self) -> str:
@@ -79,7 +79,7 @@ def automatic_layout(
   batch: Any,
   mesh: Mesh,
   expert_axes: tuple[str, ...] = ("expert",),
-) -> Automatic:
+) -> AutomaticLayout:
   """Returns where the parameters of `loss(params, batch)` lie on a mesh.
 
   The loss is any JAX code; `params` and `batch` may be abstract. Nothing is computed.
@@ -102,9 +102,9 @@ def automatic_layout(
   dims = dict(zip(shapes, map(rules.dims, range(len(leaves)))))
   specs = {path: layout.spec("params", dims[path], leaf.shape) for path, leaf in shapes.items()}
   reasons = dict(zip(shapes, map(rules.reason, range(len(leaves)))))
-  copied, why = rules.copied(layout.degree(_of_mesh(mesh, TOKEN_AXES)))
+  replicated, why = rules.replicated(layout.degree(_of_mesh(mesh, TOKEN_AXES)))
   placed, spread, reasons_text = (unflatten(params, flat) for flat in (dims, specs, reasons))
-  return Automatic(placed, spread, reasons_text, copied, why)
+  return AutomaticLayout(placed, spread, reasons_text, replicated, why)
 
 
 def _of_mesh(mesh: Mesh, axes: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ class _Cut:
 class _Rules:
   """The rules, applied to what a program does; `tensor` and `expert` are degrees."""
 
-  def __init__(self, flow: Flow, leaves: Sequence[Sequence[Dim]], tensor: int, expert: int):
+  def __init__(self, flow: Dataflow, leaves: Sequence[Sequence[Dim]], tensor: int, expert: int):
     self._flow, self._tensor, self._expert = flow, tensor, expert
     self._leaves = [tuple(map(resolve, dims)) for dims in leaves]
     self._heads = _factors(flow.heads)
@@ -160,12 +160,12 @@ class _Rules:
     reasons_text.append(self._why_whole(leaf) if name is None else self._why_cut(leaf, name))
     return "; ".join(reasons_text)
 
-  def copied(self, groups: int) -> tuple[Copied | None, str]:
+  def replicated(self, groups: int) -> tuple[Replicated | None, str]:
     """Returns the largest activation that is not cut, of one of `groups` devices, and why."""
     if self._tensor == 1:
       return None, ""
     whole = [
-      (Copied.of(("tensor",), self._part(dims, groups), made.dtype, made.eqn), dims)
+      (Replicated.of(("tensor",), self._part(dims, groups), made.dtype, made.eqn), dims)
       for made in self._flow.made.values()
       if not any(map(self._name, dims := [resolve(dim) for dim in made.dims]))
     ]

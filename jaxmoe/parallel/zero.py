@@ -28,13 +28,13 @@ _VIEWS = frozenset((
 ))  # fmt: skip
 
 
-def keep_no_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+def save_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
   """A remat policy: keeps all results for the backward pass but views, such as of weights."""
   return primitive.name not in _VIEWS
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrival:
+class LeafGather:
   """How a stored leaf becomes what products use: gathered along a dim, cut along a dim, or as is.
 
   Attributes:
@@ -48,14 +48,14 @@ class Arrival:
   once: bool = False
 
 
-class Gathers:
+class ParamGatherer:
   """Makes the weights of a layer, or of what surrounds the stack, ready on every device."""
 
   def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
     self._parallel = parallel
     bare = dataclasses.replace(layout, sharded={})
     flat_dims = dims_by_path(dims, shapes)
-    self._arrivals: dict[str, Arrival] = {}
+    self._leaves: dict[str, LeafGather] = {}
     for path, leaf in param_names.flatten(shapes).items():
       of = flat_dims[path]
       stored, used = (a.spec("params", of, leaf.shape) for a in (layout, bare))
@@ -67,37 +67,37 @@ class Gathers:
       )  # fmt: skip
       # Experts that lie over the tensor group, too, have whole products there, and no parts.
       once = ONCE in of and parallel.tensor > 1 and "tensor" not in _axes(used)
-      self._arrivals[path] = Arrival(moved[0] - first if moved else None, cut, once)
+      self._leaves[path] = LeafGather(moved[0] - first if moved else None, cut, once)
 
   @property
   def any(self) -> bool:
     """Whether any leaf is gathered, so that the backward pass should gather it again."""
-    return any(arrival.gather is not None for arrival in self._arrivals.values())
+    return any(leaf.gather is not None for leaf in self._leaves.values())
 
-  def outside(self, params: Mapping[str, Any]) -> dict[str, Any]:
+  def gather_outer(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters with all leaves ready but those of the stack, which stay as stored."""
     return {
       name: part if name == param_names.STACK else self._ready(part, name)
       for name, part in params.items()
     }
 
-  def layer(self, group: str, params: Mapping[str, Any]) -> dict[str, Any]:
+  def gather_layer(self, group: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves of one layer of each block of a pattern, ready."""
     return {j: self._ready(part, f"{param_names.STACK}/{group}/{j}") for j, part in params.items()}
 
   def _ready(self, tree: Any, prefix: str) -> Any:
     flat = param_names.flatten(tree)
     ready = {
-      path: self._arrive(leaf, self._arrivals[f"{prefix}/{path}"]) for path, leaf in flat.items()
+      path: self._gather(leaf, self._leaves[f"{prefix}/{path}"]) for path, leaf in flat.items()
     }
     return param_names.unflatten(tree, ready)
 
-  def _arrive(self, leaf: jax.Array, arrival: Arrival) -> jax.Array:
-    if arrival.gather is not None:
-      leaf = jax.lax.all_gather(leaf, "fsdp", axis=arrival.gather, tiled=True)
-    if arrival.cut is not None:
-      leaf = self._cut(leaf, *arrival.cut)
-    if arrival.once:
+  def _gather(self, leaf: jax.Array, how: LeafGather) -> jax.Array:
+    if how.gather is not None:
+      leaf = jax.lax.all_gather(leaf, "fsdp", axis=how.gather, tiled=True)
+    if how.cut is not None:
+      leaf = self._cut(leaf, *how.cut)
+    if how.once:
       leaf = jnp.where(jax.lax.axis_index("tensor") == 0, leaf, jnp.zeros((), leaf.dtype))
     return leaf
 

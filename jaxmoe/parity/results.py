@@ -26,7 +26,7 @@ _SOURCES = (
   "moe",
   "ops",
   "optim",
-  "parallel/ahead.py",
+  "parallel/scan_prefetch.py",
   "parallel/degrees.py",
   "parallel/layouts.py",
   "parallel/mesh_context.py",

@@ -14,8 +14,8 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch import Dense
-from jaxmoe.parity.alone import Bounded, alone
-from jaxmoe.parity.compare import tree_error
+from jaxmoe.parity.cell_errors import tree_error
+from jaxmoe.parity.exchange_drops import ExchangeBounded, with_exchange_drops
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.sharded_gradients import sharded_gradients
@@ -91,9 +91,9 @@ def _dense(decoder: Decoder, degree: int) -> Decoder:
     if (
       isinstance(ffn, MLPConfig)
       or ffn.dispatch.depends_on_shard
-      or isinstance(ffn.dispatch, Bounded)
+      or isinstance(ffn.dispatch, ExchangeBounded)
     ):
       return ffn
     return dataclasses.replace(ffn, dispatch=Dense())
 
-  return Decoder(alone(decoder.config, degree).map_ffns(change), decoder.vocab_size)
+  return Decoder(with_exchange_drops(decoder.config, degree).map_ffns(change), decoder.vocab_size)

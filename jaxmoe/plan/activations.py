@@ -1,4 +1,4 @@
-"""What the layers of a run make of one device's tokens, and how that grows with the imbalance."""
+"""Activation memory of one device, and how it grows with the imbalance of experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where every array of a run lies, what a step sends and computes, and what memory it needs.
+"""Explanation of a recipe: sharding of every array, collectives, FLOPs and memory of a step.
 
 Nothing is allocated: shapes are traced and, unless that is left out, the step of the run is
 compiled. All numbers are one device's; the shardings are whatever the layout gives.
@@ -19,7 +19,7 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.hlo.compiled import Collective, CompiledMemory, Flops, collectives, flops, memory
 from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.transformer import Decoder
-from jaxmoe.parallel import Copied
+from jaxmoe.parallel import Replicated
 from jaxmoe.plan.activations import Activations, activations
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.replication_check import check_replication
@@ -28,7 +28,7 @@ from jaxmoe.train.train_state import StateSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class ParamPlacement:
   """A parameter: the same one of all layers that are stacked in memory.
 
   Attributes:
@@ -49,7 +49,7 @@ class Weight:
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class ArrayBytes:
   """Bytes of one kind of array: on one device, and of the whole."""
 
   bytes: int
@@ -119,12 +119,12 @@ class Explanation:
 
   mesh: dict[str, int]
   device: str
-  weights: tuple[Weight, ...]
-  held: dict[str, Held]
-  file: Held
+  weights: tuple[ParamPlacement, ...]
+  held: dict[str, ArrayBytes]
+  file: ArrayBytes
   model_flops: float
   activations: Activations
-  copies: tuple[Copied, ...]
+  copies: tuple[Replicated, ...]
   compiled: Compiled | None
   room: int | None = None
 
@@ -199,9 +199,9 @@ def explain(
   )
 
 
-def _largest(found: Iterable[Copied]) -> Iterable[Copied]:
+def _largest(found: Iterable[Replicated]) -> Iterable[Replicated]:
   """Returns the first by the axes along which they are the same."""
-  first: dict[tuple[str, ...], Copied] = {}
+  first: dict[tuple[str, ...], Replicated] = {}
   for one in found:
     first.setdefault(one.axes, one)
   return first.values()
@@ -261,13 +261,13 @@ def _compiled(
   return Compiled(memory(compiled), unread_bytes(compiled, given), flops(compiled), sent, asked)
 
 
-def _weights(decoder: Decoder, params: Any) -> Iterable[Weight]:
+def _weights(decoder: Decoder, params: Any) -> Iterable[ParamPlacement]:
   """Yields the parameters in the order of the tree."""
   dims = param_names.flatten(_boxed(decoder.dims))
   for path, leaf in param_names.flatten(params).items():
     spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
     held = _held(leaf)
-    yield Weight(
+    yield ParamPlacement(
       name=_name(path, decoder),
       dims=dims[path].dims,
       shape=leaf.shape,
@@ -307,10 +307,10 @@ def _as_declared(declared: Any, kept: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(kept.shape, declared.dtype, sharding=kept.sharding)
 
 
-def _held(tree: Any) -> Held:
+def _held(tree: Any) -> ArrayBytes:
   """Returns the bytes of shapes that carry shardings."""
   leaves = jax.tree.leaves(tree)
-  return Held(
+  return ArrayBytes(
     sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves),
     sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
   )

@@ -24,14 +24,14 @@ from jaxmoe.models.block import BlockConfig, MoEConfig
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import AllGather, AllToAll
-from jaxmoe.parallel import AXES, GIB, TOKEN_AXES, Copied, Given, find_copies, make_layout
+from jaxmoe.parallel import AXES, GIB, TOKEN_AXES, Replicated, Varying, find_replicated, make_layout
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.sharded_gradients import on_one_device
 
 
 def replicated_activations(
   experiment: Experiment, decoder: Decoder, layout: Layout
-) -> tuple[Copied, ...]:
+) -> tuple[Replicated, ...]:
   """Returns the activations of a forward pass that devices hold alike, the largest first.
 
   Traced from shapes, for one microbatch of one device. The backward pass is not looked at, nor what
@@ -62,15 +62,15 @@ def replicated_activations(
   axes = [(axis, layout.mesh.shape[axis]) for axis in AXES]
   root = jax.eval_shape(lambda: jax.random.key(0))
   program = jax.make_jaxpr(forward, axis_env=axes)(stored, batch, root)
-  of_rows = Given(frozenset(TOKEN_AXES), of_batch=True)
-  given = [Given(_axes(sharding)) for sharding in jax.tree.leaves(shardings)]
+  of_rows = Varying(frozenset(TOKEN_AXES), of_batch=True)
+  given = [Varying(_axes(sharding)) for sharding in jax.tree.leaves(shardings)]
   given += [of_rows for _ in jax.tree.leaves(batch)]
-  return find_copies(program, [*given, Given()], dict(axes))
+  return find_replicated(program, [*given, Varying()], dict(axes))
 
 
 def check_replication(
   experiment: Experiment, decoder: Decoder, layout: Layout
-) -> tuple[Copied, ...]:
+) -> tuple[Replicated, ...]:
   """Returns `replicated_activations`, the largest of which may have `parallel.max_copy_gib`.
 
   Raises:

@@ -17,12 +17,12 @@ from jaxmoe.models.stack import Flow
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import (
   TOKEN_AXES,
-  Gathers,
   MeshContext,
   Parallel,
+  ParamGatherer,
   ReduceScatter,
-  keep_no_weights,
-  scan_ahead,
+  save_all_but_weights,
+  scan_with_prefetch,
 )
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, make_gradients
 
@@ -41,13 +41,13 @@ def on_one_device(
     The functions, and how gradients are summed over devices.
   """
   of = (parallel, layout, decoder.dims, decoder.shapes)
-  gathers, context = Gathers(*of), MeshContext(parallel)
-  ahead, keep = (scan_ahead, keep_no_weights) if gathers.any else (None, None)
+  gathers, context = ParamGatherer(*of), MeshContext(parallel)
+  ahead, keep = (scan_with_prefetch, save_all_but_weights) if gathers.any else (None, None)
   parts = (
     (context.slice_tokens, context.all_gather_tokens) if parallel.partition_activations else None
   )
-  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.layer, ahead, keep, parts)
-  here = Decoder(decoder.config, decoder.vocab_size, context, flow, gathers.outside)
+  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.gather_layer, ahead, keep, parts)
+  here = Decoder(decoder.config, decoder.vocab_size, context, flow, gathers.gather_outer)
   return here, ReduceScatter(*of)
 
 

@@ -27,7 +27,7 @@ from jaxmoe.core.rng import Keys, name_hash
 from jaxmoe.optim import Masters, Optim, make_optimizer, state_dims
 from jaxmoe.parallel import (
   GIB,
-  Automatic,
+  AutomaticLayout,
   Parallel,
   automatic_layout,
   make_layout,
@@ -132,7 +132,7 @@ class TaskRun:
     rows = [sample[row % len(sample)] for row in range(recipe.batch_size)] if len(sample) else []
     batch = self._collate(rows)
     self.automatic = self._placed(shapes, batch, self.layout.mesh)
-    self._check_copied(shapes, batch)
+    self._check_replication(shapes, batch)
     paths = param_names.unflatten(shapes, {path: path for path in param_names.flatten(shapes)})
     dims = self.automatic.dims
     self._came, shapes = shapes, jax.tree.map(self._kept, shapes)
@@ -203,7 +203,7 @@ class TaskRun:
       parts.append(made)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(examples)], *parts)
 
-  def _placed(self, shapes: Any, batch: Batch, mesh: Mesh) -> Automatic:
+  def _placed(self, shapes: Any, batch: Batch, mesh: Mesh) -> AutomaticLayout:
     """Returns where parameters would lie on a mesh."""
     loss = self.task.loss
     axes = self.recipe.parallel.expert_axes
@@ -211,22 +211,22 @@ class TaskRun:
       lambda p, b: loss(p, b, jax.random.key(0)), shapes, batch, mesh, axes
     )
 
-  def _check_copied(self, shapes: Any, batch: Batch) -> None:
+  def _check_replication(self, shapes: Any, batch: Batch) -> None:
     """Refuses to have each tensor device hold the same large activation."""
-    parallel, copied = self.recipe.parallel, self.automatic.copied
+    parallel, replicated = self.recipe.parallel, self.automatic.replicated
     limit = parallel.max_copy_gib * GIB
 
     def works(tensor: int) -> bool:
       fewer = dataclasses.replace(parallel, tensor=tensor)
       mesh = make_mesh(fewer, list(self.layout.mesh.devices.flat))
-      found = self._placed(shapes, batch, mesh).copied
+      found = self._placed(shapes, batch, mesh).replicated
       return found is not None and found.bytes <= limit
 
-    if copied is None or copied.bytes <= limit:
+    if replicated is None or replicated.bytes <= limit:
       return
     less = next((degree for degree in range(parallel.tensor - 1, 1, -1) if works(degree)), None)
     raise InputError(
-      f"{copied.too_large(parallel.tensor, parallel.max_copy_gib)}"
+      f"{replicated.too_large(parallel.tensor, parallel.max_copy_gib)}"
       f"{self.automatic.why and ', for ' + self.automatic.why}; "
       + (f"set parallel.tensor={less}" if less else "make batches smaller")
       + ", or set parallel.max_copy_gib higher"

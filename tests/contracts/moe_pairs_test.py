@@ -23,7 +23,7 @@ from jaxmoe.moe.experts import EXPERTS, SwiGLU
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.moe.routing import sum_routing
-from jaxmoe.parity.compare import tree_error
+from jaxmoe.parity.cell_errors import tree_error
 from tests.contracts.oracles import dispatch as dispatch_oracle
 from tests.contracts.oracles import routing as routing_oracle
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxmoe.parallel import Parallel
-from jaxmoe.parity import Cell, compare, is_green
+from jaxmoe.parity import Cell, cell_errors, is_green
 
 
 @pytest.mark.slow
@@ -12,5 +12,5 @@ from jaxmoe.parity import Cell, compare, is_green
 )
 def test_a_norm_over_all_heads_is_that_of_one_device(parallel):
   """Of two key heads over four devices each has a copy of one."""
-  found = compare(Cell(parallel, attention="qk_norm"))
+  found = cell_errors(Cell(parallel, attention="qk_norm"))
   assert is_green(found), found

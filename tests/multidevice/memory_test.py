@@ -13,7 +13,7 @@ from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parallel import Parallel
 from jaxmoe.train import sharded_gradients
 from tests.multidevice.programs import compile_step, decoder_of, lower_gradients
-from tests.parallel.ahead_test import plain_scan
+from tests.parallel.scan_prefetch_test import plain_scan
 
 ROWS, LENGTH, DIM, LAYERS, FLOAT = 8, 8, 64, 2, 4
 HEADS = SoftmaxAttention(num_heads=4, num_kv_heads=4, head_dim=16)
@@ -92,13 +92,13 @@ def test_gathered_weights_are_not_kept_whatever_the_depth():
 @pytest.mark.slow
 def test_nor_are_their_casts_which_are_without_the_policy(monkeypatch):
   assert grows("bfloat16") < 0.02
-  monkeypatch.setattr(sharded_gradients, "keep_no_weights", lambda *_, **__: True)
+  monkeypatch.setattr(sharded_gradients, "save_all_but_weights", lambda *_, **__: True)
   assert grows("bfloat16") > 0.4
 
 
 @pytest.mark.slow
 def test_a_plain_scan_would_keep_them(monkeypatch):
-  monkeypatch.setattr(sharded_gradients, "scan_ahead", plain_scan)
+  monkeypatch.setattr(sharded_gradients, "scan_with_prefetch", plain_scan)
   assert grows() > 0.9
 
 

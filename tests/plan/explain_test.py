@@ -15,10 +15,10 @@ from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.hlo.compiled import Collective
 from jaxmoe.optim import Masters
 from jaxmoe.parallel import make_layout
-from jaxmoe.plan import explain, page
+from jaxmoe.plan import explain, explain_text
 from jaxmoe.plan.activations import kept_bytes
 from jaxmoe.plan.explain import compile_for, traffic, unread_bytes
-from jaxmoe.plan.page import size
+from jaxmoe.plan.explain_text import size
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.train_state import StateSpec
 
@@ -83,14 +83,14 @@ def test_the_bytes_of_a_parameter_are_those_of_its_shard_of_real_arrays(spread):
 
 
 def test_parameters_take_what_their_masters_do_and_a_file_what_it_holds(alone):
-  assert alone.file == alone.held["parameters"] and "in a file" not in page(alone)
+  assert alone.file == alone.held["parameters"] and "in a file" not in explain_text(alone)
   changes = ("model.param_dtype=bfloat16", "optim.frozen=embed/*")
   found = explain(recipe(*changes), one_device(), compiles=False)
   table = recipe().model.dim * 257
   assert found.file.whole == 2 * recipe().decoder().num_params
   assert found.held["parameters"].whole == 2 * found.file.whole - 2 * table
   assert found.held["optimizer"] == alone.held["optimizer"]
-  (line,) = (line for line in page(found).splitlines() if "in a file" in line)
+  (line,) = (line for line in explain_text(found).splitlines() if "in a file" in line)
   assert line.split()[-2:] == size(found.file.whole).split()
   halved = explain(recipe("optim.master_dtype=bfloat16"), one_device(), compiles=False)
   assert 2 * halved.held["parameters"].whole == halved.file.whole
@@ -212,8 +212,8 @@ def test_what_fits_is_told_where_the_memory_of_a_device_is_known(alone, gigabyte
   room = None if gigabytes is None else int(gigabytes * 2**30)
   found = dataclasses.replace(alone, room=room)
   assert found.fits is fits
-  assert ("it fits" in page(found)) == (fits is True)
-  assert ("it does not fit" in page(found)) == (fits is False)
+  assert ("it fits" in explain_text(found)) == (fits is True)
+  assert ("it does not fit" in explain_text(found)) == (fits is False)
 
 
 def test_collectives_alike_are_added_up_and_those_that_send_most_come_first():
@@ -227,7 +227,7 @@ def test_collectives_alike_are_added_up_and_those_that_send_most_come_first():
 
 
 def test_the_page_fits_80_columns_and_the_record_is_json(spread):
-  lines = page(spread).splitlines()
+  lines = explain_text(spread).splitlines()
   assert all(len(line) <= 80 and line == line.rstrip() for line in lines)
   assert any("expert=expert" in line for line in lines)
   record = json.loads(json.dumps(spread.record()))
@@ -240,7 +240,7 @@ def test_shapes_of_public_models_are_told_without_allocating():
   experiment = load_recipe("configs/mixtral_8x7b.py", [])
   found = explain(experiment, one_device(), compiles=False)
   assert found.held["parameters"].whole == experiment.decoder().num_params * 4 > 180e9
-  assert all(len(line) <= 80 for line in page(found).splitlines())
+  assert all(len(line) <= 80 for line in explain_text(found).splitlines())
 
 
 def test_sizes_are_told_in_the_largest_unit_that_leaves_one():
@@ -256,7 +256,7 @@ def test_the_page_names_what_devices_hold_alike():
   gathered = largest["expert", "tensor"]
   assert gathered.bytes == 8 * 16 * experiment.model.dim * 4
   long = dataclasses.replace(gathered, scope="/".join(["experts"] * 12))
-  lines = page(dataclasses.replace(found, copies=(long, *found.copies))).splitlines()
+  lines = explain_text(dataclasses.replace(found, copies=(long, *found.copies))).splitlines()
   assert max(map(len, lines)) <= 80
   told = "".join("".join(lines).split())
   for one in (long, *found.copies):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxmoe.parallel import Given, Parallel, find_copies, make_mesh
+from jaxmoe.parallel import Parallel, Varying, find_replicated, make_mesh
 
 DEGREES = {"data": 2, "expert": 2, "tensor": 2}
 X, W = (4, 6), (6, 6)
@@ -118,8 +118,8 @@ def test_what_is_alike_is_equal_on_the_devices(program):
     if np.array_equal(np.take(made, 0, axis=2 + at), np.take(made, 1, axis=2 + at))
   )  # fmt: skip
   traced = jax.make_jaxpr(marked, axis_env=list(DEGREES.items()))(jnp.ones(X), jnp.ones(W))
-  given = [Given(frozenset({"data", "expert"}), of_batch=True), Given(frozenset({"tensor"}))]
-  said = {one.axes for one in find_copies(traced, given, DEGREES) if one.shape == (X[0], 11)}
+  given = [Varying(frozenset({"data", "expert"}), of_batch=True), Varying(frozenset({"tensor"}))]
+  said = {one.axes for one in find_replicated(traced, given, DEGREES) if one.shape == (X[0], 11)}
   assert said == ({equal} if equal else set())
 
 
@@ -130,8 +130,8 @@ def test_only_what_is_of_the_batch_and_in_memory_counts_and_the_largest_comes_fi
     return jnp.tanh(wide).sum(1) @ (w @ w), jax.lax.psum(x[:2] @ w, "tensor")
 
   traced = jax.make_jaxpr(program, axis_env=list(DEGREES.items()))(jnp.ones(X), jnp.ones(W))
-  given = [Given(frozenset({"data", "expert", "tensor"}), of_batch=True), Given()]
-  found = find_copies(traced, given, DEGREES)
+  given = [Varying(frozenset({"data", "expert", "tensor"}), of_batch=True), Varying()]
+  found = find_replicated(traced, given, DEGREES)
   assert [(one.shape, one.bytes) for one in found] == [((4, 6), 96), ((2, 6), 48)]
   assert {one.axes for one in found} == {("tensor",)}
   assert str(found[0]) == "(4, 6) float32, alike over tensor"
@@ -139,5 +139,5 @@ def test_only_what_is_of_the_batch_and_in_memory_counts_and_the_largest_comes_fi
 
 def test_axes_of_one_device_do_not_count():
   traced = jax.make_jaxpr(psum, axis_env=list(DEGREES.items()))(jnp.ones(X), jnp.ones(W))
-  given = [Given(frozenset({"data", "expert"}), of_batch=True), Given(frozenset({"tensor"}))]
-  assert find_copies(traced, given, {"data": 2, "expert": 2, "tensor": 1}) == ()
+  given = [Varying(frozenset({"data", "expert"}), of_batch=True), Varying(frozenset({"tensor"}))]
+  assert find_replicated(traced, given, {"data": 2, "expert": 2, "tensor": 1}) == ()

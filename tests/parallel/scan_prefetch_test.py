@@ -1,4 +1,4 @@
-"""Weights arrive one layer ahead: the numbers of a scan, and gathers that no layer waits for."""
+"""Weights are gathered a layer ahead: the numbers of a scan, and gathers no layer waits for."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxmoe.models.block import BlockConfig, MLPConfig
-from jaxmoe.parallel import Parallel, scan_ahead
+from jaxmoe.parallel import Parallel, scan_with_prefetch
 from tests.multidevice.programs import decoder_of, trace_gradients
 
 WIDTH = 4
@@ -20,13 +20,13 @@ def step(state, weights, number):
   return (y, total + jnp.sum(y)), {"mean": jnp.mean(y), "signs": jnp.sum(y > 0), "all": y[0]}
 
 
-def arrive(stored):
+def gather(stored):
   return {"w": 2 * stored["w"].T, "b": stored["b"]}
 
 
-def plain_scan(step, arrive, state, stored, unroll=False):
+def plain_scan(step, gather, state, stored, unroll=False):
   def body(state, inputs):
-    return step(state, arrive(inputs[0]), inputs[1])
+    return step(state, gather(inputs[0]), inputs[1])
 
   num = jax.tree.leaves(stored)[0].shape[0]
   return jax.lax.scan(body, state, (stored, jnp.arange(num)), unroll=num if unroll else 1)
@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_a_scan(num, unroll, remat):
 
   def loss(loop, state, stored):
     layer = jax.checkpoint(step) if remat else step
-    (x, total), outputs = loop(layer, arrive, state, stored, unroll)
+    (x, total), outputs = loop(layer, gather, state, stored, unroll)
     weighed = jnp.sum(outputs["mean"] * jnp.arange(num)) + jnp.sum(outputs["all"] ** 3)
     return jnp.sum(x**2) + total + weighed, outputs["signs"]
 
@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_a_scan(num, unroll, remat):
     return jax.jit(gradient)(state, stored)
 
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6),
-               run(scan_ahead), run(plain_scan))  # fmt: skip
+               run(scan_with_prefetch), run(plain_scan))  # fmt: skip
 
 
 def gathers_in_loops(jaxpr, inside=False):
@@ -77,6 +77,6 @@ def test_no_layer_waits_for_a_gather_of_its_own_iteration():
 
 
 def test_in_a_plain_scan_every_layer_waits(monkeypatch):
-  monkeypatch.setattr("jaxmoe.train.sharded_gradients.scan_ahead", plain_scan)
+  monkeypatch.setattr("jaxmoe.train.sharded_gradients.scan_with_prefetch", plain_scan)
   found = waits(Parallel(fsdp=4))
   assert found and all(found)

@@ -1,4 +1,4 @@
-"""A walk over the jaxpr of a program: into calls, branches and the bodies of loops."""
+"""An abstract interpreter of jaxprs: into calls, branches and the bodies of loops."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxmoe.parallel.factors import Dim, fresh, mark
-from jaxmoe.parallel.flow import (
+from jaxmoe.parallel.dataflow import (
   DATA,
   LAYERS,
-  Flow,
-  Level,
-  Made,
+  Dataflow,
+  Intermediate,
+  Origin,
   Rule,
   Value,
   Values,
   constant,
-  same,
+  merge,
 )
-from jaxmoe.parallel.primitives import ELEMENTWISE, IN_MEMORY, PRIMITIVES, elementwise, opaque
+from jaxmoe.parallel.dim_factors import Dim, fresh, mark
+from jaxmoe.parallel.primitive_rules import ELEMENTWISE, IN_MEMORY, PRIMITIVES, elementwise, opaque
 
 
 def trace(
   loss: Callable[[Any, Any], Any], params: Any, batch: Any
-) -> tuple[Flow, list[tuple[Dim, ...]]]:
+) -> tuple[Dataflow, list[tuple[Dim, ...]]]:
   """Returns what `loss(params, batch)` does, and the dims of each leaf of `params`.
 
   Both arguments may be abstract; nothing is computed.
   """
   closed = jax.make_jaxpr(loss)(params, batch)
   leaves = [
-    Value(tuple(fresh(leaf.shape)), Level.WEIGHT, frozenset([at]))
+    Value(tuple(fresh(leaf.shape)), Origin.WEIGHT, frozenset([at]))
     for at, leaf in enumerate(jax.tree.leaves(params))
   ]
   rows = [
-    Value(tuple(fresh(leaf.shape, DATA)), Level.BATCH) for leaf in jax.tree.leaves(batch)
+    Value(tuple(fresh(leaf.shape, DATA)), Origin.BATCH) for leaf in jax.tree.leaves(batch)
   ]
-  flow = Flow()
-  walk(flow, closed.jaxpr, [*leaves, *rows])
+  flow = Dataflow()
+  interpret(flow, closed.jaxpr, [*leaves, *rows])
   return flow, [leaf.dims for leaf in leaves]
 
 
-def walk(flow: Flow, jaxpr: Jaxpr, given: Values) -> Values:
+def interpret(flow: Dataflow, jaxpr: Jaxpr, given: Values) -> Values:
   """Returns the values a jaxpr makes of these; writes into `flow` what it does on the way."""
   env: dict[Any, Value] = dict(zip(jaxpr.invars, given, strict=True))
   env.update({var: _constant(var) for var in jaxpr.constvars})
@@ -63,20 +63,20 @@ def _constant(atom: Any) -> Value:
   return constant(getattr(atom.aval, "shape", ()))
 
 
-def _apply(flow: Flow, eqn: Any, given: Values) -> Values:
+def _apply(flow: Dataflow, eqn: Any, given: Values) -> Values:
   name = eqn.primitive.name
   if name in RULES:
     made = RULES[name](flow, eqn, given)
-    if name in IN_MEMORY and made[0].level >= Level.BATCH:
-      flow.made[id(eqn)] = Made(made[0].dims, eqn.outvars[0].aval.dtype, eqn)
+    if name in IN_MEMORY and made[0].origin >= Origin.BATCH:
+      flow.made[id(eqn)] = Intermediate(made[0].dims, eqn.outvars[0].aval.dtype, eqn)
     return made
   if name in ELEMENTWISE:
     return [elementwise(eqn, given)]
-  body = body_of(eqn)
-  return opaque(eqn, given) if body is None else walk(flow, body, given)
+  body = called_jaxpr(eqn)
+  return opaque(eqn, given) if body is None else interpret(flow, body, given)
 
 
-def body_of(eqn: Any) -> Jaxpr | None:
+def called_jaxpr(eqn: Any) -> Jaxpr | None:
   """Returns the jaxpr that a call calls with its own arguments."""
   if eqn.primitive.name in ("shard_map", "pallas_call"):
     return None
@@ -98,7 +98,7 @@ def split_scan(eqn: Any, given: Sequence[Any]) -> tuple[list[Any], list[Any], li
   return list(given[:num_consts]), list(given[num_consts:first]), list(given[first:])
 
 
-def _scan(flow: Flow, eqn: Any, given: Values) -> Values:
+def _scan(flow: Dataflow, eqn: Any, given: Values) -> Values:
   consts, carry, stacked = split_scan(eqn, given)
   rows = []
   for value in stacked:
@@ -106,7 +106,7 @@ def _scan(flow: Flow, eqn: Any, given: Values) -> Values:
     rows.append(dataclasses.replace(value, dims=value.dims[1:]))
 
   def body(carry: Values) -> Values:
-    return walk(flow, eqn.params["jaxpr"].jaxpr, [*consts, *carry, *rows])
+    return interpret(flow, eqn.params["jaxpr"].jaxpr, [*consts, *carry, *rows])
 
   carry, made = _loop(flow, body, carry)
   length = fresh([eqn.params["length"]], LAYERS)[0]
@@ -114,35 +114,35 @@ def _scan(flow: Flow, eqn: Any, given: Values) -> Values:
   return [*carry, *(dataclasses.replace(one, dims=(length, *one.dims)) for one in of_rows)]
 
 
-def _while(flow: Flow, eqn: Any, given: Values) -> Values:
+def _while(flow: Dataflow, eqn: Any, given: Values) -> Values:
   of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
   consts, carry = given[of_cond : of_cond + of_body], given[of_cond + of_body :]
 
   def body(carry: Values) -> Values:
-    walk(flow, eqn.params["cond_jaxpr"].jaxpr, [*given[:of_cond], *carry])
-    return walk(flow, eqn.params["body_jaxpr"].jaxpr, [*consts, *carry])
+    interpret(flow, eqn.params["cond_jaxpr"].jaxpr, [*given[:of_cond], *carry])
+    return interpret(flow, eqn.params["body_jaxpr"].jaxpr, [*consts, *carry])
 
   return _loop(flow, body, carry)[0]
 
 
 def _loop(
-  flow: Flow, body: Callable[[Values], Values], carry: Values
+  flow: Dataflow, body: Callable[[Values], Values], carry: Values
 ) -> tuple[Values, Values]:
   """Walks a body until what is carried is made of the same before and after it."""
   while True:
     before = dataclasses.replace(flow, products=list(flow.products))
     made = body(carry)
-    after = [same(old, new) for old, new in zip(carry, made)]
+    after = [merge(old, new) for old, new in zip(carry, made)]
     if after == carry:
       return carry, made
     carry, flow.products = after, before.products
 
 
-def _cond(flow: Flow, eqn: Any, given: Values) -> Values:
-  made = [walk(flow, branch.jaxpr, given[1:]) for branch in eqn.params["branches"]]
+def _cond(flow: Dataflow, eqn: Any, given: Values) -> Values:
+  made = [interpret(flow, branch.jaxpr, given[1:]) for branch in eqn.params["branches"]]
   first = made[0]
   for other in made[1:]:
-    first = [same(a, b) for a, b in zip(first, other)]
+    first = [merge(a, b) for a, b in zip(first, other)]
   return first
 
 

@@ -16,8 +16,8 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, state_dims
 from jaxmoe.parallel import make_layout
-from jaxmoe.parity.alone import alone
 from jaxmoe.parity.cells import Cell
+from jaxmoe.parity.exchange_drops import with_exchange_drops
 from jaxmoe.parity.fixture import VOCAB, batch_of, decoder_of, params_of
 from jaxmoe.train.gradients import Batch, Gradients, make_gradients
 from jaxmoe.train.sharded_gradients import sharded_gradients
@@ -31,7 +31,7 @@ LIMITS = {"loss": 1e-6, "balance": 1e-6, "drops": 0.0}
 OPTIM = Optim(AdamW(eps=1e-3), Constant(), learning_rate=1e-2)
 
 
-def compare(cell: Cell, micro: int = 1) -> dict[str, float]:
+def cell_errors(cell: Cell, micro: int = 1) -> dict[str, float]:
   """Returns the largest error of each quantity of a cell; see LIMITS.
 
   Args:
@@ -41,7 +41,9 @@ def compare(cell: Cell, micro: int = 1) -> dict[str, float]:
   groups, degree = cell.parallel.num_token_groups, cell.parallel.expert_degree
   decoder = decoder_of(cell)
   in_turn = groups if any(moe.depends_on_shard for moe in decoder.config.moe_records()) else 1
-  reference = _reference(alone(decoder.config, degree), in_turn * micro, groups // in_turn)
+  reference = _reference(
+    with_exchange_drops(decoder.config, degree), in_turn * micro, groups // in_turn
+  )
   found = _spread(cell, micro)
   return errors(found, reference)
 

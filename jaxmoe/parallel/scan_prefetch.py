@@ -1,4 +1,4 @@
-"""A loop over layers whose weights arrive one layer ahead, forwards and backwards.
+"""FSDP prefetch: a scan over layers that gathers the next layer's weights during this one.
 
 Within `lax.scan` a weight that is gathered where it is used makes its layer wait. Here an
 iteration gathers the next layer's weights while it computes this one's, so that the compiler may do
@@ -19,33 +19,33 @@ import jax.numpy as jnp
 Step = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
 
 
-def scan_ahead(
-  step: Step, arrive: Callable[[Any], Any], state: Any, stored: Any, unroll: bool = False
+def scan_with_prefetch(
+  step: Step, gather: Callable[[Any], Any], state: Any, stored: Any, unroll: bool = False
 ) -> tuple[Any, Any]:
-  """Returns what `lax.scan` does of `step(state, arrive(stored[i]), i)`, and has its gradient.
+  """Returns what `lax.scan` does of `step(state, gather(stored[i]), i)`, and has its gradient.
 
   Args:
     step: From a state, a layer's weights and its number to a state and outputs.
-    arrive: Makes a layer's weights of its stored leaves; linear.
+    gather: Makes a layer's weights of its stored leaves; linear.
     state: Arrays that have a gradient.
     stored: Leaves of all layers, stacked.
     unroll: Whether layers follow each other without a loop.
   """
-  loop = _Loop(step, arrive, jax.tree.leaves(stored)[0].shape[0], unroll)
+  loop = _PrefetchScan(step, gather, jax.tree.leaves(stored)[0].shape[0], unroll)
 
   @jax.custom_vjp
   def run(state: Any, stored: Any) -> tuple[Any, Any]:
     return loop.forward(state, stored)
 
-  run.defvjp(loop.forward_and_keep, loop.backward)
+  run.defvjp(loop.forward_and_save, loop.backward)
   return run(state, stored)
 
 
-class _Loop:
+class _PrefetchScan:
   """The passes of a loop; what tracing one of them finds out the next one uses."""
 
-  def __init__(self, step: Step, arrive: Callable[[Any], Any], num: int, unroll: bool):
-    self._step, self._arrive = step, arrive
+  def __init__(self, step: Step, gather: Callable[[Any], Any], num: int, unroll: bool):
+    self._step, self._gather = step, gather
     self._num, self._unroll = num, unroll
     self._back: Any = None  # the tree of a layer's residuals
     self._given: list[int | None] = []  # for each of them, which weight it is
@@ -55,9 +55,9 @@ class _Loop:
     state, outputs = self._run(self._step, state, stored)
     return state, outputs
 
-  def forward_and_keep(self, state: Any, stored: Any) -> tuple[tuple[Any, Any], Any]:
+  def forward_and_save(self, state: Any, stored: Any) -> tuple[tuple[Any, Any], Any]:
     """Returns the same, and what the backward pass needs: residuals and stored leaves."""
-    state, (outputs, kept) = self._run(self._layer_and_keep, state, stored)
+    state, (outputs, kept) = self._run(self._layer_and_save, state, stored)
     return (state, outputs), (stored, kept)
 
   def backward(self, kept: Any, cotangents: Any) -> tuple[Any, Any]:
@@ -72,28 +72,28 @@ class _Loop:
       d_output = jax.tree.map(lambda leaf: _at(leaf, number), _floats(d_outputs))
       back = self._whole(jax.tree.map(lambda leaf: _at(leaf, number), residuals), ready)
       d_state, d_ready = back((d_state, d_output))
-      return d_state, _put(d_stored, self._depart(d_ready, stored), number)
+      return d_state, _put(d_stored, self._scatter(d_ready, stored), number)
 
     def body(carry: Any, number: Any) -> tuple[Any, None]:
       d_state, ready, d_stored = carry
-      before = self._arrive(_take(stored, number - 1))
+      before = self._gather(_take(stored, number - 1))
       d_state, d_stored = layer(d_state, ready, d_stored, number)
       return (d_state, before, d_stored), None
 
-    carry = d_state, self._arrive(_take(stored, self._num - 1)), d_stored
+    carry = d_state, self._gather(_take(stored, self._num - 1)), d_stored
     numbers = jnp.arange(1, self._num)
     carry, _ = jax.lax.scan(body, carry, numbers, reverse=True, unroll=self._unroll)
     d_state, ready, d_stored = carry
     return layer(d_state, ready, d_stored, 0)
 
   def _run(self, layer: Step, state: Any, stored: Any) -> tuple[Any, Any]:
-    first = self._arrive(_take(stored, 0))
+    first = self._gather(_take(stored, 0))
     shapes = jax.eval_shape(layer, state, first, jnp.int32(0))[1]
     outputs = jax.tree.map(lambda one: jnp.zeros((self._num, *one.shape), one.dtype), shapes)
 
     def body(carry: Any, number: jax.Array) -> tuple[Any, None]:
       state, ready, outputs = carry
-      after = self._arrive(_take(stored, number + 1))
+      after = self._gather(_take(stored, number + 1))
       state, output = layer(state, ready, number)
       return (state, after, _put(outputs, output, number)), None
 
@@ -105,7 +105,7 @@ class _Loop:
     state, output = layer(state, ready, number)
     return state, _put(outputs, output, last)
 
-  def _layer_and_keep(self, state: Any, ready: Any, number: jax.Array) -> tuple[Any, Any]:
+  def _layer_and_save(self, state: Any, ready: Any, number: jax.Array) -> tuple[Any, Any]:
     """Returns a layer's state, its outputs, and the residuals that are no weights."""
 
     def floats(state: Any, ready: Any) -> tuple[Any, Any]:
@@ -125,9 +125,9 @@ class _Loop:
     leaves = [next(rest) if given is None else weights[given] for given in self._given]
     return jax.tree.unflatten(self._back, leaves)
 
-  def _depart(self, d_ready: Any, stored: Any) -> Any:
-    """Returns the gradient of a layer's stored leaves: the transpose of their arrival."""
-    return jax.linear_transpose(self._arrive, _take(stored, 0))(d_ready)[0]
+  def _scatter(self, d_ready: Any, stored: Any) -> Any:
+    """Returns the gradient of a layer's stored leaves: the transpose of their gather."""
+    return jax.linear_transpose(self._gather, _take(stored, 0))(d_ready)[0]
 
 
 def _at(leaf: jax.Array, number: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The model of one device in comparison: what exchanges would drop between devices it drops."""
+"""The one-device model of a comparison, which drops what exchanges between devices would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxmoe.moe.routing import Routing
 
 
 @dataclasses.dataclass(frozen=True)
-class Bounded(Dropless):
+class ExchangeBounded(Dropless):
   """Without capacity but for the buffers of an exchange between so many devices.
 
   Attributes:
@@ -36,7 +36,7 @@ class Bounded(Dropless):
     return y_TD, Counts(counts.dropped | lost, counts.spilled)
 
 
-def alone(model: TransformerConfig, degree: int) -> TransformerConfig:
+def with_exchange_drops(model: TransformerConfig, degree: int) -> TransformerConfig:
   """Returns the model of one device that drops what `degree` devices would."""
 
   def change(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
@@ -44,7 +44,7 @@ def alone(model: TransformerConfig, degree: int) -> TransformerConfig:
       return ffn
     if not isinstance(ffn.exchange, AllToAll) or ffn.exchange.bound is None:
       return ffn
-    bounded = Bounded(ffn.dispatch.backend, ffn.exchange, degree)
+    bounded = ExchangeBounded(ffn.dispatch.backend, ffn.exchange, degree)
     return dataclasses.replace(ffn, dispatch=bounded)
 
   return model.map_ffns(change)

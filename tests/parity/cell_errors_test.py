@@ -5,14 +5,14 @@ import pytest
 
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parallel import Parallel
-from jaxmoe.parity import Cell, compare, is_green, smoke_cells
-from jaxmoe.parity.compare import tree_error
+from jaxmoe.parity import Cell, cell_errors, is_green, smoke_cells
+from jaxmoe.parity.cell_errors import tree_error
 from jaxmoe.parity.fixture import batch_of, decoder_of, margin, params_of
 
 
 @pytest.mark.parametrize("cell", smoke_cells(), ids=lambda cell: cell.key)
 def test_a_layout_gives_the_numbers_of_one_device(cell):
-  errors = compare(cell)
+  errors = cell_errors(cell)
   assert is_green(errors), errors
   assert errors["grads"] > 0  # or the same program ran twice
 

@@ -1,7 +1,7 @@
-"""What a traced program does with its parameters: the records that a walk over it writes.
+"""Dataflow of a traced program (jaxpr): what it does with its parameters.
 
-Every array is a Value, whose dims are of `factors.py`. Products with a parameter, looked-up rows
-and products of two activations are written into a Flow in the order of the program.
+Every array is a Value, whose dims are of `dim_factors.py`. Products with a parameter, looked-up
+rows and products of two activations are written into a Dataflow in the order of the program.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxmoe.parallel.factors import Dim, fresh, mark, unify
+from jaxmoe.parallel.dim_factors import Dim, fresh, mark, unify
 
 DATA = "is a dim of the batch"
 LAYERS = "counts the layers of a loop"
@@ -23,7 +23,7 @@ RANKED = "has its entries compared"
 INDEXED = "has single entries picked"
 
 
-class Level(enum.IntEnum):
+class Origin(enum.IntEnum):
   """What a value is made of.
 
   Nothing given; parameters without a product; parameters alone; the batch alone; both.
@@ -42,12 +42,12 @@ class Value:
 
   Attributes:
     dims: Its dims.
-    level: What it is made of.
+    origin: What it is made of.
     leaves: Of a WEIGHT, the places of its parameters among the leaves of their tree.
   """
 
   dims: tuple[Dim, ...]
-  level: Level
+  origin: Origin
   leaves: frozenset[int] = frozenset()
 
 
@@ -71,7 +71,7 @@ class Product:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class Intermediate:
   """An activation in memory.
 
   Attributes:
@@ -86,7 +86,7 @@ class Made:
 
 
 @dataclasses.dataclass
-class Flow:
+class Dataflow:
   """What was found.
 
   Attributes:
@@ -101,38 +101,38 @@ class Flow:
   heads: list[Dim] = dataclasses.field(default_factory=list)
   attended: list[Dim] = dataclasses.field(default_factory=list)
   picked: list[Dim] = dataclasses.field(default_factory=list)
-  made: dict[int, Made] = dataclasses.field(default_factory=dict)
+  made: dict[int, Intermediate] = dataclasses.field(default_factory=dict)
 
 
 Values = list[Value]
-Rule = Callable[[Flow, Any, Values], Values]
+Rule = Callable[[Dataflow, Any, Values], Values]
 
 
 def constant(shape: Sequence[int]) -> Value:
   """Returns an array of which nothing is known."""
-  return Value(tuple(fresh(shape)), Level.CONSTANT)
+  return Value(tuple(fresh(shape)), Origin.CONSTANT)
 
 
-def together(values: Sequence[Value], dims: Sequence[Dim]) -> Value:
+def combine(values: Sequence[Value], dims: Sequence[Dim]) -> Value:
   """Returns a value of these dims, made of these values without a product."""
-  levels = {value.level for value in values} or {Level.CONSTANT}
-  of_params = levels & {Level.WEIGHT, Level.DERIVED}
-  of_batch = levels & {Level.BATCH, Level.COMPUTED}
-  level = Level.COMPUTED if of_params and of_batch else max(levels)
-  if not of_batch and Level.WEIGHT in levels:
-    level = Level.WEIGHT
+  origins = {value.origin for value in values} or {Origin.CONSTANT}
+  of_params = origins & {Origin.WEIGHT, Origin.DERIVED}
+  of_batch = origins & {Origin.BATCH, Origin.COMPUTED}
+  origin = Origin.COMPUTED if of_params and of_batch else max(origins)
+  if not of_batch and Origin.WEIGHT in origins:
+    origin = Origin.WEIGHT
   leaves = frozenset[int]().union(*(value.leaves for value in values))
-  return Value(tuple(dims), level, leaves if level == Level.WEIGHT else frozenset())
+  return Value(tuple(dims), origin, leaves if origin == Origin.WEIGHT else frozenset())
 
 
-def same(a: Value, b: Value) -> Value:
+def merge(a: Value, b: Value) -> Value:
   """Returns what is either of two values."""
   for dim, other in zip(a.dims, b.dims):
     unify(dim, other)
-  return together([a, b], a.dims)
+  return combine([a, b], a.dims)
 
 
-def multiply(flow: Flow, sides: Values, numbers: Any, groups: tuple[Dim, ...] = ()) -> Value:
+def multiply(flow: Dataflow, sides: Values, numbers: Any, groups: tuple[Dim, ...] = ()) -> Value:
   """Returns the product of two values and writes it down.
 
   Args:
@@ -152,21 +152,23 @@ def multiply(flow: Flow, sides: Values, numbers: Any, groups: tuple[Dim, ...] = 
     for i, side in enumerate(sides)
   ]  # fmt: skip
   shared = tuple(sides[0].dims[at] for at in batch[0])
-  dims, levels = (*shared, *free[0], *free[1]), [side.level for side in sides]
-  if min(levels) == Level.CONSTANT and max(levels) != Level.WEIGHT:
-    return Value(dims, max(levels))
+  dims, origins = (*shared, *free[0], *free[1]), [side.origin for side in sides]
+  if min(origins) == Origin.CONSTANT and max(origins) != Origin.WEIGHT:
+    return Value(dims, max(origins))
   for i, side in enumerate(sides):
-    if side.level == Level.WEIGHT:
+    if side.origin == Origin.WEIGHT:
       inner = tuple(side.dims[at] for at in summed[i])
       # Of two parameters neither is what the other's result would lie along.
-      out = free[i] if levels[1 - i] > Level.WEIGHT else ()
+      out = free[i] if origins[1 - i] > Origin.WEIGHT else ()
       flow.products.append(Product(side.leaves, inner, out, (*shared, *groups)))
-  if min(levels) > Level.WEIGHT:
+  if min(origins) > Origin.WEIGHT:
     _attend(flow, tuple(sides[0].dims[at] for at in summed[0]), shared, free)
-  return Value(dims, Level.COMPUTED if max(levels) >= Level.BATCH else Level.DERIVED)
+  return Value(dims, Origin.COMPUTED if max(origins) >= Origin.BATCH else Origin.DERIVED)
 
 
-def _attend(flow: Flow, inner: tuple[Dim, ...], shared: tuple[Dim, ...], free: list[Any]) -> None:
+def _attend(
+  flow: Dataflow, inner: tuple[Dim, ...], shared: tuple[Dim, ...], free: list[Any]
+) -> None:
   """Writes down a product of activations."""
   for dim in inner:
     mark(dim, INSIDE)

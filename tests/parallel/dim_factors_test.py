@@ -1,4 +1,4 @@
-from jaxmoe.parallel.factors import MISALIGNED, fresh, mark, regroup, resolve, size_of, unify
+from jaxmoe.parallel.dim_factors import MISALIGNED, fresh, mark, regroup, resolve, size_of, unify
 
 
 def sizes(dim):

@@ -1,19 +1,19 @@
-"""What `explain` found as plain text of at most 80 columns."""
+"""The explanation of a recipe as plain text of at most 80 columns."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from jaxmoe.parallel import Copied
+from jaxmoe.parallel import Replicated
 from jaxmoe.plan.activations import Activations, ExpertActivations
-from jaxmoe.plan.explain import Compiled, Explanation, Traffic, Weight
+from jaxmoe.plan.explain import Compiled, Explanation, ParamPlacement, Traffic
 
 WIDTH = 80
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def page(found: Explanation) -> str:
+def explain_text(found: Explanation) -> str:
   """Returns the text; every number is one device's unless it says otherwise."""
   lines = [*_mesh(found), "", *_weights(found), "", *_held(found), ""]
   lines += [*_activations(found.activations), *_copies(found.copies)]
@@ -48,7 +48,7 @@ def _weights(found: Explanation) -> Iterator[str]:
     yield f"    {_dims(weight)}"
 
 
-def _both(weight: Weight) -> tuple[int, int]:
+def _both(weight: ParamPlacement) -> tuple[int, int]:
   return weight.bytes, weight.whole
 
 
@@ -56,7 +56,7 @@ def _shape(shape: tuple[int, ...]) -> str:
   return "(" + ",".join(map(str, shape)) + ")"
 
 
-def _dims(weight: Weight) -> str:
+def _dims(weight: ParamPlacement) -> str:
   """Returns `layer expert=expert,fsdp embed`."""
   return " ".join(
     f"{dim or '-'}={','.join(axes)}" if axes else f"{dim or '-'}"
@@ -94,7 +94,7 @@ def _activations(made: Activations) -> Iterator[str]:
     yield from _experts(experts)
 
 
-def _copies(copies: Sequence[Copied]) -> Iterator[str]:
+def _copies(copies: Sequence[Replicated]) -> Iterator[str]:
   if copies:
     yield ""
     yield from _columns("the largest activation that devices hold alike", "a device")

@@ -1,4 +1,4 @@
-"""What each primitive makes of the dims of its operands.
+"""Rules by JAX primitive: the dims of its results from those of its operands.
 
 What is in neither table makes new dims, and marks those it was given, so that nothing is concluded
 from them.
@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmoe.parallel.factors import Dim, fresh, mark, regroup, unify
-from jaxmoe.parallel.flow import (
+from jaxmoe.parallel.dataflow import (
   CUT,
   INDEXED,
   OPAQUE,
   RANKED,
   REDUCED,
-  Flow,
-  Level,
+  Dataflow,
+  Origin,
   Product,
   Rule,
   Value,
   Values,
+  combine,
   multiply,
-  together,
 )
+from jaxmoe.parallel.dim_factors import Dim, fresh, mark, regroup, unify
 
 
 def elementwise(eqn: Any, given: Values) -> Value:
@@ -36,56 +36,56 @@ def elementwise(eqn: Any, given: Values) -> Value:
       if dim and dims[at]:
         unify(dims[at], dim)
       dims[at] = dims[at] or dim
-  return together(given, dims)
+  return combine(given, dims)
 
 
 def opaque(eqn: Any, given: Values) -> Values:
   """Concludes nothing; what is made of no operands or constants alone may be anything."""
-  made = together(given, ())
-  marks = () if made.level == Level.CONSTANT else (OPAQUE,)
+  made = combine(given, ())
+  marks = () if made.origin == Origin.CONSTANT else (OPAQUE,)
   for value in given:
     for dim in value.dims:
       mark(dim, *marks)
-  level = Level.DERIVED if made.level == Level.WEIGHT else made.level
-  return [Value(tuple(fresh(shape, *marks)), level) for shape in _shapes(eqn)]
+  origin = Origin.DERIVED if made.origin == Origin.WEIGHT else made.origin
+  return [Value(tuple(fresh(shape, *marks)), origin) for shape in _shapes(eqn)]
 
 
 def _shapes(eqn: Any) -> list[tuple[int, ...]]:
   return [getattr(var.aval, "shape", ()) for var in eqn.outvars]
 
 
-def _reshape(flow: Flow, eqn: Any, given: Values) -> Values:
+def _reshape(flow: Dataflow, eqn: Any, given: Values) -> Values:
   if eqn.params.get("dimensions") is not None:
     return opaque(eqn, given)
-  return [together(given, regroup(given[0].dims, _shapes(eqn)[0]))]
+  return [combine(given, regroup(given[0].dims, _shapes(eqn)[0]))]
 
 
-def _squeeze(flow: Flow, eqn: Any, given: Values) -> Values:
+def _squeeze(flow: Dataflow, eqn: Any, given: Values) -> Values:
   gone = eqn.params["dimensions"]
   kept = [dim for at, dim in enumerate(given[0].dims) if at not in gone]
-  return [together(given, kept)]
+  return [combine(given, kept)]
 
 
-def _transpose(flow: Flow, eqn: Any, given: Values) -> Values:
-  return [together(given, [given[0].dims[at] for at in eqn.params["permutation"]])]
+def _transpose(flow: Dataflow, eqn: Any, given: Values) -> Values:
+  return [combine(given, [given[0].dims[at] for at in eqn.params["permutation"]])]
 
 
-def _broadcast(flow: Flow, eqn: Any, given: Values) -> Values:
+def _broadcast(flow: Dataflow, eqn: Any, given: Values) -> Values:
   dims = fresh(_shapes(eqn)[0])
   for dim, at in zip(given[0].dims, eqn.params["broadcast_dimensions"]):
     dims[at] = dim or dims[at]
-  return [together(given, dims)]
+  return [combine(given, dims)]
 
 
 def _reduce(*marks: str) -> Rule:
-  def rule(flow: Flow, eqn: Any, given: Values) -> Values:
+  def rule(flow: Dataflow, eqn: Any, given: Values) -> Values:
     axes = eqn.params["axes"]
     for value in given:
       for at in axes:
         if at < len(value.dims):
           mark(value.dims[at], *marks)
     kept = [dim for at, dim in enumerate(given[0].dims) if at not in axes]
-    return [together(given, kept) for _ in eqn.outvars]
+    return [combine(given, kept) for _ in eqn.outvars]
 
   return rule
 
@@ -93,7 +93,7 @@ def _reduce(*marks: str) -> Rule:
 def _along(parameter: str, *marks: str) -> Rule:
   """Returns the rule of what keeps a shape and looks along one dim, such as a cumulative sum."""
 
-  def rule(flow: Flow, eqn: Any, given: Values) -> Values:
+  def rule(flow: Dataflow, eqn: Any, given: Values) -> Values:
     kept = elementwise(eqn, given)
     mark(kept.dims[eqn.params[parameter]], *marks)
     return [kept for _ in eqn.outvars]
@@ -101,15 +101,15 @@ def _along(parameter: str, *marks: str) -> Rule:
   return rule
 
 
-def _top_k(flow: Flow, eqn: Any, given: Values) -> Values:
+def _top_k(flow: Dataflow, eqn: Any, given: Values) -> Values:
   axis = eqn.params.get("axis", -1) % len(given[0].dims)
   mark(given[0].dims[axis], RANKED, REDUCED)
   dims = list(given[0].dims)
   dims[axis] = fresh([_shapes(eqn)[0][axis]])[0]
-  return [together(given, dims) for _ in eqn.outvars]
+  return [combine(given, dims) for _ in eqn.outvars]
 
 
-def _window(flow: Flow, eqn: Any, given: Values) -> Values:
+def _window(flow: Dataflow, eqn: Any, given: Values) -> Values:
   """A part of an array, or an array that parts were added to: dims that kept their size."""
   old, made = eqn.invars[0].aval.shape, []
   for shape in _shapes(eqn):
@@ -119,11 +119,11 @@ def _window(flow: Flow, eqn: Any, given: Values) -> Values:
         dims[at] = dim
       else:
         mark(dim, CUT)
-    made.append(together(given, dims))
+    made.append(combine(given, dims))
   return made
 
 
-def _concatenate(flow: Flow, eqn: Any, given: Values) -> Values:
+def _concatenate(flow: Dataflow, eqn: Any, given: Values) -> Values:
   joined = eqn.params["dimension"]
   if len(given) == 1:
     return given
@@ -136,24 +136,24 @@ def _concatenate(flow: Flow, eqn: Any, given: Values) -> Values:
       for value in given[1:]:
         unify(given[0].dims[at], value.dims[at])
       dims[at] = given[0].dims[at]
-  return [together(given, dims)]
+  return [combine(given, dims)]
 
 
-def _update_slice(flow: Flow, eqn: Any, given: Values) -> Values:
+def _update_slice(flow: Dataflow, eqn: Any, given: Values) -> Values:
   old, new = (eqn.invars[at].aval.shape for at in (0, 1))
   for at, (dim, other) in enumerate(zip(given[0].dims, given[1].dims)):
     if old[at] == new[at]:
       unify(dim, other)
     else:
       mark(dim + other, CUT)
-  return [together(given, given[0].dims)]
+  return [combine(given, given[0].dims)]
 
 
-def _dot(flow: Flow, eqn: Any, given: Values) -> Values:
+def _dot(flow: Dataflow, eqn: Any, given: Values) -> Values:
   return [multiply(flow, given, eqn.params["dimension_numbers"])]
 
 
-def _ragged_dot(flow: Flow, eqn: Any, given: Values) -> Values:
+def _ragged_dot(flow: Dataflow, eqn: Any, given: Values) -> Values:
   numbers = eqn.params["ragged_dot_dimension_numbers"]
   groups = tuple(given[1].dims[at] for at in numbers.rhs_group_dimensions)
   if not groups:
@@ -161,7 +161,7 @@ def _ragged_dot(flow: Flow, eqn: Any, given: Values) -> Values:
   return [multiply(flow, given[:2], numbers.dot_dimension_numbers, groups)]
 
 
-def _gather(flow: Flow, eqn: Any, given: Values) -> Values:
+def _gather(flow: Dataflow, eqn: Any, given: Values) -> Values:
   numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
   operand, indices = given
   shape = eqn.invars[0].aval.shape
@@ -181,24 +181,24 @@ def _gather(flow: Flow, eqn: Any, given: Values) -> Values:
   return [_looked_up(flow, numbers.collapsed_slice_dims, given, dims)]
 
 
-def _looked_up(flow: Flow, along: Sequence[int], given: Values, dims: list[Dim]) -> Value:
+def _looked_up(flow: Dataflow, along: Sequence[int], given: Values, dims: list[Dim]) -> Value:
   """Returns what was looked up, and writes down from which parameters it was."""
   operand, indices = given
   found = tuple(operand.dims[at] for at in along)
   kept = tuple(dim for at, dim in enumerate(operand.dims) if at not in along)
-  weight = operand.level == Level.WEIGHT
-  lookup = weight and indices.level == Level.BATCH
+  weight = operand.origin == Origin.WEIGHT
+  lookup = weight and indices.origin == Origin.BATCH
   for dim in found:
     mark(dim, INDEXED, *([CUT] if weight and not lookup else []))
   if lookup:
     flow.products.append(Product(operand.leaves, found, kept, lookup=True))
   elif weight and sum(map(bool, kept)) > 1:
     flow.picked.extend(found)
-    return Value(tuple(dims), Level.WEIGHT, operand.leaves)
-  return together(given, dims)
+    return Value(tuple(dims), Origin.WEIGHT, operand.leaves)
+  return combine(given, dims)
 
 
-def _scatter(flow: Flow, eqn: Any, given: Values) -> Values:
+def _scatter(flow: Dataflow, eqn: Any, given: Values) -> Values:
   numbers = eqn.params["dimension_numbers"]
   operand, indices, updates = given
   old, new = eqn.invars[0].aval.shape, eqn.invars[2].aval.shape
@@ -217,7 +217,7 @@ def _scatter(flow: Flow, eqn: Any, given: Values) -> Values:
       unify(updates.dims[of], dim)
   for at in numbers.scatter_dims_to_operand_dims:
     mark(operand.dims[at], INDEXED)
-  return [together(given, operand.dims)]
+  return [combine(given, operand.dims)]
 
 
 ELEMENTWISE = frozenset((
