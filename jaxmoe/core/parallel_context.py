@@ -14,6 +14,7 @@ own copy of a value did to the sum; copies need not agree on the way back, only 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,6 +91,37 @@ class ParallelContext:
     """Returns the stream's part of rows of a table; NaN for an id outside the vocabulary."""
     del vocab_size
     return take_rows(table, ids_BL, dtype)
+
+  def gather_params(self, params: Any) -> Any:
+    """Returns the parameters of a model ready for products, but those of its stack of layers.
+
+    These stay as they are stored, until `gather_layer` makes those of one layer ready.
+    """
+    return params
+
+  def gather_layer(self, group: str, params: Any) -> Any:
+    """Returns the parameters of one run of a layer group's pattern, ready for products."""
+    del group
+    return params
+
+  @property
+  def scan_with_prefetch(self) -> Callable[..., tuple[Any, Any]] | None:
+    """What runs layers whose weights are gathered ahead, in place of a scan (FSDP).
+
+    It is called with (step, gather, state, stored leaves, unroll) and returns (state, outputs);
+    None where nothing is gathered.
+    """
+    return None
+
+  @property
+  def remat_policy(self) -> Callable[..., bool] | None:
+    """The remat policy in place of keeping all, for weights that are not to be kept."""
+    return None
+
+  @property
+  def shard_residual(self) -> bool:
+    """Whether devices keep their share of the stream alone between layers that are made again."""
+    return False
 
   @property
   def vocab_axis(self) -> str | None:

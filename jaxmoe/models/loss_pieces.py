@@ -10,7 +10,7 @@ A stage is handed the stream and what the gates of the layer before hand on, and
 the auxiliary losses. Composed in one program the pieces are the loss of a step, as
 `train/gradients.py` differentiates it; compiled apart they serve stages of a pipeline, and weights
 that are read from files a few layers at a time. Parameters are ready for products: who stores them
-in shards gathers them first (`Decoder.outside`).
+in shards gathers them first (`ParallelContext.gather_params`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.layer_runs import LayerRun, join_runs, layer_runs
+from jaxmoe.models.stack import Handed
 from jaxmoe.models.transformer import Decoder, Params, Routed
 from jaxmoe.moe.balance import StepTotals
 from jaxmoe.moe.layer import MoESums
 from jaxmoe.moe.routers import Adaptive
 from jaxmoe.moe.routing import RouterSums
 
-Handed = tuple[jax.Array, Any]
-"""What a layer is handed: the stream, (B, L, D), and the logits of gates of the layer before."""
 AuxLosses = list[dict[str, dict[str, jax.Array]]]
 """Of each run, by place and name: the weighted losses of its repeats."""
 Reports = list[dict[str, Any]]

@@ -28,6 +28,8 @@ from jaxmoe.models.cache import NoCache
 from jaxmoe.models.residual import ResidualStream
 
 Remat = Literal["none", "full", "dots"]
+Handed = tuple[jax.Array, Any]
+"""What a block is handed: the stream, (B, L, D), and the logits of gates of the layer before."""
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -46,15 +48,26 @@ class LayerGroup:
 
 
 class Stack:
-  """The functions of a stack: it holds graph definitions and no arrays."""
+  """The functions of a stack: it holds records and no arrays.
+
+  Attributes:
+    groups: The layers.
+    stream: What they read and add to.
+    parallel: What happens where arrays cross devices.
+    scan: Whether repeats run by `lax.scan`, or unrolled.
+    remat: What the backward pass makes again.
+  """
 
   def __init__(
     self,
     groups: tuple[LayerGroup, ...],
     stream: ResidualStream,
     parallel: ParallelContext = ONE_DEVICE,
+    scan: bool = True,
+    remat: Remat = "none",
   ):
     self.groups, self.stream, self.parallel = groups, stream, parallel
+    self.scan, self.remat = scan, remat
 
   @property
   def layer_groups(self) -> LayerGroupSizes:
@@ -95,133 +108,103 @@ class Stack:
       for s, group in enumerate(self.groups)
     }
 
+  def run(
+    self,
+    graphs: dict[str, dict[str, Any]],
+    params: dict[str, dict[str, Any]],
+    state: Handed,
+    tokens: Tokens,
+    caches: dict[str, dict[str, Any]] | None = None,
+    keys: Keys | None = None,
+  ) -> tuple[jax.Array, Any, Any]:
+    """Runs every block over the stream.
 
-@dataclasses.dataclass(frozen=True)
-class Flow:
-  """How a stack is run.
+    Args:
+      graphs: Graph definitions by group and position.
+      params: Leaves by group and position, stacked over repeats.
+      state: The stream, (B, L, D), and what the first block is handed by the gates of earlier ones.
+      tokens: What is known of each token.
+      caches: Caches by group and position, stacked over repeats; None to attend afresh.
+      keys: Randomness of the forward pass, for routers that use it.
 
-  Attributes:
-    scan: By `lax.scan`, or unrolled.
-    remat: What the backward pass makes again.
-    arrive: Makes the weights of one run of a pattern ready, from its group and stored leaves;
-      None where they are ready as they are stored.
-    ahead: What runs layers whose weights arrive before they are used, in place of a scan:
-      (step, arrive, state, stored leaves, unroll) -> (state, outputs).
-    keep: The remat policy in place of keeping all, for weights that are not to be kept.
-    parts: Where a layer is made again whole, how its stream is kept: (this device's part of it, all
-      of it again); None keeps all.
-  """
+    Returns:
+      The stream, the caches (None without any) and the MoE sums by group and position, stacked
+      over repeats (None for dense blocks); those of attention experts under `J.attention`.
+    """
+    new_caches, sums, depth = {}, {}, 0
+    for s, group_params in params.items():
+      here = None if caches is None else caches[s]
+      state, (new_caches[s], sums[s]) = self.run_group(
+        (s, graphs[s], depth), group_params, state, tokens, here, keys
+      )
+      depth += jax.tree.leaves(group_params)[0].shape[0] * len(group_params)
+    return state[0], None if caches is None else new_caches, sums
 
-  scan: bool = True
-  remat: Remat = "none"
-  arrive: Callable[[str, Any], Any] | None = None
-  ahead: Callable[..., tuple[Any, Any]] | None = None
-  keep: Callable[..., bool] | None = None
-  parts: tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]] | None = None
+  def run_group(
+    self,
+    group: tuple[str, dict[str, Any], int],
+    params: dict[str, Any],
+    state: Handed,
+    tokens: Tokens,
+    caches: dict[str, Any] | None = None,
+    keys: Keys | None = None,
+  ) -> tuple[Handed, tuple[dict[str, Any], dict[str, Any]]]:
+    """Runs the blocks of a layer group, or a run of them, over the stream.
 
+    Args:
+      group: Its name, graph definitions by position, and the depth of its first repeat.
+      params: Leaves by position, stacked over repeats, as they are stored.
+      state: As in `run`, and so are the others.
 
-def run_stack(
-  graphs: dict[str, dict[str, Any]],
-  params: dict[str, dict[str, Any]],
-  state: tuple[jax.Array, Any],
-  tokens: Tokens,
-  flow: Flow,
-  caches: dict[str, dict[str, Any]] | None = None,
-  keys: Keys | None = None,
-) -> tuple[jax.Array, Any, Any]:
-  """Runs every block over the stream.
+    Returns:
+      What the next group is handed; caches and MoE sums by position, stacked over repeats.
+    """
+    s, graphs, depth = group
+    repeats = jax.tree.leaves(params)[0].shape[0]
+    gather = functools.partial(self.parallel.gather_layer, s)
+    scans = self.scan and repeats > 1
+    if (prefetching := self.parallel.scan_with_prefetch) is not None:
+      assert caches is None, "weights are gathered ahead in training alone"
+      step = functools.partial(_numbered, self._step(s, graphs, tokens, keys), depth)
+      return prefetching(step, gather, state, params, not scans)
+    step = self._step(s, graphs, tokens, keys, gather)
+    inputs = (params, caches, depth + jnp.arange(repeats) * len(params))
+    return (jax.lax.scan if scans else _unrolled)(step, state, inputs)
 
-  Args:
-    graphs: Graph definitions by group and position.
-    params: Leaves by group and position, stacked over repeats.
-    state: The stream, (B, L, D), and what the first block is handed by the gates of earlier ones.
-    tokens: What is known of each token.
-    flow: Scan or not, remat or not.
-    caches: Caches by group and position, stacked over repeats; None to attend afresh.
-    keys: Randomness of the forward pass, for routers that use it.
+  def _step(
+    self,
+    s: str,
+    graphs: dict[str, Any],
+    tokens: Tokens,
+    keys: Keys | None,
+    gather: Callable[[Any], Any] = lambda params: params,
+  ) -> Any:
+    """Returns the body that runs a pattern once, as `lax.scan` wants it."""
 
-  Returns:
-    The stream, the caches (None without any) and the MoE sums by group and position, stacked
-    over repeats (None for dense blocks); those of attention experts under `J.attention`.
-  """
-  new_caches, sums, depth = {}, {}, 0
-  for s, group_params in params.items():
-    here = None if caches is None else caches[s]
-    state, (new_caches[s], sums[s]) = run_group(
-      (s, graphs[s], depth), group_params, state, tokens, flow, here, keys
-    )
-    depth += jax.tree.leaves(group_params)[0].shape[0] * len(group_params)
-  return state[0], None if caches is None else new_caches, sums
+    def step_of(given: tuple[Tokens, Keys | None], state: Any, inputs: Any) -> tuple[Any, Any]:
+      (tokens, keys), (x_BLD, carry), (params, caches, index) = given, state, inputs
+      new_caches, sums = {}, {}
+      for j, block_params in gather(params).items():
+        block, depth = nnx.merge(graphs[j], block_params), index + int(j)
+        cache = NoCache() if caches is None else caches[j]
+        here = None if keys is None else keys.at(depth)
+        x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)
+        sums[j] = found.get("moe")
+        if "attention" in found:
+          sums[param_names.LayerAddress(s, j, param_names.ATTENTION).place] = found["attention"]
+        new_caches[j] = None if caches is None else cache
+      return (x_BLD, carry), (new_caches, sums)
 
-
-def run_group(
-  group: tuple[str, dict[str, Any], int],
-  params: dict[str, Any],
-  state: tuple[jax.Array, Any],
-  tokens: Tokens,
-  flow: Flow,
-  caches: dict[str, Any] | None = None,
-  keys: Keys | None = None,
-) -> tuple[tuple[jax.Array, Any], tuple[dict[str, Any], dict[str, Any]]]:
-  """Runs the blocks of a layer group, or a run of them, over the stream.
-
-  Args:
-    group: Its name, graph definitions by position, and the depth of its first repeat.
-    params: Leaves by position, stacked over repeats.
-    state: As in `run_stack`, and so are the others.
-
-  Returns:
-    What the next group is handed; caches and MoE sums by position, stacked over repeats.
-  """
-  s, graphs, depth = group
-  repeats = jax.tree.leaves(params)[0].shape[0]
-  arrive = None if flow.arrive is None else functools.partial(flow.arrive, s)
-  step = _group_step(s, graphs, tokens, keys, flow, None if flow.ahead else arrive)
-  scans = flow.scan and repeats > 1
-  if flow.ahead is not None:
-    assert caches is None, "weights arrive ahead in training alone"
-    step = functools.partial(_numbered, step, depth)
-    return flow.ahead(step, arrive, state, params, not scans)
-  inputs = (params, caches, depth + jnp.arange(repeats) * len(params))
-  return (jax.lax.scan if scans else _unrolled)(step, state, inputs)
-
-
-def _group_step(
-  s: str,
-  graphs: dict[str, Any],
-  tokens: Tokens,
-  keys: Keys | None,
-  flow: Flow,
-  arrive: Callable[[Any], Any] | None,
-) -> Any:
-  """Returns the body that runs a pattern once, as `lax.scan` wants it."""
-
-  def step_of(given: tuple[Tokens, Keys | None], state: Any, inputs: Any) -> tuple[Any, Any]:
-    (tokens, keys), (x_BLD, carry), (params, caches, index) = given, state, inputs
-    new_caches, sums = {}, {}
-    for j, block_params in (params if arrive is None else arrive(params)).items():
-      block, depth = nnx.merge(graphs[j], block_params), index + int(j)
-      cache = NoCache() if caches is None else caches[j]
-      here = None if keys is None else keys.at(depth)
-      x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)
-      sums[j] = found.get("moe")
-      if "attention" in found:
-        sums[param_names.LayerAddress(s, j, param_names.ATTENTION).place] = found["attention"]
-      new_caches[j] = None if caches is None else cache
-    return (x_BLD, carry), (new_caches, sums)
-
-  step = functools.partial(step_of, (tokens, keys))
-  if flow.parts is not None:
-    return functools.partial(_kept_in_parts(step_of, *flow.parts), (tokens, keys))
-  if flow.remat == "none" and flow.keep is None:
-    return step
-  return jax.checkpoint(step, policy=flow.keep if flow.remat == "none" else POLICIES[flow.remat])
+    if self.parallel.shard_residual:
+      return functools.partial(_sharded_residual(step_of, self.parallel), (tokens, keys))
+    step, policy = functools.partial(step_of, (tokens, keys)), self.parallel.remat_policy
+    if self.remat == "none" and policy is None:
+      return step
+    return jax.checkpoint(step, policy=policy if self.remat == "none" else POLICIES[self.remat])
 
 
-def _kept_in_parts(
-  step: Any, split: Callable[[jax.Array], jax.Array], join: Callable[[jax.Array], jax.Array]
-) -> Any:
-  """Returns a step that is made again in the backward pass from a part of its stream.
+def _sharded_residual(step: Any, parallel: ParallelContext) -> Any:
+  """Returns a step that is made again in the backward pass from a part of its stream (ZeRO-R).
 
   What a rule of differentiation needs in a scan is an argument: hence `given`, constants.
   """
@@ -232,11 +215,12 @@ def _kept_in_parts(
 
   def forward(given: Any, state: tuple[Any, Any], inputs: Any) -> tuple[Any, Any]:
     x_BLD, carry = state
-    return step(given, state, inputs), (given, split(x_BLD), carry, inputs)
+    return step(given, state, inputs), (given, parallel.slice_tokens(x_BLD), carry, inputs)
 
   def backward(kept: Any, cotangents: Any) -> Any:
     given, part, carry, inputs = kept
-    return jax.vjp(step, given, (join(part), carry), inputs)[1](cotangents)
+    state = parallel.all_gather_tokens(part), carry
+    return jax.vjp(step, given, state, inputs)[1](cotangents)
 
   again.defvjp(forward, backward)
   return again

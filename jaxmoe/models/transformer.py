@@ -2,7 +2,7 @@
 
 A `TransformerConfig` is the record; `Decoder(record, vocab_size)` holds graph definitions and
 metadata but no arrays. Parameters are nested dicts of arrays (or of other weight formats) that go
-in and out as arguments: `embed`, `block` (through `run_stack`), `final_norm` and `head` each read
+in and out as arguments: `embed`, `block` (through `Stack.run`), `final_norm` and `head` each read
 theirs.
 """
 
@@ -31,7 +31,7 @@ from jaxmoe.models.head import BiasedWeight, Head
 from jaxmoe.models.layer_runs import LayerRun
 from jaxmoe.models.param_tree import Params, dims_of, values_of
 from jaxmoe.models.residual import NormKind, ResidualStream
-from jaxmoe.models.stack import Flow, LayerGroup, Remat, Stack, run_group, run_stack
+from jaxmoe.models.stack import LayerGroup, Remat, Stack
 from jaxmoe.ops.cross_entropy import VocabShard, cross_entropy
 
 Routed = MoEConfig | AttentionExperts
@@ -170,8 +170,6 @@ class Decoder:
     config: The record.
     vocab_size: V.
     parallel: What happens where arrays cross devices.
-    flow: How the stack is run.
-    outside: Makes the parameters beside the stack ready from how they are stored.
   """
 
   def __init__(
@@ -179,14 +177,10 @@ class Decoder:
     config: TransformerConfig,
     vocab_size: int,
     parallel: ParallelContext = ONE_DEVICE,
-    flow: Flow | None = None,
-    outside: Callable[[Params], Params] | None = None,
   ):
     self.config, self.vocab_size, self.parallel = config, vocab_size, parallel
-    self.outside = outside or (lambda params: params)
     self.dtype = jnp.dtype(config.dtype)
-    self.flow = flow or Flow(config.scan, config.remat)
-    self._stack = Stack(config.stack, config.stream, parallel)
+    self._stack = Stack(config.stack, config.stream, parallel, config.scan, config.remat)
     state = jax.eval_shape(self._build, jax.random.key(0))
     shape_init = Init(Keys(jax.random.key(0)))
     self._graphs: dict[str, Any] = {
@@ -268,11 +262,9 @@ class Decoder:
     caches: Any = None,
     keys: Keys | None = None,
   ) -> tuple[jax.Array, Any, Any]:
-    """Runs every block; see `run_stack`."""
+    """Runs every block; see `Stack.run`."""
     state = (x_BLD, self.first_logits(tokens))
-    return run_stack(
-      self._graphs["stack"], params["stack"], state, tokens, self.flow, caches, keys
-    )
+    return self._stack.run(self._graphs["stack"], params["stack"], state, tokens, caches, keys)
 
   def run_layers(
     self, run: LayerRun, weights: Params, handed: tuple[jax.Array, Any], tokens: Tokens,
@@ -285,7 +277,7 @@ class Decoder:
     """
     graphs = {j: self._graphs["stack"][run.group][j] for j in run.positions}
     group = (run.group, graphs, run.depth)
-    handed, (_, sums) = run_group(group, weights, handed, tokens, self.flow, None, keys)
+    handed, (_, sums) = self._stack.run_group(group, weights, handed, tokens, None, keys)
     return handed, sums
 
   def update_buffers(self, before: Params, params: Params, layers: Any, statistics: Any) -> Params:

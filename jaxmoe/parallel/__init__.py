@@ -1,7 +1,7 @@
 """Engines that spread weights, state and activations over the devices of a mesh."""
 
 from jaxmoe.parallel.automatic import AutomaticLayout, automatic_layout
-from jaxmoe.parallel.degrees import AXES, TOKEN_AXES, Parallel, make_mesh
+from jaxmoe.parallel.degrees import AXES, TOKEN_AXES, AxisNames, Parallel, make_mesh
 from jaxmoe.parallel.idle import idle_line
 from jaxmoe.parallel.layouts import make_layout, share_of_rows
 from jaxmoe.parallel.mesh_context import MeshContext
@@ -14,6 +14,7 @@ __all__ = [
   "GIB",
   "TOKEN_AXES",
   "AutomaticLayout",
+  "AxisNames",
   "MeshContext",
   "Parallel",
   "ParamGatherer",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -22,6 +22,17 @@ from jaxmoe.core.errors import InputError
 AXES = ("data", "fsdp", "expert", "tensor")
 TOKEN_AXES = ("data", "fsdp", "expert")
 """Axes whose devices hold different tokens; a batch's rows lie on them in this order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisNames:
+  """The names of the mesh axes, outermost first; all other code takes them from here."""
+
+  data: str = "data"
+  fsdp: str = "fsdp"
+  expert: str = "expert"
+  tensor: str = "tensor"
+
 
 Stage = Literal[0, 1, 2, 3]
 Fold = Literal["data", "fsdp", "tensor"]
@@ -48,6 +59,8 @@ class Parallel:
     max_copy_gib: How large an activation may be, in GiB, of which several devices hold the same
       copy; a recipe whose layout makes a larger one is refused.
   """
+
+  axes: ClassVar[AxisNames] = AxisNames()
 
   data: int = 1
   fsdp: int = 1
@@ -83,7 +96,13 @@ class Parallel:
   @property
   def axis_sizes(self) -> dict[str, int]:
     """The degree of each axis of the mesh, outermost first."""
-    return {axis: getattr(self, axis) for axis in AXES}
+    names = dataclasses.asdict(self.axes)
+    return {name: getattr(self, axis) for axis, name in names.items()}
+
+  @property
+  def token_axes(self) -> tuple[str, ...]:
+    """The axes whose devices hold different tokens; a batch's rows lie on them in this order."""
+    return tuple(getattr(self.axes, axis) for axis in TOKEN_AXES)
 
   @property
   def num_devices(self) -> int:
@@ -93,12 +112,12 @@ class Parallel:
   @property
   def num_token_groups(self) -> int:
     """On how many devices, or groups of tensor devices, different tokens lie."""
-    return math.prod(getattr(self, axis) for axis in TOKEN_AXES)
+    return math.prod(self.axis_sizes[axis] for axis in self.token_axes)
 
   @property
   def expert_axes(self) -> tuple[str, ...]:
     """The axes experts are spread over, outermost first."""
-    return tuple(axis for axis in AXES if axis == "expert" or axis in self.fold)
+    return tuple(getattr(self.axes, axis) for axis in AXES if axis in ("expert", *self.fold))
 
   @property
   def expert_degree(self) -> int:
@@ -122,4 +141,4 @@ def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -
       f"set degrees whose product is {len(devices)}"
     )
   grid = np.array(list(devices)[:need]).reshape(tuple(parallel.axis_sizes.values()))
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(grid, tuple(parallel.axis_sizes), axis_types=(AxisType.Auto,) * len(AXES))

@@ -13,7 +13,7 @@ import jax
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import EXPERT, Layout, Role, Rules
-from jaxmoe.parallel.degrees import TOKEN_AXES, Parallel, make_mesh
+from jaxmoe.parallel.degrees import Parallel, make_mesh
 
 TENSOR_DIMS = ("heads", "kv_heads", "mlp", "vocab")
 UNEVEN = ("kv_heads", "vocab")
@@ -26,18 +26,18 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
   Raises:
     InputError: as `make_mesh`.
   """
-  tensor = dict.fromkeys(TENSOR_DIMS, ("tensor",))
+  tensor = dict.fromkeys(TENSOR_DIMS, (parallel.axes.tensor,))
   weights: Rules = {**tensor, EXPERT: parallel.expert_axes}
   stages: dict[Role, int] = {"optimizer": 1, "grads": 1, "params": 3}
   stages = {role: stage for role, stage in stages.items() if parallel.zero >= stage}
-  spread = dict.fromkeys(stages if parallel.fsdp > 1 else (), ("fsdp",))
+  spread = dict.fromkeys(stages if parallel.fsdp > 1 else (), (parallel.axes.fsdp,))
   return Layout(
     make_mesh(parallel, devices),
     rules={
       "params": weights,
       "grads": weights,
       "optimizer": weights,
-      "activations": {"batch": TOKEN_AXES},
+      "activations": {"batch": parallel.token_axes},
     },
     sharded=spread,
     may_replicate=frozenset((*UNEVEN, EXPERT)),

@@ -13,6 +13,7 @@ gradients at the start of a pair are those that the transpose at the end of the 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,17 +21,47 @@ import jax.numpy as jnp
 
 from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.weight_formats import take_rows
-from jaxmoe.parallel.degrees import TOKEN_AXES, Parallel
+from jaxmoe.parallel.degrees import Parallel
+from jaxmoe.parallel.scan_prefetch import scan_with_prefetch
+from jaxmoe.parallel.zero import ParamGatherer, save_all_but_weights
 
-TENSOR = "tensor"
 LENGTH = 1  # the dim of (B, L, ...) along which a sequence lies
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshContext(ParallelContext):
-  """Seams between the devices of `parallel`'s mesh, for use inside `shard_map` over it."""
+  """The context of a device of the mesh of `degrees`, for use inside `shard_map` over it.
+
+  Attributes:
+    degrees: Of parallelism; the names of axes are theirs.
+    params: How parameters are made ready; None for those that are ready as they are stored.
+  """
 
   degrees: Parallel
+  params: ParamGatherer | None = dataclasses.field(default=None, compare=False)
+
+  def gather_params(self, params: Any) -> Any:
+    """Returns the parameters of a model ready for products, but those of its stack of layers."""
+    return params if self.params is None else self.params.gather_outer(params)
+
+  def gather_layer(self, group: str, params: Any) -> Any:
+    """Returns the parameters of one run of a layer group's pattern, ready for products."""
+    return params if self.params is None else self.params.gather_layer(group, params)
+
+  @property
+  def scan_with_prefetch(self) -> Callable[..., tuple[Any, Any]] | None:
+    """The scan that gathers a layer's weights during the one before, where any are gathered."""
+    return scan_with_prefetch if self._gathers else None
+
+  @property
+  def remat_policy(self) -> Callable[..., bool] | None:
+    """The policy that keeps no gathered weights, where any are gathered."""
+    return save_all_but_weights if self._gathers else None
+
+  @property
+  def shard_residual(self) -> bool:
+    """Whether activations are partitioned over a tensor group (ZeRO-R)."""
+    return self.degrees.partition_activations
 
   @property
   def tensor_size(self) -> int:
@@ -51,7 +82,7 @@ class MeshContext(ParallelContext):
   @property
   def splits_tokens(self) -> bool:
     """Whether experts fold over tensor groups."""
-    return TENSOR in self.degrees.fold and self.degrees.tensor > 1
+    return self._tensor in self.degrees.expert_axes and self.degrees.tensor > 1
 
   @property
   def num_token_groups(self) -> int:
@@ -70,18 +101,18 @@ class MeshContext(ParallelContext):
 
   def psum_tensor(self, tree: Any) -> Any:
     """Returns sums over this device's tensor group."""
-    return jax.lax.psum(tree, TENSOR) if self.tensor_size > 1 else tree
+    return jax.lax.psum(tree, self._tensor) if self.tensor_size > 1 else tree
 
   def all_gather_sequence(self, x_BLD: jax.Array) -> jax.Array:
     """Returns all of a row's tokens."""
     if not self.degrees.sequence:
       return x_BLD
-    return jax.lax.all_gather(x_BLD, TENSOR, axis=LENGTH, tiled=True)
+    return jax.lax.all_gather(x_BLD, self._tensor, axis=LENGTH, tiled=True)
 
   def reduce_tensor(self, y_BLD: jax.Array) -> jax.Array:
     """Returns the sum over a tensor group, or this device's part of the sequence of it."""
     if self.degrees.sequence:
-      return jax.lax.psum_scatter(y_BLD, TENSOR, scatter_dimension=LENGTH, tiled=True)
+      return jax.lax.psum_scatter(y_BLD, self._tensor, scatter_dimension=LENGTH, tiled=True)
     return self.psum_tensor(y_BLD)
 
   def slice_sequence(self, y_BLD: jax.Array) -> jax.Array:
@@ -96,7 +127,7 @@ class MeshContext(ParallelContext):
     """Returns the parts of all devices of the group, or this device's, which it has already."""
     if self.degrees.sequence:
       return y_BLD
-    return jax.lax.all_gather(y_BLD, TENSOR, axis=LENGTH, tiled=True)
+    return jax.lax.all_gather(y_BLD, self._tensor, axis=LENGTH, tiled=True)
 
   def embed(self, table: Any, ids_BL: jax.Array, dtype: Any, vocab_size: int) -> jax.Array:
     """Returns rows of a table of which each device holds V / t rows, the last ones maybe beyond V.
@@ -106,7 +137,7 @@ class MeshContext(ParallelContext):
     if self.tensor_size == 1:
       return take_rows(table, ids_BL, dtype)
     size = table.shape[0]
-    first = jax.lax.axis_index(TENSOR) * size
+    first = jax.lax.axis_index(self._tensor) * size
     here_BL = (ids_BL >= first) & (ids_BL < jnp.minimum(first + size, vocab_size))
     rows_BLD = take_rows(table, jnp.where(here_BL, ids_BL - first, 0), dtype)
     known_BL1 = ((ids_BL >= 0) & (ids_BL < vocab_size))[..., None]
@@ -116,16 +147,26 @@ class MeshContext(ParallelContext):
   @property
   def vocab_axis(self) -> str | None:
     """The axis over which the head is spread along the vocabulary."""
-    return TENSOR if self.tensor_size > 1 else None
+    return self._tensor if self.tensor_size > 1 else None
+
+  @property
+  def _gathers(self) -> bool:
+    """Whether any parameter is gathered, so that the backward pass should gather it again."""
+    return self.params is not None and self.params.any
+
+  @property
+  def _tensor(self) -> str:
+    """The axis of a tensor group."""
+    return self.degrees.axes.tensor
 
   @property
   def _token_axes(self) -> tuple[str, ...]:
     """Axes of more than one device whose devices hold different tokens."""
-    return tuple(axis for axis in TOKEN_AXES if self.degrees.axis_sizes[axis] > 1)
+    return tuple(axis for axis in self.degrees.token_axes if self.degrees.axis_sizes[axis] > 1)
 
   def _mine(self, x_BLF: jax.Array) -> jax.Array:
     """Returns this device's part of a row."""
     size = x_BLF.shape[LENGTH] // self.tensor_size
     return jax.lax.dynamic_slice_in_dim(
-      x_BLF, jax.lax.axis_index(TENSOR) * size, size, axis=LENGTH
+      x_BLF, jax.lax.axis_index(self._tensor) * size, size, axis=LENGTH
     )

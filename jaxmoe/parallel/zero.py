@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from jaxmoe.core import param_names
 from jaxmoe.core.layout import LAYER, ONCE, Layout, dims_by_path
-from jaxmoe.parallel.degrees import AXES, Parallel
+from jaxmoe.parallel.degrees import Parallel
 from jaxmoe.parallel.layouts import UNEVEN
 
 # What is cheap to make again of a gathered weight: were it kept, so would be the weight.
@@ -52,7 +52,7 @@ class ParamGatherer:
   """Makes the weights of a layer, or of what surrounds the stack, ready on every device."""
 
   def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
-    self._parallel = parallel
+    self._tensor, self._axes = parallel.tensor, parallel.axes
     bare = dataclasses.replace(layout, sharded={})
     flat_dims = dims_by_path(dims, shapes)
     self._leaves: dict[str, LeafGather] = {}
@@ -66,7 +66,7 @@ class ParamGatherer:
          if dim in UNEVEN and used[at] is None and parallel.tensor > 1), None
       )  # fmt: skip
       # Experts that lie over the tensor group, too, have whole products there, and no parts.
-      once = ONCE in of and parallel.tensor > 1 and "tensor" not in _axes(used)
+      once = ONCE in of and parallel.tensor > 1 and parallel.axes.tensor not in _axes(used)
       self._leaves[path] = LeafGather(moved[0] - first if moved else None, cut, once)
 
   @property
@@ -94,11 +94,11 @@ class ParamGatherer:
 
   def _gather(self, leaf: jax.Array, how: LeafGather) -> jax.Array:
     if how.gather is not None:
-      leaf = jax.lax.all_gather(leaf, "fsdp", axis=how.gather, tiled=True)
+      leaf = jax.lax.all_gather(leaf, self._axes.fsdp, axis=how.gather, tiled=True)
     if how.cut is not None:
       leaf = self._cut(leaf, *how.cut)
     if how.once:
-      leaf = jnp.where(jax.lax.axis_index("tensor") == 0, leaf, jnp.zeros((), leaf.dtype))
+      leaf = jnp.where(jax.lax.axis_index(self._axes.tensor) == 0, leaf, jnp.zeros((), leaf.dtype))
     return leaf
 
   def _cut(self, leaf: jax.Array, dim: int, kind: str) -> jax.Array:
@@ -107,8 +107,8 @@ class ParamGatherer:
     Of fewer key heads than devices each has the one that its query heads read; of a vocabulary
     that does not divide the last device has zeros past the end.
     """
-    degree, size = self._parallel.tensor, leaf.shape[dim]
-    rank = jax.lax.axis_index("tensor")
+    degree, size = self._tensor, leaf.shape[dim]
+    rank = jax.lax.axis_index(self._axes.tensor)
     if kind == "kv_heads":
       return jax.lax.dynamic_slice_in_dim(leaf, rank * size // degree, 1, axis=dim)
     part = -(-size // degree)
@@ -124,8 +124,8 @@ class ReduceScatter:
   """
 
   def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
-    self._stage = parallel.zero
-    degrees = parallel.axis_sizes
+    self._stage, self._fsdp = parallel.zero, parallel.axes.fsdp
+    sizes = parallel.axis_sizes
     flat_dims = dims_by_path(dims, shapes)
     self._scatters: dict[str, int] = {}
     self._sums: dict[str, tuple[str, ...]] = {}
@@ -137,7 +137,7 @@ class ReduceScatter:
         self._scatters[path] = moved[0]
       holds = set(_axes(wanted))
       self._sums[path] = tuple(
-        axis for axis in AXES if axis not in holds and degrees[axis] > 1
+        axis for axis, size in sizes.items() if axis not in holds and size > 1
       )
 
   def per_microbatch(self, grads: Any) -> Any:
@@ -157,7 +157,9 @@ class ReduceScatter:
   def _scattered(self, grads: Any) -> Any:
     flat = param_names.flatten(grads)
     scattered = {
-      path: jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=self._scatters[path], tiled=True)
+      path: jax.lax.psum_scatter(
+        leaf, self._fsdp, scatter_dimension=self._scatters[path], tiled=True
+      )
       if path in self._scatters
       else leaf
       for path, leaf in flat.items()

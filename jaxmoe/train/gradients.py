@@ -129,7 +129,7 @@ def _loss(
   tokens, parallel = Tokens.of_batch(batch), decoder.parallel
   if compare is not None:
     tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=compare)
-  params = decoder.outside(params)
+  params = decoder.parallel.gather_params(params)
   total, metrics = LossPieces(decoder)(params, tokens, batch["labels"], keys, totals)
   statistics = map_layers(lambda of_layer: of_layer.statistics, metrics["layers"])
   metrics = {**metrics, "layers": without(metrics["layers"], "per_sequence", "statistics")}
@@ -168,7 +168,7 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
     batch, index = inputs
     tokens = Tokens.of_batch(batch)
     here = decoder.parallel.token_group() * num_micro + index
-    ready = decoder.outside(params)
+    ready = decoder.parallel.gather_params(params)
     x_BLD = decoder.embed(ready, tokens.id)
     _, _, sums = decoder.blocks(ready, x_BLD, tokens, keys=keys.at(here))
     return jax.tree.map(jnp.add, total, _router_sums(sums)), None

@@ -24,7 +24,7 @@ from jaxmoe.models.block import BlockConfig, MoEConfig
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import AllGather, AllToAll
-from jaxmoe.parallel import AXES, GIB, TOKEN_AXES, Replicated, Varying, find_replicated, make_layout
+from jaxmoe.parallel import GIB, Replicated, Varying, find_replicated, make_layout
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.sharded_gradients import on_one_device
 
@@ -54,15 +54,15 @@ def replicated_activations(
   batch = dict.fromkeys(NAMES, tokens)
 
   def forward(stored: Params, batch: dict[str, jax.Array], root: jax.Array) -> Any:
-    params = here.outside(stored)
+    params = here.parallel.gather_params(stored)
     known = Tokens.of_batch(batch)
     hidden_BLD, _, sums = here.hidden(params, known, keys=Keys(root))
     return here.nll(params, hidden_BLD, batch["labels"]), sums
 
-  axes = [(axis, layout.mesh.shape[axis]) for axis in AXES]
+  axes = list(layout.mesh.shape.items())
   root = jax.eval_shape(lambda: jax.random.key(0))
   program = jax.make_jaxpr(forward, axis_env=axes)(stored, batch, root)
-  of_rows = Varying(frozenset(TOKEN_AXES), of_batch=True)
+  of_rows = Varying(frozenset(parallel.token_axes), of_batch=True)
   given = [Varying(_axes(sharding)) for sharding in jax.tree.leaves(shardings)]
   given += [of_rows for _ in jax.tree.leaves(batch)]
   return find_replicated(program, [*given, Varying()], dict(axes))

@@ -13,17 +13,8 @@ from jax.sharding import PartitionSpec
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare
-from jaxmoe.models.stack import Flow
 from jaxmoe.models.transformer import Decoder, Params
-from jaxmoe.parallel import (
-  TOKEN_AXES,
-  MeshContext,
-  Parallel,
-  ParamGatherer,
-  ReduceScatter,
-  save_all_but_weights,
-  scan_with_prefetch,
-)
+from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, make_gradients
 
 
@@ -41,13 +32,8 @@ def on_one_device(
     The functions, and how gradients are summed over devices.
   """
   of = (parallel, layout, decoder.dims, decoder.shapes)
-  gathers, context = ParamGatherer(*of), MeshContext(parallel)
-  ahead, keep = (scan_with_prefetch, save_all_but_weights) if gathers.any else (None, None)
-  parts = (
-    (context.slice_tokens, context.all_gather_tokens) if parallel.partition_activations else None
-  )
-  flow = Flow(decoder.config.scan, decoder.config.remat, gathers.gather_layer, ahead, keep, parts)
-  here = Decoder(decoder.config, decoder.vocab_size, context, flow, gathers.gather_outer)
+  context = MeshContext(parallel, ParamGatherer(*of))
+  here = Decoder(decoder.config, decoder.vocab_size, context)
   return here, ReduceScatter(*of)
 
 
@@ -78,8 +64,8 @@ def sharded_gradients(
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))
     for role in ("params", "grads")
   )
-  whole, tokens = PartitionSpec(), PartitionSpec(TOKEN_AXES)
-  of_tokens = PartitionSpec(None, TOKEN_AXES)
+  whole, tokens = PartitionSpec(), PartitionSpec(parallel.token_axes)
+  of_tokens = PartitionSpec(None, parallel.token_axes)
 
   def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics, Statistics]:
     def on_device(

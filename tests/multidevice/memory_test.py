@@ -10,8 +10,7 @@ from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.block import BlockConfig, MLPConfig
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoEConfig
-from jaxmoe.parallel import Parallel
-from jaxmoe.train import sharded_gradients
+from jaxmoe.parallel import Parallel, mesh_context
 from tests.multidevice.programs import compile_step, decoder_of, lower_gradients
 from tests.parallel.scan_prefetch_test import plain_scan
 
@@ -92,13 +91,13 @@ def test_gathered_weights_are_not_kept_whatever_the_depth():
 @pytest.mark.slow
 def test_nor_are_their_casts_which_are_without_the_policy(monkeypatch):
   assert grows("bfloat16") < 0.02
-  monkeypatch.setattr(sharded_gradients, "save_all_but_weights", lambda *_, **__: True)
+  monkeypatch.setattr(mesh_context, "save_all_but_weights", lambda *_, **__: True)
   assert grows("bfloat16") > 0.4
 
 
 @pytest.mark.slow
 def test_a_plain_scan_would_keep_them(monkeypatch):
-  monkeypatch.setattr(sharded_gradients, "scan_with_prefetch", plain_scan)
+  monkeypatch.setattr(mesh_context, "scan_with_prefetch", plain_scan)
   assert grows() > 0.9
 
 

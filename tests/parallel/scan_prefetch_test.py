@@ -77,6 +77,6 @@ def test_no_layer_waits_for_a_gather_of_its_own_iteration():
 
 
 def test_in_a_plain_scan_every_layer_waits(monkeypatch):
-  monkeypatch.setattr("jaxmoe.train.sharded_gradients.scan_with_prefetch", plain_scan)
+  monkeypatch.setattr("jaxmoe.parallel.mesh_context.scan_with_prefetch", plain_scan)
   found = waits(Parallel(fsdp=4))
   assert found and all(found)
