@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.renamed import renamed
 
 AXES = ("data", "fsdp", "expert", "tensor")
 TOKEN_AXES = ("data", "fsdp", "expert")
@@ -56,8 +57,8 @@ class Parallel:
       Rajbhandari et al. 2019, section 6.1). With `sequence` it lies in parts anyway.
     fold: More axes over whose devices experts are spread, so that their layout does not depend on
       that of dense layers.
-    max_copy_gib: How large an activation may be, in GiB, of which several devices hold the same
-      copy; a recipe whose layout makes a larger one is refused.
+    max_replicated_gib: How large an activation may be, in GiB, of which several devices hold the
+      same copy; a recipe whose layout makes a larger one is refused.
   """
 
   axes: ClassVar[AxisNames] = AxisNames()
@@ -70,7 +71,7 @@ class Parallel:
   sequence: bool = False
   partition_activations: bool = False
   fold: tuple[Fold, ...] = ()
-  max_copy_gib: float = 2.0
+  max_replicated_gib: float = renamed("max_copy_gib", 2.0)
 
   def __post_init__(self) -> None:
     for name, degree in self.axis_sizes.items():
@@ -88,8 +89,10 @@ class Parallel:
         + ("set tensor above 1" if self.tensor == 1 else "sequence=true spreads it already")
         + ", or partition_activations=false"
       )
-    if not self.max_copy_gib > 0:
-      raise InputError(f"max_copy_gib must be above 0: max_copy_gib={self.max_copy_gib}")
+    if not self.max_replicated_gib > 0:
+      raise InputError(
+        f"max_replicated_gib must be above 0: max_replicated_gib={self.max_replicated_gib}"
+      )
     if len(set(self.fold)) < len(self.fold):
       raise InputError(f"fold names an axis twice: fold={self.fold}")
 

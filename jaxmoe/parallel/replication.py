@@ -52,7 +52,7 @@ class Replicated:
     """Returns what is said of so many devices, where copies may have at most so many GiB."""
     return (
       f"each of {devices} devices would hold the same activation, {self}: "
-      f"{self.bytes / GIB:.3g} GiB of max_copy_gib={limit_gib:g}"
+      f"{self.bytes / GIB:.3g} GiB of max_replicated_gib={limit_gib:g}"
     )
 
   def __str__(self) -> str:

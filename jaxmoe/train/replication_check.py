@@ -71,12 +71,12 @@ def replicated_activations(
 def check_replication(
   experiment: Experiment, decoder: Decoder, layout: Layout
 ) -> tuple[Replicated, ...]:
-  """Returns `replicated_activations`, the largest of which may have `parallel.max_copy_gib`.
+  """Returns `replicated_activations`, the largest of which may have `parallel.max_replicated_gib`.
 
   Raises:
     InputError: it has more: which, how large, and what would work, in one line.
   """
-  limit = experiment.parallel.max_copy_gib
+  limit = experiment.parallel.max_replicated_gib
   found = replicated_activations(experiment, decoder, layout)
   if not found or found[0].bytes <= limit * GIB:
     return found
@@ -84,13 +84,13 @@ def check_replication(
   works = _what_works(experiment, layout) or "make batches or sequences shorter"
   raise InputError(
     f"{largest.too_large(layout.degree(largest.axes), limit)}; {works}, or set "
-    "parallel.max_copy_gib higher"
+    "parallel.max_replicated_gib higher"
   )
 
 
 def _what_works(experiment: Experiment, layout: Layout) -> str | None:
   """Returns the first change after which no copy is too large."""
-  limit, devices = experiment.parallel.max_copy_gib * GIB, list(layout.mesh.devices.flat)
+  limit, devices = experiment.parallel.max_replicated_gib * GIB, list(layout.mesh.devices.flat)
   for change, changed in _changes(experiment):
     spread = make_layout(changed.parallel, devices)
     found = replicated_activations(changed, changed.decoder(), spread)

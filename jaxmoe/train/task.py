@@ -214,7 +214,7 @@ class TaskRun:
   def _check_replication(self, shapes: Any, batch: Batch) -> None:
     """Refuses to have each tensor device hold the same large activation."""
     parallel, replicated = self.recipe.parallel, self.automatic.replicated
-    limit = parallel.max_copy_gib * GIB
+    limit = parallel.max_replicated_gib * GIB
 
     def works(tensor: int) -> bool:
       fewer = dataclasses.replace(parallel, tensor=tensor)
@@ -226,10 +226,10 @@ class TaskRun:
       return
     less = next((degree for degree in range(parallel.tensor - 1, 1, -1) if works(degree)), None)
     raise InputError(
-      f"{replicated.too_large(parallel.tensor, parallel.max_copy_gib)}"
+      f"{replicated.too_large(parallel.tensor, parallel.max_replicated_gib)}"
       f"{self.automatic.why and ', for ' + self.automatic.why}; "
       + (f"set parallel.tensor={less}" if less else "make batches smaller")
-      + ", or set parallel.max_copy_gib higher"
+      + ", or set parallel.max_replicated_gib higher"
     )
 
   def _begin(self, params: Any) -> None:

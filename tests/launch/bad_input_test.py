@@ -134,9 +134,9 @@ def test_devices_that_would_hold_the_same_large_activation_are_refused(
   before, lowered = snapshot(tmp_path), len(compiles)
   result = here(
     "train", tiny, f"--workdir={tmp_path}/w", "--config.parallel.tensor=2", "--allow_unproven",
-    "--config.parallel.max_copy_gib=1e-6",
+    "--config.parallel.max_replicated_gib=1e-6",
   )  # fmt: skip
-  assert_refused(result, "each of 2 devices would hold the same activation", "max_copy_gib")
+  assert_refused(result, "each of 2 devices would hold the same activation", "max_replicated_gib")
   assert snapshot(tmp_path) == before
   assert set(compiles[lowered:]) <= {"jit(stage)", "jit(_threefry_seed)"}  # a key, for shapes
 

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from jaxmoe.core.config_io import from_plain
 from jaxmoe.core.errors import InputError
 from jaxmoe.parallel import Parallel, make_mesh
 
@@ -32,6 +33,12 @@ def test_degrees_that_make_no_sense_are_refused_in_one_line(fields, words):
   with pytest.raises(InputError, match=words) as caught:
     Parallel(**fields)
   assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_before_says_max_copy_gib():
+  assert from_plain(Parallel, {"data": 2, "max_copy_gib": 3.0}) == Parallel(
+    data=2, max_replicated_gib=3.0
+  )
 
 
 def test_more_devices_than_there_are_is_refused_with_the_product_that_fits():

@@ -81,7 +81,7 @@ def test_an_exchange_by_gathering_has_the_rows_of_all_everywhere():
   ],
 )
 def test_it_is_refused_in_a_line_that_says_what_works(names, changes, limit, works):
-  gib = f"parallel.max_copy_gib={limit / GIB!r}"
+  gib = f"parallel.max_replicated_gib={limit / GIB!r}"
   with pytest.raises(InputError, match="would hold the same activation") as caught:
     check(recipe(*changes, gib, names=names))
   said = str(caught.value)
@@ -89,7 +89,7 @@ def test_it_is_refused_in_a_line_that_says_what_works(names, changes, limit, wor
   if works is None:
     assert "make batches or sequences shorter" in said
     return
-  assert f"; set {works}, or set parallel.max_copy_gib higher" in said
+  assert f"; set {works}, or set parallel.max_replicated_gib higher" in said
   if works.startswith("exchange"):
     check(recipe(*changes, gib, names=f":{works}"))
   else:
@@ -101,8 +101,8 @@ def test_a_layout_of_what_a_run_takes_by_default_is_not_refused():
 
 
 def test_a_limit_of_nothing_is_refused():
-  with pytest.raises(InputError, match="max_copy_gib must be above 0"):
-    recipe("parallel.max_copy_gib=0")
+  with pytest.raises(InputError, match="max_replicated_gib must be above 0"):
+    recipe("parallel.max_replicated_gib=0")
 
 
 @pytest.mark.slow

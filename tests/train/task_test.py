@@ -230,19 +230,23 @@ def decoder_task(num_heads, length):
   "heads, words",
   [
     (6, r"\(4, 6, 64, 64\) float32.*for 6 heads cannot be divided by 4; set parallel.tensor=3, or"),
-    (5, "for 5 heads cannot be divided by 4; make batches smaller, or set parallel.max_copy_gib"),
+    (
+      5,
+      "for 5 heads cannot be divided by 4; make batches smaller, or set "
+      "parallel.max_replicated_gib",
+    ),
   ],
 )
 def test_heads_that_would_be_whole_on_every_tensor_device_are_refused_if_large(heads, words):
   task, params = decoder_task(heads, length=64)
   limit = 4 * 64 * 64 * 4 / 2**30  # of one head's scores
   recipe = TaskRecipe(
-    OPTIM, parallel=Parallel(data=2, tensor=4, max_copy_gib=limit), num_steps=2, batch_size=8
+    OPTIM, parallel=Parallel(data=2, tensor=4, max_replicated_gib=limit), num_steps=2, batch_size=8
   )
   with pytest.raises(InputError, match=words) as caught:
     TaskRun(task, params, [0], recipe)
   assert "\n" not in str(caught.value)
-  higher = dataclasses.replace(recipe.parallel, max_copy_gib=limit * heads)
+  higher = dataclasses.replace(recipe.parallel, max_replicated_gib=limit * heads)
   TaskRun(task, params, [0], dataclasses.replace(recipe, parallel=higher))
   task, params = decoder_task(4, length=64)
   TaskRun(task, params, [0], recipe)
