@@ -19,6 +19,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.models.loss_pieces import LossPieces
 from jaxmoe.moe import expert_outputs
 from jaxmoe.moe.dispatch import exchange
 from jaxmoe.ops import cross_entropy
@@ -133,7 +134,7 @@ def counts_of_each(original: Any) -> Any:
 
 def drops_of_each(original: Any) -> Any:
   """Drops as a device counts its own."""
-  return lambda sums, parallel: dataclasses.replace(original(sums, parallel), dropped=sums.dropped)
+  return lambda self, sums: dataclasses.replace(original(self, sums), dropped=sums.dropped)
 
 
 def share_of_copies(original: Any) -> Any:
@@ -326,9 +327,9 @@ FAULTS = {
   "token groups have one key": Fault(NOISY, MeshContext, "token_group", lambda _: lambda self: 0),
   "a total forgets an axis": Fault(BOTH, MeshContext, "psum_tokens", total_of_less),
   "labels are counted by device": Fault(DATA, MeshContext, "psum_tokens", counts_of_each),
-  "drops are counted by device": Fault(CAPACITY, gradients, "_of_all", drops_of_each),
+  "drops are counted by device": Fault(CAPACITY, LossPieces, "_over_devices", drops_of_each),
   "a router learns from one device's load": Fault(
-    AUX_FREE, gradients, "_of_all", lambda _: lambda sums, parallel: sums
+    AUX_FREE, LossPieces, "_over_devices", lambda _: lambda self, sums: sums
   ),
   "the balance loss grows with an axis": Fault(
     DATA, MeshContext, "num_token_groups", property_of(lambda groups: 1)
