@@ -18,23 +18,48 @@ import optax
 from jax.sharding import NamedSharding
 
 from jaxmoe.core.layout import Layout
-from jaxmoe.core.param_names import LayerAddress
+from jaxmoe.core.param_names import LayerAddress, LayerGroupSizes
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.ops.soft_tree import TreeSums
-from jaxmoe.optim import Masters, hold, make_schedule
+from jaxmoe.optim import Masters, apply_updates, hold, make_schedule
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, without
-from jaxmoe.train.param_update import ParamUpdate, count_unmoved, may_underflow
 from jaxmoe.train.sharded_gradients import sharded_gradients
 from jaxmoe.train.train_state import SpikeWindow, State, StateSpec
+from jaxmoe.train.update_underflow import count_unmoved, may_underflow
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 # Least deviation of loss and gradient norm, as shares of their means. A loss that has stood still
 # says nothing of what is normal; a norm has heavy tails: of 1,300 harmless steps of the quickstart
 # five lay 6 deviations above the mean (none 1.9 times the median), where no loss lay 2.3.
 _LEAST_DEVIATION_2 = (0.01, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamUpdate:
+  """How updates reach the parameters.
+
+  Attributes:
+    constrain: Lays parameters like gradients and moments, so that each device updates its shards of
+      what is whole elsewhere (ZeRO 1 and 2).
+    masters: In which dtypes parameters are kept.
+    layer_groups: How layers are grouped in memory; None where there is no stack of them.
+    counts_unmoved: Whether entries that stay as they were are counted.
+  """
+
+  constrain: Callable[[Params], Params] = lambda params: params
+  masters: Masters = Masters()
+  layer_groups: LayerGroupSizes | None = None
+  counts_unmoved: bool = False
+
+  def apply(self, params: Params, updates: Any, seed: int, step: jax.Array) -> Params:
+    """Returns the parameters after updates; where these are rounded by chance, by seed and step."""
+    if self.masters.dtype == "float32":
+      return optax.apply_updates(params, updates)
+    keys = (Keys.from_seed(seed) / "rounding").at(step)
+    return apply_updates(self.masters, params, updates, keys, self.layer_groups)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # by identity, for programs are kept by function
@@ -142,7 +167,7 @@ def build_train_step(
   train, frozen = experiment.train, experiment.frozen(decoder)
   of_grads = layout.shardings("grads", decoder.dims, decoder.shapes)
 
-  def update_buffers(before: Params, params: Params, layers: Any, statistics: Statistics) -> Params:
+  def held(before: Params, params: Params, layers: Any, statistics: Statistics) -> Params:
     return hold(frozen, before, decoder.update_buffers(before, params, layers, statistics))
 
   return TrainStep(
@@ -151,7 +176,7 @@ def build_train_step(
     make_schedule(experiment.optim, train.num_steps),
     train.seed,
     train.recovery.spike_factor,
-    update_buffers,
+    held if frozen else decoder.update_buffers,
     ParamUpdate(
       lambda params: jax.lax.with_sharding_constraint(params, of_grads),
       masters or experiment.masters(decoder),

@@ -34,7 +34,7 @@ from jaxmoe.parallel import (
   make_mesh,
   share_of_rows,
 )
-from jaxmoe.train.param_update import ParamUpdate
+from jaxmoe.train.step import ParamUpdate
 from jaxmoe.train.train_state import as_stored
 
 Batch = Mapping[str, Any]

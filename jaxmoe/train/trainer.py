@@ -27,7 +27,6 @@ from jaxmoe.train.completion import CompletionWatcher
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook, cut_samples
-from jaxmoe.train.param_update import may_underflow
 from jaxmoe.train.replication_check import check_replication
 from jaxmoe.train.restore import check_same_run, tell_changes, tell_recast
 from jaxmoe.train.rollback import Rollback
@@ -39,7 +38,7 @@ from jaxmoe.train.step import Step, abstract_batch, abstract_state, lower_step
 from jaxmoe.train.step_health import HarmfulStepsError, StepHealth, check_drops
 from jaxmoe.train.step_line import DispatchedStep, step_line
 from jaxmoe.train.train_state import ONLY, State, StateSpec, came_from, read_state
-from jaxmoe.train.update_underflow import UpdateUnderflow
+from jaxmoe.train.update_underflow import UpdateUnderflow, may_underflow
 from jaxmoe.train.workdir import Workdir
 
 
@@ -263,18 +262,20 @@ class Trainer:
 
   def next_batch(self) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """Returns a batch on the devices, and what the stream says of itself with it."""
-    batch = self.layout.put_batch(next(self.stream))
-    return batch, self.stream.stats()
+    observers = self.observers
+    with observers.phase("data"):
+      batch = self.layout.put_batch(next(self.stream))
+      data = self.stream.stats()
+      observers.watchdog.beat(f"step {self.step + 1}")
+    return batch, data
 
   def train_step(self) -> DispatchedStep:
     """Dispatches the next step."""
-    n, observers, profiler = self.step + 1, self.observers, self.options.profiler
+    n, profiler = self.step + 1, self.options.profiler
     before = self._pending.completion if self._pending is not None else None
     if before is not None:
       before.look()
-    with observers.phase("data"):
-      batch, data = self.next_batch()
-    observers.watchdog.beat(f"step {n}")
+    batch, data = self.next_batch()
     if before is not None:
       before.before_dispatch()
     if profiler is not None:

@@ -1,13 +1,44 @@
-"""A warning that updates are too small to change the weights they are added to."""
+"""Underflow of updates: those too small to change the weights they are added to, and a warning."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.models.transformer import Params
 from jaxmoe.optim import Optim
 from jaxmoe.train.observers import Observers
 
 STEPS = 20
+_SAFE_RATE = 1e-6
+
+
+def may_underflow(optim: Optim) -> bool:
+  """Whether updates of a recipe could be too small to change most of what they are added to.
+
+  Bfloat16 masters are 2**-9 apart, float32 ones 2**-25: at a learning rate of 1e-6 and above only
+  weights beyond 10 stand still in float32, and nothing is counted.
+  """
+  return optim.master_dtype != "float32" or optim.learning_rate < _SAFE_RATE
+
+
+def count_unmoved(before: Params, updates: Any, after: Params) -> dict[str, jax.Array]:
+  """Returns how many entries had an update that is not zero, and how many of them did not move."""
+
+  def counted(mask: jax.Array) -> jax.Array:
+    # An int32 row by row: neither type holds the number of entries of a large leaf.
+    rows = jnp.sum(jnp.atleast_1d(mask), axis=-1, dtype=jnp.int32)
+    return jnp.sum(rows.astype(jnp.float32))
+
+  def of_leaf(old: jax.Array, update: jax.Array, new: jax.Array) -> jax.Array:
+    updated = update != 0
+    return jnp.stack([counted(updated), counted(updated & (new == old))])
+
+  found = jax.tree.leaves(jax.tree.map(of_leaf, before, updates, after))
+  updated, unmoved = sum(found, jnp.zeros(2))
+  return {"updated": updated, "unmoved": unmoved}
 
 
 class UpdateUnderflow:

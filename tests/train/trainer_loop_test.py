@@ -368,7 +368,8 @@ def on_device(monkeypatch):
     draw, program = recorder.next_batch, recorder.program
 
     def timed_draw():
-      device.pass_by(data_s + stalls.get(("draw", recorder.batches + 1), 0.0))
+      with recorder.observers.phase("data"):
+        device.pass_by(data_s + stalls.get(("draw", recorder.batches + 1), 0.0))
       return draw()
 
     def timed_step(state, batch):

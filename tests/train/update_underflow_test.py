@@ -11,10 +11,9 @@ from jaxmoe.core.metrics import Mean
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.optim import Constant, Cosine, Lion, Masters, Optim, make_optimizer
 from jaxmoe.parallel import Parallel, make_layout
-from jaxmoe.train.param_update import ParamUpdate, count_unmoved, may_underflow
-from jaxmoe.train.step import TrainStep
+from jaxmoe.train.step import ParamUpdate, TrainStep
 from jaxmoe.train.train_state import StateSpec
-from jaxmoe.train.update_underflow import STEPS, UpdateUnderflow
+from jaxmoe.train.update_underflow import STEPS, UpdateUnderflow, count_unmoved, may_underflow
 
 LAYOUTS = {
   "data": Parallel(data=8),
