@@ -69,15 +69,20 @@ def run_here(name, *arguments):
   return Result(code, out.getvalue(), err.getvalue())
 
 
-def start(name, *arguments, env=None, program=None, **options):
-  """Returns a command started as a process of its own, with pipes."""
-  own = {"XDG_CACHE_HOME": str(HOME), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+def share_programs():
+  """Lets processes with the cache of HOME find the programs compiled in this one."""
   compiled = HOME / "jaxmoe" / "compiled"
-  if not compiled.exists():  # programs compiled in this process are found by the others
+  if not compiled.exists():
     compiled.parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(jax.config.jax_compilation_cache_dir).mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
       compiled.symlink_to(jax.config.jax_compilation_cache_dir)
+
+
+def start(name, *arguments, env=None, program=None, **options):
+  """Returns a command started as a process of its own, with pipes."""
+  own = {"XDG_CACHE_HOME": str(HOME), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  share_programs()
   options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
   return subprocess.Popen(
     [sys.executable, *(program or ("-m", f"launch.{name}")), *map(str, arguments)],
