@@ -23,7 +23,7 @@ RANKED = "has its entries compared"
 INDEXED = "has single entries picked"
 
 
-class Origin(enum.IntEnum):
+class ValueOrigin(enum.IntEnum):
   """What a value is made of.
 
   Nothing given; parameters without a product; parameters alone; the batch alone; both.
@@ -47,7 +47,7 @@ class Value:
   """
 
   dims: tuple[Dim, ...]
-  origin: Origin
+  origin: ValueOrigin
   leaves: frozenset[int] = frozenset()
 
 
@@ -110,19 +110,19 @@ Rule = Callable[[Dataflow, Any, Values], Values]
 
 def constant(shape: Sequence[int]) -> Value:
   """Returns an array of which nothing is known."""
-  return Value(tuple(fresh(shape)), Origin.CONSTANT)
+  return Value(tuple(fresh(shape)), ValueOrigin.CONSTANT)
 
 
 def combine(values: Sequence[Value], dims: Sequence[Dim]) -> Value:
   """Returns a value of these dims, made of these values without a product."""
-  origins = {value.origin for value in values} or {Origin.CONSTANT}
-  of_params = origins & {Origin.WEIGHT, Origin.DERIVED}
-  of_batch = origins & {Origin.BATCH, Origin.COMPUTED}
-  origin = Origin.COMPUTED if of_params and of_batch else max(origins)
-  if not of_batch and Origin.WEIGHT in origins:
-    origin = Origin.WEIGHT
+  origins = {value.origin for value in values} or {ValueOrigin.CONSTANT}
+  of_params = origins & {ValueOrigin.WEIGHT, ValueOrigin.DERIVED}
+  of_batch = origins & {ValueOrigin.BATCH, ValueOrigin.COMPUTED}
+  origin = ValueOrigin.COMPUTED if of_params and of_batch else max(origins)
+  if not of_batch and ValueOrigin.WEIGHT in origins:
+    origin = ValueOrigin.WEIGHT
   leaves = frozenset[int]().union(*(value.leaves for value in values))
-  return Value(tuple(dims), origin, leaves if origin == Origin.WEIGHT else frozenset())
+  return Value(tuple(dims), origin, leaves if origin == ValueOrigin.WEIGHT else frozenset())
 
 
 def merge(a: Value, b: Value) -> Value:
@@ -153,17 +153,19 @@ def multiply(flow: Dataflow, sides: Values, numbers: Any, groups: tuple[Dim, ...
   ]  # fmt: skip
   shared = tuple(sides[0].dims[at] for at in batch[0])
   dims, origins = (*shared, *free[0], *free[1]), [side.origin for side in sides]
-  if min(origins) == Origin.CONSTANT and max(origins) != Origin.WEIGHT:
+  if min(origins) == ValueOrigin.CONSTANT and max(origins) != ValueOrigin.WEIGHT:
     return Value(dims, max(origins))
   for i, side in enumerate(sides):
-    if side.origin == Origin.WEIGHT:
+    if side.origin == ValueOrigin.WEIGHT:
       inner = tuple(side.dims[at] for at in summed[i])
       # Of two parameters neither is what the other's result would lie along.
-      out = free[i] if origins[1 - i] > Origin.WEIGHT else ()
+      out = free[i] if origins[1 - i] > ValueOrigin.WEIGHT else ()
       flow.products.append(Product(side.leaves, inner, out, (*shared, *groups)))
-  if min(origins) > Origin.WEIGHT:
+  if min(origins) > ValueOrigin.WEIGHT:
     _attend(flow, tuple(sides[0].dims[at] for at in summed[0]), shared, free)
-  return Value(dims, Origin.COMPUTED if max(origins) >= Origin.BATCH else Origin.DERIVED)
+  return Value(
+    dims, ValueOrigin.COMPUTED if max(origins) >= ValueOrigin.BATCH else ValueOrigin.DERIVED
+  )
 
 
 def _attend(

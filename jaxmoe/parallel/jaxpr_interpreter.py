@@ -14,9 +14,9 @@ from jaxmoe.parallel.dataflow import (
   LAYERS,
   Dataflow,
   Intermediate,
-  Origin,
   Rule,
   Value,
+  ValueOrigin,
   Values,
   constant,
   merge,
@@ -34,11 +34,11 @@ def trace(
   """
   closed = jax.make_jaxpr(loss)(params, batch)
   leaves = [
-    Value(tuple(fresh(leaf.shape)), Origin.WEIGHT, frozenset([at]))
+    Value(tuple(fresh(leaf.shape)), ValueOrigin.WEIGHT, frozenset([at]))
     for at, leaf in enumerate(jax.tree.leaves(params))
   ]
   rows = [
-    Value(tuple(fresh(leaf.shape, DATA)), Origin.BATCH) for leaf in jax.tree.leaves(batch)
+    Value(tuple(fresh(leaf.shape, DATA)), ValueOrigin.BATCH) for leaf in jax.tree.leaves(batch)
   ]
   flow = Dataflow()
   interpret(flow, closed.jaxpr, [*leaves, *rows])
@@ -67,7 +67,7 @@ def _apply(flow: Dataflow, eqn: Any, given: Values) -> Values:
   name = eqn.primitive.name
   if name in RULES:
     made = RULES[name](flow, eqn, given)
-    if name in IN_MEMORY and made[0].origin >= Origin.BATCH:
+    if name in IN_MEMORY and made[0].origin >= ValueOrigin.BATCH:
       flow.made[id(eqn)] = Intermediate(made[0].dims, eqn.outvars[0].aval.dtype, eqn)
     return made
   if name in ELEMENTWISE:

@@ -16,10 +16,10 @@ from jaxmoe.parallel.dataflow import (
   RANKED,
   REDUCED,
   Dataflow,
-  Origin,
   Product,
   Rule,
   Value,
+  ValueOrigin,
   Values,
   combine,
   multiply,
@@ -42,11 +42,11 @@ def elementwise(eqn: Any, given: Values) -> Value:
 def opaque(eqn: Any, given: Values) -> Values:
   """Concludes nothing; what is made of no operands or constants alone may be anything."""
   made = combine(given, ())
-  marks = () if made.origin == Origin.CONSTANT else (OPAQUE,)
+  marks = () if made.origin == ValueOrigin.CONSTANT else (OPAQUE,)
   for value in given:
     for dim in value.dims:
       mark(dim, *marks)
-  origin = Origin.DERIVED if made.origin == Origin.WEIGHT else made.origin
+  origin = ValueOrigin.DERIVED if made.origin == ValueOrigin.WEIGHT else made.origin
   return [Value(tuple(fresh(shape, *marks)), origin) for shape in _shapes(eqn)]
 
 
@@ -186,15 +186,15 @@ def _looked_up(flow: Dataflow, along: Sequence[int], given: Values, dims: list[D
   operand, indices = given
   found = tuple(operand.dims[at] for at in along)
   kept = tuple(dim for at, dim in enumerate(operand.dims) if at not in along)
-  weight = operand.origin == Origin.WEIGHT
-  lookup = weight and indices.origin == Origin.BATCH
+  weight = operand.origin == ValueOrigin.WEIGHT
+  lookup = weight and indices.origin == ValueOrigin.BATCH
   for dim in found:
     mark(dim, INDEXED, *([CUT] if weight and not lookup else []))
   if lookup:
     flow.products.append(Product(operand.leaves, found, kept, lookup=True))
   elif weight and sum(map(bool, kept)) > 1:
     flow.picked.extend(found)
-    return Value(tuple(dims), Origin.WEIGHT, operand.leaves)
+    return Value(tuple(dims), ValueOrigin.WEIGHT, operand.leaves)
   return combine(given, dims)
 
 

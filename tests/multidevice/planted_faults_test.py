@@ -12,6 +12,11 @@ def test_every_fault_names_a_cell_of_the_table():
   assert {fault.cell.key for fault in FAULTS.values()} <= keys
 
 
+def test_every_fault_stands_in_the_place_of_what_is_there():
+  gone = [name for name, fault in FAULTS.items() if not hasattr(fault.owner, fault.name)]
+  assert not gone
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_turns_its_cell_red(name):
