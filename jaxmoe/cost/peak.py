@@ -61,7 +61,7 @@ def matmul_peak(dtype: str, spend_s: float, max_size: int = 8192) -> float:
   return best
 
 
-def together(places: Sequence[str]) -> float:
+def peaks_of_machines(places: Sequence[str]) -> float:
   """Returns how many times the peak of the first place the cores of all places have.
 
   Args:

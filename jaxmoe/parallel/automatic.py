@@ -91,13 +91,13 @@ def automatic_layout(
     mesh: Its axes `tensor` and `expert_axes` are used where it has them.
     expert_axes: What experts are spread over.
   """
-  flow, leaves = trace(loss, params, batch)
+  dataflow, leaves = trace(loss, params, batch)
   axes = {
     **dict.fromkeys((HEADS, HIDDEN, ROWS), _of_mesh(mesh, ("tensor",))),
     EXPERT: _of_mesh(mesh, expert_axes),
   }
   layout = Layout(mesh, rules={"params": axes}, may_replicate=frozenset([EXPERT]))
-  rules = _Rules(flow, leaves, layout.degree(axes[HEADS]), layout.degree(axes[EXPERT]))
+  rules = _Rules(dataflow, leaves, layout.degree(axes[HEADS]), layout.degree(axes[EXPERT]))
   shapes = flatten(params)
   dims = dict(zip(shapes, map(rules.dims, range(len(leaves)))))
   specs = {path: layout.spec("params", dims[path], leaf.shape) for path, leaf in shapes.items()}
@@ -122,13 +122,13 @@ class _Cut:
 class _Rules:
   """The rules, applied to what a program does; `tensor` and `expert` are degrees."""
 
-  def __init__(self, flow: Dataflow, leaves: Sequence[Sequence[Dim]], tensor: int, expert: int):
-    self._flow, self._tensor, self._expert = flow, tensor, expert
+  def __init__(self, dataflow: Dataflow, leaves: Sequence[Sequence[Dim]], tensor: int, expert: int):
+    self._dataflow, self._tensor, self._expert = dataflow, tensor, expert
     self._leaves = [tuple(map(resolve, dims)) for dims in leaves]
-    self._heads = _factors(flow.heads)
+    self._heads = _factors(dataflow.heads)
     self._experts = self._find_experts()
     self._routers = {
-      leaf for product in flow.products if self._routes(product) for leaf in product.leaves
+      leaf for product in dataflow.products if self._routes(product) for leaf in product.leaves
     }
     self._refused: dict[Dim, str] = {}
     self._cuts: list[_Cut] = []
@@ -166,7 +166,7 @@ class _Rules:
       return None, ""
     whole = [
       (Replicated.of(("tensor",), self._part(dims, groups), made.dtype, made.eqn), dims)
-      for made in self._flow.made.values()
+      for made in self._dataflow.made.values()
       if not any(map(self._name, dims := [resolve(dim) for dim in made.dims]))
     ]
     if not whole:
@@ -212,7 +212,7 @@ class _Rules:
     return "whole: what it makes and takes is not cut"
 
   def _products(self, leaf: int) -> list[Product]:
-    return [product for product in self._flow.products if leaf in product.leaves]
+    return [product for product in self._dataflow.products if leaf in product.leaves]
 
   def _name(self, dim: Dim, leaf: int | None = None) -> str | None:
     """Returns what a dim that is cut is called."""
@@ -239,11 +239,11 @@ class _Rules:
 
     Or the entries are scores that are compared, and there is a matrix for each.
     """
-    flow = self._flow
-    of_batch = _factors(dim for product in flow.products for dim in product.batch)
-    of_heads = self._heads | (_factors(flow.attended) & of_batch)
+    dataflow = self._dataflow
+    of_batch = _factors(dim for product in dataflow.products for dim in product.batch)
+    of_heads = self._heads | (_factors(dataflow.attended) & of_batch)
     scored = _factors(
-      product.out[0] for product in flow.products if _scores(product) and not product.lookup
+      product.out[0] for product in dataflow.products if _scores(product) and not product.lookup
     )
     scored &= _factors(
       dims[self._first(leaf)] for leaf, dims in enumerate(self._leaves)
@@ -261,7 +261,7 @@ class _Rules:
     out = [resolve(dim) for dim in product.out if dim]
     if len(out) != 1 or product.lookup or any(product.batch):
       return False
-    counts = [resolve(dim) for dim in self._flow.picked]
+    counts = [resolve(dim) for dim in self._dataflow.picked]
     counts += [dims[self._first(leaf)] for leaf, dims in enumerate(self._leaves)
                if self._stacked(leaf)]
     known = out[0] in counts or self._experts.issuperset(out[0])
@@ -296,7 +296,7 @@ class _Rules:
     by many), and what comes first.
     """
     found: dict[Dim, tuple[tuple[int, ...], _Cut]] = {}
-    for order, product in enumerate(self._flow.products):
+    for order, product in enumerate(self._dataflow.products):
       if product.leaves & self._routers:
         continue
       for dim in product.summed if product.lookup else product.out:
@@ -314,7 +314,7 @@ class _Rules:
   def _rank(self, unit: Dim) -> tuple[int, ...]:
     looked_at = any(factor.marks & {REDUCED, RANKED, INDEXED} for factor in unit)
     takers = {
-      leaf for product in self._flow.products if not product.lookup for leaf in product.leaves
+      leaf for product in self._dataflow.products if not product.lookup for leaf in product.leaves
       if any(resolve(dim)[: len(unit)] == unit for dim in product.summed)
     }  # fmt: skip
     return 2 + looked_at, len(takers)

@@ -132,11 +132,13 @@ def merge(a: Value, b: Value) -> Value:
   return combine([a, b], a.dims)
 
 
-def multiply(flow: Dataflow, sides: Values, numbers: Any, groups: tuple[Dim, ...] = ()) -> Value:
+def multiply(
+  dataflow: Dataflow, sides: Values, numbers: Any, groups: tuple[Dim, ...] = ()
+) -> Value:
   """Returns the product of two values and writes it down.
 
   Args:
-    flow: Where it is written.
+    dataflow: Where it is written.
     sides: The values.
     numbers: ((summed of the left, of the right), (batch of the left, of the right)).
     groups: Dims of the right side each entry of which is multiplied with rows of its own.
@@ -160,21 +162,21 @@ def multiply(flow: Dataflow, sides: Values, numbers: Any, groups: tuple[Dim, ...
       inner = tuple(side.dims[at] for at in summed[i])
       # Of two parameters neither is what the other's result would lie along.
       out = free[i] if origins[1 - i] > ValueOrigin.WEIGHT else ()
-      flow.products.append(Product(side.leaves, inner, out, (*shared, *groups)))
+      dataflow.products.append(Product(side.leaves, inner, out, (*shared, *groups)))
   if min(origins) > ValueOrigin.WEIGHT:
-    _attend(flow, tuple(sides[0].dims[at] for at in summed[0]), shared, free)
+    _attend(dataflow, tuple(sides[0].dims[at] for at in summed[0]), shared, free)
   return Value(
     dims, ValueOrigin.COMPUTED if max(origins) >= ValueOrigin.BATCH else ValueOrigin.DERIVED
   )
 
 
 def _attend(
-  flow: Dataflow, inner: tuple[Dim, ...], shared: tuple[Dim, ...], free: list[Any]
+  dataflow: Dataflow, inner: tuple[Dim, ...], shared: tuple[Dim, ...], free: list[Any]
 ) -> None:
   """Writes down a product of activations."""
   for dim in inner:
     mark(dim, INSIDE)
   if any(inner) and any(free[0]) and any(free[1]):
-    flow.heads.extend(shared)
+    dataflow.heads.extend(shared)
   if not any(DATA in factor.marks for dim in inner for factor in dim):
-    flow.attended.extend((*free[0], *free[1]))
+    dataflow.attended.extend((*free[0], *free[1]))

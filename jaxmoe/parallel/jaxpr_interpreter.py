@@ -40,13 +40,13 @@ def trace(
   rows = [
     Value(tuple(fresh(leaf.shape, DATA)), ValueOrigin.BATCH) for leaf in jax.tree.leaves(batch)
   ]
-  flow = Dataflow()
-  interpret(flow, closed.jaxpr, [*leaves, *rows])
-  return flow, [leaf.dims for leaf in leaves]
+  dataflow = Dataflow()
+  interpret(dataflow, closed.jaxpr, [*leaves, *rows])
+  return dataflow, [leaf.dims for leaf in leaves]
 
 
-def interpret(flow: Dataflow, jaxpr: Jaxpr, given: Values) -> Values:
-  """Returns the values a jaxpr makes of these; writes into `flow` what it does on the way."""
+def interpret(dataflow: Dataflow, jaxpr: Jaxpr, given: Values) -> Values:
+  """Returns the values a jaxpr makes of these; writes into `dataflow` what it does on the way."""
   env: dict[Any, Value] = dict(zip(jaxpr.invars, given, strict=True))
   env.update({var: _constant(var) for var in jaxpr.constvars})
 
@@ -54,7 +54,7 @@ def interpret(flow: Dataflow, jaxpr: Jaxpr, given: Values) -> Values:
     return _constant(atom) if isinstance(atom, Literal) else env[atom]
 
   for eqn in jaxpr.eqns:
-    made = _apply(flow, eqn, [read(atom) for atom in eqn.invars])
+    made = _apply(dataflow, eqn, [read(atom) for atom in eqn.invars])
     env.update(zip(eqn.outvars, made, strict=True))
   return [read(atom) for atom in jaxpr.outvars]
 
@@ -63,17 +63,17 @@ def _constant(atom: Any) -> Value:
   return constant(getattr(atom.aval, "shape", ()))
 
 
-def _apply(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _apply(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   name = eqn.primitive.name
   if name in RULES:
-    made = RULES[name](flow, eqn, given)
+    made = RULES[name](dataflow, eqn, given)
     if name in IN_MEMORY and made[0].origin >= ValueOrigin.BATCH:
-      flow.made[id(eqn)] = Intermediate(made[0].dims, eqn.outvars[0].aval.dtype, eqn)
+      dataflow.made[id(eqn)] = Intermediate(made[0].dims, eqn.outvars[0].aval.dtype, eqn)
     return made
   if name in ELEMENTWISE:
     return [elementwise(eqn, given)]
   body = called_jaxpr(eqn)
-  return opaque(eqn, given) if body is None else interpret(flow, body, given)
+  return opaque(eqn, given) if body is None else interpret(dataflow, body, given)
 
 
 def called_jaxpr(eqn: Any) -> Jaxpr | None:
@@ -98,7 +98,7 @@ def split_scan(eqn: Any, given: Sequence[Any]) -> tuple[list[Any], list[Any], li
   return list(given[:num_consts]), list(given[num_consts:first]), list(given[first:])
 
 
-def _scan(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _scan(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   consts, carry, stacked = split_scan(eqn, given)
   rows = []
   for value in stacked:
@@ -106,40 +106,40 @@ def _scan(flow: Dataflow, eqn: Any, given: Values) -> Values:
     rows.append(dataclasses.replace(value, dims=value.dims[1:]))
 
   def body(carry: Values) -> Values:
-    return interpret(flow, eqn.params["jaxpr"].jaxpr, [*consts, *carry, *rows])
+    return interpret(dataflow, eqn.params["jaxpr"].jaxpr, [*consts, *carry, *rows])
 
-  carry, made = _loop(flow, body, carry)
+  carry, made = _loop(dataflow, body, carry)
   length = fresh([eqn.params["length"]], LAYERS)[0]
   of_rows = made[len(carry) :]
   return [*carry, *(dataclasses.replace(one, dims=(length, *one.dims)) for one in of_rows)]
 
 
-def _while(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _while(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
   consts, carry = given[of_cond : of_cond + of_body], given[of_cond + of_body :]
 
   def body(carry: Values) -> Values:
-    interpret(flow, eqn.params["cond_jaxpr"].jaxpr, [*given[:of_cond], *carry])
-    return interpret(flow, eqn.params["body_jaxpr"].jaxpr, [*consts, *carry])
+    interpret(dataflow, eqn.params["cond_jaxpr"].jaxpr, [*given[:of_cond], *carry])
+    return interpret(dataflow, eqn.params["body_jaxpr"].jaxpr, [*consts, *carry])
 
-  return _loop(flow, body, carry)[0]
+  return _loop(dataflow, body, carry)[0]
 
 
 def _loop(
-  flow: Dataflow, body: Callable[[Values], Values], carry: Values
+  dataflow: Dataflow, body: Callable[[Values], Values], carry: Values
 ) -> tuple[Values, Values]:
   """Walks a body until what is carried is made of the same before and after it."""
   while True:
-    before = dataclasses.replace(flow, products=list(flow.products))
+    before = dataclasses.replace(dataflow, products=list(dataflow.products))
     made = body(carry)
     after = [merge(old, new) for old, new in zip(carry, made)]
     if after == carry:
       return carry, made
-    carry, flow.products = after, before.products
+    carry, dataflow.products = after, before.products
 
 
-def _cond(flow: Dataflow, eqn: Any, given: Values) -> Values:
-  made = [interpret(flow, branch.jaxpr, given[1:]) for branch in eqn.params["branches"]]
+def _cond(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
+  made = [interpret(dataflow, branch.jaxpr, given[1:]) for branch in eqn.params["branches"]]
   first = made[0]
   for other in made[1:]:
     first = [merge(a, b) for a, b in zip(first, other)]

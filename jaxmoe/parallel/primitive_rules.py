@@ -54,23 +54,23 @@ def _shapes(eqn: Any) -> list[tuple[int, ...]]:
   return [getattr(var.aval, "shape", ()) for var in eqn.outvars]
 
 
-def _reshape(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _reshape(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   if eqn.params.get("dimensions") is not None:
     return opaque(eqn, given)
   return [combine(given, regroup(given[0].dims, _shapes(eqn)[0]))]
 
 
-def _squeeze(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _squeeze(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   gone = eqn.params["dimensions"]
   kept = [dim for at, dim in enumerate(given[0].dims) if at not in gone]
   return [combine(given, kept)]
 
 
-def _transpose(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _transpose(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   return [combine(given, [given[0].dims[at] for at in eqn.params["permutation"]])]
 
 
-def _broadcast(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _broadcast(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   dims = fresh(_shapes(eqn)[0])
   for dim, at in zip(given[0].dims, eqn.params["broadcast_dimensions"]):
     dims[at] = dim or dims[at]
@@ -78,7 +78,7 @@ def _broadcast(flow: Dataflow, eqn: Any, given: Values) -> Values:
 
 
 def _reduce(*marks: str) -> Rule:
-  def rule(flow: Dataflow, eqn: Any, given: Values) -> Values:
+  def rule(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
     axes = eqn.params["axes"]
     for value in given:
       for at in axes:
@@ -93,7 +93,7 @@ def _reduce(*marks: str) -> Rule:
 def _along(parameter: str, *marks: str) -> Rule:
   """Returns the rule of what keeps a shape and looks along one dim, such as a cumulative sum."""
 
-  def rule(flow: Dataflow, eqn: Any, given: Values) -> Values:
+  def rule(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
     kept = elementwise(eqn, given)
     mark(kept.dims[eqn.params[parameter]], *marks)
     return [kept for _ in eqn.outvars]
@@ -101,7 +101,7 @@ def _along(parameter: str, *marks: str) -> Rule:
   return rule
 
 
-def _top_k(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _top_k(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   axis = eqn.params.get("axis", -1) % len(given[0].dims)
   mark(given[0].dims[axis], RANKED, REDUCED)
   dims = list(given[0].dims)
@@ -109,7 +109,7 @@ def _top_k(flow: Dataflow, eqn: Any, given: Values) -> Values:
   return [combine(given, dims) for _ in eqn.outvars]
 
 
-def _window(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _window(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   """A part of an array, or an array that parts were added to: dims that kept their size."""
   old, made = eqn.invars[0].aval.shape, []
   for shape in _shapes(eqn):
@@ -123,7 +123,7 @@ def _window(flow: Dataflow, eqn: Any, given: Values) -> Values:
   return made
 
 
-def _concatenate(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _concatenate(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   joined = eqn.params["dimension"]
   if len(given) == 1:
     return given
@@ -139,7 +139,7 @@ def _concatenate(flow: Dataflow, eqn: Any, given: Values) -> Values:
   return [combine(given, dims)]
 
 
-def _update_slice(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _update_slice(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   old, new = (eqn.invars[at].aval.shape for at in (0, 1))
   for at, (dim, other) in enumerate(zip(given[0].dims, given[1].dims)):
     if old[at] == new[at]:
@@ -149,19 +149,19 @@ def _update_slice(flow: Dataflow, eqn: Any, given: Values) -> Values:
   return [combine(given, given[0].dims)]
 
 
-def _dot(flow: Dataflow, eqn: Any, given: Values) -> Values:
-  return [multiply(flow, given, eqn.params["dimension_numbers"])]
+def _dot(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
+  return [multiply(dataflow, given, eqn.params["dimension_numbers"])]
 
 
-def _ragged_dot(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _ragged_dot(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   numbers = eqn.params["ragged_dot_dimension_numbers"]
   groups = tuple(given[1].dims[at] for at in numbers.rhs_group_dimensions)
   if not groups:
     return opaque(eqn, given)
-  return [multiply(flow, given[:2], numbers.dot_dimension_numbers, groups)]
+  return [multiply(dataflow, given[:2], numbers.dot_dimension_numbers, groups)]
 
 
-def _gather(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _gather(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
   operand, indices = given
   shape = eqn.invars[0].aval.shape
@@ -178,10 +178,10 @@ def _gather(flow: Dataflow, eqn: Any, given: Values) -> Values:
   rest = [out for out in range(len(dims)) if out not in numbers.offset_dims]
   for out, dim in zip(rest, indices.dims):
     dims[out] = dim
-  return [_looked_up(flow, numbers.collapsed_slice_dims, given, dims)]
+  return [_looked_up(dataflow, numbers.collapsed_slice_dims, given, dims)]
 
 
-def _looked_up(flow: Dataflow, along: Sequence[int], given: Values, dims: list[Dim]) -> Value:
+def _looked_up(dataflow: Dataflow, along: Sequence[int], given: Values, dims: list[Dim]) -> Value:
   """Returns what was looked up, and writes down from which parameters it was."""
   operand, indices = given
   found = tuple(operand.dims[at] for at in along)
@@ -191,14 +191,14 @@ def _looked_up(flow: Dataflow, along: Sequence[int], given: Values, dims: list[D
   for dim in found:
     mark(dim, INDEXED, *([CUT] if weight and not lookup else []))
   if lookup:
-    flow.products.append(Product(operand.leaves, found, kept, lookup=True))
+    dataflow.products.append(Product(operand.leaves, found, kept, lookup=True))
   elif weight and sum(map(bool, kept)) > 1:
-    flow.picked.extend(found)
+    dataflow.picked.extend(found)
     return Value(tuple(dims), ValueOrigin.WEIGHT, operand.leaves)
   return combine(given, dims)
 
 
-def _scatter(flow: Dataflow, eqn: Any, given: Values) -> Values:
+def _scatter(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
   numbers = eqn.params["dimension_numbers"]
   operand, indices, updates = given
   old, new = eqn.invars[0].aval.shape, eqn.invars[2].aval.shape
@@ -252,7 +252,7 @@ PRIMITIVES: dict[str, Rule] = {
   "dynamic_slice": _window,
   "dynamic_update_slice": _update_slice,
   "gather": _gather,
-  "optimization_barrier": lambda flow, eqn, given: given,
+  "optimization_barrier": lambda dataflow, eqn, given: given,
   "pad": _window,
   "ragged_dot_general": _ragged_dot,
   "reduce_and": _reduce(REDUCED),

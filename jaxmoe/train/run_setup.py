@@ -12,7 +12,7 @@ from jaxmoe.core import multihost
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
 from jaxmoe.cost import host
-from jaxmoe.cost.peak import best_peak, together
+from jaxmoe.cost.peak import best_peak, peaks_of_machines
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.hooks import encode_prompt
@@ -112,7 +112,9 @@ def num_peaks(layout: Layout) -> float:
   if devices[0].platform != "cpu":
     return len(devices)
   places = multihost.all_gather_text(host.place())
-  return together([places[index] for index in sorted({one.process_index for one in devices})])
+  return peaks_of_machines(
+    [places[index] for index in sorted({one.process_index for one in devices})]
+  )
 
 
 def _nothing() -> None:

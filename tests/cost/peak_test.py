@@ -6,7 +6,7 @@ import os
 import pytest
 
 from jaxmoe.cost import peak
-from jaxmoe.cost.peak import best_peak, together
+from jaxmoe.cost.peak import best_peak, peaks_of_machines
 
 
 @pytest.fixture
@@ -85,4 +85,4 @@ def test_a_rate_is_that_of_the_products_that_were_timed(monkeypatch):
   ],
 )
 def test_processes_of_one_machine_share_what_they_share(places, times):
-  assert together(places) == times
+  assert peaks_of_machines(places) == times

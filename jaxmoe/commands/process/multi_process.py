@@ -171,13 +171,13 @@ def _end(error: BaseException) -> NoReturn:
   if isinstance(error, PeerError):
     _say(line)
     os._exit(code)
-  together = _all_end(code)
-  if line and (multihost.is_main_process() or not together):
+  all_end = _all_end(code)
+  if line and (multihost.is_main_process() or not all_end):
     _say(line)
   elif not line and code == 1:
     traceback.print_exception(error)
     sys.stderr.flush()
-  if together:
+  if all_end:
     with contextlib.suppress(Exception):
       jax.distributed.shutdown()
   os._exit(code)
