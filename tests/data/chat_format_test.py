@@ -13,7 +13,7 @@ from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.jsonl import Jsonl
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
 

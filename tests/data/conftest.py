@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.data.mixture import Data, MixturePart
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from jaxmoe.data.sources.json_record import WRONG_FIELDS
 from jaxmoe.data.sources.jsonl import _SEVERAL, Jsonl
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 from jaxmoe.data.tokenizers.byte import Bytes
 

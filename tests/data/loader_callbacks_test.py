@@ -11,7 +11,7 @@ import pytest
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.loader_callbacks import LoaderCallbacks
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 
 
 @pytest.fixture

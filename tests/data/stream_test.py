@@ -14,7 +14,7 @@ from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.sources.synthetic import Synthetic
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 
 NAMES = ("ids", "labels", "position", "segment", "domain")
@@ -227,7 +227,7 @@ def test_closing_stops_the_thread_and_the_stream(two_domains):
 
 def test_a_stream_that_is_dropped_or_left_open_ends_without_a_sound(two_domains):
   code = (
-    "from jaxmoe.data import *; from jaxmoe.data.sources.text import TextFiles; import sys\n"
+    "from jaxmoe.data import *; from jaxmoe.data.sources.text_files import TextFiles; import sys\n"
     "data = Data((MixturePart(TextFiles(sys.argv[1])),), seq_len=16, held_out=0.2)\n"
     "corpus = open_corpus(data)\n"
     "dropped, left, closed = (corpus.stream(4, 0) for _ in range(3))\n"

@@ -18,7 +18,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from jaxmoe.data.mixture import Data, MixturePart
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
 
 

@@ -5,7 +5,7 @@ from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.sources.parquet import Parquet
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 
 SOURCES = {
   "stdlib": (Stdlib, Stdlib(domain="prose", max_documents=8)),

@@ -8,7 +8,7 @@ from jaxmoe.data.sources.arrow import Arrow
 from jaxmoe.data.sources.find_files import find_files
 from jaxmoe.data.sources.jsonl import VALUES, Jsonl
 from jaxmoe.data.sources.parquet import Parquet
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 
 SourceClass = type[TextFiles] | type[Jsonl] | type[Parquet] | type[Arrow]
 SUFFIXES: dict[str, SourceClass] = {

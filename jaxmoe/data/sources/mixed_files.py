@@ -17,7 +17,7 @@ from jaxmoe.data.sources.auto import SourceClass, source_class_of
 from jaxmoe.data.sources.encoding import HEAD, binary_format, byte_order_mark
 from jaxmoe.data.sources.find_files import find_files
 from jaxmoe.data.sources.jsonl import VALUES
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 
 TEXT = ".txt"  # called text, it is a bad record where it is none
 _PIECE = 2**20

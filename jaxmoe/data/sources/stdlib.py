@@ -20,7 +20,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.raw_example import RawExample
 from jaxmoe.data.sources.find_files import deduplicate
 from jaxmoe.data.sources.package_split import split_key
-from jaxmoe.data.sources.text import file_example, read_text
+from jaxmoe.data.sources.text_files import file_example, read_text
 
 _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _TOPICS = "pydoc_data/topics.py"

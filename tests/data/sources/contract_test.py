@@ -10,7 +10,7 @@ from jaxmoe.data.sources.jsonl import Jsonl
 from jaxmoe.data.sources.parquet import Parquet
 from jaxmoe.data.sources.stdlib import Stdlib
 from jaxmoe.data.sources.synthetic import Synthetic
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 
 LIMIT = 10**6
 OTHERS = '{"tokens": [1, 2]}\n{"messages": [{"role": "assistant", "content": "yes"}]}'

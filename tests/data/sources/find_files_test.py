@@ -11,7 +11,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.data.sources import SOURCES, Stdlib, TextFiles
 from jaxmoe.data.sources.find_files import find_files
 from jaxmoe.data.sources.mixed_files import sources_of
-from jaxmoe.data.sources.text import read_text
+from jaxmoe.data.sources.text_files import read_text
 
 FILES = {"a.txt": "a", "b/c.txt": "c", "b/d.md": "d", "b/e[1].txt": "e"}
 HIDDEN = {".h/a.txt": "a", "b/.h.txt": "h", "B/f.txt": "f", "b/z/y/g.txt": "g"}

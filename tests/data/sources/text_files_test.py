@@ -5,7 +5,7 @@ import gzip
 
 import pytest
 
-from jaxmoe.data.sources.text import TextFiles
+from jaxmoe.data.sources.text_files import TextFiles
 
 TEXT = "a \N{SNOWMAN}\r\n\ufeffb\n"
 WRITTEN = {
