@@ -1,4 +1,4 @@
-"""What changes a model that is already trained: low-rank updates, and surgery on its experts."""
+"""Adaptation of a trained model: low-rank updates (LoRA), and surgery on its experts."""
 
 from jaxmoe.adapt.low_rank import LowRank, add_low_rank, merge_low_rank
 from jaxmoe.adapt.surgery import Surgery, clone, insert, open_closed, prune, upcycle

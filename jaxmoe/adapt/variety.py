@@ -1,4 +1,4 @@
-"""How experts that begin as copies of one network are made to differ."""
+"""Symmetry breaking between experts that begin as copies of one network (upcycling)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `jaxmoe bench latency` times: experts alone, kind by kind, at one number of rows each.
+"""Latency of experts alone, kind by kind, at one number of rows each.
 
 What a row costs depends on how many there are, so the rows are those of the working point: T * A
 over E for every expert. Each kind runs its rows through the grouped matmul of dropless dispatch.

@@ -1,4 +1,4 @@
-"""What `jaxmoe bench experts` times: expert layers and grouped matmuls, and their oracle.
+"""Benchmarks of expert layers and grouped matmuls against a dense layer, and their oracle.
 
 Every contestant computes the same numbers from the same arrays, but for the dense ones, which set
 the scale: a product, or a feed-forward layer with separate gate and up, of equal active FLOPs.
@@ -49,7 +49,7 @@ SHAPES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Race:
+class Benchmark:
   """Functions over the same `args`, with the right values, and a dense one that sets the scale."""
 
   title: str
@@ -73,15 +73,15 @@ def choose(shape: Shape) -> np.ndarray:
   return np.argsort(-score_TE, axis=1)[:, : shape.num_active].astype(np.int32)
 
 
-def matmul_race(shape: Shape, dtype: str) -> Race:
-  """Returns the race of one product: rows sorted by expert, times their experts' matrices."""
+def matmul_benchmark(shape: Shape, dtype: str) -> Benchmark:
+  """Returns the benchmark of one product: rows sorted by expert, times their experts' matrices."""
   rows = shape.tokens * shape.num_active
   sizes_E = np.bincount(choose(shape).ravel(), minlength=shape.num_experts)
   rows_RD = _normal(0, dtype, rows, shape.dim)
   weight_EDF = _normal(1, dtype, shape.num_experts, shape.dim, shape.mlp_dim)
   backends = {name: f for name, f in grouped_matmul.BACKENDS.items() if name != "loop"}
   sizes = jnp.asarray(sizes_E, jnp.int32)
-  return Race(
+  return Benchmark(
     title=f"grouped matmul ({rows}, {shape.dim}) x ({shape.dim}, {shape.mlp_dim})",
     contestants={name: _with_sizes(f, sizes) for name, f in backends.items()},
     args=(rows_RD, weight_EDF),
@@ -91,8 +91,8 @@ def matmul_race(shape: Shape, dtype: str) -> Race:
   )
 
 
-def layer_race(shape: Shape, dtype: str) -> Race:
-  """Returns the race of a whole SwiGLU expert layer, from chosen experts to summed outputs."""
+def layer_benchmark(shape: Shape, dtype: str) -> Benchmark:
+  """Returns the benchmark of a whole SwiGLU expert layer, from chosen experts to summed outputs."""
   slot = choose(shape)
   slot_TA = jnp.asarray(slot)
   busiest = int(np.bincount(slot.ravel()).max())
@@ -111,7 +111,7 @@ def layer_race(shape: Shape, dtype: str) -> Race:
       contestants[f"sort + {name}"] = _sorted_layer(matmul, slot_TA)
   contestants["one-hot einsum"] = _onehot_layer(slot_TA, busiest)
   active = shape.num_active * shape.mlp_dim
-  return Race(
+  return Benchmark(
     title=f"expert layer, {shape.num_experts} experts top-{shape.num_active}",
     contestants=contestants,
     args=(x_TD, gate_up_EDGF, down_EFD, weight_TA),

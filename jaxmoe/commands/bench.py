@@ -7,10 +7,10 @@ jaxmoe bench latency --experts=dense,shift,low_rank,identity --num_experts=4
 
 The second measures what a row costs at each expert, and prints it for LatencyAware(latency=...).
 
-Without sizes the first runs 8 experts top-2, 64 top-8 and 128 top-8. All contestants of a race run
-in turn, round by round, so that a busy machine slows all of them alike; a ratio is the median over
-the rounds of a contestant's time over the dense one's. What does not equal the oracle, in values
-and gradients, is not timed, and the exit code is 1.
+Without sizes the first runs 8 experts top-2, 64 top-8 and 128 top-8. All contestants of a benchmark
+run in turn, round by round, so that a busy machine slows all of them alike; a ratio is the median
+over the rounds of a contestant's time over the dense one's. What does not equal the oracle, in
+values and gradients, is not timed, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmoe.bench.expert_latency import family_of, latencies
-from jaxmoe.bench.expert_layers import SHAPES, Race, Shape, layer_race, matmul_race
+from jaxmoe.bench.expert_layers import SHAPES, Benchmark, Shape, layer_benchmark, matmul_benchmark
 from jaxmoe.commands.process import command_line
 from jaxmoe.commands.process.malloc import keep_freed_memory
 from jaxmoe.core.errors import InputError
@@ -41,7 +41,7 @@ SIZES = ("tokens", "dim", "mlp_dim", "num_experts", "num_active")
 for _size in SIZES:
   flags.DEFINE_integer(_size, None, "One size instead of the three shapes.", flag_values=FLAGS)
 flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", flag_values=FLAGS)
-flags.DEFINE_integer("repeats", 7, "Rounds of each race.", flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 7, "Rounds of each benchmark.", flag_values=FLAGS)
 flags.DEFINE_float("skew", 0.0, "Expert i is chosen with weight i^-skew.", flag_values=FLAGS)
 flags.DEFINE_string(
   "experts", "swiglu", "Experts of `latency`: a name of EXPERTS, or kinds.", flag_values=FLAGS
@@ -74,11 +74,11 @@ def main(arguments: list[str]) -> int:
   console.print(f"{versions}, {FLAGS.dtype}, {FLAGS.repeats} rounds")
   results: list[dict[str, Any]] = []
   for shape in shapes:
-    for make in (matmul_race, layer_race):
-      race = make(shape, FLAGS.dtype)
-      rows = run_race(race, FLAGS.dtype, FLAGS.repeats, console)
-      console.print(as_table(f"{race.title}, T={shape.tokens}, D={shape.dim}", rows))
-      results.append({"race": race.title, "shape": vars(shape), "rows": rows})
+    for make in (matmul_benchmark, layer_benchmark):
+      benchmark = make(shape, FLAGS.dtype)
+      rows = run_benchmark(benchmark, FLAGS.dtype, FLAGS.repeats, console)
+      console.print(as_table(f"{benchmark.title}, T={shape.tokens}, D={shape.dim}", rows))
+      results.append({"race": benchmark.title, "shape": vars(shape), "rows": rows})
   if FLAGS.json:
     record = {"device": device.device_kind, "jax": jax.__version__, "dtype": FLAGS.dtype}
     record |= {"repeats": FLAGS.repeats, "races": results}
@@ -106,22 +106,24 @@ def asked_shapes() -> list[Shape]:
   return [Shape(**{**vars(shape), **asked, "skew": FLAGS.skew}) for shape in shapes]
 
 
-def run_race(race: Race, dtype: str, repeats: int, console: Console) -> list[dict[str, Any]]:
+def run_benchmark(
+  benchmark: Benchmark, dtype: str, repeats: int, console: Console
+) -> list[dict[str, Any]]:
   """Returns a row for the dense function and each contestant: errors, seconds and ratios."""
-  expected = _values(race.oracle, [x.astype(jnp.float32) for x in race.args])
+  expected = _values(benchmark.oracle, [x.astype(jnp.float32) for x in benchmark.args])
   rows: list[dict[str, Any]] = [{"name": "dense", "error": 0.0, "wrong": False}]
-  runs = {"dense": _passes(race.dense, race.dense_args)}
-  for name, function in race.contestants.items():
+  runs = {"dense": _passes(benchmark.dense, benchmark.dense_args)}
+  for name, function in benchmark.contestants.items():
     console.print(f"[dim]checking {name} ...[/]")
     try:
-      error = largest_error(_values(function, race.args), expected)
+      error = largest_error(_values(function, benchmark.args), expected)
     except jax.errors.JaxRuntimeError as failure:  # No memory, or no code for the type.
       console.print(f"{name} fails: {str(failure).splitlines()[0]}", markup=False)
       error = math.inf
     wrong = not error <= TOLERANCES[dtype]
     rows.append({"name": name, "error": error, "wrong": wrong})
     if not wrong:
-      runs[name] = _passes(function, race.args)
+      runs[name] = _passes(function, benchmark.args)
   console.print(f"[dim]timing {', '.join(runs)} ...[/]")
   seconds = {name: np.empty((len(PASSES), repeats)) for name in runs}
   for round_index in range(-1, repeats):  # Round -1 warms up.
@@ -158,7 +160,7 @@ def largest_error(got: Any, expected: Any) -> float:
 
 
 def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
-  """Returns the table of a race: milliseconds, median and quartiles, and ratios to dense."""
+  """Returns the table of a benchmark: milliseconds, median and quartiles, and ratios to dense."""
   table = Table(title=title, title_justify="left", min_width=78)
   table.add_column("", no_wrap=True)
   for heading in ("forward ms", "x", "forward+backward ms", "x"):

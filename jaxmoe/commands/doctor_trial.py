@@ -1,4 +1,4 @@
-"""What this machine computes with, and three steps of the smallest recipe, as lines of JSON.
+"""The trial of a machine: its devices, and three steps of the smallest recipe, as JSON lines.
 
 `jaxmoe doctor` runs it as a process of its own: an installation that is broken, or a crash in a
 driver, then costs the doctor nothing but this part of what it tells.

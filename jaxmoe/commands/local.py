@@ -67,7 +67,7 @@ def main(arguments: list[str], words: Sequence[str] = ()) -> int:
   outlive_readers()
   try:
     program = program_of(words)
-    crew = Crew(program, FLAGS.processes, FLAGS.devices_per_process, FLAGS.heartbeat_s)
+    crew = ProcessGroup(program, FLAGS.processes, FLAGS.devices_per_process, FLAGS.heartbeat_s)
   except OSError as error:
     raise InputError(f"{' '.join(words[:1])}: cannot be run ({error.strerror})") from None
   return crew.wait()
@@ -94,7 +94,7 @@ def program_of(words: Sequence[str]) -> list[str]:
   return list(words)
 
 
-class Crew:
+class ProcessGroup:
   """Processes that live and die together."""
 
   def __init__(self, program: Sequence[str], processes: int, devices: int, heartbeat_s: int):

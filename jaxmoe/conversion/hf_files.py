@@ -1,4 +1,4 @@
-"""What both directions of a conversion share: files that go along, folders, progress."""
+"""Files of a Hugging Face checkpoint that go along both ways, its folders, and progress."""
 
 from __future__ import annotations
 

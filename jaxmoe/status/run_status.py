@@ -1,4 +1,4 @@
-"""What the files of a run say at one moment, read in a fraction of a second and without JAX."""
+"""A snapshot of a run from its files, in a fraction of a second and without JAX."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jaxmoe.bench.expert_latency import family_of, latencies
-from jaxmoe.bench.expert_layers import Shape, layer_race, matmul_race
+from jaxmoe.bench.expert_layers import Shape, layer_benchmark, matmul_benchmark
 from jaxmoe.commands import bench
 from jaxmoe.moe.balance import LatencyAware
 from jaxmoe.moe.layer import MoEConfig
@@ -19,13 +19,13 @@ from jaxmoe.moe.routers.topk import Switch
 TINY = Shape(tokens=12, dim=4, mlp_dim=3, num_experts=3, num_active=2, skew=0.5)
 
 
-def run(race, repeats=1):
+def run(benchmark, repeats=1):
   out = io.StringIO()
-  rows = bench.run_race(race, "float32", repeats, Console(file=out, width=80))
+  rows = bench.run_benchmark(benchmark, "float32", repeats, Console(file=out, width=80))
   return {row["name"]: row for row in rows}
 
 
-@pytest.mark.parametrize("make", [matmul_race, layer_race])
+@pytest.mark.parametrize("make", [matmul_benchmark, layer_benchmark])
 def test_every_contestant_equals_the_oracle_and_is_timed(make):
   rows = run(make(TINY, "float32"))
   assert len(rows) >= 3
@@ -37,13 +37,13 @@ def test_every_contestant_equals_the_oracle_and_is_timed(make):
 
 
 def test_a_wrong_contestant_is_not_timed():
-  race = matmul_race(TINY, "float32")
-  right = race.contestants["blocks"]
+  benchmark = matmul_benchmark(TINY, "float32")
+  right = benchmark.contestants["blocks"]
   wrong = {
     "one row is off": lambda rows, weight: right(rows, weight).at[3].multiply(1.1),
     "not a number": lambda rows, weight: right(rows, weight) * jnp.nan,
   }
-  rows = run(dataclasses.replace(race, contestants=wrong))
+  rows = run(dataclasses.replace(benchmark, contestants=wrong))
   for name in wrong:
     assert rows[name]["wrong"] and "forward" not in rows[name]
   table = bench.as_table("title", list(rows.values()))

@@ -66,8 +66,8 @@ def test_who_waits_for_the_others_says_so(meet, monkeypatch, capsys):
 
 
 def test_the_others_of_one_that_refuses_its_input_do_not_live_for_a_heartbeat(monkeypatch):
-  monkeypatch.setattr(local.Crew, "__init__", lambda self: None)
-  crew = local.Crew()
+  monkeypatch.setattr(local.ProcessGroup, "__init__", lambda self: None)
+  crew = local.ProcessGroup()
   crew._grace_s = 600
   assert crew._left_s(InputError.code) == 10
   assert crew._left_s(1) == 600

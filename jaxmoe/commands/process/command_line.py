@@ -1,4 +1,4 @@
-"""What every command shares: flags, and one line and an exit code for a mistake. Without JAX.
+"""The command line: flags, and one line and an exit code for a mistake. Without JAX.
 
 Exit codes: 0 done; 2 bad input; 3 more steps skipped or rolled back than allowed; 4 no intact
 checkpoint or three failed saves; 42 preempted, state saved, or stuck; 43 another process of the run

@@ -1,4 +1,4 @@
-"""How this process keeps the memory it was given."""
+"""Settings of malloc: this process keeps the memory it was given."""
 
 from __future__ import annotations
 

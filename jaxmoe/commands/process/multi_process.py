@@ -1,4 +1,4 @@
-"""How one of several processes starts and ends: distributed JAX, and one line for all of them.
+"""Start and end of one of several processes: distributed JAX, and one line for all of them.
 
 `jaxmoe local` tells its processes by environment variables who they are; they serve by hand, too:
 JAX_COORDINATOR_ADDRESS=HOST:PORT, JAXMOE_PROCESSES=N, JAXMOE_PROCESS=0..N-1. On a TPU pod (GKE's

@@ -1,4 +1,4 @@
-"""Where each of our weights lies in a checkpoint, as data that is read in both directions.
+"""The mapping of weights to tensors of a checkpoint, as data that is read both ways.
 
     layout = TensorLayout("mlp.experts.{e}.{g}_proj.weight", "f d", GATE_UP)
     ParamMapping("moe/experts/gate_up", "e d g f", (layout,))
