@@ -37,7 +37,7 @@ from jaxmoe.train.saver import Saver
 from jaxmoe.train.step import Step, abstract_batch, abstract_state, lower_step
 from jaxmoe.train.step_health import HarmfulStepsError, StepHealth, check_drops
 from jaxmoe.train.step_line import DispatchedStep, step_line
-from jaxmoe.train.train_state import ONLY, State, StateSpec, came_from, read_state
+from jaxmoe.train.train_state import ONLY, Arrays, State, StateSpec, came_from, read_state
 from jaxmoe.train.update_underflow import UpdateUnderflow, may_underflow
 from jaxmoe.train.workdir import Workdir
 
@@ -91,18 +91,18 @@ class Trainer:
       if multihost.is_main_process():
         self.workdir.claim(experiment)
     check_same_run(self.store, experiment, self.corpus)
-    observers = self.observers = run_setup.make_observers(
-      experiment, self.workdir, self.corpus, self.options.clock
-    )
+    clock, files = self.options.clock, (self.workdir, self.corpus)
+    self.observers = observers = run_setup.make_observers(experiment, *files, clock)
     tell_process(observers, self.workdir)
     observers.watchdog.start()
     callbacks = LoaderCallbacks(observers.slow, observers.unread, observers.worker)
     self.stream = self.corpus.stream(train.batch_size, train.seed, *self._share, callbacks)
     self.samples = observers.log.also(self.workdir.samples)
+    self.stopped = multihost.AnyProcess(stopped)
     self.saver = Saver(experiment, self.corpus, self.spec, self.store, self.stream, observers)
     try:
       with observers.clock.pauses.running():
-        return self._fit(stopped)
+        return self._fit()
     except (RuntimeError, ValueError, OSError, MemoryError) as raised:
       error = multihost.peer_error(raised) or machine_error(raised) or raised
       if isinstance(error, UserFacingError | PeerError):
@@ -117,7 +117,7 @@ class Trainer:
       if not isinstance(sys.exception(), PeerError):  # or it would wait for the dead
         self.store.close()
 
-  def _fit(self, stopped: Callable[[], bool]) -> RunResult:
+  def _fit(self) -> RunResult:
     num_steps, observers = self.experiment.train.num_steps, self.observers
     self.evaluation, self.sampling = self.hooks = self._hooks()
     self.restore_or_init()
@@ -129,7 +129,7 @@ class Trainer:
       return RunResult(self.step, done=True)
     self._compile()
     try:
-      self.run(multihost.AnyProcess(stopped))
+      self.run()
     finally:
       observers.display.close()
     with observers.phase("checkpoint", f"saving step {self.step}"):
@@ -164,13 +164,13 @@ class Trainer:
     with observers.phase("start", "looking for a checkpoint"):
       found = read_state(self.store, spec, observers.damaged)
     if found is None:
-      self._init(lambda: spec.init(self.experiment.train.seed), about)
+      self._init(None, about)
       return
     step, arrays, record = found
     if ONLY not in record:
       self.stream.restore(record["data"])
     if step == 0:  # made of another run
-      self._init(lambda: spec.from_arrays(arrays), about)
+      self._init(arrays, about)
       tell_recast(observers, 0, spec.recast(arrays))
       return
     self.saver.rollbacks = record["rollbacks"]
@@ -185,12 +185,13 @@ class Trainer:
     if step < self.experiment.train.num_steps:
       tell_changes(observers, step, self.state, record, self.experiment, self.decoder)
 
-  def _init(self, make: Callable[[], State], about: dict[str, Any]) -> None:
-    """Begins a new run, with what the untrained model has to say."""
-    observers, samples = self.observers, self.sampling
+  def _init(self, arrays: Arrays | None, about: dict[str, Any]) -> None:
+    """Begins a new run, of its seed or of arrays, with what the untrained model has to say."""
+    observers, samples, seed = self.observers, self.sampling, self.experiment.train.seed
     self.forget(-1)  # what the untrained model wrote comes again, too
     with observers.phase("start", "making parameters"):
-      state = jax.block_until_ready(make())
+      state = self.spec.init(seed) if arrays is None else self.spec.from_arrays(arrays)
+      jax.block_until_ready(state)
     if samples.every:
       with observers.phase("samples", "writing with the untrained model", brief=True):
         samples(0, state)
@@ -206,11 +207,10 @@ class Trainer:
         "(exact; about a third more compute)"
       )
     with observers.phase("compile", "compiling train_step"):
-      given = abstract_state(self.spec), abstract_batch(experiment, self.layout)
-      self.program = self.compiled_step(*given)
+      batch = abstract_batch(experiment, self.layout)
+      self.program = self.compiled_step(abstract_state(self.spec), batch)
     with observers.phase("start", "measuring the matmul peak"):
-      dtype = experiment.model.dtype
-      peak = run_setup.peak_flops_per_s(dtype, self.layout, options.peaks)
+      peak = run_setup.peak_flops_per_s(experiment.model.dtype, self.layout, options.peaks)
     self.flops_s = run_setup.step_flops(experiment, self.decoder.vocab_size), peak
     clock = {"seconds": observers.clock.take("start"), "peak_flops_per_s": peak}
     observers.log.event("compiled", time=clock)
@@ -219,7 +219,7 @@ class Trainer:
     """Returns the step compiled for these shapes, with the state donated."""
     return lower_step(self.experiment, self.decoder, self.spec, self.layout, state, batch).compile()
 
-  def run(self, stopped: Callable[[], bool]) -> None:
+  def run(self) -> None:
     """Trains until the end, or until asked to stop; the last step is saved.
 
     Raises:
@@ -238,11 +238,11 @@ class Trainer:
       observers.display.start(self.step)
       while self.step < train.num_steps and not ended:
         try:
-          ended = self._advance(stopped)
+          ended = self._advance()
         except HarmfulStepsError as harm:
           self.rollback(harm)
 
-  def _advance(self, stopped: Callable[[], bool]) -> bool:
+  def _advance(self) -> bool:
     """Makes a step, and whatever is due after it; returns whether it was the last."""
     train, before = self.experiment.train, self._pending
     self._pending = self.train_step()
@@ -250,7 +250,7 @@ class Trainer:
     if before is not None:
       self.log_step(before)
     last = n == train.num_steps
-    ended = last or stopped()
+    ended = last or self.stopped()
     self._between_steps()
     due: list[Hook] = [hook for hook in self.hooks if hook.every and (last or n % hook.every == 0)]
     saving = ended or n % train.checkpoint_every == 0
@@ -319,8 +319,7 @@ class Trainer:
 
   def log_step(self, dispatched: DispatchedStep, extra: dict[str, Any] | None = None) -> int:
     """Writes the line of a step, with what hooks returned; returns the skips in a row."""
-    observers = self.observers
-    groups = self.decoder.layer_groups
+    observers, groups = self.observers, self.decoder.layer_groups
     line = step_line(dispatched, extra, groups, observers.clock, self.flops_s)
     observers.log.step(line)
     observers.display.step(line)

@@ -118,7 +118,7 @@ def go(recorder, first=0, **train):
   model = types.SimpleNamespace(drop_limits={})
   recorder.experiment = types.SimpleNamespace(train=train, model=model, optim=Optim())
   recorder._go_on_from(first, jnp.int32(first))
-  recorder.run(recorder.stopped)
+  recorder.run()
   return recorder.step, recorder.state
 
 
