@@ -17,17 +17,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PLACES = {
+  "BlockConfig": "models.block",
   "CheckpointError": "core.errors",
   "InputError": "core.errors",
   "MoEConfig": "moe.layer",
   "Run": "runs.run",
+  "SoftmaxAttention": "models.attention",
+  "TransformerConfig": "models.transformer",
   "convert": "runs.run",
   "fit": "runs.run",
   "from_pretrained": "runs.run",
+  "nn": "nn:",
   "open": "runs.run:open_run",
   "recipe": "runs.recipe_loading",
 }
-"""Where each public name lies: MODULE, or MODULE:NAME where it has another name there."""
+"""The place of each public name: MODULE, MODULE:NAME if it is another there, MODULE: for itself."""
 
 __all__ = ["__version__", *_PLACES]
 
@@ -36,8 +40,9 @@ def __getattr__(name: str) -> Any:
   """Returns a public name, and fetches what it needs."""
   if name not in _PLACES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  module, _, there = _PLACES[name].partition(":")
-  value = getattr(importlib.import_module(f"{__name__}.{module}"), there or name)
+  place, colon, there = _PLACES[name].partition(":")
+  module = importlib.import_module(f"{__name__}.{place}")
+  value = module if colon and not there else getattr(module, there or name)
   globals()[name] = value
   return value
 

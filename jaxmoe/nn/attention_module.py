@@ -11,7 +11,6 @@ from flax import nnx
 from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.attention import SoftmaxAttention
-from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.cache import NoCache
 from jaxmoe.nn.aux import Aux, aux_of
 from jaxmoe.nn.router_module import keep_buffers
@@ -21,7 +20,7 @@ from jaxmoe.nn.tokens import keys_of, tokens_of
 class Attention(nnx.Module):
   """Causal attention of any kind; a token sees its document so far, or what its mask says.
 
-      config = SoftmaxAttention(num_heads=8, num_kv_heads=2, head_dim=64)
+      config = jaxmoe.SoftmaxAttention(num_heads=8, num_kv_heads=2, head_dim=64)
       attention = jaxmoe.nn.Attention(config, dim=512, rngs=nnx.Rngs(0))
       y, _ = attention(x)
 
@@ -40,9 +39,10 @@ class Attention(nnx.Module):
     param_dtype: Any = jnp.float32,
   ):
     self.config: Any = config or SoftmaxAttention()
-    self.layer: Any = self.config.build(Init(Keys(rngs.params()), jnp.dtype(param_dtype)), dim, norm_eps)
-    if isinstance(self.config, AttentionExperts):
-      keep_buffers(self.layer.router)
+    init = Init(Keys(rngs.params()), jnp.dtype(param_dtype))
+    self.layer = self.config.build(init, dim, norm_eps)
+    if (router := getattr(self.layer, "router", None)) is not None:
+      keep_buffers(router)
 
   def __call__(
     self, x: jax.Array, segment: jax.Array | None = None, rngs: nnx.Rngs | None = None

@@ -23,7 +23,7 @@ from jaxmoe.nn.tokens import keys_of, tokens_of
 class Block(nnx.Module):
   """x + attention(norm(x)), then x + ffn(norm(x)).
 
-      block = jaxmoe.nn.Block(BlockConfig(), dim=512, rngs=nnx.Rngs(0))
+      block = jaxmoe.nn.Block(jaxmoe.BlockConfig(), dim=512, rngs=nnx.Rngs(0))
       y, aux = block(x)
       loss = task_loss(y) + aux.loss
 

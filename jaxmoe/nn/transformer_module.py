@@ -21,7 +21,8 @@ from jaxmoe.nn.tokens import keys_of, tokens_of
 class Transformer(nnx.Module):
   """A decoder-only language model.
 
-      model = jaxmoe.nn.Transformer(TransformerConfig(dim=64), vocab_size=256, rngs=nnx.Rngs(0))
+      config = jaxmoe.TransformerConfig(dim=64)
+      model = jaxmoe.nn.Transformer(config, vocab_size=256, rngs=nnx.Rngs(0))
       logits, aux = model(ids)  # (B, L, V)
       loss = cross_entropy(logits, labels) + aux.loss
 
