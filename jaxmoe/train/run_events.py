@@ -51,7 +51,7 @@ def about_run(
 
 
 def tell_end(
-  kind: str, step: int, state: State, spec: StateSpec, stream: BatchStream, observers: Observers
+  done: bool, step: int, state: State, spec: StateSpec, stream: BatchStream, observers: Observers
 ) -> None:
   """Writes the last event of the process, and returns once all lines are on the disk.
 
@@ -66,7 +66,7 @@ def tell_end(
       "larger train.batch_size or data.seq_len there are fewer"
     )
   seconds = observers.clock.take("checkpoint")
-  observers.log.event(kind, time={"seconds": seconds}, **event_fields)
+  observers.log.event("done" if done else "stopped", time={"seconds": seconds}, **event_fields)
   with multihost.raise_on_all():
     try:
       observers.log.sync()

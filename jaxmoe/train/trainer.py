@@ -125,7 +125,7 @@ class Trainer:
     if self.step >= num_steps:
       observers.display.say(f"nothing to do: step {self.step} of {num_steps} is saved already")
       # Again, because the process that saved it may have died before it said so.
-      self._end("done")
+      self._end(done=True)
       return RunResult(self.step, done=True)
     self._compile()
     try:
@@ -135,7 +135,7 @@ class Trainer:
     with observers.phase("checkpoint", f"saving step {self.step}"):
       self.saver.finish(self.step, self.state)
     done = self.step == num_steps
-    self._end("done" if done else "stopped")
+    self._end(done)
     return RunResult(self.step, done)
 
   def _hooks(self) -> tuple[EvaluationHook, SamplesHook]:
@@ -395,6 +395,6 @@ class Trainer:
         raise CheckpointError(f"cannot cut the files of the run to step {step}: {error}") from error
       return cut
 
-  def _end(self, kind: str) -> None:
+  def _end(self, done: bool) -> None:
     """Writes the last event of the process."""
-    tell_end(kind, self.step, self.state, self.spec, self.stream, self.observers)
+    tell_end(done, self.step, self.state, self.spec, self.stream, self.observers)

@@ -235,8 +235,8 @@ def run_layer(graph, state, x, scores_TA, expert_TA, valid_TA, grad_y):
     weight_TA = scores_TA / jnp.where(total_T1 > 0, total_T1, 1)
     routing = Routing(expert_TA, weight_TA, valid_TA, jnp.ones((T, E)), jnp.zeros(T))
     layer = nnx.merge(graph, state)
-    found, counts = layer._experts(x[None], routing, Keys.from_seed(1))
-    y = found.stream(layer.parallel)[0]
+    found, counts = layer._experts(x[None], routing, {}, Keys.from_seed(1))
+    y = found.reduce(layer.parallel)[0]
     return y, sum(counts.dropped.values())
 
   y, vjp, dropped = jax.vjp(compute, state, x, scores_TA, has_aux=True)
@@ -296,7 +296,7 @@ def test_exactly_the_experts_that_are_said_to_be_idle_take_no_rows(name):
     range(E - num_zero_compute)
   )
   for part in parts:
-    context = module._site(part, None)
+    context = module._context(part, None)
     assert (context.idle, context.others) == (
       num_zero_compute,
       E - num_zero_compute - (part.stop - part.start),

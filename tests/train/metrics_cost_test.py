@@ -34,7 +34,7 @@ def costs(experiment):
   gradients = make_gradients(decoder, experiment.train.num_micro)
   step = TrainStep(gradients, transform, make_schedule(optim, 30), 0)
   shape = (experiment.train.batch_size, experiment.data.seq_len)
-  names = ("ids", "labels", "position", "group")
+  names = ("ids", "labels", "position", "segment")
   batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
 
   def bare(state, batch):

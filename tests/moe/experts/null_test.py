@@ -137,7 +137,7 @@ def test_capacity_is_sized_by_the_share_of_choices_that_compute():
   layer = config.build(Init(Keys.from_seed(0)), D)
   (part,) = layer.experts.groups(N + M)
   _, sums, _, _ = run(config, draw())
-  rows = config.dispatch.rows_for(sums.routing.part(0, N), layer._site(part, None))
+  rows = config.dispatch.rows_for(sums.routing.part(0, N), layer._context(part, None))
   assert rows == -(-T * A // (N + M))
 
 

@@ -25,8 +25,8 @@ def run(chosen, experts=EXPERTS, weight=(0.3, 0.5)):
   expert_TA = jnp.tile(jnp.asarray(chosen, jnp.int32), (5, 1))
   weight_TA = jnp.tile(jnp.asarray(weight, jnp.float32), (5, 1))
   routing = Routing(expert_TA, weight_TA, weight_TA > 0, jnp.ones((5, E)), jnp.zeros(5))
-  found, _ = layer._experts(x[None], routing, None)
-  return x, found.stream(layer.parallel)[0], layer
+  found, _ = layer._experts(x[None], routing, {}, None)
+  return x, found.reduce(layer.parallel)[0], layer
 
 
 @pytest.mark.parametrize("order", [(ZERO, 1), (1, ZERO)])
@@ -55,7 +55,7 @@ def test_two_experts_that_compute_nothing_take_no_row_and_drop_nothing():
   assert [(part.start, part.stop, part.takes_rows) for part in parts] == [
     (0, FFN, True), (FFN, E, False),
   ]  # fmt: skip
-  assert layer._site(parts[0], None).idle == E - FFN
+  assert layer._context(parts[0], None).idle == E - FFN
 
 
 @pytest.mark.parametrize("tau", [0.5, 0.75])
