@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoe.bench.benchmark import Benchmark
 from jaxmoe.core.errors import InputError
 from jaxmoe.ops import expert_mlp, grouped_matmul
 from jaxmoe.ops.grouped_matmul import GroupedMatmul
@@ -46,18 +47,6 @@ SHAPES = (
   Shape(mlp_dim=128, num_experts=64, num_active=8),
   Shape(mlp_dim=128, num_experts=128, num_active=8),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-  """Functions over the same `args`, with the right values, and a dense one that sets the scale."""
-
-  title: str
-  contestants: dict[str, Callable[..., jax.Array]]
-  args: tuple[jax.Array, ...]
-  oracle: Callable[..., jax.Array]
-  dense: Callable[..., jax.Array]
-  dense_args: tuple[jax.Array, ...]
 
 
 def swiglu(pre: jax.Array) -> jax.Array:

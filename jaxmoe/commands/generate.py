@@ -22,7 +22,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.terminal import escaped
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.models.generate import Sampling
-from jaxmoe.runs.chat_prompt import asked_in
+from jaxmoe.runs.chat_prompt import prompt_format
 from jaxmoe.runs.generation import (
   TextStream,
   encode_chat,
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
   experiment, origin = workdir.experiment(), origin_of(workdir)
   context = experiment.data.seq_len
   first = [("system", FLAGS.system)] if FLAGS.system else []
-  asked = asked_in(origin.folder, experiment, origin.trained) if FLAGS.chat else None
+  asked = prompt_format(origin.folder, experiment, origin.trained) if FLAGS.chat else None
 
   def encode(tokenizer: Tokenizer) -> list[np.ndarray]:
     if asked is None:

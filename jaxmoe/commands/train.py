@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -137,7 +138,7 @@ def run_options(experiment: Experiment, workdir: Workdir, clock: WallClock) -> I
       # Or a program from the compile cache would carry the names of the code that compiled it.
       jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     if multihost.is_main_process():
-      targets = make_sinks(FLAGS.sinks, workdir.path)
+      targets = make_sinks(FLAGS.sinks, workdir.path, os.environ)
   sinks = Sinks(targets, log.event, print)
   wait_s = 5.0
   try:

@@ -23,7 +23,7 @@ Turns = Sequence[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PromptFormat:
   """A format that a model is asked in.
 
   Attributes:
@@ -35,7 +35,7 @@ class Asked:
   encode: Callable[[Tokenizer, Turns], np.ndarray]
 
 
-def asked_in(carried: pathlib.Path, experiment: Experiment, trained: bool) -> Asked:
+def prompt_format(carried: pathlib.Path, experiment: Experiment, trained: bool) -> PromptFormat:
   """Returns the format that a run is asked in: the one it is trained in.
 
   Args:
@@ -57,16 +57,16 @@ def asked_in(carried: pathlib.Path, experiment: Experiment, trained: bool) -> As
     return _by(beside)
   form = select_format(experiment.data)
   if isinstance(form, PlainChatFormat):
-    return Asked(form.name, lambda tokenizer, content: form.prompt(content, tokenizer))
+    return PromptFormat(form.name, lambda tokenizer, content: form.prompt(content, tokenizer))
   found = tokenizer_template(experiment.data)
   assert found is not None
   return _by(found)
 
 
-def _by(template: TemplateText) -> Asked:
+def _by(template: TemplateText) -> PromptFormat:
   def encode(tokenizer: Tokenizer, content: Turns) -> np.ndarray:
     if not isinstance(tokenizer, SubwordTokenizer):
       raise InputError("--chat needs the tokenizer that the model came with; use --prompt alone")
     return encode_chat(template.text, tokenizer, content, template.tokens)
 
-  return Asked(f"the template of {template.path}", encode)
+  return PromptFormat(f"the template of {template.path}", encode)

@@ -11,7 +11,7 @@ from jaxmoe.conversion.hf_files import end_ids
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.models.generate import Sampling, generate
-from jaxmoe.runs.chat_prompt import Asked
+from jaxmoe.runs.chat_prompt import PromptFormat
 from jaxmoe.runs.run_loading import LoadedRun
 from jaxmoe.train.hooks import encode_prompt
 
@@ -34,7 +34,9 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], context: int) -
   return rows
 
 
-def encode_chat(tokenizer: Tokenizer, asked: Asked, messages: Messages, context: int) -> np.ndarray:
+def encode_chat(
+  tokenizer: Tokenizer, asked: PromptFormat, messages: Messages, context: int
+) -> np.ndarray:
   """Returns the ids of messages up to where the assistant is to write.
 
   Raises:

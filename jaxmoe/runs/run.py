@@ -25,7 +25,7 @@ from jaxmoe.models.generate import Sampling
 from jaxmoe.models.transformer import DType
 from jaxmoe.report import write_report
 from jaxmoe.runs import surgery
-from jaxmoe.runs.chat_prompt import asked_in
+from jaxmoe.runs.chat_prompt import prompt_format
 from jaxmoe.runs.evaluation import held_out, score_documents
 from jaxmoe.runs.fit import StepCallback, check_run, train_run
 from jaxmoe.runs.generation import (
@@ -91,7 +91,7 @@ class Run(LoadedRun):
     Raises:
       InputError: no format is known, a message is empty, or they leave no room.
     """
-    asked = asked_in(self.origin.folder, self.experiment, self.origin.trained)
+    asked = prompt_format(self.origin.folder, self.experiment, self.origin.trained)
     row = encode_chat(self.tokenizer, asked, messages, self.experiment.data.seq_len)
     return self._write([""], [row], _sampling(sampling), stream, special)[0]
 

@@ -7,7 +7,7 @@ line to SINKS; `jaxmoe/train/sinks.py` says what a sink is.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jaxmoe.core.config_io import unknown
 from jaxmoe.core.errors import InputError
@@ -15,10 +15,15 @@ from jaxmoe.sinks.tensorboard import TensorBoard
 from jaxmoe.sinks.wandb import WandB
 from jaxmoe.train.sinks import Sink
 
-SINKS: dict[str, Callable[[pathlib.Path], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
+Environment = Mapping[str, str]
+"""Variables by name, as `os.environ` has them."""
+
+SINKS: dict[str, Callable[[pathlib.Path, Environment], Sink]] = {
+  "tensorboard": TensorBoard, "wandb": WandB,
+}  # fmt: skip
 
 
-def make_sinks(names: str, workdir: pathlib.Path) -> tuple[Sink, ...]:
+def make_sinks(names: str, workdir: pathlib.Path, env: Environment) -> tuple[Sink, ...]:
   """Returns the sinks of `name,name` for the run in `workdir`; nothing is started or written.
 
   Raises:
@@ -30,7 +35,7 @@ def make_sinks(names: str, workdir: pathlib.Path) -> tuple[Sink, ...]:
       raise unknown("--sinks", "sink", name, SINKS)
     if chosen.count(name) > 1:
       raise InputError(f"--sinks={names}: {name} is given twice")
-  return tuple(SINKS[name](workdir) for name in chosen)
+  return tuple(SINKS[name](workdir, env) for name in chosen)
 
 
 __all__ = ["SINKS", "TensorBoard", "WandB", "make_sinks"]

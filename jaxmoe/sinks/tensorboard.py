@@ -11,6 +11,7 @@ import os
 import pathlib
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ class TensorBoard:
 
   name = "tensorboard"
 
-  def __init__(self, workdir: pathlib.Path):
+  def __init__(self, workdir: pathlib.Path, env: Mapping[str, str]):
+    del env
     self._folder = workdir / "tensorboard"
     self._event, self._summary, self._record_writer = _import()
     self._writer: Any = None

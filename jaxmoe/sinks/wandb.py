@@ -7,9 +7,9 @@ variables (WANDB_PROJECT, WANDB_ENTITY, ...) hold; without WANDB_PROJECT the pro
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from jaxmoe.core.errors import InputError
@@ -28,12 +28,13 @@ class WandB:
 
   name = "wandb"
 
-  def __init__(self, workdir: pathlib.Path):
+  def __init__(self, workdir: pathlib.Path, env: Mapping[str, str]):
     self._workdir = workdir
     self._wandb = _import()
+    self._project = env.get("WANDB_PROJECT", "jaxmoe")
     self._run: Any = None
     self._reached = 0
-    offline = os.environ.get("WANDB_MODE", "online") != "online"
+    offline = env.get("WANDB_MODE", "online") != "online"
     if not offline and not self._wandb.login(prompt=False):
       raise InputError(
         "--sinks=wandb: nobody is logged in to W&B here; run `wandb login`, or set "
@@ -52,7 +53,7 @@ class WandB:
       dir=str(self._workdir),
       id=_kept_id(folder / "run_id", self._workdir.resolve().name),
       name=self._workdir.resolve().name,
-      project=os.environ.get("WANDB_PROJECT", "jaxmoe"),
+      project=self._project,
       resume="allow",
       config=_config(self._workdir / "config.json"),
       settings=settings,

@@ -31,7 +31,7 @@ ENDS = ("done", "stopped", "failed", "stalled")
 
 
 @dataclasses.dataclass(frozen=True)
-class Snapshot:
+class RunStatus:
   """A run at one moment.
 
   Attributes:
@@ -89,7 +89,7 @@ class Snapshot:
     return "elsewhere" if there else "killed"
 
 
-def take(path: pathlib.Path) -> Snapshot:
+def read_status(path: pathlib.Path) -> RunStatus:
   """Returns what the files in the folder of a run say now.
 
   Raises:
@@ -100,7 +100,7 @@ def take(path: pathlib.Path) -> Snapshot:
   lines, scored = _tail(path / "metrics.jsonl")
   events = [event for event in read_lines(path / "events.jsonl") if "event" in event]
   pids = [event["pid"] for event in events if isinstance(event.get("pid"), int)]
-  return Snapshot(
+  return RunStatus(
     path=path,
     held=is_held(path / "lock", pids[-1] if pids else None),
     config=config,

@@ -15,7 +15,7 @@ from jaxmoe.core.config_io import from_plain, to_plain
 from jaxmoe.data.chat_format import PlainChatFormat
 from jaxmoe.data.tokenizers import load_tokenizer
 from jaxmoe.data.tokenizers.template_file import find_template
-from jaxmoe.runs.chat_prompt import asked_in
+from jaxmoe.runs.chat_prompt import prompt_format
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.workdir import Workdir
@@ -122,7 +122,7 @@ def test_a_run_is_asked_in_the_format_that_it_is_trained_in(run, here):
     (None, "the template of ", "user: hi<|end|>\nit: "),
     (PlainChatFormat("({role}) "), "'({role}) ' before", "<|end|>(user) hi\n(assistant) "),
   ):  # fmt: skip
-    asked = asked_in(run / FOLDER, with_data(experiment, chat=chat), trained=True)
+    asked = prompt_format(run / FOLDER, with_data(experiment, chat=chat), trained=True)
     tokenizer = load_tokenizer(run / "tokenizer.json")
     assert asked.name.startswith(name)
     assert tokenizer.decode(asked.encode(tokenizer, [("user", "hi")]), special=True) == text
@@ -139,7 +139,7 @@ def test_an_export_has_the_template_that_messages_were_trained_in(run, tmp_path,
 
 
 def test_a_run_of_ones_own_is_asked_as_messages_are_written(trained):
-  asked = asked_in(trained / FOLDER, Workdir(trained).experiment(), trained=True)
+  asked = prompt_format(trained / FOLDER, Workdir(trained).experiment(), trained=True)
   found = asked.encode(load_tokenizer(trained / "tokenizer.json"), [("system", "S"), ("user", "q")])
   assert found.tolist() == [256, *b"<|system|>\nS\n<|user|>\nq\n<|assistant|>\n"]
 

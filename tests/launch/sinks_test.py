@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import os
 import re
 import shutil
 import struct
@@ -35,9 +36,9 @@ def failures(workdir):
 
 def test_sinks_are_named_on_the_command_line(tmp_path):
   pytest.importorskip("tensorboardX")
-  (sink,) = make_sinks(" tensorboard,", tmp_path)
+  (sink,) = make_sinks(" tensorboard,", tmp_path, os.environ)
   assert sink.name == "tensorboard"
-  assert make_sinks("", tmp_path) == ()
+  assert make_sinks("", tmp_path, os.environ) == ()
   assert list(tmp_path.iterdir()) == []
 
 
@@ -47,7 +48,7 @@ def test_sinks_are_named_on_the_command_line(tmp_path):
 )
 def test_a_wrong_name_is_refused(tmp_path, names, words):
   with pytest.raises(InputError, match=re.escape(words)):
-    make_sinks(names, tmp_path)
+    make_sinks(names, tmp_path, os.environ)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_a_missing_package_is_refused_with_the_name_of_the_extra(
     monkeypatch.delitem(sys.modules, module)
   monkeypatch.setitem(sys.modules, package, None)
   with pytest.raises(InputError, match=re.escape(f"pip install 'jaxmoe[{extra}]'")):
-    make_sinks(name, tmp_path)
+    make_sinks(name, tmp_path, os.environ)
 
 
 @pytest.mark.parametrize("flag", ["--sinks=nowhere", "--profile_steps=9:3", "--profile_steps=5:7"])
@@ -81,9 +82,9 @@ def test_nobody_logged_in_to_wandb_is_told_before_anything_starts(monkeypatch, t
   monkeypatch.setitem(sys.modules, "wandb", Nobody)
   monkeypatch.delenv("WANDB_MODE", raising=False)
   with pytest.raises(InputError, match="WANDB_MODE=offline"):
-    make_sinks("wandb", tmp_path)
+    make_sinks("wandb", tmp_path, os.environ)
   monkeypatch.setenv("WANDB_MODE", "offline")
-  assert make_sinks("wandb", tmp_path)[0].name == "wandb"
+  assert make_sinks("wandb", tmp_path, os.environ)[0].name == "wandb"
 
 
 # Sinks that fail.
@@ -94,7 +95,7 @@ class Bad:
 
   name = "bad"
 
-  def __init__(self, error, workdir):
+  def __init__(self, error, workdir, env):
     self.error = error
 
   def resume(self, step):
@@ -182,7 +183,7 @@ def test_tensorboard_reads_what_metrics_jsonl_says_over_a_resume(here, again, tm
 
 def test_points_are_taken_back_by_a_rollback_and_long_lists_become_histograms(tmp_path):
   pytest.importorskip("tensorboardX")
-  (sink,) = make_sinks("tensorboard", tmp_path)
+  (sink,) = make_sinks("tensorboard", tmp_path, os.environ)
   load = list(np.linspace(0, 1, 64) / 32)
   sink.resume(0)
   for step in (1, 2, 3, 4):
@@ -202,7 +203,7 @@ def test_points_are_taken_back_by_a_rollback_and_long_lists_become_histograms(tm
 
 def test_a_point_of_tensorboard_that_the_disk_refuses_is_an_error_of_the_sink(tmp_path):
   pytest.importorskip("tensorboardX")
-  (sink,) = make_sinks("tensorboard", tmp_path)
+  (sink,) = make_sinks("tensorboard", tmp_path, os.environ)
   (tmp_path / "tensorboard").write_text("in the way")
   with pytest.raises(OSError):
     sink.resume(0)
@@ -261,7 +262,7 @@ def test_a_step_that_wandb_has_is_not_sent_again(monkeypatch, tmp_path, reached,
 
   monkeypatch.setitem(sys.modules, "wandb", Wandb)
   monkeypatch.setenv("WANDB_MODE", "offline")
-  (sink,) = make_sinks("wandb", tmp_path)
+  (sink,) = make_sinks("wandb", tmp_path, os.environ)
   sink.resume(0)
   for step in (1, 2, 3, 4):
     sink.write({"step": step, "loss": 1.0})

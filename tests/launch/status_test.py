@@ -10,11 +10,11 @@ import sys
 import pytest
 from rich.cells import cell_len
 
-from jaxmoe.commands import status
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.status import run_status
 from jaxmoe.status.load_table import BLOCKS, LETTERS, bar, load_table
-from jaxmoe.status.run_status import take
+from jaxmoe.status.run_status import read_status
+from jaxmoe.status.status_page import status_lines
 from jaxmoe.status.text_columns import ago, clock, fit, labelled
 from jaxmoe.train import lock
 
@@ -83,7 +83,7 @@ def held(monkeypatch):
 
 
 def told(run, **options):
-  return "\n".join(status.report(take(run), **options))
+  return "\n".join(status_lines(read_status(run), **options))
 
 
 # States.
@@ -110,7 +110,7 @@ def test_looking_at_a_run_takes_no_lock(make, held):
 
   watching = [True]
   sys.addaudithook(watched)
-  take(run)
+  read_status(run)
   watching.clear()
   assert seen == []
   held(run)  # nothing is in the way
@@ -169,20 +169,20 @@ ENDS = {
 def test_a_run_that_ended_says_how(make, held, state):
   event, words = ENDS[state]
   run = make([line(1)], [PROCESS, {"event": "start"}, event, {"event": "sink_failed"}])
-  assert take(run).state == state
+  assert read_status(run).state == state
   assert words in told(run)
   if state == "failed":
     assert "failed with exit code 3" in told(run)
   held(run)  # the process that said so still winds up
-  assert take(run).state == state
+  assert read_status(run).state == state
 
 
 def test_a_run_that_goes_on_after_an_end_is_not_taken_for_ended(make, held):
   run = make([line(1)], [PROCESS, {"event": "stopped"}, PROCESS, {"event": "resume"}])
-  assert take(run).state == "killed"
+  assert read_status(run).state == "killed"
   assert "killed: no process runs here" in told(run)
   held(run)
-  assert take(run).state == "running"
+  assert read_status(run).state == "running"
 
 
 def test_what_of_the_data_was_not_read_is_told(make):
@@ -200,7 +200,7 @@ def test_what_of_the_data_was_not_read_is_told(make):
 
 def test_a_run_of_another_machine_is_not_said_to_be_dead(make):
   run = make([line(1)], [{**PROCESS, "host": "node-7"}])
-  assert take(run).state == "elsewhere"
+  assert read_status(run).state == "elsewhere"
   assert "not seen from here: it ran on node-7; last sign of life 3 s ago" in told(run)
 
 
@@ -208,12 +208,12 @@ def test_a_run_that_surgery_wrote_is_said_to_be_untrained_until_a_process_holds_
   run = make([], [{"event": "surgery", "step": 6}], checkpoints=(0,))
   for file in ("metrics.jsonl", "lock"):
     (run / file).unlink()
-  assert take(run).state == "untrained"
+  assert read_status(run).state == "untrained"
   assert "not trained yet" in told(run) and "sign of life" not in told(run)
   (run / "lock").touch()
-  assert take(run).state == "killed"  # before its first event
+  assert read_status(run).state == "killed"  # before its first event
   held(run)
-  assert take(run).state == "running"
+  assert read_status(run).state == "running"
 
 
 def test_an_old_run_without_process_events_is_read_too(make):
@@ -223,7 +223,7 @@ def test_an_old_run_without_process_events_is_read_too(make):
   text = told(run)
   assert "step      2 of 100 (2.0%)  16 tokens" in text
   assert "    1 ▅▅ " in text
-  assert take(run).goodput is None
+  assert read_status(run).goodput is None
 
 
 # What is told.
@@ -272,18 +272,18 @@ def test_the_last_scores_are_told_and_those_too_far_back_are_not_searched(make, 
   for n in (9, 19):
     lines[n]["eval"] = {"bits_per_byte": n, "domains": {}}
   run = make(lines)
-  assert take(run).scored["step"] == 20
+  assert read_status(run).scored["step"] == 20
   monkeypatch.setattr(run_status, "SEARCHED_BYTES", 100)
-  assert take(run).scored is None
+  assert read_status(run).scored is None
 
 
 def test_where_the_time_went_is_told_unless_the_file_is_too_long_to_sum(make, monkeypatch):
   event = {**PROCESS, "time": {**STARTED, "seconds": {"start": 10.0}}}
   run = make([line(n) for n in range(1, 41)], [event])
-  assert take(run).goodput.seconds["step"] == 20.0
+  assert read_status(run).goodput.seconds["step"] == 20.0
   assert "time      0:40 of wall time: step 50.0%, data 25.0%, start 25.0%" in told(run)
   monkeypatch.setattr(run_status, "SUMMED_BYTES", 100)
-  assert take(run).goodput is None
+  assert read_status(run).goodput is None
   assert "wall time" not in told(run)
 
 
@@ -307,17 +307,17 @@ def test_a_torn_last_line_is_left_out(make):
   run = make([line(1), line(2)])
   with open(run / "metrics.jsonl", "a") as file:
     file.write('{"step": 3, "loss": 1.')
-  assert take(run).lines[-1]["step"] == 2
+  assert read_status(run).lines[-1]["step"] == 2
 
 
 def test_a_folder_without_a_run_and_a_damaged_one_are_refused(tmp_path, make):
   with pytest.raises(CheckpointError, match="no run here"):
-    take(tmp_path / "nothing")
+    read_status(tmp_path / "nothing")
   run = make()
   for text in ("{", "[]", "\x00"):
     (run / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
-      take(run)
+      read_status(run)
 
 
 # The table.
@@ -389,7 +389,7 @@ def test_every_line_fits_80_columns_and_its_encoding(make, name, rows, encoding)
   failed = {"event": "failed", "code": 4, "why": "the disk is full and é " * 30}
   process = {**PROCESS, "time": {**STARTED, "seconds": {"start": 10.0, "data": 1.0}}}
   run = make(RUNS[name], [process, failed], checkpoints=range(1, 60), name="run-" + "long" * 40)
-  lines = status.report(take(run), rows, encoding)
+  lines = status_lines(read_status(run), rows, encoding)
   for text in lines:
     assert cell_len(text) <= 80, text
     assert text.isprintable()
@@ -463,7 +463,7 @@ def test_bad_arguments_end_in_one_line(here, arguments, code, words):
 
 def test_a_finished_run_of_the_real_trainer_is_told(trained):
   text = told(trained)
-  assert take(trained).state == "done"
+  assert read_status(trained).state == "done"
   assert "step      6 of 6 (100.0%)" in text
   assert "held out  bits/byte of all at step 6: " in text
   assert "saved     step 6, " in text

@@ -74,13 +74,13 @@ def _start() -> None:
       address = os.environ.get(ADDRESS, "")
       if index == 0:
         _check_port(address)
-      with _told_who_is_waited_for(f"the {count} processes of the run to meet at {address}"):
+      with _say_who_is_waited_for(f"the {count} processes of the run to meet at {address}"):
         jax.distributed.initialize(
           address, count, index, heartbeat_timeout_seconds=heartbeat_s,
           cluster_detection_method="deactivate",
         )  # fmt: skip
     elif is_one_of_several():
-      with _told_who_is_waited_for("the other processes of the run"):
+      with _say_who_is_waited_for("the other processes of the run"):
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_s)
   except InputError:
     raise
@@ -92,7 +92,7 @@ def _start() -> None:
     ) from None
 
 
-def _told_who_is_waited_for(who: str) -> contextlib.AbstractContextManager[None]:
+def _say_who_is_waited_for(who: str) -> contextlib.AbstractContextManager[None]:
   """Says, now and then, who is waited for: they may never come, and JAX waits for minutes."""
   return ConsoleProgress().phase(f"waiting for {who}", brief=True)
 
