@@ -84,4 +84,4 @@ def test_a_component_reaches_its_contract_and_little_else(whole):
 
 def test_what_every_run_does_reaches_every_test_of_a_command(whole):
   of_step = whole.reached_by(["jaxmoe/train/step.py"])
-  assert {"tests/train/step_test.py", "tests/launch/kill_test.py"} <= {*of_step}
+  assert {"tests/train/step_test.py", "tests/commands/kill_test.py"} <= {*of_step}

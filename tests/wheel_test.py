@@ -10,7 +10,7 @@ import venv
 
 import pytest
 
-from tests.launch.conftest import CHANGES, HOME, share_programs
+from tests.commands.conftest import CHANGES, HOME, share_programs
 from tests.models.pretrained.checkpoint import write_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]

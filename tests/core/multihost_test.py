@@ -1,4 +1,4 @@
-"""A process that is alone; what several do is tested by tests/launch/local_test.py."""
+"""A process that is alone; what several do is tested by tests/commands/local_test.py."""
 
 import pytest
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.launch.conftest import _settings_are_the_tests, checkpoint, run_here, text, trained
+from tests.commands.conftest import _settings_are_the_tests, checkpoint, run_here, text, trained
 
 __all__ = ["_settings_are_the_tests", "checkpoint", "text", "trained"]
 

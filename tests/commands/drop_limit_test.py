@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.launch.conftest import TINY, run_here
+from tests.commands.conftest import TINY, run_here
 
 CAPACITY = "model.stack.0.pattern.0.ffn.dispatch"
 

@@ -11,7 +11,7 @@ from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.optim import OPTIMIZERS
-from tests.launch.conftest import TINY, run_here
+from tests.commands.conftest import TINY, run_here
 
 NAMES = {
   "router": ROUTERS, "experts": EXPERTS, "balance": BALANCE, "dispatch": DISPATCHERS,

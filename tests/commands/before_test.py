@@ -1,6 +1,6 @@
 """Runs begun by the code of 2026-11-28, killed after step 4 of 8: they go on as they were.
 
-tests/launch/before/chats has messages and plain text, a `Chat` of its own, mlp and cosine gates and
+before/chats has messages and plain text, a `Chat` of its own, mlp and cosine gates and
 dispatch by capacity, in float32; `expected.json` is what that code wrote from step 5 on, as a user
 runs it: in a process of its own, on one device, compiled as XLA does by default.
 """

@@ -3,7 +3,7 @@
 `data_names.json` lists those of before, of `tiny` with each component of every family, one change
 at a time. Code may call things as it likes; these names are data. Arrays are read by them, a draw
 depends on the name it is made by, and tools read metrics and events. A component that is new adds
-lines (`python -m tests.launch.data_names_test` writes the file); a line that goes or changes
+lines (`python -m tests.commands.data_names_test` writes the file); a line that goes or changes
 breaks runs that are there.
 """
 
