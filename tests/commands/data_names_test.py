@@ -8,6 +8,7 @@ breaks runs that are there.
 """
 
 import ast
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -206,16 +207,20 @@ def initial_values(experiment):
 
 
 def words_of_events(known):
-  """Returns {event: which of its known keys stand in the files that write it}."""
-  found = {name: set() for name in known}
+  """Returns {event: which of its known keys stand in the packages that write it}."""
+  found, words = {name: set() for name in known}, collections.defaultdict(set)
+  writers = collections.defaultdict(set)
   for path in [*ROOT.glob("jaxmoe/**/*.py"), *ROOT.glob("launch/**/*.py")]:
     nodes = list(ast.walk(ast.parse(path.read_text())))
-    words = {node.arg for node in nodes if isinstance(node, ast.keyword)}
-    words |= {node.value for node in nodes if isinstance(node, ast.Constant)}
-    calls = (node for node in nodes if isinstance(node, ast.Call) and node.args)
-    for name in {text.value for call in calls for text in ast.walk(call.args[0])
-                 if isinstance(text, ast.Constant) and text.value in known}:  # fmt: skip
-      found[name] |= words & {*known[name]}
+    words[path.parent] |= {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    words[path.parent] |= {node.value for node in nodes if isinstance(node, ast.Constant)}
+    for call in (node for node in nodes if isinstance(node, ast.Call) and node.args):
+      texts = (text.value for text in ast.walk(call.args[0]) if isinstance(text, ast.Constant))
+      for name in known.keys() & {text for text in texts if isinstance(text, str)}:
+        writers[name].add(path.parent)
+  for name, folders in writers.items():
+    there = set().union(*(words[folder] for folder in folders))
+    found[name] = there & {*known[name]}
   return {name: sorted(words) for name, words in found.items()}
 
 
