@@ -27,8 +27,8 @@ from jaxmoe.runs.generation import (
   TextStream,
   encode_chat,
   encode_prompts,
+  generate_text,
   need_prompts,
-  write_text,
 )
 
 FLAGS = flags.FlagValues()
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     print(f"asked with {asked.name}", file=sys.stderr)
   shown = [""] * len(prompts) if FLAGS.chat else prompts
   stream = TextStream(run.tokenizer, shown, show, FLAGS.special)
-  write_text(run, encode(run.tokenizer), sampling, stream.token)
+  generate_text(run, encode(run.tokenizer), sampling, stream.token)
   stream.finish()
   return 0
 

@@ -73,7 +73,7 @@ def check_text(flag: str, text: str) -> None:
     raise InputError(f"--{flag} is not valid UTF-8; give text") from None
 
 
-def write_text(
+def generate_text(
   run: LoadedRun,
   rows: Sequence[np.ndarray],
   sampling: Sampling,

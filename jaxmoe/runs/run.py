@@ -33,7 +33,7 @@ from jaxmoe.runs.generation import (
   TextStream,
   encode_chat,
   encode_prompts,
-  write_text,
+  generate_text,
 )
 from jaxmoe.runs.run_loading import LoadedRun, nothing, read_run
 from jaxmoe.runs.scoring import Scores, check_ids, score_ids
@@ -200,9 +200,9 @@ class Run(LoadedRun):
     special: bool,
   ) -> list[str]:
     if not (_is_watched() if stream is None else stream):
-      return write_text(self, rows, sampling, nothing, special)
+      return generate_text(self, rows, sampling, nothing, special)
     shown = TextStream(self.tokenizer, prompts, _show, special)
-    texts = write_text(self, rows, sampling, shown.token, special)
+    texts = generate_text(self, rows, sampling, shown.token, special)
     shown.finish()
     return texts
 
