@@ -132,7 +132,8 @@ class Stack:
       over repeats (None for dense blocks); those of attention experts under `J.attention`.
     """
     new_caches, sums, depth = {}, {}, 0
-    for s, group_params in params.items():
+    for s in sorted(params, key=int):  # as text 10 would come before 2
+      group_params = params[s]
       here = None if caches is None else caches[s]
       state, (new_caches[s], sums[s]) = self.run_group(
         (s, graphs[s], depth), group_params, state, tokens, here, keys
@@ -184,8 +185,9 @@ class Stack:
     def step_of(given: tuple[Tokens, Keys | None], state: Any, inputs: Any) -> tuple[Any, Any]:
       (tokens, keys), (x_BLD, carry), (params, caches, index) = given, state, inputs
       new_caches, sums = {}, {}
-      for j, block_params in gather(params).items():
-        block, depth = nnx.merge(graphs[j], block_params), index + int(j)
+      ready = gather(params)
+      for j in sorted(ready, key=int):
+        block, depth = nnx.merge(graphs[j], ready[j]), index + int(j)
         cache = NoCache() if caches is None else caches[j]
         here = None if keys is None else keys.at(depth)
         x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)

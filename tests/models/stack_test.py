@@ -9,7 +9,7 @@ from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import SoftmaxAttention
-from jaxmoe.models.block import BlockConfig, MoEConfig
+from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import Dense
@@ -119,3 +119,17 @@ def test_a_deeper_stack_compiles_to_as_many_instructions(batch_of):
     lines = (line for line in text.splitlines() if " = " in line and " constant(" not in line)
     counts[layers] = sum(1 for _ in lines)
   assert counts[2] == counts[48] > 100
+
+
+@pytest.mark.parametrize("split", ["groups", "pattern"])
+def test_more_than_ten_groups_or_blocks_of_a_pattern_run_in_order_of_depth(
+  split, batch_of, forward, oracle_logits
+):
+  """As text, which keys of a tree are sorted as, 10 comes before 2."""
+  dense = BlockConfig(SoftmaxAttention(2, 1, 2), MLPConfig(mlp_dim=2))
+  one = (LayerGroup((dense,), 1),) * 11
+  stack = one if split == "groups" else (LayerGroup((dense,) * 11, 1),)
+  decoder = Decoder(TransformerConfig(dim=4, stack=stack), VOCAB)
+  params, batch = decoder.init(Keys.from_seed(0)), batch_of([[3]], 3, VOCAB)
+  right = oracle_logits(decoder, params, batch)
+  np.testing.assert_allclose(forward(decoder, params, batch), right, rtol=1e-4, atol=2e-5)
