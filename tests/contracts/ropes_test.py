@@ -111,7 +111,8 @@ def public(rope, theta, longest):
   fields = {names.get(name, name): value for name, value in given.items() if value is not None}
   fields = {name: list(value) if isinstance(value, tuple) else value
             for name, value in fields.items() if not name.endswith("gain")}  # fmt: skip
-  return {"rope_theta": theta, "rope_type": type(rope).__name__.lower(), **fields}, longest
+  (kind,) = (name for name, (cls, _) in ROPES.items() if cls is type(rope))
+  return {"rope_theta": theta, "rope_type": kind, **fields}, longest
 
 
 @pytest.mark.filterwarnings("ignore")
