@@ -18,7 +18,7 @@ from jaxmoe.data.tokenizers.subword import SubwordTokenizer
 from jaxmoe.data.tokenizers.template_file import TemplateText, find_template
 from jaxmoe.train.experiment import Experiment
 
-Turns = Sequence[tuple[str, str]]
+Messages = Sequence[tuple[str, str]]
 """(role, content) of each message."""
 
 
@@ -32,7 +32,7 @@ class PromptFormat:
   """
 
   name: str
-  encode: Callable[[Tokenizer, Turns], np.ndarray]
+  encode: Callable[[Tokenizer, Messages], np.ndarray]
 
 
 def prompt_format(carried: pathlib.Path, experiment: Experiment, trained: bool) -> PromptFormat:
@@ -64,7 +64,7 @@ def prompt_format(carried: pathlib.Path, experiment: Experiment, trained: bool) 
 
 
 def _by(template: TemplateText) -> PromptFormat:
-  def encode(tokenizer: Tokenizer, content: Turns) -> np.ndarray:
+  def encode(tokenizer: Tokenizer, content: Messages) -> np.ndarray:
     if not isinstance(tokenizer, SubwordTokenizer):
       raise InputError("--chat needs the tokenizer that the model came with; use --prompt alone")
     return encode_chat(template.text, tokenizer, content, template.tokens)

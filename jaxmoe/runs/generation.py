@@ -11,12 +11,9 @@ from jaxmoe.conversion.hf_files import end_ids
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.models.generate import Sampling, generate
-from jaxmoe.runs.chat_prompt import PromptFormat
+from jaxmoe.runs.chat_prompt import Messages, PromptFormat
 from jaxmoe.runs.run_loading import LoadedRun
 from jaxmoe.train.hooks import encode_prompt
-
-Messages = Sequence[tuple[str, str]]
-"""(role, content) of each."""
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], context: int) -> list[np.ndarray]:

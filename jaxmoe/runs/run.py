@@ -1,7 +1,7 @@
 """A run in the hands of Python: it writes, chats, scores, is changed, trained on and exported.
 
-No process-wide setting is made, nothing is printed but what is asked for, and a mistake is an
-InputError of one line.
+No process-wide setting is made, nothing is printed but what is asked for and, by `fit`, its
+progress; a mistake is an InputError of one line.
 """
 
 from __future__ import annotations
