@@ -91,7 +91,7 @@ def check_launch(name, arguments):
   config = [word.partition("=")[2] for word in rest if word.startswith("--config=")]
   if config and config[0].startswith("configs/") and config[0].isascii() and "..." not in config[0]:
     # A folder that a block makes is not there yet.
-    recipe = re.sub(r":text=[^,]+", f":text={ROOT}/tests/commands/before/text/plain", config[0])
+    recipe = re.sub(r":text=[^,]+", f":text={ROOT}/tests/launch/before/text/plain", config[0])
     load_recipe(str(ROOT / recipe), fields)
 
 

@@ -27,6 +27,7 @@ from jaxmoe.commands.process.command_line import follow_up, say
 from jaxmoe.core.errors import InputError
 from jaxmoe.runs.recipe_loading import PREFIX
 from jaxmoe.runs.surgery import (
+  ONE_SOURCE_OF_COUNTS,
   NewRun,
   Operation,
   cloning,
@@ -116,7 +117,13 @@ def operation_of(name: str) -> Operation:
 
 
 def usage() -> ExpertCounts | None:
-  """Returns what --usage holds."""
+  """Returns what --usage holds.
+
+  Raises:
+    InputError: it cannot be read, or choices are to be counted, too.
+  """
+  if FLAGS.usage and FLAGS.count_on is not None:
+    raise InputError(ONE_SOURCE_OF_COUNTS)
   return read_expert_counts(FLAGS.usage) if FLAGS.usage else None
 
 

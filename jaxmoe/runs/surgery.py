@@ -27,6 +27,8 @@ from jaxmoe.train.expert_counts import ExpertCounts, count_experts, held_out_bat
 from jaxmoe.train.run_store import need_store
 from jaxmoe.train.workdir import Workdir
 
+ONE_SOURCE_OF_COUNTS = "--prune_to needs one of --usage=FILE and --count_on=BATCHES"
+
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
@@ -105,7 +107,7 @@ def pruning(
     InputError: neither or both are given.
   """
   if (usage is None) == (count_on is None):
-    raise InputError("--prune_to needs one of --usage=FILE and --count_on=BATCHES")
+    raise InputError(ONE_SOURCE_OF_COUNTS)
   if held_out and usage is not None:
     raise InputError("--held_out goes with --count_on; --usage has counts already")
   fields = {"prune_to": keep, "count_on": count_on, "held_out": held_out}
