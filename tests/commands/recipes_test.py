@@ -121,7 +121,7 @@ def test_a_keyword_has_the_type_its_annotation_says():
 
 
 def test_a_config_json_with_names_of_before_opens_and_nothing_differs():
-  path = pathlib.Path(__file__).parent / "before" / "bfloat16" / "config.json"
+  path = pathlib.Path(__file__).parents[1] / "launch" / "before" / "bfloat16" / "config.json"
   old = json.loads(path.read_text())
   experiment = load_recipe(str(path), [])
   plain = to_plain(experiment)
