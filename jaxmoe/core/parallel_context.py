@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.weight_formats import take_rows
 
 
@@ -28,7 +29,12 @@ class ParallelContext:
 
   Devices of a *tensor group* see the same tokens and hold parts of heads, hidden units and the
   vocabulary; devices of different *token groups* see different tokens.
+
+  Attributes:
+    chooser: What chooses back ends for the devices that the program is for.
   """
+
+  chooser: Chooser = dataclasses.field(default=HERE, kw_only=True)
 
   @property
   def tensor_size(self) -> int:

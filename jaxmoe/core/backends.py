@@ -1,0 +1,209 @@
+"""One choice of back ends: which of several equal functions computes an operation, and for what.
+
+An operation is a package with a visible dict `BACKENDS = {name: Backend(call, fits)}`, the best
+first. Whoever calls it says what it needs; a `Chooser` takes the one that its names ask for, or
+under `auto` the first that fits, and tells a `ChoiceLog`. The devices of a need are those that the
+program is for, which may not be there; inside `shard_map` sizes are those of one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.core.errors import InputError
+
+AUTO = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+  """The devices that a program is for.
+
+  Attributes:
+    platform: 'cpu', 'gpu' or 'tpu'.
+    kind: Such as 'NVIDIA H200' or 'TPU v5 lite', as JAX has it.
+  """
+
+  platform: str
+  kind: str = ""
+
+  @classmethod
+  def of(cls, devices: Iterable[Any]) -> Devices:
+    """Returns what devices of a mesh or of a topology are, all of which are alike."""
+    first = next(iter(devices))
+    return cls(first.platform, first.device_kind)
+
+  @classmethod
+  def here(cls) -> Devices:
+    """Returns what programs of this process run on where nothing else is said; starts JAX."""
+    return cls.of(jax.local_devices())
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """What one call of an operation needs of a back end.
+
+  Attributes:
+    devices: Those that the program is for.
+    dtype: Of the rows.
+    sizes: By letter, those that every name of an array ends in: T tokens, E experts, ...
+    features: What not every back end can, by the words of the operation's package.
+  """
+
+  devices: Devices
+  dtype: str = "float32"
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  features: frozenset[str] = frozenset()
+
+
+Fits = Callable[[Need], str | None]
+"""Why a back end cannot serve a need, or is not meant to; None where it is."""
+
+
+def anywhere(need: Need) -> str | None:
+  """Fits every need."""
+  del need
+  return None
+
+
+def limited(
+  platforms: Iterable[str] | None = None,
+  features: Iterable[str] | None = None,
+  dtypes: Iterable[str] | None = None,
+) -> Fits:
+  """Returns what fits just these platforms, features and dtypes; None is any."""
+
+  def fits(need: Need) -> str | None:
+    known = None if features is None else frozenset(features)
+    if platforms is not None and need.devices.platform not in platforms:
+      return f"is for {' and '.join(platforms)}, the devices are {need.devices.platform}"
+    if known is not None and need.features - known:
+      return f"has no {', '.join(sorted(need.features - known))}"
+    if dtypes is not None and need.dtype not in dtypes:
+      return f"takes {' and '.join(dtypes)}, not {need.dtype}"
+    return None
+
+  return fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+  """One way to compute an operation; called like the others of its dict.
+
+  Attributes:
+    call: The function.
+    fits: Which needs it serves.
+  """
+
+  call: Callable[..., Any]
+  fits: Fits = anywhere
+
+  def __call__(self, *args: Any, **keywords: Any) -> Any:
+    """Returns what the function does."""
+    return self.call(*args, **keywords)
+
+
+Backends = Mapping[str, Backend]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """That an operation is computed by a back end, and why."""
+
+  operation: str
+  backend: str
+  why: str
+
+  def __str__(self) -> str:
+    return f"{self.operation}: {self.backend} ({self.why})"
+
+
+class ChoiceLog:
+  """What was chosen while programs were traced, in order, each once."""
+
+  def __init__(self) -> None:
+    self._choices: dict[Choice, None] = {}
+
+  def add(self, choice: Choice) -> None:
+    """Keeps a choice."""
+    self._choices[choice] = None
+
+  def take(self) -> tuple[Choice, ...]:
+    """Returns what was chosen since the last call."""
+    choices, self._choices = tuple(self._choices), {}
+    return choices
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser:
+  """Chooses back ends for the programs of a model.
+
+  Attributes:
+    devices: Those that programs are for; None for those of this process.
+    names: Pairs of an operation and the back end asked for; others are `auto`.
+    strict: Whether one that was asked for and does not fit is an error; else the choice is that of
+      `auto`, and says so, as where a run is opened on another machine than it trained on.
+    log: Where choices are told, if anywhere.
+  """
+
+  devices: Devices | None = None
+  names: tuple[tuple[str, str], ...] = ()
+  strict: bool = True
+  log: ChoiceLog | None = dataclasses.field(default=None, compare=False)
+
+  def choose(
+    self,
+    operation: str,
+    backends: Backends,
+    dtype: Any,
+    sizes: Mapping[str, int],
+    features: Iterable[str] = (),
+  ) -> Backend:
+    """Returns the back end for a call, at the time it is traced.
+
+    Args:
+      operation: The name of its package.
+      backends: Its `BACKENDS`.
+      dtype: Of the rows.
+      sizes: By letter.
+      features: What the call uses of what not all of them can.
+
+    Raises:
+      InputError: none has that name, the one asked for does not fit, or none does.
+    """
+    devices = self.devices or Devices.here()
+    need = Need(devices, jnp.dtype(dtype).name, sizes, frozenset(features))
+    choice = self._choice(operation, backends, need)
+    if self.log is not None:
+      self.log.add(choice)
+    return backends[choice.backend]
+
+  def _choice(self, operation: str, backends: Backends, need: Need) -> Choice:
+    asked = dict(self.names).get(operation, AUTO)
+    if asked != AUTO and asked not in backends:
+      known = ", ".join((AUTO, *backends))
+      raise InputError(f"kernels.{operation}={asked}: there is no such back end; known: {known}")
+    reasons = {name: backend.fits(need) for name, backend in backends.items()}
+    fitting = [name for name, reason in reasons.items() if reason is None]
+    if asked in fitting:
+      return Choice(operation, asked, "asked for")
+    if asked != AUTO and self.strict:
+      others = ", ".join((AUTO, *fitting) if fitting else ["none"])
+      raise InputError(f"kernels.{operation}={asked} {reasons[asked]}; what fits: {others}")
+    if not fitting:
+      why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+      raise InputError(f"kernels.{operation}: no back end fits: {why}; change what they ask for")
+    before = list(reasons)[: list(reasons).index(fitting[0])]
+    why = "; ".join(f"{name} {reasons[name]}" for name in before) or "the first that fits"
+    if asked != AUTO:
+      why = f"{asked} was asked for; it {reasons[asked]}"
+    return Choice(operation, fitting[0], why)
+
+
+HERE = Chooser()
+"""Chooses for the devices of this process, and tells nobody."""
