@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import os
 import pathlib
-import platform
 import sys
-import textwrap
-from collections.abc import Iterable
 
 from absl import flags
 
 from jaxmoe.commands.process import command_line
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
-from jaxmoe.doctor.diagnosis import Finding, diagnose
-from jaxmoe.doctor.facts import Facts, collect
-from jaxmoe.status.text_columns import WIDTH, fit, shown
+from jaxmoe.doctor.bug_report import bug_report, finding_lines, without_home
+from jaxmoe.doctor.diagnosis import diagnose
+from jaxmoe.doctor.facts import collect
+from jaxmoe.status.text_columns import shown
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", "runs", "Where runs are to be written.", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "A new text file for a bug report.", flag_values=FLAGS)
-
-_HEAD = 20  # cells of a line before its text
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +40,7 @@ def main(arguments: list[str]) -> int:
   for line in lines:
     print(shown(line, sys.stdout.encoding))
   if FLAGS.out:
-    write_output(FLAGS.out, f"--out={FLAGS.out}", report(lines, facts))
+    write_output(FLAGS.out, f"--out={FLAGS.out}", bug_report(lines, facts))
     print(f"written to {FLAGS.out}")
   return 1 if any(finding.level == "problem" for finding in findings) else 0
 
@@ -58,39 +54,6 @@ def check_out(path: pathlib.Path) -> None:
   if os.path.isfile(path) or os.path.isdir(path):
     raise InputError(f"--out={path}: is there already; give a new name")
   check_output(path, f"--out={path}")
-
-
-def finding_lines(findings: Iterable[Finding]) -> list[str]:
-  """Returns the findings as lines of at most 80 cells, and a last line that counts them."""
-  findings, lines = list(findings), []
-  for finding in findings:
-    text = f"{finding.level:<8} {finding.name:<10} {finding.text}"
-    lines += _wrapped(text)
-    if finding.cure and finding.level != "ok":
-      lines += _wrapped(f"{'':<{_HEAD - 1}} fix: {finding.cure}")
-  counts = {level: sum(f.level == level for f in findings) for level in ("problem", "warning")}
-  ends = [f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items() if count]
-  return [*lines, ", ".join(ends) or "all is well"]
-
-
-def report(lines: Iterable[str], facts: Facts) -> str:
-  """Returns the text of a bug report: the lines, the system, and how the trial run failed."""
-  parts = ["jaxmoe doctor", f"system: {platform.platform()}", "", *lines]
-  if facts.trial.errors:
-    parts += ["", "The trial run's last words:", "", *facts.trial.errors.splitlines()[-60:]]
-  return without_home("\n".join(parts)) + "\n"
-
-
-def without_home(text: str) -> str:
-  """Returns text with `~` for the home directory, which may name a person."""
-  home = str(pathlib.Path.home()).rstrip("/")
-  return text.replace(home, "~") if home else text
-
-
-def _wrapped(text: str) -> list[str]:
-  indent = " " * _HEAD
-  lines = textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
-  return [fit(line) for line in lines]
 
 
 def run() -> None:

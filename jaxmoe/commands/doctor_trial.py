@@ -18,18 +18,8 @@ from typing import Any
 import jax
 
 from jaxmoe.commands.process import jax_settings
-from jaxmoe.core.layout import one_device
 from jaxmoe.cost.peak import best_peak
-from jaxmoe.data.corpus import open_corpus
-from jaxmoe.runs.recipe_loading import load_recipe
-from jaxmoe.train.run_log import read_lines
-from jaxmoe.train.trainer import Trainer
-from jaxmoe.train.workdir import Workdir
-
-STEPS = 3
-CHANGES = (
-  f"train.num_steps={STEPS}", "evaluation.every=0", "samples.every=0", "train.log_every=1"
-)  # fmt: skip
+from jaxmoe.doctor.trial_run import described, train_and_restore
 
 
 def main(folder: pathlib.Path) -> None:
@@ -49,32 +39,6 @@ def main(folder: pathlib.Path) -> None:
 def write_result(**found: Any) -> None:
   """Prints a line of JSON."""
   print(json.dumps(found), flush=True)
-
-
-def described(device: jax.Device) -> dict[str, Any]:
-  """Returns what a device is, and its memory in bytes where it tells."""
-  memory = (device.memory_stats() or {}) if hasattr(device, "memory_stats") else {}
-  limit = memory.get("bytes_limit")
-  return {"platform": device.platform, "kind": device.device_kind, "memory_bytes": limit}
-
-
-def train_and_restore(folder: pathlib.Path) -> dict[str, Any]:
-  """Trains three steps, then goes on from the checkpoint, which has nothing left to do.
-
-  Returns:
-    `losses`, and `equal`: whether the digest of the state that was restored is that of the state
-    that was saved.
-  """
-  experiment = load_recipe("tiny", [f"--config.{change}" for change in CHANGES])
-  corpus = open_corpus(experiment.data, None)
-  for _ in range(2):
-    workdir = Workdir(folder / "run")
-    Trainer(experiment, workdir, corpus, one_device()).fit()
-    workdir.release()
-  done = [event for event in read_lines(workdir.events) if event["event"] == "done"]
-  digests = [event["digest"] for event in done]
-  losses = [line["loss"] for line in read_lines(workdir.metrics)]
-  return {"losses": losses, "equal": len(digests) == 2 and len(set(digests)) == 1}
 
 
 if __name__ == "__main__":

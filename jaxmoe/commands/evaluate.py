@@ -21,7 +21,6 @@ from typing import Any
 
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.core.errors import InputError
@@ -32,6 +31,7 @@ from jaxmoe.data.sources.mixed_files import sources_of
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.runs.evaluation import Documents, held_out, score_documents
 from jaxmoe.runs.run_loading import LoadedRun
+from jaxmoe.runs.score_table import score_table
 from jaxmoe.train.console_progress import ConsoleProgress
 from jaxmoe.train.multiple_choice import read_questions, score_questions
 
@@ -93,7 +93,7 @@ def score(
   total = sum(document.num_bytes for several in documents.values() for document in several)
   with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
     result = {**score_documents(run, documents, FLAGS.batch_size), **(extra_fields or {})}
-  Console().print(table(result, "bits" if extra_fields is not None else "held-out bits"))
+  Console().print(score_table(result, "bits" if extra_fields is not None else "held-out bits"))
   write(path, result, shown=False)
 
 
@@ -104,19 +104,6 @@ def write(path: pathlib.Path, result: dict[str, Any], shown: bool = True) -> Non
       print(f"{name:>16}  {value:.4f}" if isinstance(value, float) else f"{name:>16}  {value}")
   write_output(path, str(path), json.dumps(result, indent=2) + "\n")
   print(f"written to {path}")
-
-
-def table(result: dict, bits: str = "held-out bits") -> Table:
-  """Returns the scores as a table: a row a domain, the model first."""
-  shown = Table(title=f"{bits} per byte at step {result['step']}")
-  columns = ["domain", "model", *result["compressors"]]
-  for column in columns:
-    shown.add_column(column, justify="left" if column == "domain" else "right")
-  for domain, of_domain in result["domains"].items():
-    scores = [of.get(domain) for of in result["compressors"].values()]
-    others = ["-" if score is None else f"{score:.3f}" for score in scores]
-    shown.add_row(domain, "-" if of_domain is None else f"{of_domain:.3f}", *others)
-  return shown
 
 
 def run() -> None:

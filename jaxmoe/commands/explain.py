@@ -23,10 +23,10 @@ from jaxmoe.commands.process import command_line, jax_settings
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.output import check_output, write_output
-from jaxmoe.cost import host
 from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, explain_text
-from jaxmoe.plan.topology import as_on_tpu, memory_of, topology_devices
+from jaxmoe.plan.device_memory import memory_of_device
+from jaxmoe.plan.topology import as_on_tpu, topology_devices
 from jaxmoe.runs.recipe_loading import PREFIX, file_of, load_recipe
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.idle_devices import idle_devices
@@ -61,7 +61,7 @@ def main(overrides: list[str]) -> int:
   else:
     devices = virtual_devices(FLAGS.devices) if FLAGS.devices else jax.devices()
   layout = layout_of(experiment, devices)
-  room = room_of(layout, there=not (FLAGS.devices or FLAGS.topology))
+  room = memory_of_device(layout, there=not (FLAGS.devices or FLAGS.topology))
   found = explain(experiment, layout, FLAGS.compile, say, room)
   if FLAGS.json:
     record = json.dumps(found.record(), indent=1)
@@ -108,21 +108,6 @@ def layout_of(experiment: Experiment, devices: list[jax.Device]) -> Layout:
     return make_layout(experiment.parallel, devices)
   except InputError as error:
     raise InputError(f"{error}; or --devices={experiment.parallel.num_devices}") from None
-
-
-def room_of(layout: Layout, there: bool) -> int | None:
-  """Returns the bytes of memory of a device, None where they are not known.
-
-  The processor's devices have each a part of what this process may have. `there`: whether the
-  devices are those of this machine, not as if.
-  """
-  device = layout.mesh.devices.flat[0]
-  if not there:
-    return memory_of(device)
-  if device.platform == "cpu":
-    memory = host.memory()
-    return memory.limit // layout.mesh.devices.size if memory else None
-  return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def say(line: str) -> None:

@@ -13,14 +13,13 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
-from jaxmoe.data.corpus import Corpus, open_corpus
-from jaxmoe.routing_oracle import METHODS, LastToken, Patterns, study
+from jaxmoe.data.corpus import open_corpus
+from jaxmoe.routing_oracle import METHODS, LastToken, Patterns, draw_tokens, study, study_page
 from jaxmoe.train.console_progress import ConsoleProgress
 
 FLAGS = flags.FlagValues()
@@ -66,14 +65,15 @@ def main(arguments: list[str]) -> int:
     )
   slots = min(FLAGS.context, experiment.data.seq_len - 1) + 1
   last = LastToken.of(run.decoder, run.params, patterns, slots=slots, policy=FLAGS.past)
-  texts = draw(corpus, FLAGS.tokens, slots, FLAGS.seed)
+  with run_flags.named("tokens"):
+    texts = draw_tokens(corpus, FLAGS.tokens, slots, FLAGS.seed)
   with narrator.phase(f"searching patterns for {len(texts)} tokens"):
     found = study(last, texts, budgets, method, FLAGS.random, FLAGS.seed)
   method_name = " ".join([FLAGS.method, *(f"{name}={value}" for name, value in settings().items())])
   found = {"step": run.step, "method": method_name, **found}
-  for file, text in zip(files, (json.dumps(found, indent=2) + "\n", page(found))):
+  for file, text in zip(files, (json.dumps(found, indent=2) + "\n", study_page(found))):
     write_output(file, f"--out={out}: {file.name}", text)
-  print(page(found))
+  print(study_page(found))
   print(f"written to {out}/oracle.json and {out}/oracle.md")
   return 0
 
@@ -99,84 +99,6 @@ def numbers(flag: str, kind: type) -> list[Any]:
     return [kind(text) for text in texts]
   except ValueError:
     raise InputError(f"--{flag}={','.join(texts)}: expected numbers") from None
-
-
-def draw(corpus: Corpus, num: int, slots: int, seed: int) -> list[tuple[np.ndarray, int]]:
-  """Returns `num` held-out tokens, (ids of at most `slots` before it, its id), each another one.
-
-  Raises:
-    InputError: there are not so many.
-  """
-  documents = [document for name in corpus.domains for document in corpus.held_out(name)]
-  start, end_id = corpus.tokenizer.start_id, corpus.tokenizer.eod_id
-  texts = [
-    np.concatenate([[start], document.ids, [end_id]]).astype(np.int32) for document in documents
-  ]
-  places = [(at, end) for at, ids in enumerate(texts) for end in range(1, len(ids))]
-  if num > len(places):
-    raise InputError(f"--tokens={num}: only {len(places)} tokens are held out; take fewer")
-  chosen = np.random.default_rng(seed).choice(len(places), num, replace=False)
-  return [
-    (texts[at][max(end - slots, 0) : end], int(texts[at][end]))
-    for at, end in (places[place] for place in chosen.tolist())
-  ]
-
-
-def page(found: dict[str, Any]) -> str:
-  """Returns what a study found as Markdown."""
-  curves, router, luck = found["curves"], found["router"], found["selection"]
-  rows = list(zip(found["budgets"], *(curves[name] for name in curves)))
-  kinds = [str(kind) for kind in found["kinds"]]
-  matrix = [
-    [kind, *map(str, row)] for kind, row in zip(kinds, found["agreement"]["router_by_oracle"])
-  ]
-  by_layer = zip(map(str, found["depths"]), map(_shown, found["agreement"]["by_layer"]))
-  difficulty = sorted(
-    zip(found["difficulty"]["gains"], found["difficulty"]["losses"]), reverse=True
-  )
-  small = found["difficulty"]["base"]
-  return "\n".join([
-    f"# Oracle routing at step {found['step']}",
-    "",
-    f"**{found['warning']}**",
-    "",
-    f"{found['tokens']} held-out tokens; method {found['method']}; the past was routed by "
-    f"{found['past']}. Losses in nats; budgets in FLOPs of experts a token, at most.",
-    "",
-    "## Loss by budget", "",
-    *_table(["budget", *curves], [[f"{row[0]:,.0f}", *map(_shown, row[1:])] for row in rows]),
-    "",
-    "`shuffled` is the same search for the label of another text. The routers: "
-    f"{router['loss']:.4f} at {router['flops']:,.0f} FLOPs, "
-    f"where the oracle has {router['oracle_at_its_flops']:.4f}.",
-    "",
-    *_table(["one expert everywhere", "loss"],
-            [[kind, _shown(loss)] for kind, loss in found["uniform"].items()]),
-    "",
-    "## Agreement at the routers' FLOPs", "",
-    *_table(["router \\ oracle", *kinds], matrix),
-    "",
-    *_table(["layer", "share alike"], [list(row) for row in by_layer]),
-    "",
-    "## Difficulty", "",
-    f"The loss with expert {small} everywhere, and what the oracle gains on it. Over all tokens it "
-    f"gains {luck['gain']:.4f}; with shuffled labels, by luck alone, "
-    f"{luck['gain_of_shuffled_labels']:.4f}. A pass without a cache changes the oracle's losses by "
-    f"{luck['largest_change_without_cache']:.1e} at most.",
-    "",
-    *_table(["gain", "loss"], [[_shown(gain), _shown(loss)] for gain, loss in difficulty]),
-    "",
-  ])  # fmt: skip
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-  """Returns the lines of a table."""
-  lines = [head, ["---"] * len(head), *rows]
-  return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def _shown(value: float | None) -> str:
-  return "-" if value is None else f"{value:.4f}"
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Compares layouts with one device, and writes what it found to jaxmoe/parity/results.json.
+"""Compares layouts with one device, and writes down what it found.
 
 jaxmoe parity [--full] [--cells=GLOB] [--again] [--out=FILE]
 
@@ -6,7 +6,7 @@ Runs on up to sixteen virtual CPU devices. Without --full only cells of every te
 takes a key or a glob of them, such as 'data+expert/*', or the key of a cell that the table has not,
 such as the one that a recipe was refused for. A cell that is green for the sources as they are is
 kept and not run again unless --again; the last line says how many were. It can be stopped at any
-time: the same command goes on.
+time: the same command goes on. The table is jaxmoe/parity/results.json of a clone, or --out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import fnmatch
 import json
 import os
 import pathlib
-import subprocess
 import time
 
 import jax
@@ -29,14 +28,12 @@ from jaxmoe.parity import (
   REFUSED_PATH,
   Cell,
   Results,
-  Row,
   all_cells,
-  cell_errors,
-  is_green,
   refused,
   smoke_cells,
   source_digest,
 )
+from jaxmoe.parity.cell_run import commit_of_tree, run_cell
 from jaxmoe.parity.cells import cell_called
 from jaxmoe.parity.results import PATH
 
@@ -44,13 +41,13 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_bool("full", False, "All cells of the table.", flag_values=FLAGS)
 flags.DEFINE_string("cells", "", "Cells whose key matches this glob.", flag_values=FLAGS)
 flags.DEFINE_bool("again", False, "Also cells that are green already.", flag_values=FLAGS)
-flags.DEFINE_string("out", str(PATH), "Where the table is.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "The table; that of the clone if not given.", flag_values=FLAGS)
 
 
 def main(rest: list[str]) -> int:
   """Runs the command; returns 0 if all cells tried are green, else 1."""
   del rest
-  path = pathlib.Path(FLAGS.out)
+  path = pathlib.Path(FLAGS.out or table_of_clone())
   check_output(path, f"--out={path}")
   results, digest = Results.read(path), source_digest()
   cells = chosen()
@@ -77,10 +74,24 @@ def main(rest: list[str]) -> int:
     assert row is not None
     red += row.status != "green"
   if FLAGS.full and path.is_file():
-    write_refused(path.with_name(REFUSED_PATH.name))
+    write_atomic(path.with_name(REFUSED_PATH.name), json.dumps(refused(), indent=1) + "\n")
   print(results.table(cell.key for cell in cells))
   print(f"{len(cells) - red} of {len(cells)} green: {len(cells) - ran} kept, {ran} run")
   return 1 if red else 0
+
+
+def table_of_clone() -> pathlib.Path:
+  """Returns the table that comes with the sources.
+
+  Raises:
+    InputError: they are installed, and belong to whoever installed them.
+  """
+  if not (PATH.parents[2] / "setup.cfg").is_file():
+    raise InputError(
+      f"--out is missing: {PATH} belongs to an installed package and is left as it is; give a "
+      "file, such as --out=parity.json"
+    )
+  return PATH
 
 
 def chosen() -> list[Cell]:
@@ -101,36 +112,6 @@ def chosen() -> list[Cell]:
       f"one is {all_cells()[0].key!r}"
     )
   return [cell]
-
-
-def run_cell(cell: Cell, commit: str, digest: str) -> Row:
-  """Returns the row of one cell; an error of its own makes it red, too."""
-  try:
-    errors = cell_errors(cell)
-  except Exception as error:  # what a cell raises is what it showed
-    why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return Row(cell.key, "red", {}, commit, digest, why)
-  wrong = [name for name, value in errors.items() if not is_green({name: value})]
-  note = ", ".join(f"{name} {errors[name]:.1e}" for name in wrong)
-  return Row(cell.key, "red" if wrong else "green", errors, commit, digest, note)
-
-
-def write_refused(path: pathlib.Path) -> None:
-  """Writes what is refused, by trying it."""
-  write_atomic(path, json.dumps(refused(), indent=1) + "\n")
-
-
-def commit_of_tree() -> str:
-  """Returns the commit of the clone, with a `+` where files have changed since; `` outside one."""
-  root = pathlib.Path(__file__).parents[2]
-
-  def git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-  changed = git("status", "--porcelain", "--untracked-files=no", "--", "jaxmoe")
-  changed = "\n".join(line for line in changed.splitlines() if not line.endswith(".json"))
-  return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def run() -> None:

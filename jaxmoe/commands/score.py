@@ -23,7 +23,8 @@ from jaxmoe.commands.process import command_line, run_flags
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.models.transformer import TransformerConfig
-from jaxmoe.runs.scoring import check_ids, score_ids
+from jaxmoe.runs.ids_file import read_ids
+from jaxmoe.runs.scoring import score_ids
 from jaxmoe.train.routing_record import (
   digests_of,
   experts_by_depth,
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> int:
   check_outputs(workdir.needed)
   experiment = workdir.experiment()
   vocab_size = experiment.data.tokenizer.vocab_size
-  ids_BL = read_ids(FLAGS.ids, vocab_size, experiment.data.seq_len)
+  context = experiment.data.seq_len
+  ids_BL = read_ids(FLAGS.ids, vocab_size, context, f"--ids={FLAGS.ids}")
   given = check_routing(experiment.model, vocab_size, ids_BL)
   run = run_flags.load_run(FLAGS.workdir)
   recorded = bool(FLAGS.record_routing)
@@ -110,28 +112,6 @@ def check_routing(
   if not replay:
     return None
   return read_routing(replay, f"--replay_routing={replay}", model, vocab_size, ids_BL)
-
-
-def read_ids(path: str, vocab_size: int, context: int) -> np.ndarray:
-  """Returns the checked ids of an .npy file.
-
-  Raises:
-    InputError: not an .npy, one that needs pickle, another dtype or rank, no or too many ids in a
-      row, or an id outside the vocabulary.
-  """
-  try:
-    with open(path, "rb") as file:
-      ids = np.load(file, allow_pickle=False)
-  except OSError as error:
-    raise InputError(f"--ids={path}: cannot be read ({error.strerror}); give an .npy") from None
-  except Exception as error:  # NumPy raises whatever its parsers raise
-    raise InputError(
-      f"--ids={path}: not a plain .npy file ({error}); write it with np.save, without pickle"
-    ) from None
-  if not isinstance(ids, np.ndarray):
-    raise InputError(f"--ids={path}: needs an int32 array (B, L), got an archive")
-  check_ids(ids, vocab_size, context, f"--ids={path}")
-  return ids
 
 
 def run() -> None:

@@ -1,5 +1,6 @@
 """Searches over frozen weights: which expert each layer should have given a token."""
 
+from jaxmoe.routing_oracle.drawn_tokens import draw_tokens
 from jaxmoe.routing_oracle.last_token import LastToken
 from jaxmoe.routing_oracle.methods import (
   METHODS,
@@ -13,6 +14,7 @@ from jaxmoe.routing_oracle.methods import (
 from jaxmoe.routing_oracle.methods import oracle_search as oracle_search
 from jaxmoe.routing_oracle.patterns import SKIP, Patterns
 from jaxmoe.routing_oracle.study import study
+from jaxmoe.routing_oracle.study_page import study_page
 
 __all__ = [
   "METHODS",
@@ -25,6 +27,8 @@ __all__ = [
   "Sampled",
   "SearchResult",
   "Tried",
+  "draw_tokens",
   "oracle_search",
   "study",
+  "study_page",
 ]

@@ -4,13 +4,7 @@ import importlib.util
 import json
 import re
 
-import jax
 import pytest
-
-from jaxmoe.commands import explain
-from jaxmoe.core.layout import one_device
-from jaxmoe.cost.host import HostMemory
-from jaxmoe.parallel import Parallel, make_layout
 
 SMALL = ("--config.train.batch_size=8", "--config.data.seq_len=16")
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -48,16 +42,6 @@ def test_devices_without_work_are_named(here, tiny):
   assert result.code == 0, result
   said = " ".join(result.out.split())
   assert "6 of 8 devices are idle (cpu:2 to cpu:7)" in said and "parallel.data=8 uses all" in said
-
-
-def test_devices_of_a_processor_share_what_the_process_may_have(monkeypatch):
-  monkeypatch.setattr(
-    explain.host, "memory", lambda: HostMemory(600 << 20, 100 << 20, grouped=True)
-  )
-  two = make_layout(Parallel(data=2), jax.devices())
-  assert explain.room_of(one_device(), there=True) == 600 << 20
-  assert explain.room_of(two, there=True) == 300 << 20
-  assert explain.room_of(two, there=False) is None, "what is as if has no memory of this machine"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.commands import local
+from jaxmoe.commands.process import process_group
 from jaxmoe.commands.process.command_line import PROCESS
 from jaxmoe.core.errors import InputError, PeerError
 
@@ -119,12 +120,12 @@ def is_alive(pid):
 
 
 def test_the_worst_code_is_the_one_that_repeating_does_not_mend():
-  assert local.worst([0, 0]) == 0
-  assert local.worst([0, 42]) == 42
-  assert local.worst([43, 42, 43]) == 43
-  assert local.worst([43, 2, 43]) == 2
-  assert local.worst([43, 4, 3]) == 4
-  assert local.worst([2, 1, 43]) == 1
+  assert process_group.worst([0, 0]) == 0
+  assert process_group.worst([0, 42]) == 42
+  assert process_group.worst([43, 42, 43]) == 43
+  assert process_group.worst([43, 2, 43]) == 2
+  assert process_group.worst([43, 4, 3]) == 4
+  assert process_group.worst([2, 1, 43]) == 1
 
 
 def test_a_command_is_given_by_its_name_or_as_it_is():
@@ -141,7 +142,7 @@ def test_a_command_is_given_by_its_name_or_as_it_is():
 def test_processes_get_their_devices_whatever_xla_flags_say(monkeypatch):
   count = "--xla_force_host_platform_device_count=3"
   monkeypatch.setenv("XLA_FLAGS", f"--xla_other=1 {count}")
-  env = local.environment(2, 4, 30)
+  env = process_group.environment(2, 4, 30)
   assert (env["XLA_FLAGS"], env["JAX_NUM_CPU_DEVICES"]) == ("--xla_other=1", "4")
   assert "XLA_FLAGS" in os.environ
 
