@@ -54,6 +54,7 @@ IN = {
 }
 """Words that are good ones elsewhere, by the files in which they meant something else."""
 ELSE = {
+  "Choice": {"jaxmoe/core/backends.py": "which back end computes an operation, and why"},
   "Samples": {"jaxmoe/train/experiment.py": "texts that a run writes at prompts"},
   "Source": {"jaxmoe/data/raw_example.py": "what raw examples are read from"},
   "Target": {"jaxmoe/ops/soft_tree.py": "which of two values of a tree are compared"},
