@@ -11,7 +11,7 @@ every check in a `__post_init__` sees final values and the order of overrides do
 A field that came later than the first config.json is declared with `added(default, before)`: files
 that have no such field get `before`, so runs begun earlier go on as they were; `as_begun` does so
 for the recipe that a run came from. A field whose name changed is declared with `renamed` of
-core/renamed.py.
+core/renamed.py; one that is elsewhere now is in `moved` of the whole recipe, see core/moved.py.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.moved import from_before, place_today
 from jaxmoe.core.renamed import name_before, name_today, value_of
 
 Family = Mapping[str, tuple[type, Any]]
@@ -95,7 +96,7 @@ def from_plain(cls: type[Record], plain: Any, where: str = "config") -> Record:
     InputError: an unknown or missing field, a value of the wrong type, an unknown component, or a
       check of the record itself; the message starts with the path of the field.
   """
-  return _record(cls, plain, where, skip_kind=False)
+  return _record(cls, from_before(cls, plain), where, skip_kind=False)
 
 
 def as_begun(record: Any, plain: Any, family: Family | None = None) -> Any:
@@ -159,6 +160,8 @@ def override(record: Record, changes: Iterable[tuple[str, str]]) -> Record:
       if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
         raise InputError(f"config.{path}: set twice (also as config.{other}); set it once")
     seen.append(path)
+    if (now := place_today(type(record), path)) is not None:
+      raise InputError(f"config.{path}: is {now} now; set --config.{now.split(' ')[0]}")
     _set_path(type(record), plain, path.split("."), text)
   return from_plain(type(record), plain)
 

@@ -14,6 +14,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmoe.core.moved import keyword_today
+
 _WAS = "was"
 
 
@@ -45,13 +47,15 @@ def value_of(plain: Mapping[str, Any], field: dataclasses.Field, absent: Any = N
 
 
 def advice(root: type, message: str) -> str:
-  """Returns the new name where Python refused an old one as a keyword; empty for all else.
+  """Returns the new name or place where Python refused an old keyword; empty for all else.
 
   Args:
     root: The record that holds, somewhere, the one whose keyword it is.
     message: Of the TypeError.
   """
   found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+  if found and (now := keyword_today(root, found[1], found[2])) is not None:
+    return f"{found[2]} is {now} of the experiment now; "
   for cls in _records(root) if found else ():
     if found and cls.__name__ == found[1] and name_today(cls, found[2]) != found[2]:
       return f"{found[2]} is called {name_today(cls, found[2])} now; "
