@@ -92,7 +92,7 @@ def layer_benchmark(shape: Shape, dtype: str) -> Benchmark:
   weight_TA = jax.nn.softmax(_normal(3, "float32", shape.tokens, shape.num_active))
 
   def fused(*args: jax.Array) -> jax.Array:
-    return expert_mlp.fused(*args[:3], slot_TA, args[3], swiglu)
+    return expert_mlp.fused(args[0], args[1], args[2], slot_TA, args[3], swiglu)
 
   contestants: dict[str, Callable[..., jax.Array]] = {"fused": fused}
   for name, matmul in grouped_matmul.BACKENDS.items():

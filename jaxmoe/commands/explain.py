@@ -26,7 +26,7 @@ from jaxmoe.core.output import check_output, write_output
 from jaxmoe.parallel import make_layout
 from jaxmoe.plan import explain, explain_text
 from jaxmoe.plan.device_memory import memory_of_device
-from jaxmoe.plan.topology import as_on_tpu, topology_devices
+from jaxmoe.plan.topology import topology_devices
 from jaxmoe.runs.recipe_loading import PREFIX, file_of, load_recipe
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.idle_devices import idle_devices
@@ -57,7 +57,7 @@ def main(overrides: list[str]) -> int:
     check_output(FLAGS.json, f"--json={FLAGS.json}", [file_of(FLAGS.config)])
   jax_settings.set_up_jax()
   if FLAGS.topology:
-    experiment, devices = as_on_tpu(experiment), slice_of(FLAGS.topology)
+    devices = slice_of(FLAGS.topology)
   else:
     devices = virtual_devices(FLAGS.devices) if FLAGS.devices else jax.devices()
   layout = layout_of(experiment, devices)

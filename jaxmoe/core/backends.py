@@ -156,6 +156,10 @@ class Chooser:
   strict: bool = True
   log: ChoiceLog | None = dataclasses.field(default=None, compare=False)
 
+  def of_devices(self, devices: Iterable[Any]) -> Chooser:
+    """Returns the same for these devices, where it does not know its own yet."""
+    return self if self.devices else dataclasses.replace(self, devices=Devices.of(devices))
+
   def choose(
     self,
     operation: str,

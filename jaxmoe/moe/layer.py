@@ -321,8 +321,9 @@ class MoELayer(nnx.Module):
     slots = tuple(e - part.start for e in self.placement if part.start <= e < part.stop)
     num_slots = len(self.placement) or self.num_routable - self.num_zero_compute
     mine = len(slots) or part.stop - part.start
+    here = keys / str(part.start) if keys else None
     return DispatchContext(
-      num_slots - mine, self.num_zero_compute, slots, keys / str(part.start) if keys else None
+      num_slots - mine, self.num_zero_compute, slots, here, self.parallel.chooser
     )
 
 

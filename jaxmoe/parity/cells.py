@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from jaxmoe.core.backends import Chooser
 from jaxmoe.core.config_io import component
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.block import ATTENTION
@@ -26,8 +27,12 @@ from jaxmoe.train.experiment import Experiment
 
 PARTITION = "partition_activations"
 NO_EXCHANGE = "none"
+RAGGED = "all_to_all_ragged"
+"""The exchange `all_to_all` by the back end `ragged`; where no device can, by the one that can."""
+_EXCHANGES = (*EXCHANGES, RAGGED)
+_COMPONENT = {RAGGED: "all_to_all"}
 _FAMILIES: tuple[Collection[str], ...] = (
-  ROUTERS, EXPERTS, DISPATCHERS, {*EXCHANGES, NO_EXCHANGE}, ATTENTION
+  ROUTERS, EXPERTS, DISPATCHERS, {*_EXCHANGES, NO_EXCHANGE}, ATTENTION
 )  # fmt: skip
 """Where the names at the end of a key come from."""
 
@@ -41,7 +46,7 @@ class Cell:
     router: A key of ROUTERS, and so on.
     experts: A key of EXPERTS.
     dispatch: A key of DISPATCHERS.
-    exchange: A key of EXCHANGES; counts only where experts are spread.
+    exchange: A key of EXCHANGES, or RAGGED; counts only where experts are spread.
     attention: A key of ATTENTION.
   """
 
@@ -139,12 +144,19 @@ def cells_of(experiment: Experiment) -> list[str]:
         layer = block.ffn
         names = (
           _name(ROUTERS, layer.router), _name(EXPERTS, layer.experts),
-          _name(DISPATCHERS, layer.dispatch), _name(EXCHANGES, layer.exchange),
+          _name(DISPATCHERS, layer.dispatch), _exchange(experiment, layer),
         )
         keys.append(Cell(parallel, *names, attention).key)
       else:
         keys.append(Cell(parallel, attention=attention).key)
   return list(dict.fromkeys(keys))
+
+
+def _exchange(experiment: Experiment, layer: MoEConfig) -> str:
+  """Returns the name of a layer's exchange, in which that of its back end may be."""
+  name = _name(EXCHANGES, layer.exchange)
+  asked = dict(experiment.kernels.asked).get("exchange")
+  return RAGGED if (name, asked) == ("all_to_all", "ragged") else name
 
 
 def _name(family: dict[str, tuple[type, Any]], record: Any) -> str:
@@ -170,13 +182,19 @@ def _plain(record: Any) -> dict[str, Any]:
   }
 
 
+def chooser_of(cell: Cell) -> Chooser:
+  """Returns what chooses the back ends that a cell names, where they fit."""
+  names = (("exchange", "ragged"),) if cell.exchange == RAGGED else ()
+  return Chooser(names=names, strict=False)
+
+
 def parts_of(cell: Cell) -> dict[str, Any]:
   """Returns the components of a cell as records."""
   return {
     "router": component(ROUTERS, "router", cell.router),
     "experts": component(EXPERTS, "experts", cell.experts),
     "dispatch": component(DISPATCHERS, "dispatch", cell.dispatch),
-    "exchange": component(EXCHANGES, "exchange", cell.exchange),
+    "exchange": component(EXCHANGES, "exchange", _COMPONENT.get(cell.exchange, cell.exchange)),
     "attention": component(ATTENTION, "attention", cell.attention),
   }
 
@@ -191,7 +209,7 @@ def _every() -> Iterator[Cell]:
   for dispatch in DISPATCHERS:
     yield from (Cell(layout, dispatch=dispatch) for layout in (data, expert, both))
     yield Cell(expert, dispatch=dispatch, exchange="all_gather")
-  for exchange in EXCHANGES:
+  for exchange in _EXCHANGES:
     layouts_of = [Parallel(data=2, expert=2, fold=("data",))]
     if exchange != "all_to_all_two_level":
       layouts_of.extend((expert, Parallel(expert=2, tensor=2)))

@@ -44,7 +44,7 @@ def with_exchange_drops(model: TransformerConfig, degree: int) -> TransformerCon
       return ffn
     if not isinstance(ffn.exchange, AllToAll) or ffn.exchange.bound is None:
       return ffn
-    bounded = ExchangeBounded(ffn.dispatch.backend, ffn.exchange, degree)
+    bounded = ExchangeBounded(ffn.exchange, degree)
     return dataclasses.replace(ffn, dispatch=bounded)
 
   return model.map_ffns(change)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention_base import AttentionBase
@@ -25,7 +26,7 @@ from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.layer import MoEConfig
-from jaxmoe.parity.cells import Cell, parts_of
+from jaxmoe.parity.cells import Cell, chooser_of, parts_of
 from jaxmoe.train.gradients import Batch
 
 VOCAB, ROWS, LENGTH, DIM = 61, 8, 8, 36
@@ -60,7 +61,7 @@ def decoder_of(cell: Cell) -> Decoder:
   block = BlockConfig(attention, moe)
   remat: Remat = "full" if cell.parallel.partition_activations else "none"
   model = TransformerConfig(dim=DIM, stack=(LayerGroup((block,), repeats=2),), remat=remat)
-  return Decoder(model, VOCAB)
+  return Decoder(model, VOCAB, ParallelContext(chooser=chooser_of(cell)))
 
 
 def params_of(decoder: Decoder, seed: int = 7) -> Params:

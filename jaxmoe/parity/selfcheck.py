@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.rng import Keys
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.transformer import Decoder
@@ -18,6 +19,7 @@ from jaxmoe.parity.cell_errors import tree_error
 from jaxmoe.parity.exchange_drops import ExchangeBounded, with_exchange_drops
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import make_gradients
+from jaxmoe.train.kernels import references
 from jaxmoe.train.sharded_gradients import sharded_gradients
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -54,7 +56,7 @@ def selfcheck(experiment: Experiment, layout: Layout, params: Any, batch: Any) -
 
 def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) -> tuple[Any, Any]:
   """Returns the gradients of the layout, and the oracle's, as NumPy arrays."""
-  decoder, train, parallel = experiment.decoder(), experiment.train, experiment.parallel
+  decoder, train, parallel = experiment.decoder(layout), experiment.train, experiment.parallel
   keys, compare = Keys.from_seed(train.seed) / "selfcheck", experiment.compare
   spread = sharded_gradients(decoder, train.num_micro, parallel, layout, compare)
 
@@ -85,7 +87,7 @@ def _local(leaf: Any) -> np.ndarray:
 
 
 def _dense(decoder: Decoder, degree: int) -> Decoder:
-  """Returns the model in which dispatchers that drop nothing compute everything."""
+  """Returns the model in which dispatchers that drop nothing compute everything, by references."""
 
   def change(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
     if (
@@ -96,4 +98,5 @@ def _dense(decoder: Decoder, degree: int) -> Decoder:
       return ffn
     return dataclasses.replace(ffn, dispatch=Dense())
 
-  return Decoder(with_exchange_drops(decoder.config, degree).map_ffns(change), decoder.vocab_size)
+  model = with_exchange_drops(decoder.config, degree).map_ffns(change)
+  return Decoder(model, decoder.vocab_size, ParallelContext(chooser=references()))

@@ -165,7 +165,7 @@ def explain(
     InputError: a dim does not divide by the degree of its axes, or devices hold the same large
       activation.
   """
-  decoder = experiment.decoder()
+  decoder = experiment.decoder(layout)
   window = experiment.train.recovery.spike_window
   masters = experiment.masters(decoder)
   spec = StateSpec(decoder, experiment.transform(decoder), layout, window, masters)

@@ -6,16 +6,12 @@ takes and what it sends; never how fast it is or what numbers it makes.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.models.block import MLPConfig, MoEConfig
-from jaxmoe.moe.dispatch import AllToAll, Dropless
-from jaxmoe.train.experiment import Experiment
 
 HBM_GIB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 """Memory of a chip by its kind (cloud.google.com/tpu/docs/system-architecture-tpu-vm)."""
@@ -44,19 +40,3 @@ def memory_of(device: jax.Device) -> int | None:
   """Returns the bytes of memory of a chip, None where its kind is not known."""
   gib = HBM_GIB.get(device.device_kind)
   return None if gib is None else gib * 2**30
-
-
-def as_on_tpu(experiment: Experiment) -> Experiment:
-  """Returns the recipe with the back ends that `auto` stands for on a TPU."""
-
-  def change(ffn: MLPConfig | MoEConfig) -> MLPConfig | MoEConfig:
-    if not isinstance(ffn, MoEConfig):
-      return ffn
-    dispatch, exchange = ffn.dispatch, ffn.exchange
-    if dispatch == Dropless():
-      dispatch = Dropless(backend="ragged")
-    if isinstance(exchange, AllToAll) and exchange.ragged == "auto":
-      exchange = dataclasses.replace(exchange, ragged="always")
-    return dataclasses.replace(ffn, dispatch=dispatch, exchange=exchange)
-
-  return dataclasses.replace(experiment, model=experiment.model.map_ffns(change))

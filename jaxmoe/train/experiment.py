@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import optax
 
+from jaxmoe.core.backends import ChoiceLog
 from jaxmoe.core.config_io import added, diff
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.layout import Layout
+from jaxmoe.core.moved import Moved
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.tokens import Compare
 from jaxmoe.data.mixture import Data
 from jaxmoe.models.transformer import Decoder, TransformerConfig
@@ -18,6 +22,7 @@ from jaxmoe.optim import Masters, Optim, freeze, frozen_masks, frozen_names, mak
 from jaxmoe.optim.freeze import Masks
 from jaxmoe.parallel import Parallel
 from jaxmoe.train.divisibility import check_divisibility
+from jaxmoe.train.kernels import MOVED, Kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +186,9 @@ class Experiment:
   parallel: Parallel = Parallel()
   evaluation: Evaluation = Evaluation()
   samples: Samples = Samples()
+  kernels: Kernels = added(Kernels(), before=Kernels())
+
+  moved: ClassVar[tuple[Moved, ...]] = MOVED
 
   def __post_init__(self) -> None:
     train, length = self.train, self.data.seq_len
@@ -204,9 +212,18 @@ class Experiment:
     fairness = self.optim.fairness
     return Compare(len(self.data.parts), fairness.target) if fairness.weight else None
 
-  def decoder(self) -> Decoder:
-    """Returns the functions of the model; its vocabulary is the tokenizer's."""
-    return Decoder(self.model, self.data.tokenizer.vocab_size)
+  def decoder(
+    self, layout: Layout | None = None, strict: bool = True, log: ChoiceLog | None = None
+  ) -> Decoder:
+    """Returns the functions of the model; its vocabulary is the tokenizer's.
+
+    Args:
+      layout: Of the devices that programs of it are for; None for those of this process.
+      strict: Whether back ends that are asked for and do not fit are refused; else `auto`.
+      log: Where choices of back ends are told.
+    """
+    parallel = ParallelContext(chooser=self.kernels.chooser(layout, strict, log))
+    return Decoder(self.model, self.data.tokenizer.vocab_size, parallel)
 
   def frozen(self, decoder: Decoder) -> Masks:
     """Returns which entries of the decoder's parameters do not move.
@@ -260,6 +277,7 @@ SAFE_TO_CHANGE = (
   "parallel.*",
   "evaluation.*",
   "samples.*",
+  "kernels.*",
 )
 """Fields that may differ when a run goes on: they change no number already written."""
 

@@ -32,7 +32,8 @@ def on_one_device(
     The functions, and how gradients are summed over devices.
   """
   of = (parallel, layout, decoder.dims, decoder.shapes)
-  context = MeshContext(parallel, ParamGatherer(*of))
+  chooser = decoder.parallel.chooser.of_devices(layout.mesh.devices.flat)
+  context = MeshContext(parallel, ParamGatherer(*of), chooser=chooser)
   here = Decoder(decoder.config, decoder.vocab_size, context)
   return here, ReduceScatter(*of)
 

@@ -217,7 +217,7 @@ def in_float32(decoder: Decoder) -> Decoder:
   if decoder.config.param_dtype == "float32":
     return decoder
   config = dataclasses.replace(decoder.config, param_dtype="float32")
-  return Decoder(config, decoder.vocab_size)
+  return Decoder(config, decoder.vocab_size, decoder.parallel)
 
 
 def abstract_params(decoder: Decoder, layout: Layout) -> Abstract:

@@ -65,7 +65,7 @@ class Trainer:
     self.options = options or RunOptions()
     self._share = share_of_rows(layout, train.batch_size)
     run_setup.check_prompts(experiment, corpus.tokenizer)
-    self.decoder = experiment.decoder()
+    self.decoder = experiment.decoder(layout)
     check_replication(experiment, self.decoder, layout)
     transform = experiment.transform(self.decoder)
     there = open_store(workdir.checkpoints, train.store)

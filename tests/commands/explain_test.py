@@ -87,10 +87,10 @@ def test_the_tiny_step_compiles_for_chips_that_are_not_there_and_fits(alone, tin
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is missing: pip install 'jaxmoe[tpu]'")
 def test_there_a_ragged_exchange_sends_the_rows_that_are_there(alone, tiny, tmp_path):
-  file, recipe = tmp_path / "told.json", f"{tiny}:exchange=all_to_all_ragged"
-  degrees = ("data=4", "expert=4")
-  changes = [f"--config.parallel.{degree}" for degree in degrees] + ["--config.train.batch_size=16"]
-  result = alone("explain", recipe, "--topology=v5e:4x4", f"--json={file}", *changes)
+  file = tmp_path / "told.json"
+  asked = ("parallel.data=4", "parallel.expert=4", "train.batch_size=16", "kernels.exchange=ragged")
+  changes = [f"--config.{change}" for change in asked]
+  result = alone("explain", tiny, "--topology=v5e:4x4", f"--json={file}", *changes)
   assert result.code == 0, result.err
   kinds = {one["kind"] for one in json.loads(file.read_text())["compiled"]["traffic"]}
   assert "ragged-all-to-all" in kinds

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
@@ -17,13 +18,25 @@ from jaxmoe.moe.dispatch.plan import Plan, Uniform, tokens_of_rows
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routing import Routing, sum_routing
+from jaxmoe.ops import expert_mlp, grouped_matmul
 from tests.contracts.oracles import dispatch as oracles
 
 D, E, A, F = 6, 5, 2, 4
 T = 41  # Divides nothing, and all of it on one expert overflows the rows `fused` gives an expert.
+CHOOSERS = {
+  **{
+    f"dropless, {layer}": Chooser(names=(("expert_mlp", layer),)) for layer in expert_mlp.BACKENDS
+  },
+  **{
+    f"dropless, rows, {matmul}": Chooser(
+      names=(("expert_mlp", "rows"), ("grouped_matmul", matmul))
+    )
+    for matmul in grouped_matmul.BACKENDS
+  },
+}
 MEMBERS = {
   **{name: instance for name, (_, instance) in DISPATCHERS.items()},
-  **{f"dropless {name}": Dropless(name) for name in ("fused", "blocks", "ragged", "loop")},
+  **dict.fromkeys(CHOOSERS, Dropless()),
   **{
     f"{overflow}, tight": Capacity(0.4, overflow=overflow, allow_future=True)
     for overflow in OVERFLOW
@@ -47,7 +60,13 @@ planning = pytest.mark.parametrize(
   "name", [name for name, member in MEMBERS.items() if not isinstance(member, Einsum)]
 )
 KEYS = Keys.from_seed(3)
-SITE = DispatchContext(keys=KEYS)
+
+
+def site(name):
+  """Returns the context of a member."""
+  return DispatchContext(keys=KEYS, chooser=CHOOSERS.get(name, HERE))
+
+
 CASES = (
   "random",
   "with padding",
@@ -94,18 +113,18 @@ def routing_of(decision):
 
 
 def fate(dispatch, decision):
-  """Returns what becomes of each choice, by the oracle and the chance that `SITE` draws."""
+  """Returns what becomes of each choice, by the oracle and the chance that `site` draws."""
   chance = np.asarray(jax.random.uniform(KEYS("overflow"), decision["expert"].shape))
   return oracles.fate(dispatch, decision, chance)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(dispatch, x, routing, weights, grad_y):
+def run(name, x, routing, weights, grad_y):
   """Returns outputs, counts and the gradients of x, weights, scores and the experts."""
 
   def compute(x, weight_TA, scores_TE, weights):
     moved = dataclasses.replace(routing, weight_TA=weight_TA, scores_TE=scores_TE)
-    return dispatch(x, moved, nnx.merge(GRAPH, weights), SITE)
+    return MEMBERS[name](x, moved, nnx.merge(GRAPH, weights), site(name))
 
   inputs = x, routing.weight_TA, routing.scores_TE, weights
   y, vjp, counts = jax.vjp(compute, *inputs, has_aux=True)
@@ -165,7 +184,7 @@ def test_values_counts_and_gradients_equal_the_float64_loop(name, case):
   grad_y = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
   found = fate(MEMBERS[name], decision)
   y, counts, grad_x, grad_weight, grad_scores, grads = run(
-    MEMBERS[name], x, routing_of(decision), WEIGHTS, grad_y
+    name, x, routing_of(decision), WEIGHTS, grad_y
   )
   right = oracle(x, decision, found, grad_y)
   np.testing.assert_allclose(y, right[0], rtol=1e-5, atol=3e-6)
@@ -190,7 +209,7 @@ def test_a_plan_gives_each_kept_choice_one_row_of_its_expert_and_counts_the_rest
   dispatch = MEMBERS[name]
   x, decision = draw(case)
   routing, found = routing_of(decision), fate(dispatch, decision)
-  plan = dispatch.plan(routing, SITE)
+  plan = dispatch.plan(routing, site(name))
   row_TA, token_R = np.asarray(plan.row_TA), np.asarray(plan.token_R)
   sizes = np.asarray(plan.groups.sizes_S)
   has_row = row_TA < len(token_R)
@@ -227,11 +246,11 @@ def test_what_padding_holds_changes_nothing_bit_for_bit_and_comes_out_zero(name,
   padding = ~decision["valid"][:, 0]
   grad_y = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
   grad_y[padding] = 0
-  before = run(MEMBERS[name], x, routing_of(decision), WEIGHTS, grad_y)
+  before = run(name, x, routing_of(decision), WEIGHTS, grad_y)
   x[padding] = 100 * other[padding]
   for key in ("expert", "weight", "scores"):
     decision[key][padding] = other_decision[key][padding]
-  after = run(MEMBERS[name], x, routing_of(decision), WEIGHTS, grad_y)
+  after = run(name, x, routing_of(decision), WEIGHTS, grad_y)
   jax.tree.map(np.testing.assert_array_equal, before, after)
   np.testing.assert_array_equal(np.asarray(after[0])[padding], 0)
 
@@ -241,10 +260,10 @@ def test_a_permutation_of_tokens_permutes_outputs(name):
   x, decision = draw("with padding")
   order = np.random.default_rng(3).permutation(T)
   grad_y = np.ones_like(x)
-  y, _, *grads, of_experts = run(MEMBERS[name], x, routing_of(decision), WEIGHTS, grad_y)
+  y, _, *grads, of_experts = run(name, x, routing_of(decision), WEIGHTS, grad_y)
   moved = {key: field[order] for key, field in decision.items()}
   moved_y, _, *moved_grads, moved_of_experts = run(
-    MEMBERS[name], x[order], routing_of(moved), WEIGHTS, grad_y
+    name, x[order], routing_of(moved), WEIGHTS, grad_y
   )
   for one, other in zip((y, *grads), (moved_y, *moved_grads), strict=True):
     # A vectorised loop may round its last rows otherwise.
@@ -258,8 +277,8 @@ def test_a_permutation_of_tokens_permutes_outputs(name):
 def test_it_is_the_same_without_jit(name):
   x, decision = draw("with padding", tokens=7)
   routing = routing_of(decision)
-  y, counts = MEMBERS[name](jnp.asarray(x), routing, nnx.merge(GRAPH, WEIGHTS), SITE)
-  compiled, also_counts, *_ = run(MEMBERS[name], x, routing, WEIGHTS, jnp.ones_like(x))
+  y, counts = MEMBERS[name](jnp.asarray(x), routing, nnx.merge(GRAPH, WEIGHTS), site(name))
+  compiled, also_counts, *_ = run(name, x, routing, WEIGHTS, jnp.ones_like(x))
   np.testing.assert_allclose(y, compiled, rtol=1e-6, atol=1e-6)
   assert jax.tree.structure(counts) == jax.tree.structure(also_counts)
   jax.tree.map(np.testing.assert_array_equal, counts, also_counts)
@@ -270,7 +289,7 @@ def test_every_dropless_back_end_equals_every_other():
     x, decision = draw(case)
     routing, grad_y = routing_of(decision), jnp.ones_like(x)
     outputs = {
-      name: run(dispatch, x, routing, WEIGHTS, grad_y)[0] for name, dispatch in DROPLESS.items()
+      name: run(name, x, routing, WEIGHTS, grad_y)[0] for name in DROPLESS
     }
     for name, y in outputs.items():
       message = f"{name}, {case}"

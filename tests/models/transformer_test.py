@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmoe.core.backends import Chooser
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention import SoftmaxAttention
@@ -149,13 +151,15 @@ def test_what_padding_holds_changes_nothing_and_no_sum_counts_it(batch_of):
 CAUSAL_DISPATCH = {
   **{name: one for name, (_, one) in DISPATCHERS.items() if not one.looks_ahead},
   "capacity, tight": Capacity(0.5),
-  "dropless blocks": Dropless("blocks"),
+  "dropless, by rows": Dropless(),
 }
 
 
 @pytest.mark.parametrize("name", CAUSAL_DISPATCH)
 def test_a_later_token_never_changes_an_earlier_output_of_its_document(name, batch_of):
-  model = decoder(LayerGroup(blocks(DOCUMENT, moe(CAUSAL_DISPATCH[name])), 2))
+  chooser = Chooser(names=(("expert_mlp", "rows"),) if "by rows" in name else ())
+  config = TransformerConfig(8, (LayerGroup(blocks(DOCUMENT, moe(CAUSAL_DISPATCH[name])), 2),))
+  model = Decoder(config, VOCAB, ParallelContext(chooser=chooser))
   params, batch = model.init(Keys.from_seed(0)), batch_of([[6, 9], [15]], 16, VOCAB)
   rng, trials = np.random.default_rng(1), 200
   row, at = rng.integers(0, 2, trials), rng.integers(0, 15, trials)

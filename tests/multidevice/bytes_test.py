@@ -10,10 +10,11 @@ import math
 
 import pytest
 
+from jaxmoe.core.backends import Chooser, Devices
 from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.block import BlockConfig, MLPConfig
-from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES, AllToAll
+from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.parallel import Parallel
@@ -183,7 +184,7 @@ SWAPPED = {
   "all-to-all": Moved(FOUR),
   "all-to-all with room for twice the mean": Moved(FOUR, exchange="all_to_all_bounded", rows=1),
   "all-to-all in pieces": Moved(FOUR, exchange="all_to_all_chunked"),
-  "ragged all-to-all without a platform for it": Moved(FOUR, exchange="all_to_all_ragged"),
+  "ragged all-to-all without a platform for it": Moved(FOUR),
   "all-to-all of capacity": Moved(FOUR, "capacity", rows=PER_EXPERT),
   "all-to-all of capacity by products": Moved(FOUR, "einsum", rows=PER_EXPERT),
   "all-to-all of everything": Moved(FOUR, "dense", rows=EXPERTS / 4),
@@ -200,7 +201,8 @@ def shared_grads(parallel):
 def test_rows_go_to_their_experts_and_back_twice(name):
   moved = SWAPPED[name]
   dense, _ = shared_grads(FOUR)
-  total, found = sent(FOUR, moved.ffn)
+  asked = (("exchange", "ragged"),) if name.startswith("ragged") else ()
+  total, found = sent(FOUR, moved.ffn, chooser=Chooser(names=asked, strict=False))
   assert total == pytest.approx({
     ("all-to-all", "expert"): share(4) * (4 * moved.swaps + moved.sizes),
     ("all-reduce", "expert"): 2 * share(4) * dense,
@@ -278,9 +280,9 @@ def test_folded_tensor_groups_share_their_tokens_among_experts():
 
 
 def test_a_ragged_exchange_has_room_for_all_rows_and_moves_nothing_else():
-  moved = Moved(FOUR, exchange="all_to_all_ragged")
-  ffn = dataclasses.replace(moved.ffn, exchange=AllToAll(ragged="always"))
-  total, found = sent(FOUR, ffn)
+  moved = Moved(FOUR)
+  chooser = Chooser(Devices("tpu"), (("exchange", "ragged"), ("expert_mlp", "reference")))
+  total, found = sent(FOUR, moved.ffn, chooser=chooser)
   rows = FLOAT * ACTIVE * moved.tokens * DIM
   # Results have room for the rows of all devices there, and for a device's own when they return.
   room = LAYERS * 2 * (4 * rows + rows)

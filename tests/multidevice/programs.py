@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from jaxmoe.core.backends import HERE
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.batches import NAMES
 from jaxmoe.data.mixture import Data, MixturePart
@@ -18,10 +20,11 @@ from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 
 
-def decoder_of(block, layers, dim, vocab_size, **settings):
+def decoder_of(block, layers, dim, vocab_size, chooser=HERE, **settings):
   """Returns a model of so many of a block."""
   stack = (LayerGroup((block,), repeats=layers),)
-  return Decoder(TransformerConfig(dim=dim, stack=stack, **settings), vocab_size)
+  model = TransformerConfig(dim=dim, stack=stack, **settings)
+  return Decoder(model, vocab_size, ParallelContext(chooser=chooser))
 
 
 def lower_gradients(decoder, parallel, shape, micro=1):

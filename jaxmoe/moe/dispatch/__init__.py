@@ -28,7 +28,6 @@ EXCHANGES = {
   "all_to_all": (AllToAll, AllToAll()),
   "all_to_all_bounded": (AllToAll, AllToAll(bound=2.0)),
   "all_to_all_chunked": (AllToAll, AllToAll(chunks=2)),
-  "all_to_all_ragged": (AllToAll, AllToAll(ragged="auto")),
   "all_to_all_two_level": (AllToAll, AllToAll(two_level=True)),
   "all_gather": (AllGather, AllGather()),
 }

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.dispatch.placement import deal, weights_of_slots
@@ -28,12 +29,14 @@ class DispatchContext:
     idle: How many experts of the layer take none.
     slots: The expert of each slot; empty where each expert has one, in order.
     keys: Randomness of the forward pass; None where there is none.
+    chooser: What chooses back ends.
   """
 
   others: int = 0
   idle: int = 0
   slots: tuple[int, ...] = ()
   keys: Keys | None = None
+  chooser: Chooser = HERE
 
 
 WHOLE = DispatchContext()

@@ -11,15 +11,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.backends import Chooser
 from jaxmoe.core.config_io import added
 from jaxmoe.core.decimals import decimal
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.weight_formats import Groups
+from jaxmoe.moe.dispatch import row_exchange
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.moe.dispatch.device_group import DeviceGroup
 from jaxmoe.moe.dispatch.dispatcher import Counts, DispatchContext, Dispatcher, TokenTransport
@@ -56,8 +58,6 @@ class AllToAll(Exchange):
     bound: Rows of one device's tokens for another device, as a multiple of the mean T * A / e; the
       last tokens' choices beyond are dropped and counted as `exchange`. None for no bound: nothing
       is dropped, and buffers are e times the mean.
-    ragged: Whether only rows that are there go over the wire, and not whole buffers: `auto` where
-      the platform can (TPU, GPU), `always` in a program that is compiled for one elsewhere.
     chunks: Pieces in which rows travel, so that one can be computed while the next is under way;
       routing is that of the whole batch.
     two_level: Whether to exchange within the innermost axis first, then across the others.
@@ -66,7 +66,6 @@ class AllToAll(Exchange):
   """
 
   bound: float | None = None
-  ragged: Literal["no", "auto", "always"] = "no"
   chunks: int = 1
   two_level: bool = False
   max_drop_rate: float = 1.0
@@ -79,11 +78,6 @@ class AllToAll(Exchange):
       raise InputError(f"max_drop_rate must lie in [0, 1]: max_drop_rate={self.max_drop_rate}")
     if self.chunks < 1:
       raise InputError(f"chunks must be at least 1: chunks={self.chunks}")
-    if self.ragged != "no" and (self.two_level or self.chunks > 1):
-      raise InputError(
-        "a ragged exchange goes straight and in one piece: "
-        f"two_level={self.two_level}, chunks={self.chunks}; set two_level=false and chunks=1"
-      )
 
   @property
   def depends_on_shard(self) -> bool:
@@ -109,7 +103,9 @@ class AllToAll(Exchange):
     lost: dict[str, jax.Array] = {}
     if isinstance(dispatch, Dropless):
       routing, lost = self.admit(routing, group.size)
-    remote = RemoteExperts(experts, self, group, num_rows, dispatch, routing.scores_TE.shape[1])
+    remote = RemoteExperts(
+      experts, self, group, num_rows, dispatch, routing.scores_TE.shape[1], context.chooser
+    )
     y_TD, counts = dispatch(x_TD, routing, remote, context)
     return y_TD, Counts(counts.dropped | lost, counts.spilled)
 
@@ -159,6 +155,7 @@ class RemoteExperts:
     num_rows: C, rows of a buffer for another device, where groups are ragged.
     dispatch: What brings rows to experts here, where groups are ragged.
     num_experts: E, of all devices together.
+    chooser: What chooses back ends.
   """
 
   experts: Any
@@ -167,6 +164,7 @@ class RemoteExperts:
   num_rows: int
   dispatch: Dispatcher
   num_experts: int
+  chooser: Chooser
 
   def __call__(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
     """Returns (R, D) for rows in order of their slot."""
@@ -179,7 +177,7 @@ class RemoteExperts:
     devices, capacity = self.group.size, groups.rows_per_slot
     rows_eSCD = rows_RD.reshape(devices, -1, capacity, rows_RD.shape[1])
     outs = []
-    for start, stop in _spans(capacity, self.exchange.chunks):
+    for start, stop in row_exchange.spans(capacity, self.exchange.chunks):
       with jax.named_scope("send"):
         part_eSCD = self._send(rows_eSCD[:, :, start:stop])
         values = {
@@ -200,42 +198,18 @@ class RemoteExperts:
     return self.group.all_to_all(parts_eF, self.exchange.two_level)
 
   def _ragged(self, rows_RD: jax.Array, groups: Groups) -> jax.Array:
-    """Sends what each slot has, in a buffer of C rows for each device."""
-    devices, capacity = self.group.size, self.num_rows
-    sizes_eS = groups.sizes_S.reshape(devices, -1)
-    count_e = jnp.sum(sizes_eS, axis=1)
-    first_e = jnp.cumsum(count_e) - count_e
+    """Sends what each slot has, at most C rows for each device."""
+    exchange, sizes_eS = self.exchange, groups.sizes_S.reshape(self.group.size, -1)
     with jax.named_scope("send"):
       there_eS = self.group.all_to_all(sizes_eS)
-    place_C = jnp.arange(capacity)
-    can = jax.default_backend() in ("tpu", "gpu")
-    if self.exchange.ragged == "always" or (can and self.exchange.ragged == "auto"):
-      return _over_the_wire(self, rows_RD, groups.values, count_e, first_e, there_eS)
-    used_eC = place_C[None] < count_e[:, None]
-    row_eC = jnp.where(used_eC, first_e[:, None] + place_C[None], rows_RD.shape[0])
-    outs = []
-    for start, stop in _spans(capacity, self.exchange.chunks):
-      with jax.named_scope("send"):
-        rows_eCD, values = self._send_rows(rows_RD, groups.values, row_eC[:, start:stop])
-      out_eCD = self.here(rows_eCD, values, there_eS, start)
-      with jax.named_scope("return"):
-        outs.append(self._send(out_eCD))
-    out_FD = jnp.concatenate(outs, axis=1).reshape(devices * capacity, -1)
-    row_R = jnp.arange(rows_RD.shape[0])
-    device_R = jnp.searchsorted(jnp.cumsum(count_e), row_R, side="right")
-    at_R = device_R * capacity + row_R - first_e[jnp.minimum(device_R, devices - 1)]
-    at_R = jnp.where(device_R < devices, at_R, devices * capacity)
-    return out_FD.at[at_R].get(mode="fill", fill_value=0)
-
-  def _send_rows(
-    self, rows_RD: jax.Array, values: Mapping[str, jax.Array], row_eC: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns (e, C, D), rows that others have for this device, and their tokens' values."""
-
-    def sent(leaf_RF: jax.Array) -> jax.Array:
-      return self._send(leaf_RF.at[row_eC].get(mode="fill", fill_value=0))
-
-    return sent(rows_RD), {name: sent(value_R) for name, value_R in values.items()}
+    sizes = {"R": rows_RD.shape[0], "D": rows_RD.shape[1], "C": self.num_rows}
+    asked = {"pieces": exchange.chunks > 1, "two levels": exchange.two_level}
+    features = [name for name, wanted in asked.items() if wanted]
+    carry = self.chooser.choose("exchange", row_exchange.BACKENDS, rows_RD.dtype, sizes, features)
+    route = row_exchange.Route(
+      self.group, self.num_rows, exchange.chunks, exchange.two_level, sizes_eS, there_eS
+    )
+    return carry(route, rows_RD, groups.values, self.here)
 
   def here(
     self,
@@ -262,52 +236,9 @@ class RemoteExperts:
       values={name: value.reshape(-1, *value.shape[2:]) for name, value in values.items()},
       among=self.num_experts,  # few of the rows are there: back ends size buffers by it
     )
-    y_RD, _ = self.dispatch(rows_RD, routing, self.experts, DispatchContext())
+    context = DispatchContext(chooser=self.chooser)
+    y_RD, _ = self.dispatch(rows_RD, routing, self.experts, context)
     return y_RD.reshape(devices, capacity, -1)
-
-
-def _over_the_wire(
-  remote: RemoteExperts,
-  rows_RD: jax.Array,
-  values: Mapping[str, jax.Array],
-  count_e: jax.Array,
-  first_e: jax.Array,
-  there_eS: jax.Array,
-) -> jax.Array:
-  """Does what `RemoteExperts._ragged` does with buffers of which only used rows travel."""
-  group, capacity = remote.group, remote.num_rows
-  devices = group.size
-  mine_e = jnp.full(devices, group.index() * capacity, jnp.int32)
-  come_e = jnp.sum(there_eS, axis=1)
-
-  def sent(leaf_RF: jax.Array) -> jax.Array:
-    buffer_F = jnp.zeros((devices * capacity, *leaf_RF.shape[1:]), leaf_RF.dtype)
-    leaf_F = jax.lax.ragged_all_to_all(
-      leaf_RF, buffer_F, first_e, count_e, mine_e, come_e, axis_name=group.axes
-    )
-    return leaf_F.reshape(devices, capacity, *leaf_RF.shape[1:])
-
-  with jax.named_scope("send"):
-    rows_eCD, known = sent(rows_RD), {name: sent(value_R) for name, value_R in values.items()}
-  out_eCD = remote.here(rows_eCD, known, there_eS, 0)
-  start_e = jnp.arange(devices, dtype=jnp.int32) * capacity
-  with jax.named_scope("return"):
-    back_e = group.all_to_all(first_e)  # where each device wants its rows back
-    return jax.lax.ragged_all_to_all(
-      out_eCD.reshape(devices * capacity, -1),
-      jnp.zeros_like(rows_RD),
-      start_e,
-      come_e,
-      back_e,
-      count_e,
-      axis_name=group.axes,
-    )
-
-
-def _spans(size: int, chunks: int) -> list[tuple[int, int]]:
-  """Returns (start, stop) of at most `chunks` pieces of `size`, the last ones maybe shorter."""
-  step = -(-size // chunks)
-  return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def _by_slot(leaf_R: jax.Array, devices: int, capacity: int) -> jax.Array:
@@ -360,6 +291,6 @@ class AllGather(Exchange):
       values=values,
       among=num_experts,
     )
-    y_GD, _ = inner(x_GD, chosen, experts)
+    y_GD, _ = inner(x_GD, chosen, experts, DispatchContext(chooser=context.chooser))
     with jax.named_scope("return"):
       return group.scatter(y_GD), counts

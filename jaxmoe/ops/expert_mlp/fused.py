@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.ops.expert_mlp.places import Places, block_rows, place_choices, row_capacity
+from jaxmoe.ops.grouped_matmul import GroupedMatmul
 
 Activation = Callable[[jax.Array], jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def fused(
   x_TD: jax.Array,
   gate_up_SDGF: jax.Array,
@@ -35,12 +35,28 @@ def fused(
   weight_TA: jax.Array,
   activation: Activation,
   among: int | None = None,
+  matmul: GroupedMatmul | None = None,
 ) -> jax.Array:
   """Returns the layer's output in x.dtype, computing little more than the rows in use.
 
-  `among` is over how many slots the choices are spread, S if None; more where some of them are
-  meant to have no row: then slots own none, and the time is that of the live rows.
+  Where choices are spread over more slots than there are, slots own no rows, and the time is that
+  of the live rows.
   """
+  del matmul
+  return _fused(x_TD, gate_up_SDGF, down_SFD, slot_TA, weight_TA, activation, among)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _fused(
+  x_TD: jax.Array,
+  gate_up_SDGF: jax.Array,
+  down_SFD: jax.Array,
+  slot_TA: jax.Array,
+  weight_TA: jax.Array,
+  activation: Activation,
+  among: int | None,
+) -> jax.Array:
+  """Returns the layer's output."""
   return _forward(x_TD, gate_up_SDGF, down_SFD, slot_TA, weight_TA, activation, among)[0]
 
 
@@ -178,7 +194,7 @@ def _add_block_gradient(
   )
 
 
-fused.defvjp(_forward, _backward)
+_fused.defvjp(_forward, _backward)
 
 
 def _dot(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:

@@ -47,16 +47,11 @@ def block_rows(capacity: int) -> int:
 @jax.named_scope("plan")
 def place_choices(slot_TA: jax.Array, num_slots: int, capacity: int) -> Places:
   """Returns the place of every choice; nothing is dropped."""
-  num_tokens, num_active = slot_TA.shape
-  num_choices = num_tokens * num_active
+  num_choices = slot_TA.size
   earlier_TS, sizes_S = _count_earlier(slot_TA, num_slots)
   in_use_TA = slot_TA < num_slots
   safe_TA = jnp.where(in_use_TA, slot_TA, 0)
-  # Choices of the same token that name the same slot are rare, but each gets a row of its own.
-  same_TAA = slot_TA[:, :, None] == slot_TA[:, None, :]
-  before_AA = jnp.arange(num_active)[:, None] > jnp.arange(num_active)[None, :]
-  twin_TA = jnp.sum(same_TAA & before_AA[None], axis=-1, dtype=jnp.int32)
-  place_TA = jnp.take_along_axis(earlier_TS, safe_TA, axis=1, mode="clip") + twin_TA
+  place_TA = jnp.take_along_axis(earlier_TS, safe_TA, axis=1, mode="clip") + _twins(slot_TA)
 
   rows = block_rows(capacity)
   overflow_S = jnp.maximum(sizes_S - capacity, 0)
@@ -78,6 +73,34 @@ def place_choices(slot_TA: jax.Array, num_slots: int, capacity: int) -> Places:
   return Places(
     row_TA=row_TA, choice_R=choice_R, num_blocks=ends_S[-1], block_slot_K=block_slot_K
   )
+
+
+@jax.named_scope("plan")
+def place_rows(slot_TA: jax.Array, num_slots: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the places of choices in rows in order of slot, then of token, without gaps.
+
+  Returns:
+    row_TA, T * A where the slot is S; choice_R, the inverse, T * A for a row that nothing fills;
+    sizes_S, the rows of each slot. R = T * A.
+  """
+  num_choices = slot_TA.size
+  in_use_TA = slot_TA < num_slots
+  safe_TA = jnp.where(in_use_TA, slot_TA, 0)
+  earlier_TS, sizes_S = _count_earlier(slot_TA, num_slots)
+  place_TA = jnp.take_along_axis(earlier_TS, safe_TA, axis=1, mode="clip") + _twins(slot_TA)
+  first_S = jnp.cumsum(sizes_S) - sizes_S
+  row_TA = jnp.where(in_use_TA, first_S.at[safe_TA].get(mode="clip") + place_TA, num_choices)
+  choice_C = jnp.arange(num_choices, dtype=jnp.int32)
+  empty_R = jnp.full((num_choices,), num_choices, jnp.int32)
+  return row_TA, empty_R.at[row_TA.reshape(-1)].set(choice_C, mode="drop"), sizes_S
+
+
+def _twins(slot_TA: jax.Array) -> jax.Array:
+  """Returns how many earlier choices of the same token name the same slot; rarely any."""
+  num_active = slot_TA.shape[1]
+  same_TAA = slot_TA[:, :, None] == slot_TA[:, None, :]
+  before_AA = jnp.arange(num_active)[:, None] > jnp.arange(num_active)[None, :]
+  return jnp.sum(same_TAA & before_AA[None], axis=-1, dtype=jnp.int32)
 
 
 def _count_earlier(slot_TA: jax.Array, num_slots: int) -> tuple[jax.Array, jax.Array]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.ops.grouped_matmul import GroupedMatmul
+
 
 def reference(
   x_TD: jax.Array,
@@ -13,8 +15,11 @@ def reference(
   slot_TA: jax.Array,
   weight_TA: jax.Array,
   activation: Callable[[jax.Array], jax.Array],
+  among: int | None = None,
+  matmul: GroupedMatmul | None = None,
 ) -> jax.Array:
   """Returns the layer's output in x.dtype at S / A times the needed FLOPs."""
+  del among, matmul
   num_slots = gate_up_SDGF.shape[0]
   onehot_TAS = jax.nn.one_hot(slot_TA, num_slots, dtype=jnp.float32)
   weight_TA = jnp.where(slot_TA < num_slots, weight_TA.astype(jnp.float32), 0.0)

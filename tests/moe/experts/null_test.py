@@ -85,7 +85,7 @@ def test_a_token_of_null_experts_alone_gets_exact_zeros_and_finite_gradients():
   assert sums.idle == T * A
 
 
-@pytest.mark.parametrize("dispatch", [Dropless("blocks"), Capacity(factor=100.0)])
+@pytest.mark.parametrize("dispatch", [Dropless(), Capacity(factor=100.0)])
 def test_rows_and_metrics_fall_exactly_with_the_choices_that_compute(dispatch):
   x = draw()
   segment = jnp.ones((1, T), jnp.int32).at[0, -5:].set(0)

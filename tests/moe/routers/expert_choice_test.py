@@ -78,7 +78,7 @@ def test_a_capacity_factor_of_1_has_room_for_what_experts_choose_and_no_more(
   assert float(plan.dropped["capacity"]) == 0
   assert plan.token_R.size == loads(chosen)[0].sum()
   assert Einsum(factor=1.0).masks(routing)[0].shape[2] * E == plan.token_R.size
-  assert Dropless("blocks").plan(routing).groups.sizes_S.sum() == plan.token_R.size
+  assert Dropless().plan(routing).groups.sizes_S.sum() == plan.token_R.size
 
 
 @pytest.mark.parametrize("exact, places", [(True, 15), (False, 16)])
