@@ -99,6 +99,11 @@ class SamplesHook:
     self._file.append(("\n".join(parts) + "\n").encode())
     return {}
 
+  def forget(self, step: int) -> None:
+    """Cuts off what was written after `step`."""
+    self._file.flush()
+    cut_samples(self._file.path, step)
+
 
 def cut_samples(path: pathlib.Path, step: int) -> None:
   """Cuts samples.md after the section of `step`, so that no section is written twice."""

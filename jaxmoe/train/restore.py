@@ -1,23 +1,118 @@
-"""Restoring a run from its newest checkpoint: whether it is its own, and what changed since."""
+"""Restoring a run from its newest checkpoint, or the init of a new one; what changed since."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_record
+from jaxmoe.core import multihost
 from jaxmoe.core.config_io import diff, from_plain
 from jaxmoe.core.errors import CheckpointError, InputError
 from jaxmoe.data.corpus import Corpus
+from jaxmoe.data.stream import BatchStream
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import make_schedule
 from jaxmoe.train.changed_definitions import mended
 from jaxmoe.train.experiment import Experiment, unsafe_changes
+from jaxmoe.train.hooks import SamplesHook
 from jaxmoe.train.observers import Observers
-from jaxmoe.train.train_state import ONLY, State
+from jaxmoe.train.run_log import CutLines, RunLog
+from jaxmoe.train.train_state import ONLY, Arrays, State, StateSpec, read_state
 from jaxmoe.train.workdir import changes_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where a process begins: a step, the state after it, and how often the run had gone back."""
+
+  step: int
+  state: State
+  rollbacks: int = 0
+
+
+def restore_or_init(
+  experiment: Experiment, spec: StateSpec, store: Store, stream: BatchStream,
+  observers: Observers, sampling: SamplesHook, about: dict[str, Any],
+) -> Start:  # fmt: skip
+  """Returns the start from the newest intact checkpoint, or that of a new run.
+
+  A run whose only checkpoint is of step 0 is new too: its state was made of another run's.
+
+  Args:
+    experiment: The recipe.
+    spec: Of its state.
+    store: Where checkpoints are.
+    stream: The batches; they go on after those of the checkpoint.
+    observers: Who is told.
+    sampling: What writes texts; those of later steps are cut off.
+    about: What the first event of a new run says.
+
+  Raises:
+    InputError: the checkpoints are of another model or other data than `check_same_run` could
+      tell.
+    CheckpointError: there were checkpoints, and none is intact.
+  """
+  with observers.phase("start", "looking for a checkpoint"):
+    found = read_state(store, spec, observers.damaged)
+  if found is None:
+    return _init(experiment.train.seed, spec, None, observers, sampling, about)
+  step, arrays, record = found
+  if ONLY not in record:
+    stream.restore(record["data"])
+  if step == 0:  # made of another run
+    start = _init(experiment.train.seed, spec, arrays, observers, sampling, about)
+    tell_recast(observers, 0, spec.recast(arrays))
+    return start
+  cut = forget(observers.log, sampling, step)
+  seconds = observers.clock.take("start")
+  lost = {"lost_s": cut.seconds, "lost_until_unix_s": cut.last_unix_s}
+  clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
+  observers.log.event("resume", time=clock, step=step, lost_steps=cut.steps)
+  observers.display.say(f"going on from step {step}")
+  tell_recast(observers, step, spec.recast(arrays))
+  state = spec.from_arrays(arrays)
+  if step < experiment.train.num_steps:
+    tell_changes(observers, step, state, record, experiment, spec.decoder)
+  return Start(step, state, record["rollbacks"])
+
+
+def _init(
+  seed: int, spec: StateSpec, arrays: Arrays | None, observers: Observers, sampling: SamplesHook,
+  about: dict[str, Any],
+) -> Start:  # fmt: skip
+  """Begins a new run, of its seed or of arrays, with what the untrained model has to say."""
+  forget(observers.log, sampling, -1)  # what the untrained model wrote comes again, too
+  with observers.phase("start", "making parameters"):
+    state = spec.init(seed) if arrays is None else spec.from_arrays(arrays)
+    jax.block_until_ready(state)
+  if sampling.every:
+    with observers.phase("samples", "writing with the untrained model", brief=True):
+      sampling(0, state)
+  observers.log.event("start", time={"seconds": observers.clock.take("start")}, **about)
+  return Start(0, state)
+
+
+def forget(log: RunLog, sampling: SamplesHook, step: int) -> CutLines:
+  """Cuts off what was written of steps after `step`, and returns the lines that went.
+
+  Raises:
+    CheckpointError: the disk refuses to change the files.
+  """
+  with multihost.raise_on_all():
+    if not multihost.is_main_process():
+      return CutLines()
+    try:
+      cut = log.resume(step)
+      sampling.forget(step)
+    except OSError as error:
+      raise CheckpointError(f"cannot cut the files of the run to step {step}: {error}") from error
+    return cut
 
 
 def tell_changes(

@@ -17,7 +17,7 @@ import jax
 
 from jaxmoe.checkpoint import open_store
 from jaxmoe.core import multihost
-from jaxmoe.core.errors import CheckpointError, PeerError, UserFacingError, machine_error
+from jaxmoe.core.errors import PeerError, UserFacingError, machine_error
 from jaxmoe.core.layout import Layout
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.loader_callbacks import LoaderCallbacks
@@ -26,18 +26,17 @@ from jaxmoe.train import run_setup
 from jaxmoe.train.completion import CompletionWatcher
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import counts_first
-from jaxmoe.train.hooks import EvaluationHook, SamplesHook, cut_samples
+from jaxmoe.train.hooks import EvaluationHook, SamplesHook
 from jaxmoe.train.replication_check import check_replication
-from jaxmoe.train.restore import check_same_run, tell_changes, tell_recast
+from jaxmoe.train.restore import check_same_run, forget, restore_or_init
 from jaxmoe.train.rollback import Rollback
 from jaxmoe.train.run_events import about_run, tell_end, tell_process
-from jaxmoe.train.run_log import CutLines
 from jaxmoe.train.run_options import Hook, RunOptions, RunResult
 from jaxmoe.train.saver import Saver
 from jaxmoe.train.step import Step, abstract_batch, abstract_state, lower_step
 from jaxmoe.train.step_health import HarmfulStepsError, StepHealth, check_drops
 from jaxmoe.train.step_line import DispatchedStep, step_line
-from jaxmoe.train.train_state import ONLY, Arrays, State, StateSpec, came_from, read_state
+from jaxmoe.train.train_state import State, StateSpec, came_from
 from jaxmoe.train.update_underflow import UpdateUnderflow, may_underflow
 from jaxmoe.train.workdir import Workdir
 
@@ -97,7 +96,6 @@ class Trainer:
     observers.watchdog.start()
     callbacks = LoaderCallbacks(observers.slow, observers.unread, observers.worker)
     self.stream = self.corpus.stream(train.batch_size, train.seed, *self._share, callbacks)
-    self.samples = observers.log.also(self.workdir.samples)
     self.stopped = multihost.AnyProcess(stopped)
     self.saver = Saver(experiment, self.corpus, self.spec, self.store, self.stream, observers)
     try:
@@ -119,8 +117,9 @@ class Trainer:
 
   def _fit(self) -> RunResult:
     num_steps, observers = self.experiment.train.num_steps, self.observers
-    self.evaluation, self.sampling = self.hooks = self._hooks()
-    self.restore_or_init()
+    evaluation, self.sampling = self.hooks = self._hooks()
+    about = about_run(self.corpus, self.decoder.num_params, evaluation, self.options.recipe)
+    self._start(about)
     run_setup.write_config_and_tokenizer(self.workdir, self.experiment, self.corpus.tokenizer)
     if self.step >= num_steps:
       observers.display.say(f"nothing to do: step {self.step} of {num_steps} is saved already")
@@ -143,60 +142,19 @@ class Trainer:
     length = config.data.seq_len
     domains = {name: self.corpus.held_out(name) for name in self.corpus.domains}
     text = ((tokenizer.start_id, tokenizer.eod_id), length)
+    samples = self.observers.log.also(self.workdir.samples)
     return (
       EvaluationHook(config.evaluation, self.decoder, domains, text, self.observers),
-      SamplesHook(config.samples, self.decoder, tokenizer, length, self.samples),
+      SamplesHook(config.samples, self.decoder, tokenizer, length, samples),
     )
 
-  def restore_or_init(self) -> None:
-    """Sets step and state: those of the newest intact checkpoint, or those of a new run.
-
-    A run whose only checkpoint is of step 0 is new too: its state was made of another run's.
-
-    Raises:
-      InputError: the checkpoints are of another model or other data than `check_same_run` could
-        tell.
-      CheckpointError: there were checkpoints, and none is intact.
-    """
-    observers, spec, evaluation = self.observers, self.spec, self.evaluation
-    recipe, num_params = self.options.recipe, self.decoder.num_params
-    about = about_run(self.corpus, num_params, evaluation, recipe)
-    with observers.phase("start", "looking for a checkpoint"):
-      found = read_state(self.store, spec, observers.damaged)
-    if found is None:
-      self._init(None, about)
-      return
-    step, arrays, record = found
-    if ONLY not in record:
-      self.stream.restore(record["data"])
-    if step == 0:  # made of another run
-      self._init(arrays, about)
-      tell_recast(observers, 0, spec.recast(arrays))
-      return
-    self.saver.rollbacks = record["rollbacks"]
-    cut = self.forget(step)
-    seconds = observers.clock.take("start")
-    lost = {"lost_s": cut.seconds, "lost_until_unix_s": cut.last_unix_s}
-    clock = {"seconds": seconds, **lost} if cut.steps else {"seconds": seconds}
-    observers.log.event("resume", time=clock, step=step, lost_steps=cut.steps)
-    observers.display.say(f"going on from step {step}")
-    tell_recast(observers, step, spec.recast(arrays))
-    self._go_on_from(step, spec.from_arrays(arrays))
-    if step < self.experiment.train.num_steps:
-      tell_changes(observers, step, self.state, record, self.experiment, self.decoder)
-
-  def _init(self, arrays: Arrays | None, about: dict[str, Any]) -> None:
-    """Begins a new run, of its seed or of arrays, with what the untrained model has to say."""
-    observers, samples, seed = self.observers, self.sampling, self.experiment.train.seed
-    self.forget(-1)  # what the untrained model wrote comes again, too
-    with observers.phase("start", "making parameters"):
-      state = self.spec.init(seed) if arrays is None else self.spec.from_arrays(arrays)
-      jax.block_until_ready(state)
-    if samples.every:
-      with observers.phase("samples", "writing with the untrained model", brief=True):
-        samples(0, state)
-    observers.log.event("start", time={"seconds": observers.clock.take("start")}, **about)
-    self._go_on_from(0, state)
+  def _start(self, about: dict[str, Any]) -> None:
+    """Sets step and state: those of the newest intact checkpoint, or those of a new run."""
+    start = restore_or_init(
+      self.experiment, self.spec, self.store, self.stream, self.observers, self.sampling, about
+    )
+    self.saver.rollbacks = start.rollbacks
+    self._go_on_from(start.step, start.state)
 
   def _compile(self) -> None:
     """Makes the program of a step, and what its speed is measured by."""
@@ -364,7 +322,7 @@ class Trainer:
       self.saver.rollbacks += 1
       while self.stream.num_batches < harm.batch + skip:
         next(self.stream)
-      cut = self.forget(step)
+      cut = forget(observers.log, self.sampling, step)
     lost_s = cut.seconds + sum(observers.clock.take("step").values())
     event_fields = {"step": harm.step, "to": step, "skipped_batches": skip, "why": harm.why}
     observers.log.event("rollback", time={"lost_s": round(lost_s, 3)}, **event_fields)
@@ -377,23 +335,6 @@ class Trainer:
   def _go_on_from(self, step: int, state: State) -> None:
     """Sets step and state; a step that was dispatched is forgotten."""
     self.step, self.state, self._pending = step, state, None
-
-  def forget(self, step: int) -> CutLines:
-    """Cuts off what was written of steps after `step`, and returns the lines that went.
-
-    Raises:
-      CheckpointError: the disk refuses to change the files.
-    """
-    with multihost.raise_on_all():
-      if not multihost.is_main_process():
-        return CutLines()
-      try:
-        cut = self.observers.log.resume(step)
-        self.samples.flush()
-        cut_samples(self.samples.path, step)
-      except OSError as error:
-        raise CheckpointError(f"cannot cut the files of the run to step {step}: {error}") from error
-      return cut
 
   def _end(self, done: bool) -> None:
     """Writes the last event of the process."""

@@ -70,7 +70,7 @@ POINTS = {
   "rollback": (
     Place(f"{TRAINER}:Trainer.rollback", within_s=0.1),
     Place("jaxmoe.train.rollback:Rollback.read"),
-    Place(f"{TRAINER}:Trainer.forget", calls=2),
+    Place(f"{TRAINER}:forget"),
     Place(f"{STORE}.set_aside"),
   ),
   "restore": (
@@ -78,7 +78,7 @@ POINTS = {
     Place("jaxmoe.checkpoint.orbax_store:check_digests"),
     Place("jaxmoe.data.stream:BatchStream.restore"),
     Place(f"{RUN_LOG}.resume"),
-    Place(f"{TRAINER}:cut_samples"),
+    Place("jaxmoe.train.hooks:cut_samples"),
   ),
 }
 
