@@ -45,7 +45,7 @@ IN = {
   "jaxmoe/core/multihost.py": "together first same several",
   "jaxmoe/moe/experts/*.py": "enter leave hidden",
   "jaxmoe/moe/expert_outputs.py": "parts whole shares",
-  "jaxmoe/moe/routers/*.py": "choose best given carry",
+  "jaxmoe/moe/routers/*.py": "choose best given carry hidden",
   "jaxmoe/moe/*.py": "hidden given carry",
   "jaxmoe/core/tokens.py": "given record",
   "jaxmoe/models/attention*.py": "turn remember finish",

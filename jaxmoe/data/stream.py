@@ -125,12 +125,12 @@ class BatchStream:
         made = producer.take(min(_LOOK_S, start + due - time.perf_counter()))
       finally:
         for failure in producer.failures():
-          self._callbacks.on_retry(*failure)
+          self._callbacks.unread(*failure)
       if made is not None:
         return made
       waited_s = time.perf_counter() - start
       if waited_s >= due:
-        self._callbacks.on_slow(*producer.reading(), waited_s)
+        self._callbacks.slow(*producer.reading(), waited_s)
         due *= 2
 
   @property

@@ -124,7 +124,7 @@ class WorkerClient:
     words = self._workers[0].end()
     self._restarts += 1
     self._fruitless += 1
-    self._callbacks.on_worker(what, self._restarts)
+    self._callbacks.worker(what, self._restarts)
     if self._fruitless > _MAX_RESTARTS:
       self._fail(
         f"the data worker {what} {self._fruitless} times without a batch; its last words: "

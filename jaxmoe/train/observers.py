@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from jaxmoe.train.progress import Display
 from jaxmoe.train.run_log import RunLog
 from jaxmoe.train.wall_clock import WallClock
@@ -13,7 +14,7 @@ from jaxmoe.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
-class Observers:
+class Observers(LoaderCallbacks):
   """The onlookers of a run.
 
   Attributes:

@@ -20,7 +20,6 @@ from jaxmoe.core import multihost
 from jaxmoe.core.errors import PeerError, UserFacingError, machine_error
 from jaxmoe.core.layout import Layout
 from jaxmoe.data.corpus import Corpus
-from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from jaxmoe.parallel import share_of_rows
 from jaxmoe.train import run_setup
 from jaxmoe.train.completion import CompletionWatcher
@@ -94,8 +93,7 @@ class Trainer:
     self.observers = observers = run_setup.make_observers(experiment, *files, clock)
     tell_process(observers, self.workdir)
     observers.watchdog.start()
-    callbacks = LoaderCallbacks(observers.slow, observers.unread, observers.worker)
-    self.stream = self.corpus.stream(train.batch_size, train.seed, *self._share, callbacks)
+    self.stream = self.corpus.stream(train.batch_size, train.seed, *self._share, observers)
     self.stopped = multihost.AnyProcess(stopped)
     self.saver = Saver(experiment, self.corpus, self.spec, self.store, self.stream, observers)
     try:

@@ -10,8 +10,8 @@ import pytest
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from jaxmoe.data.sources.text_files import TextFiles
+from tests.data.callbacks import Callbacks
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def test_a_slow_source_is_named_once_and_again_whenever_the_wait_has_doubled(unc
       blocked.set()
       assert open_again.wait(60)
 
-  def on_slow(domain, document, waited_s):
+  def slow(domain, document, waited_s):
     if blocked.is_set():  # any batch may be slow on a busy machine
       told.append((domain, document, waited_s))
     if len(told) == 4:
       open_again.set()
 
   reads.append(block)
-  watch = LoaderCallbacks(on_slow=on_slow, slow_s=0.02)
+  watch = Callbacks(slow=slow, slow_s=0.02)
   _assert_equal(_take(corpus.stream(4, 0, callbacks=watch), 6), expected)
   # The first may have looked just before the document was reached.
   assert {entry[:2] for entry in told[1:4]} == {("high", os.path.basename(slow_path))}
@@ -81,7 +81,7 @@ def test_callbacks_come_on_the_thread_of_the_caller(uncached, reads):
       raise OSError(errno.EIO, "Input/output error")
 
   reads.append(fail_once)
-  watch = LoaderCallbacks(on_retry=lambda *_: threads.append(threading.current_thread()))
+  watch = Callbacks(unread=lambda *_: threads.append(threading.current_thread()))
   _take(corpus.stream(4, 0, callbacks=watch), 3)
   assert threads == [threading.current_thread()] * 2
 
@@ -97,7 +97,7 @@ def test_a_read_that_fails_once_is_named_and_changes_no_batch(uncached, reads):
       raise OSError(errno.ESTALE, "Stale file handle")
 
   reads.append(fail_once)
-  watch = LoaderCallbacks(on_retry=lambda *what: told.append(what))
+  watch = Callbacks(unread=lambda *what: told.append(what))
   _assert_equal(_take(corpus.stream(4, 0, callbacks=watch), 6), expected)
   names = {os.path.basename(path) for path in failed}
   assert len(names) == 2
@@ -115,11 +115,11 @@ def test_a_source_that_died_stops_the_stream_with_its_name_each_time_it_is_asked
       raise OSError(errno.ENOENT, "No such file or directory")
 
   reads.append(fail)
-  stream = corpus.stream(4, 0, callbacks=LoaderCallbacks(on_retry=lambda *what: told.append(what)))
+  stream = corpus.stream(4, 0, callbacks=Callbacks(unread=lambda *what: told.append(what)))
   for _ in range(2):
     with pytest.raises(InputError, match=r"document '.*' of 'high' could not be read in 4 tries"):
       _take(stream, 6)
-    stream = corpus.stream(4, 0, callbacks=LoaderCallbacks())
+    stream = corpus.stream(4, 0, callbacks=Callbacks())
   assert len(told) == 3 and len({name for _, name, _ in told}) == 1
   reads.clear()
   stream.restore(state)
@@ -157,20 +157,14 @@ def test_closing_leaves_a_thread_that_hangs_in_a_read_behind(uncached, reads, mo
   reads.append(block)
   told = []
 
-  def on_slow(*what):
+  def slow(*what):
     told.append(what)
     raise KeyboardInterrupt
 
-  stream = corpus.stream(4, 0, callbacks=LoaderCallbacks(on_slow=on_slow, slow_s=0.01))
+  stream = corpus.stream(4, 0, callbacks=Callbacks(slow=slow, slow_s=0.01))
   with pytest.raises(KeyboardInterrupt):
     next(stream)
   assert entered.wait(60)
   stream.close()
   open_again.set()
   assert len(told) == 1
-
-
-def test_waits_that_are_no_waits_are_refused():
-  for fields in ({"slow_s": 0}, {"stall_s": -1}):
-    with pytest.raises(InputError, match="positive"):
-      LoaderCallbacks(**fields)

@@ -16,10 +16,10 @@ import pytest
 from jaxmoe.core.config_io import to_json
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import open_corpus
-from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from jaxmoe.data.mixture import Data, MixturePart
 from jaxmoe.data.sources.text_files import TextFiles
 from jaxmoe.data.tokenizers.bpe import Bpe
+from tests.data.callbacks import Callbacks
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_trained_tokenizer_is_the_same_in_the_worker(both, tmp_path):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_repeated(both, streams, seed):
   told, draw = [], random.Random(seed)
-  watch = LoaderCallbacks(on_worker=lambda *what: told.append(what))
+  watch = Callbacks(worker=lambda *what: told.append(what))
   thread, process = streams(both[0], seed), streams(both[1], seed, callbacks=watch)
   for kills in range(3):
     number = draw.randrange(5)
@@ -143,7 +143,7 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_repeated(both, stre
 @pytest.mark.slow
 def test_a_stopped_worker_is_killed_and_replaced(both, streams):
   told = []
-  watch = LoaderCallbacks(on_worker=lambda *what: told.append(what), stall_s=3.0)
+  watch = Callbacks(worker=lambda *what: told.append(what), stall_s=3.0)
   thread, process = streams(both[0], 2), streams(both[1], 2, callbacks=watch)
   _assert_equal(_take(process, 3), _take(thread, 3))
   stopped = _pid(process)
@@ -157,7 +157,7 @@ def test_a_stopped_worker_is_killed_and_replaced(both, streams):
 def test_signals_for_the_whole_run_do_not_end_the_worker(both, streams):
   told = []
   thread = streams(both[0])
-  process = streams(both[1], callbacks=LoaderCallbacks(on_worker=lambda *what: told.append(what)))
+  process = streams(both[1], callbacks=Callbacks(worker=lambda *what: told.append(what)))
   _assert_equal(_take(process, 2), _take(thread, 2))
   for number in (signal.SIGINT, signal.SIGTERM):
     os.kill(_pid(process), number)
@@ -170,7 +170,7 @@ def test_a_worker_that_keeps_dying_is_given_up_with_its_last_words(both, streams
   told = []
   code = "import sys; sys.exit('no luck\\ntoday')"
   monkeypatch.setattr("jaxmoe.data.worker_client._COMMAND", ("-c", code))
-  stream = streams(both[1], callbacks=LoaderCallbacks(on_worker=lambda *what: told.append(what)))
+  stream = streams(both[1], callbacks=Callbacks(worker=lambda *what: told.append(what)))
   for _ in range(2):
     with pytest.raises(InputError, match=r"died 4 times.*last words: no luck today; set .*=thread"):
       next(stream)
@@ -189,7 +189,7 @@ def test_what_is_wrong_with_the_data_arrives_as_the_worker_says_it(both, streams
 
 
 def test_a_worker_that_finds_other_files_is_refused(both, streams, write_texts):
-  watch = LoaderCallbacks(on_worker=lambda *what: None)
+  watch = Callbacks(worker=lambda *what: None)
   process = streams(both[1], callbacks=watch)
   _take(process, 1)
   write_texts({"new.txt": "a new text"}, "low")
@@ -203,7 +203,7 @@ def test_a_worker_names_a_slow_source_and_is_not_taken_for_a_stalled_one(both, s
   path, told, restarts = tmp_path / "low" / "a003.txt", [], []
   text = path.read_bytes()
 
-  def on_slow(domain, document, waited_s):
+  def slow(domain, document, waited_s):
     if (domain, document) != ("low", "a003.txt"):
       return
     told.append(waited_s)
@@ -215,8 +215,8 @@ def test_a_worker_names_a_slow_source_and_is_not_taken_for_a_stalled_one(both, s
       os.write(writer, text)
       os.close(writer)
 
-  watch = LoaderCallbacks(
-    on_slow, on_worker=lambda *what: restarts.append(what), slow_s=0.5, stall_s=2.9
+  watch = Callbacks(
+    slow=slow, worker=lambda *what: restarts.append(what), slow_s=0.5, stall_s=2.9
   )
   thread, process = (
     streams(dataclasses.replace(data, cache_bytes=0), callbacks=watch) for data in both

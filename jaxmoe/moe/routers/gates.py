@@ -20,6 +20,7 @@ from flax import nnx
 from jaxmoe.core.config_io import added, choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
+from jaxmoe.core.renamed import renamed
 from jaxmoe.core.weight_formats import dot
 from jaxmoe.moe.routers.gate_base import GateConfig
 from jaxmoe.moe.routers.tree import TreeGateConfig
@@ -68,20 +69,20 @@ class MLPGateConfig(GateConfig):
   `gelu` and the bias, MoE++ (Jin et al. 2024) `tanh` of width 8 E and no bias.
 
   Attributes:
-    hidden: Width between the two products.
+    mlp_dim: Width between the two products.
     activation: `gelu` or `tanh`.
     bias: Whether hidden units have a learnt b.
     approximate: Whether gelu is its approximation by a tanh; else by the error function.
   """
 
-  hidden: int = 256
+  mlp_dim: int = renamed("hidden", 256)
   activation: str = "gelu"
   bias: bool = added(True, before=False)
   approximate: bool = added(False, before=True)
 
   def __post_init__(self) -> None:
-    if self.hidden < 1:
-      raise InputError(f"hidden must be at least 1: hidden={self.hidden}")
+    if self.mlp_dim < 1:
+      raise InputError(f"mlp_dim must be at least 1: mlp_dim={self.mlp_dim}")
     if self.activation not in ACTIVATIONS:
       raise InputError(
         f"activation must be one of {', '.join(ACTIVATIONS)}: activation={self.activation!r}"
@@ -93,7 +94,7 @@ class MLPGateConfig(GateConfig):
 
   def num_params(self, dim: int, num_experts: int) -> int:
     """Returns the number of parameters."""
-    return self.hidden * (dim + self.bias + num_experts)
+    return self.mlp_dim * (dim + self.bias + num_experts)
 
 
 ACTIVATIONS = ("gelu", "tanh")
@@ -105,10 +106,10 @@ class MLPGate(nnx.Module):
   def __init__(self, config: MLPGateConfig, init: Init, dim: int, num_experts: int):
     gelu = functools.partial(jax.nn.gelu, approximate=config.approximate)
     self.act: Callable[[jax.Array], jax.Array] = jnp.tanh if config.activation == "tanh" else gelu
-    hidden = config.hidden
-    self.up = init.weight("up", (dim, hidden), ("embed", "hidden"), fan_in=dim)
-    self.up_bias = init.zeros((hidden,), ("hidden",)) if config.bias else None
-    self.weight = init.weight("weight", (hidden, num_experts), ("hidden", "expert"), fan_in=hidden)
+    width = config.mlp_dim
+    self.up = init.weight("up", (dim, width), ("embed", "hidden"), fan_in=dim)
+    self.up_bias = init.zeros((width,), ("hidden",)) if config.bias else None
+    self.weight = init.weight("weight", (width, num_experts), ("hidden", "expert"), fan_in=width)
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E) and `previous_logits` as they came."""
@@ -174,7 +175,7 @@ def _unit(x: jax.Array, axis: int) -> jax.Array:
 
 ALONE = {
   "linear": (LinearGateConfig, LinearGateConfig()),
-  "mlp": (MLPGateConfig, MLPGateConfig(hidden=16)),
+  "mlp": (MLPGateConfig, MLPGateConfig(mlp_dim=16)),
   "cosine": (CosineGateConfig, CosineGateConfig(width=8)),
 }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmoe.core.config_io import from_plain
+from jaxmoe.core.config_io import from_plain, to_plain
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
@@ -103,4 +103,5 @@ def test_a_tree_of_other_than_a_power_of_two_leaves_is_refused():
 def test_the_mlp_gate_of_a_run_of_before_has_no_bias_and_an_approximate_gelu():
   old = from_plain(MLPGateConfig, {"hidden": 16, "activation": "gelu"})
   assert old == MLPGateConfig(16, bias=False, approximate=True)
+  assert to_plain(old, as_before=True)["hidden"] == to_plain(old)["mlp_dim"] == 16
   assert MLPGateConfig(16).num_params(D, E) - old.num_params(D, E) == 16
