@@ -14,27 +14,27 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LEFT = {
-  "Alone": "NoReduction", "AnyAsked": "any_process", "Around": "RunOptions", "Bound":
-  "BoundParam", "Choice": "Selection", "Contiguous": "KVCache", "Copied": "Replicated", "Crew":
-  "ProcessGroup", "Cut": "BatchSpec", "Drawn": "Trainer", "Entry": "RawExample", "Flow":
-  "Dataflow, ParallelContext", "Form": "TensorLayout", "Found": "ExpertOutputs", "Fresh":
-  "NoCache", "Gathers": "ParamGatherer", "Good": "ValidExample", "Harm": "Trainer", "Heads":
-  "AttentionBase", "Job": "Trainer", "Journal": "RunLog", "Label": "Manifest", "Lane":
-  "DomainStream", "Later": "LazyArray", "Leaf": "ParamMapping", "Ledger": "WallClock", "Made":
-  "Activation", "MeshWays": "MeshContext", "Mover": "TokenTransport", "Narrator":
-  "ConsoleProgress", "OnlineParity": "OnlineFairness", "Outcome": "RunResult", "Part":
+  "Ahead": "PrefetchThread", "Alone": "NoReduction", "AnyAsked": "any_process", "Around":
+  "RunOptions", "Bound": "BoundParam", "Choice": "Selection", "Contiguous": "KVCache", "Copied":
+  "Replicated", "Crew": "ProcessGroup", "Cut": "BatchSpec", "DataWatch": "LoaderCallbacks", "Drawn":
+  "Trainer", "Entry": "RawExample", "Flow": "Dataflow, ParallelContext", "Form": "TensorLayout",
+  "Found": "ExpertOutputs", "Fresh": "NoCache", "Gathers": "ParamGatherer", "Good": "ValidExample",
+  "Harm": "Trainer", "Heads": "AttentionBase", "Job": "Trainer", "Journal": "RunLog", "Label":
+  "Manifest", "Lane": "DomainStream", "Later": "LazyArray", "Leaf": "ParamMapping", "Ledger":
+  "WallClock", "Made": "Activation", "MeshWays": "MeshContext", "Mover": "TokenTransport",
+  "Narrator": "ConsoleProgress", "OnlineParity": "OnlineFairness", "Outcome": "RunResult", "Part":
   "MixturePart, ExpertGroup, VocabShard", "Parts": "Trainer", "Piece": "TensorSlice", "Race":
   "Benchmark", "Rates": "Trainer", "Recent": "SpikeWindow", "Reduction": "ReduceScatter",
   "Reference": "StepTotals", "Remote": "WorkerClient, RemoteExperts", "Said": "UntrustedStr",
   "Samples": "RouterStatistics", "Seen": "RouterInputs", "Segment": "LayerGroup", "Site":
-  "DispatchContext", "Source": "LoadedState", "Summing": "GradientReducer", "Target":
-  "ExportSpec", "Term": "AuxLoss", "ToldError": "UserFacingError", "Trained": "Run", "Watch":
-  "Observers", "Ways": "ParallelContext", "Whole": "StepTotals", "Wishes": "ImportOptions",
-  "Words": "IndexNames", "arrive": "gather_params", "by_group": "depends_on_shard", "by_row":
-  "per_sequence", "check_own": "check_same_run", "closed": "num_inactive", "flaw": "error",
-  "harmless": "step_ok", "journal": "log", "ledger": "clock", "max_copy_gib":
-  "max_replicated_gib", "needs_whole": "needs_step_totals", "num_idle": "num_zero_compute",
-  "num_open": "num_routable", "of_domains": "domain_sums", "of_first": "broadcast", "over_tensor":
+  "DispatchContext", "Source": "LoadedState", "Summing": "GradientReducer", "Target": "ExportSpec",
+  "Term": "AuxLoss", "ToldError": "UserFacingError", "Trained": "Run", "Watch": "Observers", "Ways":
+  "ParallelContext", "Whole": "StepTotals", "Wishes": "ImportOptions", "Words": "IndexNames",
+  "arrive": "gather_params", "by_group": "depends_on_shard", "by_row": "per_sequence", "check_own":
+  "check_same_run", "closed": "num_inactive", "crew": "group", "flaw": "error", "harmless":
+  "step_ok", "journal": "log", "ledger": "clock", "max_copy_gib": "max_replicated_gib", "narrator":
+  "console", "needs_whole": "needs_step_totals", "num_idle": "num_zero_compute", "num_open":
+  "num_routable", "of_domains": "domain_sums", "of_first": "broadcast", "over_tensor":
   "psum_tensor", "peers": "multihost", "pressure": "adaptive_coefficient", "reweigh":
   "adjust_weights", "seal": "to_json", "splits": "layer_groups", "tell": "message", "told":
   "message", "ways": "parallel", "weigh": "combine_weights",
@@ -49,7 +49,12 @@ IN = {
   "jaxmoe/moe/*.py": "hidden given carry",
   "jaxmoe/core/tokens.py": "given record",
   "jaxmoe/models/attention*.py": "turn remember finish",
+  "jaxmoe/models/stack.py": "segment ahead keep outside arrive",
+  "jaxmoe/models/transformer.py": "segment ahead keep outside",
+  "jaxmoe/moe/dispatch/*.py": "swap room",
   "jaxmoe/models/cache.py": "room remember",
+  "jaxmoe/train/re*.py": "begin",
+  "jaxmoe/train/tr*.py": "begin ahead around parts drawn rates",
   "jaxmoe/train/train_state.py": "first",
 }
 """Words that are good ones elsewhere, by the files in which they meant something else."""

@@ -59,25 +59,25 @@ def main(arguments: list[str]) -> int:
     check_output(out, str(out), read, "score a copy of the run, or make it writable")
 
   run = run_flags.load_run(FLAGS.workdir, check)
-  narrator = ConsoleProgress()
+  console = ConsoleProgress()
   if questions is not None:
     shape = (FLAGS.batch_size, run.experiment.data.seq_len)
-    with narrator.phase(f"answering {len(questions):,} questions at step {run.step}"):
+    with console.phase(f"answering {len(questions):,} questions at step {run.step}"):
       found = score_questions(run.decoder, run.params, run.tokenizer, questions, shape)
     result = {"step": run.step, "file": FLAGS.choices, **found}
     write(out, result)
     return 0
   if sources:
     if without:
-      narrator.say(f"left out: {plural(len(without), 'file')} without text, such as {without[0]}")
+      console.say(f"left out: {plural(len(without), 'file')} without text, such as {without[0]}")
     with run_flags.as_trained():
-      domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, narrator.say)
+      domains, skipped = read_documents(sources, run.experiment.data, run.tokenizer, console.say)
     extra_fields = {"skipped": skipped, "without_text": without}
-    score(run, domains, "bytes", out, narrator, extra_fields)
+    score(run, domains, "bytes", out, console, extra_fields)
   else:
     with run_flags.as_trained():
-      documents = held_out(run, jax_settings.cache_dir() / "tokenizers", narrator.say)
-    score(run, documents, "held-out bytes", out, narrator)
+      documents = held_out(run, jax_settings.cache_dir() / "tokenizers", console.say)
+    score(run, documents, "held-out bytes", out, console)
   return 0
 
 
@@ -86,12 +86,12 @@ def score(
   documents: Documents,
   what: str,
   path: pathlib.Path,
-  narrator: ConsoleProgress,
+  console: ConsoleProgress,
   extra_fields: Mapping[str, Any] | None = None,
 ) -> None:
   """Scores documents, prints the table and writes the file, with what else is told."""
   total = sum(document.num_bytes for several in documents.values() for document in several)
-  with narrator.phase(f"scoring {total:,} {what} at step {run.step}"):
+  with console.phase(f"scoring {total:,} {what} at step {run.step}"):
     result = {**score_documents(run, documents, FLAGS.batch_size), **(extra_fields or {})}
   Console().print(score_table(result, "bits" if extra_fields is not None else "held-out bits"))
   write(path, result, shown=False)

@@ -44,10 +44,10 @@ def main(arguments: list[str], words: Sequence[str] = ()) -> int:
   outlive_readers()
   try:
     program = program_of(words)
-    crew = ProcessGroup(program, FLAGS.processes, FLAGS.devices_per_process, FLAGS.heartbeat_s)
+    group = ProcessGroup(program, FLAGS.processes, FLAGS.devices_per_process, FLAGS.heartbeat_s)
   except OSError as error:
     raise InputError(f"{' '.join(words[:1])}: cannot be run ({error.strerror})") from None
-  return crew.wait()
+  return group.wait()
 
 
 def program_of(words: Sequence[str]) -> list[str]:

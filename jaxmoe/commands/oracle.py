@@ -58,16 +58,16 @@ def main(arguments: list[str]) -> int:
   patterns.check(budgets)
   method = METHODS[FLAGS.method](**settings())
   run = run_flags.load_run(FLAGS.workdir)
-  narrator = ConsoleProgress()
+  console = ConsoleProgress()
   with run_flags.as_trained():
     corpus = open_corpus(
-      experiment.data, jax_settings.cache_dir() / "tokenizers", progress=narrator.say
+      experiment.data, jax_settings.cache_dir() / "tokenizers", progress=console.say
     )
   slots = min(FLAGS.context, experiment.data.seq_len - 1) + 1
   last = LastToken.of(run.decoder, run.params, patterns, slots=slots, policy=FLAGS.past)
   with run_flags.named("tokens"):
     texts = draw_tokens(corpus, FLAGS.tokens, slots, FLAGS.seed)
-  with narrator.phase(f"searching patterns for {len(texts)} tokens"):
+  with console.phase(f"searching patterns for {len(texts)} tokens"):
     found = study(last, texts, budgets, method, FLAGS.random, FLAGS.seed)
   method_name = " ".join([FLAGS.method, *(f"{name}={value}" for name, value in settings().items())])
   found = {"step": run.step, "method": method_name, **found}

@@ -289,8 +289,8 @@ class MoELayer(nnx.Module):
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     if not part.takes_rows:
       return "replicated", part.module.at_tokens(x_TD, routing).reshape(x_BLD.shape), Counts({}, {})
-    context, spread = self._context(part, keys), self.parallel.expert_degree
-    if spread == 1 or (part.stop - part.start) % spread:
+    context, degree = self._context(part, keys), self.parallel.expert_degree
+    if degree == 1 or (part.stop - part.start) % degree:
       y_TD, counts = self.dispatch(x_TD, routing, part.module, context)
       return field_of(part.module), y_TD.reshape(x_BLD.shape), counts
     split = self.parallel.splits_tokens

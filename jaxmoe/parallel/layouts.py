@@ -30,7 +30,7 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
   weights: Rules = {**tensor, EXPERT: parallel.expert_axes}
   stages: dict[Role, int] = {"optimizer": 1, "grads": 1, "params": 3}
   stages = {role: stage for role, stage in stages.items() if parallel.zero >= stage}
-  spread = dict.fromkeys(stages if parallel.fsdp > 1 else (), (parallel.axes.fsdp,))
+  sharded = dict.fromkeys(stages if parallel.fsdp > 1 else (), (parallel.axes.fsdp,))
   return Layout(
     make_mesh(parallel, devices),
     rules={
@@ -39,7 +39,7 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
       "optimizer": weights,
       "activations": {"batch": parallel.token_axes},
     },
-    sharded=spread,
+    sharded=sharded,
     may_replicate=frozenset((*UNEVEN, EXPERT)),
   )
 

@@ -17,9 +17,14 @@ PATH = pathlib.Path(__file__).with_name("results.json")
 REFUSED_PATH = PATH.with_name("refused.json")
 _ROOT = pathlib.Path(__file__).parents[1]
 _SOURCES = (
+  "core/backends.py",
+  "core/decimals.py",
+  "core/init.py",
   "core/layout.py",
+  "core/metrics.py",
   "core/param_names.py",
   "core/parallel_context.py",
+  "core/rng.py",
   "core/tokens.py",
   "core/weight_formats.py",
   "models/*.py",

@@ -184,11 +184,11 @@ class RemoteExperts:
           name: self._send(_by_slot(value_R, devices, capacity)[:, :, start:stop])
           for name, value_R in groups.values.items()
         }
-      slots, room = part_eSCD.shape[1:3]
-      sizes_S = jnp.full(slots, devices * room, jnp.int32)
+      slots, rows = part_eSCD.shape[1:3]
+      sizes_S = jnp.full(slots, devices * rows, jnp.int32)
       known = {name: _by_row(value_eSC) for name, value_eSC in values.items()}
-      out_RD = self.experts(_by_row(part_eSCD), Uniform(sizes_S, devices * room, known))
-      out_eSCD = out_RD.reshape(slots, devices, room, -1).swapaxes(0, 1)
+      out_RD = self.experts(_by_row(part_eSCD), Uniform(sizes_S, devices * rows, known))
+      out_eSCD = out_RD.reshape(slots, devices, rows, -1).swapaxes(0, 1)
       with jax.named_scope("return"):
         outs.append(self._send(out_eSCD))
     return jnp.concatenate(outs, axis=2).reshape(rows_RD.shape[0], -1)
