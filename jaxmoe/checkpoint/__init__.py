@@ -14,7 +14,7 @@ memory_store.py      the memory of this process
 """
 
 from jaxmoe.checkpoint.memory_store import MemoryStore
-from jaxmoe.checkpoint.store import Store
+from jaxmoe.checkpoint.store import LazyArray, Store
 from jaxmoe.checkpoint.store_kinds import STORES, open_store
 
-__all__ = ["STORES", "MemoryStore", "Store", "open_store"]
+__all__ = ["STORES", "LazyArray", "MemoryStore", "Store", "open_store"]

@@ -1,9 +1,10 @@
 """A store in the memory of this process: for tests, and for trying out a loop."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.checkpoint.digest import launch_digest
@@ -14,7 +15,7 @@ from jaxmoe.checkpoint.manifest import (
   make_manifest,
   parse_manifest,
 )
-from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
+from jaxmoe.checkpoint.store import DAMAGED, Arrays, LazyArray, Record, nothing
 from jaxmoe.core.errors import CheckpointError, InputError
 
 
@@ -43,6 +44,20 @@ class MemoryStore:
     self._held[step] = json.dumps(manifest.to_json()), {k: np.array(x) for k, x in arrays.items()}
     for old in self.steps()[: -self._keep]:
       del self._held[old]
+
+  def write_streamed(
+    self,
+    step: int,
+    arrays: Mapping[str, LazyArray],
+    record: Record,
+    alive: Callable[[str], None] = nothing,
+  ) -> None:
+    """Copies a step, of which all is in memory anyway."""
+    made = {}
+    for name, lazy in arrays.items():
+      made[name] = jnp.asarray(lazy.make())
+      alive(name)
+    self.write(step, made, record)
 
   def read(
     self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""

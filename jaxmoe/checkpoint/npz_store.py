@@ -11,15 +11,17 @@ import pathlib
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.checkpoint.digest import launch_digest
+from jaxmoe.checkpoint.digest import digest, launch_digest
 from jaxmoe.checkpoint.directory_store import DirectoryStore
 from jaxmoe.checkpoint.manifest import (
+  ArrayEntry,
   Manifest,
   check_digests,
   check_requested,
@@ -27,7 +29,7 @@ from jaxmoe.checkpoint.manifest import (
   parse_manifest,
 )
 from jaxmoe.checkpoint.read_error import one_line, read_error
-from jaxmoe.checkpoint.store import Arrays, Record
+from jaxmoe.checkpoint.store import Arrays, LazyArray, Record, nothing
 from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -52,10 +54,61 @@ class NpzStore(DirectoryStore):
 
   def write(self, step: int, arrays: Mapping[str, jax.Array], record: Record) -> None:
     """Writes a step, then deletes what is beyond those kept."""
+    written = self._earlier(step)
+    manifest = make_manifest(record, arrays, launch_digest(arrays))
+    self._write(step, arrays.items(), lambda: manifest)
+    for old in [*written, step][: -self._keep]:
+      try:
+        shutil.rmtree(self._path / str(old))
+      except OSError as error:
+        self._failed[old] = one_line(error)
+
+  def write_streamed(
+    self,
+    step: int,
+    arrays: Mapping[str, LazyArray],
+    record: Record,
+    alive: Callable[[str], None] = nothing,
+  ) -> None:
+    """Writes a step array by array."""
+    self._earlier(step)
+    entries: dict[str, ArrayEntry] = {}
+    failures: list[Exception] = []
+
+    def made() -> Iterable[tuple[str, jax.Array]]:
+      for name, lazy in arrays.items():
+        try:
+          array = jnp.asarray(lazy.make())
+        except Exception as error:
+          failures.append(error)
+          raise
+        assert (array.shape, array.dtype) == (lazy.shape, lazy.dtype), name
+        words = digest({name: array})[name]
+        entries[name] = ArrayEntry(tuple(array.shape), array.dtype.name, words)
+        yield name, array
+        alive(name)
+
+    plain = json.loads(json.dumps(record, allow_nan=False))
+    try:
+      self._write(step, made(), lambda: Manifest(plain, entries))
+    except CheckpointError:
+      if failures:
+        raise failures[0] from None
+      raise
+    finally:
+      shutil.rmtree(self._path / f"{step}{_PARTIAL}", ignore_errors=True)
+
+  def _earlier(self, step: int) -> list[int]:
+    """Returns the steps that are there, all of them before `step`."""
     written = self.steps()
     if written and step <= written[-1]:
       raise InputError(f"{self}: steps are written in order, got {step} after {written[-1]}")
-    manifest = make_manifest(record, arrays, launch_digest(arrays))
+    return written
+
+  def _write(
+    self, step: int, arrays: Iterable[tuple[str, jax.Array]], manifest: Callable[[], Manifest]
+  ) -> None:
+    """Writes a step under another name, array by array, then the manifest; and renames it."""
     try:
       for name in self.names():
         if name.endswith(_PARTIAL):  # of a save that was killed
@@ -63,22 +116,19 @@ class NpzStore(DirectoryStore):
       partial = self._path / f"{step}{_PARTIAL}"
       partial.mkdir(parents=True)
       with open(partial / ARRAYS, "wb") as file:
-        raw: dict[str, Any] = {name: _raw(x) for name, x in arrays.items()}
-        np.savez(file, **raw)
+        with zipfile.ZipFile(file, "w") as archive:  # as np.savez does, one array at a time
+          for name, x in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as one:
+              np.lib.format.write_array(one, _raw(x), allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
       with open(partial / MANIFEST, "w", encoding="utf-8") as text:
-        json.dump(manifest.to_json(), text)
+        json.dump(manifest().to_json(), text)
         text.flush()
         os.fsync(text.fileno())
       partial.rename(self._path / str(step))
     except OSError as error:
       raise CheckpointError(f"{self}: saving step {step} failed: {one_line(error)}") from error
-    for old in [*written, step][: -self._keep]:
-      try:
-        shutil.rmtree(self._path / str(old))
-      except OSError as error:
-        self._failed[old] = one_line(error)
 
   def read(
     self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""

@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -35,7 +36,8 @@ from jaxmoe.checkpoint.manifest import (
 )
 from jaxmoe.checkpoint.read_error import one_line, read_error
 from jaxmoe.checkpoint.step_deleter import TolerantDeleter
-from jaxmoe.checkpoint.store import DAMAGED, Arrays, Record
+from jaxmoe.checkpoint.store import DAMAGED, Arrays, LazyArray, Record, nothing
+from jaxmoe.checkpoint.streaming_writer import stream_arrays
 from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -86,6 +88,28 @@ class OrbaxStore(DirectoryStore):
     except CheckpointError:
       self._drop_manager()  # also where it was another process that failed
       raise
+
+  def write_streamed(
+    self,
+    step: int,
+    arrays: Mapping[str, LazyArray],
+    record: Record,
+    alive: Callable[[str], None] = nothing,
+  ) -> None:
+    """Writes a step array by array; blocks until it is on the disk."""
+    written = self.steps()
+    if written and step <= written[-1]:
+      raise InputError(f"{self}: steps are written in order, got {step} after {written[-1]}")
+    half = self._path / f"{step}.partial"
+    shutil.rmtree(half, ignore_errors=True)  # of a process that was killed
+    self._writing = step
+    try:
+      stream_arrays(half, arrays, record, alive, self._write_errors)
+      with self._write_errors():
+        half.rename(self._path / str(step))
+    finally:
+      self._writing = None
+      shutil.rmtree(half, ignore_errors=True)
 
   def read(
     self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], under: str = ""

@@ -5,10 +5,12 @@ keys, data state, config). Names are canonical, one array a layer, whatever the 
 carries the target shardings, so any layout reads what any other wrote.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from jaxmoe.checkpoint.manifest import DamagedStepError
 from jaxmoe.core.errors import CheckpointError
@@ -16,6 +18,19 @@ from jaxmoe.core.errors import CheckpointError
 DAMAGED = "damaged"
 Arrays = dict[str, jax.Array]
 Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+  """An array that is made when its turn has come, and forgotten once it is written."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  make: Callable[[], np.ndarray]
+
+
+def nothing(name: str) -> None:
+  """Does nothing with the name of an array."""
 
 
 class Store(Protocol):
@@ -27,6 +42,20 @@ class Store(Protocol):
     The arrays may be donated as soon as it has returned. The step counts, and older ones beyond
     those kept are deleted, once it is wholly written. Raises CheckpointError if this or the
     write before failed; the store can then be written to again.
+    """
+
+  def write_streamed(
+    self,
+    step: int,
+    arrays: Mapping[str, LazyArray],
+    record: Record,
+    alive: Callable[[str], None] = nothing,
+  ) -> None:
+    """Writes a step array by array, so that a model larger than memory is saved; blocks.
+
+    By one process, into a folder that no run has open. None of the arrays may be without elements.
+    `alive` is called with the name of each when it is written. Raises CheckpointError if the step
+    could not be written; what making an array raises passes through. Either leaves no step.
     """
 
   def read(

@@ -1,12 +1,11 @@
-"""Streaming writer: a step array by array, so that a model larger than memory is saved.
+"""Streaming writer of Orbax: a step array by array, of which only one is in memory at a time.
 
-What is written is what `OrbaxStore` writes and reads: the same files, manifest and digests. Only
-one array is in memory at a time. The caller sees to it that a step counts only when it is whole, as
-by renaming the folder that everything lies in.
+What is written is what `OrbaxStore` writes and reads: the same files, manifest and digests. The
+caller sees to it that a step counts only when it is whole.
 """
 
 import asyncio
-import dataclasses
+import contextlib
 import json
 import os
 import pathlib
@@ -15,62 +14,48 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from jaxmoe.checkpoint.digest import digest
 from jaxmoe.checkpoint.manifest import ArrayEntry, Manifest
-from jaxmoe.checkpoint.store import Record
+from jaxmoe.checkpoint.store import LazyArray, Record
 from jaxmoe.core.errors import CheckpointError
 
 
-@dataclasses.dataclass(frozen=True)
-class LazyArray:
-  """An array that is made when its turn has come, and forgotten once it is written."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  make: Callable[[], np.ndarray]
-
-
-def write_streamed(
-  path: str | os.PathLike[str],
-  step: int,
+def stream_arrays(
+  folder: pathlib.Path,
   arrays: Mapping[str, LazyArray],
   record: Record,
-  alive: Callable[[str], None] = lambda name: None,
+  alive: Callable[[str], None],
+  write_errors: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> None:
-  """Writes `PATH/STEP`, which must not exist, for an `OrbaxStore` of `path` to read.
+  """Writes what a step of an `OrbaxStore` holds into a folder, which must not exist.
 
   Args:
-    path: Of the store.
-    step: The step.
+    folder: Absolute.
     arrays: By canonical name; none may be without elements.
     record: Plain JSON.
     alive: Called with the name of each array when it is written.
-
-  Raises:
-    CheckpointError: the disk refuses it. What making an array raises passes through.
+    write_errors: Turns what is raised into errors of the store; not what making an array raises.
   """
-  folder = pathlib.Path(path).absolute() / str(step)
   handler = _LazyArrayHandler(alive)
   registry = type_handlers.create_type_handler_registry((LazyArray, handler))
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
-      writer.save(folder / "arrays", args=ocp.args.PyTreeSave(dict(arrays)))
-    manifest = folder / "label" / "metadata"
-    manifest.parent.mkdir()
-    sealed = Manifest(json.loads(json.dumps(record, allow_nan=False)), handler.entries).to_json()
-    with open(manifest, "w", encoding="utf-8") as file:
-      json.dump(sealed, file)
-      file.flush()
-      os.fsync(file.fileno())
-  except Exception as error:
+    with write_errors():
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
+        writer.save(folder / "arrays", args=ocp.args.PyTreeSave(dict(arrays)))
+      manifest = folder / "label" / "metadata"
+      manifest.parent.mkdir()
+      sealed = Manifest(json.loads(json.dumps(record, allow_nan=False)), handler.entries).to_json()
+      with open(manifest, "w", encoding="utf-8") as file:
+        json.dump(sealed, file)
+        file.flush()
+        os.fsync(file.fileno())
+  except CheckpointError:
     if handler.failure is not None:
       raise handler.failure from None
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    raise CheckpointError(f"{path}: saving step {step} failed: {text}") from error
+    raise
 
 
 class _LazyArrayHandler(type_handlers.ArrayHandler):

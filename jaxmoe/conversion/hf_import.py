@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
+from jaxmoe.checkpoint import LazyArray, open_store
 from jaxmoe.conversion.hf_files import (
   CARRIED,
   CONFIG,
@@ -97,6 +97,8 @@ def from_hf(
   experiment = dataclasses.replace(experiment, data=data)
   if checkpoint.unread:
     say(f"note: {path}/config.json has keys that are not read: {', '.join(checkpoint.unread)}")
+  if checkpoint.left_aside:
+    say(checkpoint.left_aside_line)
   with folder_for(workdir.path) as half:
     _write(Workdir(half), checkpoint, experiment, tokenizer, source, say)
     dtypes_of(checkpoint, options.param_dtype).write(half / FOLDER / DTYPES)
@@ -125,13 +127,15 @@ class ImportedModel:
   origin: Origin
 
 
-def load_model(path: str, options: ImportOptions) -> ImportedModel:
-  """Returns a checkpoint in memory; writes nothing.
+def load_model(path: str, options: ImportOptions, warn: Callable[[str], None]) -> ImportedModel:
+  """Returns a checkpoint in memory; writes nothing, and warns of tensors that are left aside.
 
   Raises:
     InputError: as `from_hf`.
   """
   checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype)
+  if checkpoint.left_aside:
+    warn(checkpoint.left_aside_line)
   folder = pathlib.Path(path)
   file = tokenizer_of(folder, checkpoint.vocab_size, options.eod)
   experiment = settle_chat_date(recipe(checkpoint, file, options))
@@ -199,11 +203,13 @@ def _write(
     name: LazyArray(bound.shape, bound.dtype, functools.partial(checkpoint.gather, bound, layout))
     for name, (bound, layout) in weights.items()
   }
-  write_streamed(
-    workdir.checkpoints, 0, arrays, record,
-    lambda name: progress.add(checkpoint.num_bytes(*weights[name])),
-  )  # fmt: skip
+  store = open_store(workdir.checkpoints, experiment.train.store)
+  store.write_streamed(
+    0, arrays, record, lambda name: progress.add(checkpoint.num_bytes(*weights[name]))
+  )
+  store.close()
   progress.end()
   log = RunLog(workdir.metrics, workdir.events)
-  log.event("convert", of=str(source), model_type=checkpoint.plain["model_type"])
+  aside: dict[str, Any] = {"left_aside": len(names)} if (names := checkpoint.left_aside) else {}
+  log.event("convert", of=str(source), model_type=checkpoint.plain["model_type"], **aside)
   log.sync()

@@ -264,7 +264,7 @@ def from_pretrained(
     InputError: a checkpoint that is not known or not whole.
   """
   options = ImportOptions(compute_dtype=compute_dtype, param_dtype=dtype)
-  model = load_model(os.fspath(path), options)
+  model = load_model(os.fspath(path), options, _warn)
   decoder = model.experiment.decoder()
   return Run(None, model.experiment, decoder, model.tokenizer, 0, model.params, model.origin, None)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import STORES
+from jaxmoe.checkpoint import STORES, LazyArray
 from jaxmoe.checkpoint.manifest import DamagedStepError
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -201,3 +201,43 @@ def test_a_damaged_step_is_reported_and_the_one_before_is_used(
     with pytest.raises(CheckpointError, match=r"no intact checkpoint") as caught:
       read_latest(store, like_of({"x": jnp.full(3, 1)}), lambda *line: None)
     assert not isinstance(caught.value, DamagedStepError)
+
+
+def lazily(state, made=None):
+  """Returns arrays that note when they are made."""
+  made = [] if made is None else made
+  return {
+    name: LazyArray(x.shape, x.dtype, lambda name=name, x=x: (made.append(name), np.asarray(x))[1])
+    for name, x in state.items()
+    if x.size
+  }
+
+
+def test_a_step_written_array_by_array_is_read_back_bit_for_bit(store, state, record, like_of,
+                                                                same):  # fmt: skip
+  made, alive = [], []
+  arrays = lazily(state, made)
+  store.write_streamed(3, arrays, record, lambda name: alive.append((name, len(made))))
+  assert sorted(made) == sorted(arrays)
+  assert alive == [(name, at) for at, name in enumerate(made, start=1)], "one is held at a time"
+  whole = {name: state[name] for name in arrays}
+  read, found = store.read(3, like_of(whole))
+  assert same(read, whole) and found == record
+  store.write(4, state, record)
+  store.wait()
+  assert store.steps() == [3, 4]
+  with pytest.raises(InputError, match="3 after 4"):
+    store.write_streamed(3, arrays, record)
+
+
+def test_what_making_an_array_raises_passes_through_and_leaves_no_step(store, state, like_of,
+                                                                       tmp_path):  # fmt: skip
+  def torn():
+    raise OSError(5, "Input/output error", "model.safetensors")
+
+  arrays = {**lazily(state), "z": LazyArray((3,), np.dtype(np.float32), torn)}
+  with pytest.raises(OSError, match=r"model\.safetensors"):
+    store.write_streamed(1, arrays, {})
+  assert store.steps() == [] and not list(tmp_path.glob("checkpoints/*"))
+  store.write_streamed(1, lazily(state), {})
+  assert store.steps() == [1]

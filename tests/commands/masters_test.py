@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.checkpoint import open_store
-from jaxmoe.checkpoint.streaming_writer import LazyArray, write_streamed
+from jaxmoe.checkpoint import LazyArray, open_store
 from jaxmoe.core.layout import one_device
 from jaxmoe.train.train_state import read_params
 from jaxmoe.train.workdir import Workdir
@@ -131,7 +130,7 @@ def test_a_run_whose_weights_are_of_two_dtypes_is_written_back_rounded(convert, 
   }  # fmt: skip
   later = {name: LazyArray(x.shape, x.dtype, lambda x=x: x) for name, x in trained.items()}
   label = json.loads((run / "checkpoints/0/label/metadata").read_text())
-  write_streamed(run / "checkpoints", 7, later, {**label["record"], "step": 7})
+  open_store(run).write_streamed(7, later, {**label["record"], "step": 7})
   assert params_in(run)[0] == 7
   result = here("convert", f"--workdir={run}", f"--to_hf={back}")
   assert result.code == 0, result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +16,13 @@ from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.checkpoint_files import CheckpointFiles
 from jaxmoe.models.pretrained.config_reader import read_config
-from jaxmoe.models.pretrained.model_family import ModelFamily
+from jaxmoe.models.pretrained.model_family import FREQUENCIES, ModelFamily
 from jaxmoe.models.pretrained.tensor_mapping import (
   BoundParam,
   TensorLayout,
   bind_params,
   choose_layouts,
+  some,
 )
 from jaxmoe.models.transformer import Decoder, DType, TransformerConfig
 
@@ -39,6 +41,7 @@ class Checkpoint:
     vocab_size: V.
     folder: Its tensors.
     weights: Each of the model's weights, and how it lies there.
+    left_aside: The names of tensors that are not read, as transformers does not read them.
   """
 
   family: ModelFamily
@@ -48,11 +51,21 @@ class Checkpoint:
   vocab_size: int
   files: CheckpointFiles
   weights: list[tuple[BoundParam, TensorLayout | None]]
+  left_aside: list[str]
 
   @property
   def decoder(self) -> Decoder:
     """The functions of the model."""
     return Decoder(self.model, self.vocab_size)
+
+  @property
+  def left_aside_line(self) -> str:
+    """What to say of tensors that are not read; empty where all are."""
+    names = self.left_aside
+    if not names:
+      return ""
+    tensors = "1 tensor is" if len(names) == 1 else f"{len(names):,} tensors are"
+    return f"note: {tensors} left aside, as transformers does: {some(names, 1)}"
 
   def gather(self, bound: BoundParam, layout: TensorLayout | None) -> np.ndarray:
     """Returns one weight."""
@@ -102,7 +115,9 @@ def open_checkpoint(
     _check_shapes(folder, weights)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
-  return Checkpoint(family, plain, config.unread, model, vocab_size, folder, weights)
+  used = {name for bound, layout in weights for name, _ in bound.tensors(layout) if layout}
+  aside = [name for name in sorted(there - used) if not re.fullmatch(FREQUENCIES, name)]
+  return Checkpoint(family, plain, config.unread, model, vocab_size, folder, weights, aside)
 
 
 def shapes_by_name(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:

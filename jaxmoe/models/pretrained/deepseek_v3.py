@@ -13,7 +13,13 @@ from jaxmoe.models.block import MLPConfig as DenseMLP
 from jaxmoe.models.latent_attention import LatentAttention
 from jaxmoe.models.pretrained import config_keys
 from jaxmoe.models.pretrained.config_reader import ConfigReader
-from jaxmoe.models.pretrained.model_family import ModelFamily, blocks, only_mlp, only_moe
+from jaxmoe.models.pretrained.model_family import (
+  FREQUENCIES,
+  ModelFamily,
+  blocks,
+  only_mlp,
+  only_moe,
+)
 from jaxmoe.models.pretrained.rope_config import read_rope, rope_keys
 from jaxmoe.models.pretrained.shared_mappings import AT, ENDS, EXPERTS, GATE, MLP, NORMS, mapping
 from jaxmoe.models.pretrained.tensor_mapping import GATE_UP, ParamMapping, TensorLayout
@@ -165,5 +171,5 @@ DEEPSEEK_V3 = ModelFamily(
     *ENDS, *NORMS, *LATENT, *GATE, *EXPERTS, *MLP, *SHARED_LEAVES,
     mapping("moe/router/buffers/bias", "e", (AT + "mlp.gate.e_score_correction_bias", "e")),
   ),
-  (r".*\.rotary_emb\.inv_freq", r"model\.layers\.61\..*"),
+  (FREQUENCIES, r"model\.layers\.61\..*"),
 )  # fmt: skip

@@ -17,6 +17,8 @@ from jaxmoe.moe.dispatch import Dropless
 from jaxmoe.moe.layer import MoEConfig
 
 _LONGEST_PATTERN = 8
+FREQUENCIES = r".*\.rotary_emb\.inv_freq"
+"""Of rotary embeddings, which config.json says as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ModelFamily:
   read: Callable[[ConfigReader], TransformerConfig]
   write: Callable[[TransformerConfig], dict[str, Any]]
   mappings: tuple[ParamMapping, ...]
-  ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+  ignored: tuple[str, ...] = (FREQUENCIES,)
 
 
 def differences(family: ModelFamily, model: TransformerConfig) -> list[str]:
