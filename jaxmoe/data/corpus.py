@@ -7,6 +7,8 @@ and recipe see the same batches.
 from __future__ import annotations
 
 import collections
+import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -30,6 +32,7 @@ from jaxmoe.data.skip_report import SkipReport
 from jaxmoe.data.stream import BatchStream
 from jaxmoe.data.tail_split import split_tail
 from jaxmoe.data.tokenizers.tokenizer import Tokenizer
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.data.validation import ValidExample, validate_source
 from jaxmoe.data.worker_client import WorkerClient
 
@@ -132,6 +135,7 @@ class Corpus:
     self.data, self.tokenizer, self.skipped = data, tokenizer, skipped
     self._cache_dir, self._reader = cache_dir, reader
     self._train, self._held_out = sides
+    self._format = select_format(data)
     self.domains = tuple(self._train)
     named = {"train": self._train, "held_out": self._held_out}
     self.digest = _digest(
@@ -160,13 +164,21 @@ class Corpus:
       "digest": self.digest, "tokenizer": self.tokenizer.digest, "domains": self.statistics
     }  # fmt: skip
 
+  def with_tokenizer_at(self, path: str) -> Corpus:
+    """Returns the corpus of the recipe whose tokenizer is a copy at `path` of this one's file."""
+    assert isinstance(self.data.tokenizer, TokenizerFile)
+    found = copy.copy(self)
+    tokenizer = dataclasses.replace(self.data.tokenizer, path=path)
+    found.data = dataclasses.replace(self.data, tokenizer=tokenizer)
+    return found
+
   def fingerprint(self, batch_size: int, seed: int) -> str:
     """Returns a digest of all that batches depend on; the number of processes is not among it.
 
     Fields added later count where they have another value than before.
     """
     fields = to_plain(self.data, as_before=True)
-    fields["chat"] = select_format(self.data).plain
+    fields["chat"] = self._format.plain
     plain = {name: value for name, value in fields.items() if name not in CHANGES_NO_BATCH}
     parts = [plain, self.digest, self.tokenizer.digest, batch_size, seed]
     return _digest([json.dumps(parts, sort_keys=True)])

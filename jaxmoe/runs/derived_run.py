@@ -15,7 +15,7 @@ import optax
 
 from jaxmoe.adapt import Surgery, source_name, transplant_moments, transplant_params
 from jaxmoe.checkpoint import Store, open_store
-from jaxmoe.conversion.hf_files import carry
+from jaxmoe.conversion.hf_files import FOLDER, TOKENIZER, carry
 from jaxmoe.core import param_names
 from jaxmoe.core.config_io import override, to_json
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -24,6 +24,7 @@ from jaxmoe.core.output import write_atomic
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.data.tokenizers import load_tokenizer
+from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.pretrained.checkpoint import shapes_by_name
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import Constant
@@ -150,6 +151,9 @@ def write_run(
   Raises:
     CheckpointError, InputError: the disk refuses it; nothing is left.
   """
+  if (path := own_tokenizer(source.workdir, experiment)) is not None:
+    corpus = corpus.with_tokenizer_at(str(out / path.relative_to(source.workdir.path)))
+    experiment = dataclasses.replace(experiment, data=corpus.data)
   half = out.with_name(f".{out.name}.{os.getpid()}")
   workdir = Workdir(half)
   trainer = Trainer(experiment, workdir, corpus, one_device())
@@ -179,6 +183,17 @@ def write_run(
       raise InputError(
         f"--out={out}: cannot be written ({error.strerror}); choose another folder"
       ) from None
+
+
+def own_tokenizer(workdir: Workdir, experiment: Experiment) -> pathlib.Path | None:
+  """Returns the copy of a recipe's tokenizer.json that a run came with; None if it has none.
+
+  The new run gets a copy, too, and must not need the run that it was made of.
+  """
+  tokenizer, path = experiment.data.tokenizer, workdir.path / FOLDER / TOKENIZER
+  if not isinstance(tokenizer, TokenizerFile) or not path.is_file():
+    return None
+  return path if path.read_bytes() == pathlib.Path(tokenizer.path).read_bytes() else None
 
 
 def _spec(source: LoadedState, surgery: Surgery, trainer: Trainer) -> StateSpec:
