@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from jaxmoe.hlo.text import Computation, HloProgram, Instruction
 
 _CALLS = ("body", "calls", "to_apply", "called_computations")
+_CONTROL = ("body",)
 _BRANCHES = ("branch_computations", "true_computation", "false_computation")
 
 
@@ -35,9 +36,15 @@ class Visit:
   sometimes: bool = False
 
 
-def visits(program: HloProgram) -> Iterator[Visit]:
-  """Yields every instruction, once for each place that its computation is called from."""
-  return _visits(program, program.entry, Visit(Instruction("", (), "", "", ""), {}))
+def visits(program: HloProgram, into_fusions: bool = True) -> Iterator[Visit]:
+  """Yields every instruction, once for each place that its computation is called from.
+
+  Args:
+    program: What runs.
+    into_fusions: Whether what is inside of fusions, and of what reduces or sorts, is visited too.
+  """
+  calls = _CALLS if into_fusions else _CONTROL
+  return _visits(program, program.entry, Visit(Instruction("", (), "", "", ""), {}), calls)
 
 
 def trip_count(program: HloProgram, name: str, loop: Instruction) -> int | None:
@@ -60,7 +67,9 @@ def trip_count(program: HloProgram, name: str, loop: Instruction) -> int | None:
   return max(test.limit - start, 0)
 
 
-def _visits(program: HloProgram, name: str, around: Visit) -> Iterator[Visit]:
+def _visits(
+  program: HloProgram, name: str, around: Visit, calls: tuple[str, ...]
+) -> Iterator[Visit]:
   computation = program.computations[name]
   for instruction in computation.values():
     here = dataclasses.replace(around, instruction=instruction, computation=computation)
@@ -72,12 +81,13 @@ def _visits(program: HloProgram, name: str, around: Visit) -> Iterator[Visit]:
       passes = trip_count(program, name, instruction)
       times = here.times * (1 if passes is None else passes)
       inside = dataclasses.replace(here, times=times, known=here.known and passes is not None)
-    for how in _CALLS:
+    is_call = instruction.opcode in ("call", "async-start")
+    for how in _CALLS if is_call else calls:
       for callee in instruction.called(how):
-        yield from _visits(program, callee, inside)
+        yield from _visits(program, callee, inside, calls)
     for how in _BRANCHES:
       for callee in instruction.called(how):
-        yield from _visits(program, callee, dataclasses.replace(here, sometimes=True))
+        yield from _visits(program, callee, dataclasses.replace(here, sometimes=True), calls)
 
 
 @dataclasses.dataclass(frozen=True)
