@@ -1,1 +1,16 @@
-"""Benchmarks: back ends against a dense layer of equal FLOPs, values checked first."""
+"""Benchmarks: us against rivals, back ends against each other; values are checked first.
+
+suites/             one file a suite: what is raced or counted
+sides/              processes of contestants: ours, PyTorch with transformers, llama.cpp
+suite.py            what a suite is asked
+suite_run.py        a suite from its flags to its file
+race.py             contestants in turn
+results.py          the file of a suite, whole at any time
+rows_text.py        the table of a race
+model_shapes.py     the models of whole steps and texts
+ideal_work.py       the least work of a program
+program_counts.py   what a compiled program does
+benchmark.py        expert layers beside a dense one: a benchmark
+expert_layers.py    their shapes and oracles
+expert_latency.py   what a row costs at each kind of expert
+"""

@@ -12,7 +12,7 @@ COMMANDS = {
   "oracle": "searches the best expert of each layer for single tokens",
   "explain": "says what a recipe needs before it runs: arrays, collectives, FLOPs, memory",
   "parity": "compares layouts with one device",
-  "bench": "times back ends against a dense layer of equal FLOPs",
+  "bench": "times steps, tokens and layers against rivals, and counts their work",
   "doctor": "says whether this machine and installation are fit to train",
   "local": "runs a command as several processes of this machine",
 }

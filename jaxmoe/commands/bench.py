@@ -1,21 +1,27 @@
-"""Times back ends against a dense layer of equal FLOPs, values checked first.
+"""Times us against rivals and back ends against each other, values checked first.
 
+jaxmoe bench step|decode [--shape=NAME,...] [--rivals=torch,llama_cpp] [--count] [--json=FILE]
 jaxmoe bench experts [--tokens=1024 --dim=512 --mlp_dim=512 --num_experts=8
   --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]
-
 jaxmoe bench latency --experts=dense,shift,low_rank,identity --num_experts=4
 
-The second measures what a row costs at each expert, and prints it for LatencyAware(latency=...).
+Contestants run in turn, round by round, so that a busy machine slows all of them alike; a ratio is
+the median over the rounds, of seconds of the processor. What does not equal the oracle or the
+rival, in values and gradients, is not timed, and the exit code is 1. With --count programs are
+compiled, and their work is counted beside the least that is needed; nothing is timed. A suite that
+was killed goes on from the file that --json names.
 
-Without sizes the first runs 8 experts top-2, 64 top-8 and 128 top-8. All contestants of a benchmark
-run in turn, round by round, so that a busy machine slows all of them alike; a ratio is the median
-over the rounds of a contestant's time over the dense one's. What does not equal the oracle, in
-values and gradients, is not timed, and the exit code is 1.
+`experts` compares expert layers with a dense one of equal FLOPs; without sizes it runs 8 experts
+top-2, 64 top-8 and 128 top-8. `latency` measures what a row costs at each expert, and prints it for
+LatencyAware(latency=...).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
 from typing import Any
 
 import jax
@@ -25,54 +31,90 @@ from rich.console import Console
 from jaxmoe.bench.benchmark import TOLERANCES, as_table, run_benchmark, seconds_of
 from jaxmoe.bench.expert_latency import family_of, latencies
 from jaxmoe.bench.expert_layers import SHAPES, Shape, layer_benchmark, matmul_benchmark
+from jaxmoe.bench.suites import SUITES
 from jaxmoe.commands.process import command_line
 from jaxmoe.commands.process.malloc import keep_freed_memory
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
+from jaxmoe.cost.peak import best_peak
 
 FLAGS = flags.FlagValues()
-SUITES = ("experts", "latency")
+LAYERS = ("experts", "latency")
 SIZES = ("tokens", "dim", "mlp_dim", "num_experts", "num_active")
 for _size in SIZES:
   flags.DEFINE_integer(_size, None, "One size instead of the three shapes.", flag_values=FLAGS)
 flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", flag_values=FLAGS)
-flags.DEFINE_integer("repeats", 7, "Rounds of each benchmark.", flag_values=FLAGS)
+flags.DEFINE_integer("repeats", None, "Rounds of each race; 9, of layers 7.", flag_values=FLAGS)
 flags.DEFINE_float("skew", 0.0, "Expert i is chosen with weight i^-skew.", flag_values=FLAGS)
 flags.DEFINE_string(
   "experts", "swiglu", "Experts of `latency`: a name of EXPERTS, or kinds.", flag_values=FLAGS
 )
 flags.DEFINE_string("json", None, "A file for the results.", flag_values=FLAGS)
+flags.DEFINE_string("shape", None, "Of a suite: NAME,...", flag_values=FLAGS)
+flags.DEFINE_string("rivals", None, "Of a suite: NAME,...; empty for none.", flag_values=FLAGS)
+flags.DEFINE_bool("count", False, "Whether work is counted and nothing timed.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "rivals_python", None, "The Python that rivals are installed in; this one by default.",
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
-  keep_freed_memory()
-  if len(arguments) != 1 or arguments[0] not in SUITES:
+  names = (*SUITES, *LAYERS)
+  if len(arguments) != 1 or arguments[0] not in names:
     got = " ".join(arguments) or "none"
-    raise InputError(f"expected one suite, {' or '.join(SUITES)}, got {got}")
+    raise InputError(f"expected one suite, {', '.join(names[:-1])} or {names[-1]}, got {got}")
   if FLAGS.dtype not in TOLERANCES:
     raise InputError(f"--dtype={FLAGS.dtype} is not one of {', '.join(TOLERANCES)}")
-  if FLAGS.repeats < 1:
+  if FLAGS.repeats is not None and FLAGS.repeats < 1:
     raise InputError(f"--repeats={FLAGS.repeats} must be at least 1")
   if FLAGS.json:
     check_output(FLAGS.json, f"--json={FLAGS.json}")
+  if arguments[0] in SUITES:
+    return race_suite(arguments[0])
+  keep_freed_memory()
   shapes = asked_shapes()
-  if arguments == ["latency"]:
-    return print_latencies(shapes[0])
+  return print_latencies(shapes[0]) if arguments == ["latency"] else compare_layers(shapes)
+
+
+def race_suite(name: str) -> int:
+  """Runs a suite of the table; returns the exit code."""
+  # Without what a machine that compares layers alone need not have, such as checkpoints and data.
+  suite_run = importlib.import_module("jaxmoe.bench.suite_run")
+  jax_settings = importlib.import_module("jaxmoe.commands.process.jax_settings")
+  suite = SUITES[name]
+  asked = suite_run.Asked(
+    shapes=suite_run.chosen("shape", FLAGS.shape, suite.shapes, suite.default_shapes),
+    rivals=suite_run.chosen("rivals", FLAGS.rivals, suite.rivals, len(suite.rivals)),
+    count=FLAGS.count,
+    rounds=FLAGS.repeats or 9,
+    pythons=(sys.executable, FLAGS.rivals_python or sys.executable),
+    env=dict(os.environ),
+    peak=lambda: best_peak("float32", jax_settings.cache_dir() / "peaks"),
+    say=lambda line: print(line, file=sys.stderr, flush=True),
+  )
+  jax_settings.set_up_jax()
+  return 0 if suite_run.run_suite(name, asked, FLAGS.json, Console()) else 1
+
+
+def compare_layers(shapes: list[Shape]) -> int:
+  """Compares layers of experts at shapes; returns the exit code."""
+  rounds = FLAGS.repeats or 7
   device = jax.devices()[0]
   console = Console()
   versions = f"{device.device_kind}, jax {jax.__version__}"
-  console.print(f"{versions}, {FLAGS.dtype}, {FLAGS.repeats} rounds")
+  console.print(f"{versions}, {FLAGS.dtype}, {rounds} rounds")
   results: list[dict[str, Any]] = []
   for shape in shapes:
     for make in (matmul_benchmark, layer_benchmark):
       benchmark = make(shape, FLAGS.dtype)
-      rows = run_benchmark(benchmark, FLAGS.dtype, FLAGS.repeats, console)
+      rows = run_benchmark(benchmark, FLAGS.dtype, rounds, console)
       console.print(as_table(f"{benchmark.title}, T={shape.tokens}, D={shape.dim}", rows))
       results.append({"race": benchmark.title, "shape": vars(shape), "rows": rows})
   if FLAGS.json:
     record = {"device": device.device_kind, "jax": jax.__version__, "dtype": FLAGS.dtype}
-    record |= {"repeats": FLAGS.repeats, "races": results}
+    record |= {"repeats": rounds, "races": results}
     write_output(FLAGS.json, f"--json={FLAGS.json}", json.dumps(record, indent=1) + "\n")
   wrong = [row["name"] for result in results for row in result["rows"] if row["wrong"]]
   return 1 if wrong else 0
@@ -82,7 +124,7 @@ def print_latencies(shape: Shape) -> int:
   """Prints microseconds a row of each expert as a setting of the loss; returns the exit code."""
   family = family_of(FLAGS.experts, shape.mlp_dim, shape.num_experts)
   sizes = shape.tokens, shape.dim, shape.num_experts, shape.num_active
-  costs = latencies(family, *sizes, FLAGS.repeats, seconds_of)
+  costs = latencies(family, *sizes, FLAGS.repeats or 7, seconds_of)
   print(f"LatencyAware(latency={costs})")
   if FLAGS.json:
     record = {"experts": FLAGS.experts, "shape": vars(shape), "latency_us": costs}
@@ -99,8 +141,7 @@ def asked_shapes() -> list[Shape]:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  # Without what a machine that only runs benchmarks need not have, such as checkpoints and data.
-  command_line.run(main, FLAGS, __doc__, takes=SUITES)
+  command_line.run(main, FLAGS, __doc__, takes=(*SUITES, *LAYERS))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,21 @@ def generate(
   return rows
 
 
+def lower_draw(decoder: Decoder, rows: int, new: int, slots: int) -> jax.stages.Lowered:
+  """Returns the program that reads `new` tokens of each row and draws the likeliest next one.
+
+  It is lowered from shapes alone; `slots` is the room that prompt and continuation need.
+  """
+  padded = 1 if new == 1 else _round_up(new, slots)
+  rows_BL: Any = jax.ShapeDtypeStruct((rows, padded), jnp.int32)
+  caches = jax.eval_shape(lambda: decoder.empty_caches(rows, _round_up(slots, slots + _BUCKET)))
+  scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
+  chance = _Chance(scalar, scalar, jax.eval_shape(lambda: Keys.from_seed(0).root))
+  last_B = jax.ShapeDtypeStruct((rows,), jnp.int32)
+  tokens = Tokens(rows_BL, rows_BL, rows_BL, rows_BL)
+  return _draw.lower(decoder, True, decoder.shapes, tokens, caches, last_B, chance)
+
+
 class _Chance(NamedTuple):
   """What a draw depends on besides logits: the key of all draws is `root`."""
 

@@ -1,5 +1,6 @@
 """launch.bench: what it prints is a setting, and a mistake is one line."""
 
+import json
 import subprocess
 import sys
 
@@ -48,6 +49,8 @@ def test_the_latency_of_each_expert_is_a_setting_of_the_loss(experts, capsys):
     (["latency", "--tokens=1", "--num_active=1"], "leaves no row"),
     (["experts", "--json=/no/such/folder/x.json"], "folder"),
     (["experts", "--colour=red"], "colour"),
+    (["decode", "--rivals=vllm"], "vllm is not known here; there are: torch, llama_cpp"),
+    (["step", "--shape=big"], "big is not known here; there are: quickstart, small8"),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, here):
@@ -67,3 +70,14 @@ def test_the_command_needs_no_grain_and_no_orbax():
   code = "import sys; import jaxmoe.commands.bench; print({'grain', 'orbax'} & set(sys.modules))"
   shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert shown.stdout.strip() == "set()"
+
+
+def test_what_is_counted_of_a_program_is_no_less_than_the_least(here, tmp_path):
+  out = tmp_path / "rows.json"
+  result = here("bench", "decode", "--shape=tiny", "--count", f"--json={out}")
+  assert result.code == 0, result
+  rows = json.loads(out.read_text())["rows"]
+  assert [row["race"] for row in rows] == ["tiny, 1 row", "tiny, 16 rows", "tiny, prefill 480"]
+  for row in rows:
+    assert row["flops"] >= row["ideal_flops"] > 0 and row["bytes"] > 0.9 * row["ideal_bytes"] > 0
+    assert row["fusions"] > 0 and row["temp_bytes"] > 0 and "seconds" not in row

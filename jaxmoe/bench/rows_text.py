@@ -1,0 +1,53 @@
+"""Rows of a suite as a table for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from jaxmoe.bench.results import Row
+
+
+def rows_text(title: str, rows: Sequence[Row]) -> Table:
+  """Returns the table of a race: seconds of the processor and ratios, or what is counted."""
+  counted = any("flops" in row for row in rows)
+  table = Table(title=title, title_justify="left", min_width=78)
+  table.add_column("")
+  headings = ("MFLOP", "x least", "MB", "x least", "temp MB", "fusions")
+  for heading in headings if counted else ("processor ms", "clock ms", "x", "MFU %"):
+    table.add_column(heading, justify="right")
+  for row in rows:
+    table.add_row(row["name"], *(_counted(row) if "flops" in row else _timed(row)))
+  return table
+
+
+def of_least(row: Row, what: str) -> float | None:
+  """Returns how many times the least a program does, of `flops` or `bytes`; None for no least."""
+  least = row.get(f"ideal_{what}")
+  return row[what] / least if least else None
+
+
+def short(number: float | None) -> str:
+  """Returns a number with about three digits; '' for none."""
+  if number is None:
+    return ""
+  return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
+
+
+def _counted(row: Row) -> list[str]:
+  values = (
+    row["flops"] / 1e6, of_least(row, "flops"), row["bytes"] / 1e6, of_least(row, "bytes"),
+    row["temp_bytes"] / 1e6,
+  )  # fmt: skip
+  return [*map(short, values), str(row["fusions"])]
+
+
+def _timed(row: Row) -> list[str]:
+  for kind in ("missing", "wrong", "failed"):
+    if kind in row:
+      return [f"{kind}: {row[kind]}", "", "", ""]
+  low, high = (short(1e3 * value) for value in row["cpu_quartiles"])
+  mfu = 100 * row["cpu_mfu"] if "cpu_mfu" in row else None
+  cpu = f"{short(1e3 * row['cpu_seconds'])} ({low}-{high})"
+  return [cpu, short(1e3 * row["seconds"]), short(row["ratio"]), short(mfu)]

@@ -1,0 +1,37 @@
+"""Suites by name, each a module with `run(asked, results)`; imported when they are asked for.
+
+A machine that runs kernels alone need not have what whole models need, such as data and
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """A suite.
+
+  Attributes:
+    what: What it measures.
+    shapes: The shapes it has, those before `default_shapes` runs out by default.
+    default_shapes: How many of them run where none is named.
+    rivals: Who can run beside us; all of them do where none is named.
+  """
+
+  what: str
+  shapes: tuple[str, ...] = ()
+  default_shapes: int = 0
+  rivals: tuple[str, ...] = ()
+
+
+SUITES = {
+  "step": Suite(
+    "a whole training step", ("quickstart", "small8", "small64", "tiny"), 3, ("torch",),
+  ),
+  "decode": Suite(
+    "tokens one by one, 16 rows at once, and a prompt of 480",
+    ("small8", "small64", "quickstart", "tiny"), 1, ("torch", "llama_cpp"),
+  ),
+}  # fmt: skip

@@ -1,0 +1,26 @@
+"""A side that writes the ids it is told to, in no time; started as a process of its own.
+
+`FAKE_IDS` says what comes before each row's number and place; `FAKE_ENDS` ends it at a request.
+"""
+
+import os
+
+from jaxmoe.bench.sides.protocol import serve
+
+
+def handlers():
+  first = int(os.environ.get("FAKE_IDS", 0))
+
+  def write(prompts, max_tokens):
+    return [[first + row + place for place in range(max_tokens)] for row in range(len(prompts))]
+
+  def seconds(prompts, max_tokens):
+    if os.environ.get("FAKE_ENDS"):
+      raise RuntimeError("out of luck")
+    return [2.0 * max_tokens, (1 + first) * max_tokens]
+
+  return {"prepare": lambda **fields: {}, "write": write, "seconds": seconds}
+
+
+if __name__ == "__main__":
+  serve(("json", *filter(None, [os.environ.get("FAKE_NEEDS")])), handlers)
