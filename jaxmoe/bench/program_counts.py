@@ -1,4 +1,4 @@
-"""What a compiled program does, beside the least it has to: a row of a suite that times nothing."""
+"""The work of a compiled program beside the least it has to do: a row that times nothing."""
 
 from __future__ import annotations
 
