@@ -1,7 +1,7 @@
 """Adaptation of a trained model: low-rank updates (LoRA), and surgery on its experts."""
 
 from jaxmoe.adapt.low_rank import LowRank, add_low_rank, merge_low_rank
-from jaxmoe.adapt.surgery import Surgery, clone, insert, open_closed, prune, upcycle
+from jaxmoe.adapt.surgery import Surgery, clone, insert, open_inactive, prune, upcycle
 from jaxmoe.adapt.transplant import source_name, transplant_moments, transplant_params
 from jaxmoe.adapt.variety import Variety
 
@@ -13,7 +13,7 @@ __all__ = [
   "clone",
   "insert",
   "merge_low_rank",
-  "open_closed",
+  "open_inactive",
   "prune",
   "source_name",
   "transplant_moments",

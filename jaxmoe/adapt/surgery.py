@@ -3,11 +3,11 @@
 An operation is a function from a `TransformerConfig` to a `Surgery`, which moves no array;
 parameters and optimizer state are carried over by `transplant.py`. What they do to the outputs:
 
-- `insert` adds closed experts (`MoEConfig.closed`): every router and dispatcher gives the same
-  bits.
-- `open_closed` lets the router know them. Outputs change. (ModuleFormer, Shen et al. 2023, section
-  3.4, inserts and opens at once; the old ones are then frozen, see `optim.Optim.frozen`. With
-  strong weight decay the new ones take fewer of the tokens that old ones serve.)
+- `insert` adds inactive experts (`MoEConfig.num_inactive`): every router and dispatcher gives the
+  same bits.
+- `open_inactive` lets the router know them. Outputs change. (ModuleFormer, Shen et al. 2023,
+  section 3.4, inserts and opens at once; the old ones are then frozen, see `optim.Optim.frozen`.
+  With strong weight decay the new ones take fewer of the tokens that old ones serve.)
 - `prune` keeps the experts used most, each layer its own (ibid., section 3.3). Where none of those
   dropped was chosen the outputs stay, up to rounding, if the router normalises its weights or
   scores each expert by itself; a bare softmax has a smaller sum afterwards.
@@ -58,7 +58,7 @@ class Surgery:
 
 
 def insert(model: TransformerConfig, num: int, like: Sequence[int] = ()) -> Surgery:
-  """Adds `num` closed experts to every MoE layer.
+  """Adds `num` inactive experts to every MoE layer.
 
   Args:
     model: The record.
@@ -81,8 +81,8 @@ def insert(model: TransformerConfig, num: int, like: Sequence[int] = ()) -> Surg
   )
 
 
-def open_closed(model: TransformerConfig, like: Sequence[int] = ()) -> Surgery:
-  """Opens every closed expert.
+def open_inactive(model: TransformerConfig, like: Sequence[int] = ()) -> Surgery:
+  """Opens every inactive expert.
 
   Args:
     model: The record.
@@ -94,9 +94,9 @@ def open_closed(model: TransformerConfig, like: Sequence[int] = ()) -> Surgery:
   """
   layers = _moe_layers(model)
   if not all(moe.num_inactive for moe in layers.values()):
-    raise InputError("no expert is closed in some MoE layer, so none can be opened; insert first")
+    raise InputError("no expert is inactive in some MoE layer, so none can be opened; insert first")
   if len({moe.num_inactive for moe in layers.values()}) > 1 and like:
-    raise InputError("layers have different numbers of closed experts; open them without `like`")
+    raise InputError("layers have different numbers of inactive experts; open them without `like`")
   opened = {depth: _added(moe.num_inactive, like, layers) for depth, moe in layers.items()}
   return Surgery(
     _changed(model, lambda moe: dataclasses.replace(moe, num_inactive=0)),
@@ -106,7 +106,7 @@ def open_closed(model: TransformerConfig, like: Sequence[int] = ()) -> Surgery:
 
 
 def prune(model: TransformerConfig, usage_LE: np.ndarray, keep: int) -> Surgery:
-  """Keeps the `keep` most used experts of each MoE layer, in their order; closed ones go.
+  """Keeps the `keep` most used experts of each MoE layer, in their order; inactive ones go.
 
   Args:
     model: The record.
@@ -139,13 +139,13 @@ def clone(model: TransformerConfig, times: int) -> Surgery:
   """Makes every expert `times` experts, next to each other, and activates as many more.
 
   Raises:
-    InputError: a number below 2, or closed experts.
+    InputError: a number below 2, or inactive experts.
   """
   layers = _moe_layers(model)
   if times < 2:
     raise InputError(f"cloning needs at least 2 of each: clone={times}")
   if any(moe.num_inactive for moe in layers.values()):
-    raise InputError("some experts are closed; open them first, or prune them")
+    raise InputError("some experts are inactive; open them first, or prune them")
   origins = {
     depth: tuple(np.repeat(range(moe.num_experts), times).tolist()) for depth, moe in layers.items()
   }

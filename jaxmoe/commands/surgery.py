@@ -1,8 +1,8 @@
 """Changes the experts of a trained run and writes a new run, which starts from them at step 0.
 
 jaxmoe surgery --workdir=OLD --out=NEW
-  --insert=2 [--like=0,3]    closed experts are added; outputs stay, bit for bit
-  --open [--like=0,3]        closed experts are opened to the router
+  --insert=2 [--like=0,3]    inactive experts are added; outputs stay, bit for bit
+  --open [--like=0,3]        inactive experts are opened to the router
   --prune_to=4 --usage=FILE  the most used experts of each layer stay; or, in place of --usage,
                              --count_on=16 [--held_out] counts on so many batches
   --clone=2                  every expert becomes 2; outputs stay
@@ -43,8 +43,8 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run whose model is changed.", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "The folder of the new run; must not exist.", flag_values=FLAGS)
 flags.DEFINE_string("config", None, "A recipe for all but the model.", flag_values=FLAGS)
-flags.DEFINE_integer("insert", None, "Closed experts to add a layer.", flag_values=FLAGS)
-flags.DEFINE_bool("open", False, "Opens the closed experts.", flag_values=FLAGS)
+flags.DEFINE_integer("insert", None, "Inactive experts to add a layer.", flag_values=FLAGS)
+flags.DEFINE_bool("open", False, "Opens the inactive experts.", flag_values=FLAGS)
 flags.DEFINE_integer("prune_to", None, "Experts to keep a layer.", flag_values=FLAGS)
 flags.DEFINE_integer("clone", None, "How many each expert becomes.", flag_values=FLAGS)
 flags.DEFINE_integer("upcycle", None, "Experts to make of a dense block.", flag_values=FLAGS)

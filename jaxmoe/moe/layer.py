@@ -90,7 +90,7 @@ class MoEConfig:
       )
     if self.num_inactive and self.experts.mixed:
       raise InputError(
-        f"{type(self.experts).__name__} has several kinds of experts, which cannot be closed: "
+        f"{type(self.experts).__name__} has several kinds of experts, which cannot be inactive: "
         f"num_inactive={self.num_inactive}; set num_inactive=0"
       )
     self.router.check(self.num_routable, self.num_active)
@@ -303,7 +303,7 @@ class MoELayer(nnx.Module):
     return "sharded" if split else field_of(part.module), y_TD.reshape(x_BLD.shape), counts
 
   def _open(self) -> Any:
-    """Returns the experts without those closed; their weights are copied where any are."""
+    """Returns the experts without the inactive ones; their weights are copied where any are."""
     if self.num_routable == self.num_experts:
       return self.experts
     graph, state = nnx.split(self.experts)

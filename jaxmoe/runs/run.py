@@ -159,11 +159,11 @@ class Run(LoadedRun):
       to_hf(self.workdir, os.fspath(path), dtype, say=nothing, warn=_warn)
 
   def insert(self, num: int, like: Sequence[int] = ()) -> DerivedRun:
-    """Returns the run with `num` closed experts more a layer; outputs stay, bit for bit."""
+    """Returns the run with `num` inactive experts more a layer; outputs stay, bit for bit."""
     return self._derived(surgery.inserting(num, like))
 
   def open_experts(self, like: Sequence[int] = ()) -> DerivedRun:
-    """Returns the run with its closed experts opened to the router."""
+    """Returns the run with its inactive experts opened to the router."""
     return self._derived(surgery.opening(like))
 
   def prune(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmoe.adapt import Surgery, Variety, clone, insert, open_closed, prune, upcycle
+from jaxmoe.adapt import Surgery, Variety, clone, insert, open_inactive, prune, upcycle
 from jaxmoe.core.errors import InputError
 from jaxmoe.data.corpus import Corpus, open_corpus
 from jaxmoe.models.transformer import TransformerConfig
@@ -67,15 +67,15 @@ class NewRun:
 
 
 def inserting(num: int, like: Sequence[int] = ()) -> Operation:
-  """Returns the operation that adds `num` closed experts to every MoE layer; outputs stay."""
+  """Returns the operation that adds `num` inactive experts to every MoE layer; outputs stay."""
   fields = {"insert": num, "like": list(like)}
   return Operation("insert", lambda usage, model: insert(model, num, like), fields)
 
 
 def opening(like: Sequence[int] = ()) -> Operation:
-  """Returns the operation that opens closed experts to the router."""
+  """Returns the operation that opens inactive experts to the router."""
   fields = {"open": True, "like": list(like)}
-  return Operation("open", lambda usage, model: open_closed(model, like), fields)
+  return Operation("open", lambda usage, model: open_inactive(model, like), fields)
 
 
 def cloning(times: int) -> Operation:

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmoe.adapt.surgery import insert, open_closed
+from jaxmoe.adapt.surgery import insert, open_inactive
 from jaxmoe.adapt.transplant import transplant_params
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
@@ -127,7 +127,7 @@ def learned():
   """Returns a function from a seed to losses of A and B: before, and by way at every check."""
   small = make_decoder(balance=(MutualInformation(weight=0.01),))
   inserted = insert(make_decoder().config, NEW)
-  opened = open_closed(inserted.model)
+  opened = open_inactive(inserted.model)
   closed, grown = (Decoder(surgery.model, VOCAB) for surgery in (inserted, opened))
   optim = Optim(AdamW(), Cosine(warmup_steps=30), learning_rate=3e-3)
   pretrain = learner(small, optim, CHECKS * FIRST)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmoe.adapt.surgery import insert, open_closed, prune
+from jaxmoe.adapt.surgery import insert, open_inactive, prune
 from jaxmoe.adapt.transplant import transplant_params
 from jaxmoe.core import param_names
 from jaxmoe.core.rng import Keys
@@ -37,7 +37,7 @@ def test_opened_experts_that_the_router_biases_to_minus_infinity_leave_logits_bi
   params = decoder.init(Keys.from_seed(3))
   right, _ = logits_of(decoder, params, IDS)
   closed, wide = operate(insert(decoder.config, 3), decoder, params)
-  opened, grown = operate(open_closed(closed.config), closed, wide)
+  opened, grown = operate(open_inactive(closed.config), closed, wide)
   free, counts = logits_of(opened, grown, IDS)
   assert np.abs(free - right).max() > 1e-3 and all(of[5:].sum() for of in counts.values())
   flat = param_names.flatten(grown)

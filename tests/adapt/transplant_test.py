@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.adapt.surgery import NEW, clone, insert, open_closed, prune, upcycle
+from jaxmoe.adapt.surgery import NEW, clone, insert, open_inactive, prune, upcycle
 from jaxmoe.adapt.transplant import transplant_moments, transplant_params
 from jaxmoe.adapt.variety import Variety
 from jaxmoe.core.errors import InputError
@@ -58,7 +58,7 @@ def test_inserting_leaves_logits_equal_bit_for_bit(patient, logits_of):
 def test_opened_experts_are_chosen_and_the_old_ones_keep_what_they_had(patient, logits_of, by_name):
   decoder, params = patient
   closed, wide = operate(insert(decoder.config, 3), decoder, params)
-  opened, grown = operate(open_closed(closed.config), closed, wide)
+  opened, grown = operate(open_inactive(closed.config), closed, wide)
   _, counts = logits_of(opened, grown, IDS)
   assert all(of[5:].sum() > 0 for of in counts.values())
   before, after = by_name(params, decoder), by_name(grown, opened)
@@ -74,7 +74,7 @@ def test_opened_experts_are_chosen_and_the_old_ones_keep_what_they_had(patient, 
 def test_opening_copies_of_experts_with_copies_of_their_columns_ties_with_them(patient, by_name):
   decoder, params = patient
   closed, wide = operate(insert(decoder.config, 2, like=(4, 1)), decoder, params)
-  opened, grown = operate(open_closed(closed.config, like=(4, 1)), closed, wide)
+  opened, grown = operate(open_inactive(closed.config, like=(4, 1)), closed, wide)
   after = by_name(grown, opened)
   for depth in KEPT:
     for leaf, axis in (("router/gate/weight", 1), ("experts/down", 0), ("experts/gate_up", 0)):
@@ -298,8 +298,8 @@ REFUSED = [
   (lambda model: insert(model, 0), "at least one expert"),
   (lambda model: insert(model, 2, like=(1,)), "for each of the 2 added"),
   (lambda model: insert(model, 1, like=(5,)), "an expert below 5"),
-  (open_closed, "insert first"),
-  (lambda model: open_closed(insert(model, 2).model, like=(1,)), "for each of the 2"),
+  (open_inactive, "insert first"),
+  (lambda model: open_inactive(insert(model, 2).model, like=(1,)), "for each of the 2"),
   (lambda model: prune(model, USAGE, 6), "between 1 and 5"),
   (lambda model: prune(model, USAGE, 1), "num_active must lie"),
   (lambda model: prune(model, USAGE[:2], 3), "a row for each MoE layer"),

@@ -28,7 +28,7 @@ class Experts:
   """The base of records of experts: `build` gives the module with the weights of all E."""
 
   mixed: ClassVar[bool] = False
-  """Whether experts are of several kinds, which their ids tell; the last ones cannot be closed."""
+  """Whether experts are of several kinds, which their ids tell; then none can be inactive."""
 
   def check(self, num_experts: int) -> None:
     """Refuses a number of experts that the family cannot have.

@@ -146,5 +146,5 @@ def test_a_layer_of_nulls_alone_is_refused():
     MoEConfig(4, 2, experts=Null(SwiGLU(F), num_null=4))
   with pytest.raises(InputError, match="must not be negative"):
     Null(SwiGLU(F), num_null=-1)
-  with pytest.raises(InputError, match="cannot be closed"):
+  with pytest.raises(InputError, match="cannot be inactive"):
     MoEConfig(8, 2, experts=Null(SwiGLU(F), num_null=2), num_inactive=1)
