@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from jaxmoe.core.backends import HERE, Chooser
+from jaxmoe.core.layout import Layout
 from jaxmoe.core.weight_formats import take_rows
 
 
@@ -32,9 +33,11 @@ class ParallelContext:
 
   Attributes:
     chooser: What chooses back ends for the devices that the program is for.
+    layout: Where the arrays of a whole program lie; None where nobody says so.
   """
 
   chooser: Chooser = dataclasses.field(default=HERE, kw_only=True)
+  layout: Layout | None = dataclasses.field(default=None, kw_only=True, compare=False)
 
   @property
   def tensor_size(self) -> int:

@@ -23,7 +23,7 @@ from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.weight_formats import take_rows
 from jaxmoe.parallel.degrees import Parallel
 from jaxmoe.parallel.scan_prefetch import scan_with_prefetch
-from jaxmoe.parallel.zero import ParamGatherer, save_all_but_weights
+from jaxmoe.parallel.zero import ParamGatherer, ReduceScatter, save_all_but_weights
 
 LENGTH = 1  # the dim of (B, L, ...) along which a sequence lies
 
@@ -35,10 +35,12 @@ class MeshContext(ParallelContext):
   Attributes:
     degrees: Of parallelism; the names of axes are theirs.
     params: How parameters are made ready; None for those that are ready as they are stored.
+    grads: How gradients are summed over the devices; None where there are none.
   """
 
   degrees: Parallel
   params: ParamGatherer | None = dataclasses.field(default=None, compare=False)
+  grads: ReduceScatter | None = dataclasses.field(default=None, compare=False)
 
   def gather_params(self, params: Any) -> Any:
     """Returns the parameters of a model ready for products, but those of its stack of layers."""

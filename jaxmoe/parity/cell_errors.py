@@ -20,7 +20,7 @@ from jaxmoe.parity.cells import Cell
 from jaxmoe.parity.exchange_drops import with_exchange_drops
 from jaxmoe.parity.fixture import VOCAB, batch_of, decoder_of, params_of
 from jaxmoe.train.gradients import Batch, Gradients, make_gradients
-from jaxmoe.train.sharded_gradients import sharded_gradients
+from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
 
 # An element may differ by 1e-5 of itself and 1e-7 of the norm of all: a leaf whose true gradient
 # is zero is rounding alone.
@@ -123,7 +123,7 @@ def _reference(model: TransformerConfig, micro: int, groups: int) -> dict[str, A
 def _spread(cell: Cell, micro: int) -> dict[str, Any]:
   decoder = decoder_of(cell)
   layout = make_layout(cell.parallel, jax.devices())
-  gradients = sharded_gradients(decoder, micro, cell.parallel, layout)
+  gradients = sharded_gradients(decoder, micro, context_of(decoder, cell.parallel, layout))
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
   params = jax.device_put(params_of(decoder), shardings)
   return _run(decoder, gradients, params, layout.put_batch(batch_of()), layout)

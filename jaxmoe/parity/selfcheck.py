@@ -20,7 +20,7 @@ from jaxmoe.parity.exchange_drops import ExchangeBounded, with_exchange_drops
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.kernels import references
-from jaxmoe.train.sharded_gradients import sharded_gradients
+from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest |a - b| / (|b| + 0.01 |all b|) of a gradient, by the dtype of products."""
@@ -58,7 +58,8 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   """Returns the gradients of the layout, and the oracle's, as NumPy arrays."""
   decoder, train, parallel = experiment.decoder(layout), experiment.train, experiment.parallel
   keys, compare = Keys.from_seed(train.seed) / "selfcheck", experiment.compare
-  spread = sharded_gradients(decoder, train.num_micro, parallel, layout, compare)
+  context = context_of(decoder, parallel, layout)
+  spread = sharded_gradients(decoder, train.num_micro, context, compare)
 
   def on_all(params: Any, batch: Any, root: jax.Array) -> Any:
     return spread(params, batch, Keys(root))[0]

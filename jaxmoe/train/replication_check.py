@@ -26,7 +26,7 @@ from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.dispatch import AllGather, AllToAll
 from jaxmoe.parallel import GIB, Replicated, Varying, find_replicated, make_layout
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.sharded_gradients import on_one_device
+from jaxmoe.train.sharded_gradients import context_of, in_context
 
 
 def replicated_activations(
@@ -45,7 +45,7 @@ def replicated_activations(
   parallel, train = experiment.parallel, experiment.train
   if parallel.num_devices == 1:
     return ()
-  here, _ = on_one_device(decoder, parallel, layout)
+  here = in_context(decoder, context_of(decoder, parallel, layout))
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
   kept = experiment.masters(decoder).shapes(decoder.shapes, decoder.layer_groups)
   stored = jax.tree.map(_part, kept, shardings)

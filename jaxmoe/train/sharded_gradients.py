@@ -11,6 +11,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxmoe.core.layout import Layout
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare
 from jaxmoe.models.transformer import Decoder, Params
@@ -18,55 +19,56 @@ from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, make_gradients
 
 
-def on_one_device(
-  decoder: Decoder, parallel: Parallel, layout: Layout
-) -> tuple[Decoder, ReduceScatter]:
-  """Returns the functions of a model as one device of a layout runs them, inside `shard_map`.
+def context_of(decoder: Decoder, parallel: Parallel, layout: Layout) -> ParallelContext:
+  """Returns the context in which a model runs: one device, or each device of a mesh.
 
   Args:
-    decoder: Those of the whole model.
+    decoder: The functions of the whole model.
     parallel: The degrees.
-    layout: `make_layout` of them.
-
-  Returns:
-    The functions, and how gradients are summed over devices.
+    layout: `make_layout` of them; parameters and gradients lie as it says.
   """
+  chooser = decoder.parallel.chooser
+  if parallel.num_devices == 1:
+    return ParallelContext(chooser=chooser, layout=layout)
   of = (parallel, layout, decoder.dims, decoder.shapes)
-  chooser = decoder.parallel.chooser.of_devices(layout.mesh.devices.flat)
-  context = MeshContext(parallel, ParamGatherer(*of), chooser=chooser)
-  here = Decoder(decoder.config, decoder.vocab_size, context)
-  return here, ReduceScatter(*of)
+  chooser = chooser.of_devices(layout.mesh.devices.flat)
+  return MeshContext(
+    parallel, ParamGatherer(*of), ReduceScatter(*of), chooser=chooser, layout=layout
+  )
+
+
+def in_context(decoder: Decoder, context: ParallelContext) -> Decoder:
+  """Returns the functions of a model as one device of a context runs them."""
+  return Decoder(decoder.config, decoder.vocab_size, context)
 
 
 def sharded_gradients(
-  decoder: Decoder,
-  num_micro: int,
-  parallel: Parallel,
-  layout: Layout,
-  compare: Compare | None = None,
+  decoder: Decoder, num_micro: int, context: ParallelContext, compare: Compare | None = None
 ) -> Gradients:
-  """Returns `make_gradients` over the layout's devices.
+  """Returns `make_gradients` over the devices of a context.
 
   Args:
     decoder: The model on one device.
     num_micro: Microbatches; each device splits its own rows.
-    parallel: The degrees.
-    layout: `make_layout` of them; parameters and gradients lie as it says.
+    context: `context_of` the model.
     compare: What is compared between domains.
 
   Returns:
     The function from global arrays to global arrays; on one device, what `make_gradients` returns.
   """
-  if parallel.num_devices == 1:
+  if not isinstance(context, MeshContext):
     return make_gradients(decoder, num_micro, compare=compare)
-  here, reducer = on_one_device(decoder, parallel, layout)
-  local = make_gradients(here, num_micro, compare=compare, reducer=reducer)
+  layout, reducer, token_axes = context.layout, context.grads, context.degrees.token_axes
+  assert layout is not None
+  local = make_gradients(
+    in_context(decoder, context), num_micro, compare=compare, reducer=reducer
+  )
   params, grads = (
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))
     for role in ("params", "grads")
   )
-  whole, tokens = PartitionSpec(), PartitionSpec(parallel.token_axes)
-  of_tokens = PartitionSpec(None, parallel.token_axes)
+  whole, tokens = PartitionSpec(), PartitionSpec(token_axes)
+  of_tokens = PartitionSpec(None, token_axes)
 
   def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics, Statistics]:
     def on_device(

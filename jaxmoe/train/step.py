@@ -18,6 +18,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from jaxmoe.core.layout import Layout
+from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.param_names import LayerAddress, LayerGroupSizes
 from jaxmoe.core.rng import Keys
 from jaxmoe.data.batches import NAMES
@@ -26,7 +27,7 @@ from jaxmoe.ops.soft_tree import TreeSums
 from jaxmoe.optim import Masters, apply_updates, hold, make_schedule
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, without
-from jaxmoe.train.sharded_gradients import sharded_gradients
+from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
 from jaxmoe.train.train_state import SpikeWindow, State, StateSpec
 from jaxmoe.train.update_underflow import count_unmoved, may_underflow
 
@@ -154,31 +155,36 @@ class TrainStep:
 
 
 def build_train_step(
-  experiment: Experiment, decoder: Decoder, layout: Layout, masters: Masters | None = None
+  experiment: Experiment, decoder: Decoder, context: ParallelContext, masters: Masters | None = None
 ) -> TrainStep:
-  """Returns the step of a recipe over the devices of a layout.
+  """Returns the step of a recipe on one device or over those of a mesh.
 
   Args:
     experiment: The recipe.
     decoder: Its model.
-    layout: `make_layout` of its degrees.
+    context: Where it runs, as `context_of` makes it.
     masters: In which dtypes parameters train; None for those of the recipe.
   """
   train, frozen = experiment.train, experiment.frozen(decoder)
-  of_grads = layout.shardings("grads", decoder.dims, decoder.shapes)
+
+  def constrain(params: Params) -> Params:
+    if context.layout is None:
+      return params
+    lie = context.layout.shardings("grads", decoder.dims, decoder.shapes)
+    return jax.lax.with_sharding_constraint(params, lie)
 
   def held(before: Params, params: Params, layers: Any, statistics: Statistics) -> Params:
     return hold(frozen, before, decoder.update_buffers(before, params, layers, statistics))
 
   return TrainStep(
-    sharded_gradients(decoder, train.num_micro, experiment.parallel, layout, experiment.compare),
+    sharded_gradients(decoder, train.num_micro, context, experiment.compare),
     experiment.transform(decoder),
     make_schedule(experiment.optim, train.num_steps),
     train.seed,
     train.recovery.spike_factor,
     held if frozen else decoder.update_buffers,
     ParamUpdate(
-      lambda params: jax.lax.with_sharding_constraint(params, of_grads),
+      constrain,
       masters or experiment.masters(decoder),
       decoder.layer_groups,
       may_underflow(experiment.optim),
@@ -190,7 +196,8 @@ def lower_step(
   experiment: Experiment, decoder: Decoder, spec: StateSpec, layout: Layout, state: Any, batch: Any
 ) -> jax.stages.Lowered:
   """Returns the step `(state, batch) -> (state, metrics)` for these, with the state donated."""
-  train_step = build_train_step(experiment, decoder, layout, spec.masters)
+  context = context_of(decoder, experiment.parallel, layout)
+  train_step = build_train_step(experiment, decoder, context, spec.masters)
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
     return train_step(state, batch)

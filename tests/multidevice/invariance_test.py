@@ -15,7 +15,7 @@ from jaxmoe.moe.balance import LoadBalance
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.parity import Cell
 from jaxmoe.parity.fixture import VOCAB, batch_of, decoder_of, params_of
-from jaxmoe.train.sharded_gradients import sharded_gradients
+from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
 
 NAME = "load_balance_global"
 FAST = {(8, 1, "none"), (2, 4, "full")}
@@ -40,7 +40,7 @@ def balance(data, micro, remat):
   )
   decoder, parallel = Decoder(dataclasses.replace(config, remat=remat), VOCAB), Parallel(data=data)
   layout = make_layout(parallel, jax.devices())
-  gradients = sharded_gradients(decoder, micro, parallel, layout)
+  gradients = sharded_gradients(decoder, micro, context_of(decoder, parallel, layout))
   params = jax.device_put(params_of(decoder), layout.replicated)
   run = jax.jit(lambda params, batch, root: gradients(params, batch, Keys(root)))
   grads, metrics, _ = run(params, layout.put_batch(batch_of_32()), Keys.from_seed(0).root)

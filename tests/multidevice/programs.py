@@ -15,7 +15,7 @@ from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.optim import AdamW, Constant, Optim
 from jaxmoe.parallel import make_layout
 from jaxmoe.train.experiment import Experiment, Train
-from jaxmoe.train.sharded_gradients import sharded_gradients
+from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
 from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
 from jaxmoe.train.train_state import StateSpec
 
@@ -36,7 +36,7 @@ def lower_gradients(decoder, parallel, shape, micro=1):
 def trace_gradients(decoder, parallel, shape, micro=1):
   """Returns the same before it is lowered."""
   layout = make_layout(parallel)
-  gradients = sharded_gradients(decoder, micro, parallel, layout)
+  gradients = sharded_gradients(decoder, micro, context_of(decoder, parallel, layout))
 
   def put(leaf, sharding):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -8,6 +8,7 @@ import pytest
 from jaxmoe.data.batches import NAMES
 from jaxmoe.parallel import Parallel, make_layout
 from jaxmoe.runs.recipe_loading import load_recipe
+from jaxmoe.train.sharded_gradients import context_of
 from jaxmoe.train.step import abstract_batch, abstract_state, build_train_step, lower_step
 from jaxmoe.train.train_state import StateSpec
 
@@ -36,7 +37,7 @@ def test_two_programs_do_what_the_one_does(parallel):
   spec = StateSpec(decoder, experiment.transform(decoder), layout, 2, experiment.masters(decoder))
   given = abstract_state(spec), abstract_batch(experiment, layout)
   whole = lower_step(experiment, decoder, spec, layout, *given).compile()
-  step = build_train_step(experiment, decoder, layout)
+  step = build_train_step(experiment, decoder, context_of(decoder, parallel, layout))
   gradients = jax.jit(step.gradients)
   shardings = (spec.shardings, layout.replicated)
   apply = jax.jit(step.apply, donate_argnums=0, out_shardings=shardings)

@@ -9,6 +9,7 @@ import pytest
 
 import jaxmoe
 from jaxmoe.core.layout import one_device
+from jaxmoe.core.parallel_context import ONE_DEVICE
 from jaxmoe.runs.recipe_loading import load_recipe
 from jaxmoe.train.completion import CompletionWatcher
 from jaxmoe.train.observers import Observers
@@ -60,7 +61,7 @@ def trainer(monkeypatch):
   decoder, layout = experiment.decoder(), one_device()
   masters = experiment.masters(decoder)
   spec = StateSpec(decoder, experiment.transform(decoder), layout, 3, masters)
-  step, entered = build_train_step(experiment, decoder, layout), Entered()
+  step, entered = build_train_step(experiment, decoder, ONE_DEVICE), Entered()
 
   class Stream:
     def __next__(self):
