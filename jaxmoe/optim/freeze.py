@@ -28,7 +28,7 @@ _RANGE = re.compile(r"(.*)@(\d+):(\d+)")
 
 
 def frozen_masks(
-  patterns: Sequence[str], shapes: Any, dims: Any, layer_groups: param_names.LayerGroupSizes
+  patterns: Sequence[str], shapes: Any, dims: Any, layer_groups: param_names.LayerGroupSizes | None
 ) -> Masks:
   """Returns {path: bool}, True where frozen, of 1 in every dim but layers and experts.
 
@@ -37,7 +37,7 @@ def frozen_masks(
       experts.
     shapes: The parameters or their shapes.
     dims: A tree like the parameters of tuples of logical dims.
-    layer_groups: How layers are grouped in memory.
+    layer_groups: How layers are grouped in memory; None for a tree that has no stack of layers.
 
   Raises:
     InputError: a pattern names nothing, a range no leaf with experts or more than a leaf has.
@@ -51,7 +51,7 @@ def frozen_masks(
     span = slice(int(ranged[2]), int(ranged[3])) if ranged else None
     named = hit = False
     for path, leaf in flat.items():
-      several = param_names.layer_names(path, layer_groups)
+      several = None if layer_groups is None else param_names.layer_names(path, layer_groups)
       rows = [fnmatch.fnmatchcase(name, glob) for name in several or [path]]
       if not any(rows):
         continue
@@ -143,5 +143,6 @@ def _of_state(mask: np.ndarray, shape: tuple[int, ...], like: tuple[int, ...]) -
   return np.zeros([1] * len(like), bool)  # a placeholder, which never changes
 
 
-def _one(flat: Mapping[str, Any], layer_groups: param_names.LayerGroupSizes) -> str:
-  return param_names.canonical_name(next(iter(flat)), layer_groups)
+def _one(flat: Mapping[str, Any], layer_groups: param_names.LayerGroupSizes | None) -> str:
+  path = next(iter(flat))
+  return path if layer_groups is None else param_names.canonical_name(path, layer_groups)

@@ -25,6 +25,7 @@ from jaxmoe.core import multihost, param_names
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.core.rng import Keys, name_hash
 from jaxmoe.optim import Masters, Optim, make_optimizer, state_dims
+from jaxmoe.optim.freeze import freeze, frozen_masks
 from jaxmoe.parallel import (
   GIB,
   AutomaticLayout,
@@ -86,6 +87,10 @@ class TaskRecipe:
         raise InputError(
           f"a task's activations are laid out by the compiler: parallel.{name}=True; set False"
         )
+    if weight := self.optim.fairness.weight:
+      raise InputError(
+        f"a task has no domains to treat alike: optim.fairness.weight={weight}; set it to 0"
+      )
 
 
 class TaskRun:
@@ -119,7 +124,8 @@ class TaskRun:
       store: Where the state is saved and read from.
 
     Raises:
-      InputError: degrees, batch size and examples do not fit each other.
+      InputError: degrees, batch size and examples do not fit each other, or a pattern of
+        `optim.frozen` names nothing.
     """
     self.task, self.recipe, self.step = task, recipe, 0
     self.params: Any = None
@@ -136,7 +142,8 @@ class TaskRun:
     paths = param_names.unflatten(shapes, {path: path for path in param_names.flatten(shapes)})
     dims = self.automatic.dims
     self._came, shapes = shapes, jax.tree.map(self._kept, shapes)
-    self._transform = make_optimizer(recipe.optim, recipe.num_steps, paths, dims)
+    frozen = frozen_masks(recipe.optim.frozen, shapes, dims, layer_groups=None)
+    self._transform = freeze(make_optimizer(recipe.optim, recipe.num_steps, paths, dims), frozen)
     moments = jax.eval_shape(self._transform.init, shapes)
     lies, of_moments = self.layout.shardings, state_dims(moments, shapes, dims)
     self._shardings = {

@@ -15,7 +15,7 @@ import pytest
 
 from jaxmoe.checkpoint import MemoryStore, open_store
 from jaxmoe.core.errors import InputError, NotFiniteError
-from jaxmoe.optim import Constant, Optim
+from jaxmoe.optim import Constant, OnlineFairness, Optim
 from jaxmoe.parallel import Parallel
 from jaxmoe.train.task import Task, TaskRecipe, TaskRun
 from tests.train.mixture_task import EXAMPLES, TASK, make_params
@@ -115,6 +115,22 @@ def test_parameters_that_were_given_stay_usable():
   jax.block_until_ready(jax.tree.map(lambda leaf: leaf + 0, params))
 
 
+@pytest.mark.parametrize("name", ["one", "expert and tensor"])
+def test_what_is_frozen_keeps_every_bit_and_the_rest_learns(name):
+  parallel = LAYOUTS.get(name, Parallel())
+  frozen = dataclasses.replace(OPTIM, frozen=("shared/*", "experts/*@0:2"))
+  recipe = dataclasses.replace(RECIPE, optim=frozen, parallel=parallel)
+  run = TaskRun(TASK, make_params(), EXAMPLES[:3], recipe, jax.devices()[: parallel.num_devices])
+  lines, (old, new) = run.fit(EXAMPLES, 3), jax.device_get((make_params(), run.params))
+  assert lines[2]["loss"] < lines[0]["loss"]
+  for path in ("a", "b", "bias"):
+    np.testing.assert_array_equal(new["shared"][path], old["shared"][path])
+  for path in ("a", "b"):
+    still = (new["experts"][path] == old["experts"][path]).all((1, 2))
+    assert still.tolist() == [True, True, False, False]
+  assert (new["router"] != old["router"]).any()
+
+
 def test_keys_differ_from_step_to_step_and_not_from_layout_to_layout():
   def loss(params, batch, key):
     noise = jax.random.normal(key, batch["x"].shape)
@@ -141,13 +157,16 @@ def test_keys_differ_from_step_to_step_and_not_from_layout_to_layout():
     ("cannot go on to step 13", {"steps": 13}, Parallel()),
     ("no examples", {"examples": []}, Parallel()),
     ("laid out by the compiler", {}, Parallel(tensor=2, sequence=True)),
+    ("'head/\\*' names no parameter", {"optim": Optim(frozen=("head/*",))}, Parallel()),
+    ("no domains to treat alike", {"optim": Optim(fairness=OnlineFairness(0.5))}, Parallel()),
   ],
 )
 def test_mistakes_end_with_one_line(message, changes, parallel):
   changes = dict(changes)
   examples, steps = changes.pop("examples", EXAMPLES), changes.pop("steps", 1)
+  optim = changes.pop("optim", OPTIM)
   with pytest.raises(InputError, match=message) as error:
-    recipe = dataclasses.replace(RECIPE, parallel=parallel)
+    recipe = dataclasses.replace(RECIPE, optim=optim, parallel=parallel)
     task = dataclasses.replace(TASK, **changes)
     run = TaskRun(task, make_params(), EXAMPLES, recipe, jax.devices()[: parallel.num_devices])
     run.predictions(examples)
