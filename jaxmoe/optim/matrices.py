@@ -28,19 +28,29 @@ def stack_depth(dims: Dims) -> int:
   return depth + 1 if len(dims) > depth + 1 and dims[depth] in EXPERT_DIMS else depth
 
 
-def matrix_axes(name: str, dims: Dims) -> tuple[Axes, Axes] | None:
+def matrix_axes(
+  name: str, dims: Dims, single_heads: bool = True
+) -> tuple[Axes, Axes] | None:
   """Returns where the two sides of a leaf's matrices are, or None if it holds vectors.
 
-  Leading `layer` and `expert`, and `gate` anywhere, only count matrices; `head` belongs to the dim
-  before it. So (layer, embed, heads, head) is embed by heads * head in every layer, and
-  (layer, expert, embed, gate, mlp) is embed by mlp in every layer, expert and half.
+  Leading `layer` and `expert`, and `gate` anywhere, only count matrices; `head` belongs to the
+  heads before it. So (layer, embed, heads, head) is embed by heads * head in every layer, and
+  (layer, expert, embed, gate, mlp) is embed by mlp in every layer, expert and half. The one head
+  that has no such dim, as latent attention's rotary key, is a side of its own.
+
+  Args:
+    name: Of the leaf.
+    dims: Its logical dims.
+    single_heads: Whether it is; False takes it for a part of the dim before, and the leaf for
+      vectors, as runs of before do.
 
   Raises:
     InputError: three or more sides are left.
   """
   sides: list[Axes] = []
   for axis in range(stack_depth(dims), len(dims)):
-    if dims[axis] == "head" and sides:
+    several = not single_heads or dims[axis - 1] in ("heads", "kv_heads")
+    if dims[axis] == "head" and sides and several:
       sides[-1] = (*sides[-1], axis)
     elif dims[axis] != "gate":
       sides.append((axis,))

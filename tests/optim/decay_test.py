@@ -40,8 +40,8 @@ def decays(blocks, patterns):
 
 
 def is_map(name, dims):
-  """Whether a leaf multiplies what comes in; latent attention's one head of keys does."""
-  return matrix_axes(name, dims) is not None or name.endswith("attention/k_rope")
+  """Whether a leaf multiplies what comes in."""
+  return matrix_axes(name, dims) is not None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,6 +15,7 @@ from jaxmoe.optim.matrices import matrix_axes, stack_depth
     (("layer", "expert", "mlp", "embed"), 2, ((2,), (3,))),
     (("layer", "embed", "expert"), 1, ((1,), (2,))),
     (("embed", "embed"), 0, ((0,), (1,))),
+    (("layer", "embed", "head"), 1, ((1,), (2,))),
     (("layer", "embed"), 1, None),
     (("layer", "heads", "head"), 1, None),
     (("layer", "expert", "gate", "mlp"), 2, None),
@@ -26,6 +27,11 @@ from jaxmoe.optim.matrices import matrix_axes, stack_depth
 def test_blocks_and_the_two_sides_of_a_matrix_are_read_from_the_dims(dims, depth, axes):
   assert stack_depth(dims) == depth
   assert matrix_axes("x", dims) == axes
+
+
+def test_runs_of_before_take_the_one_head_of_keys_for_vectors():
+  assert matrix_axes("k_rope", ("layer", "embed", "head"), single_heads=False) is None
+  assert matrix_axes("q", ("embed", "heads", "head"), single_heads=False) == ((0,), (1, 2))
 
 
 def test_a_matrix_with_three_sides_is_refused_by_name():

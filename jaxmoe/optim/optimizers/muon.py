@@ -17,6 +17,7 @@ import jax
 import optax
 import optax.contrib
 
+from jaxmoe.core.config_io import added
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
 from jaxmoe.optim.matrices import map_dims, matrix_axes
@@ -30,7 +31,8 @@ class Muon:
   A matrix (I, O) moves by `update_rms * sqrt(max(I, O))` times its orthogonal direction, which
   gives the rms of an AdamW update: one learning rate and decay serve both (arXiv:2502.16982,
   section 2.2). `adam_names` are glob patterns of matrices that go by Adam: an embedding or a head
-  holds one vector per token rather than a map.
+  holds one vector per token rather than a map. `single_heads` takes the map to one head, as latent
+  attention's rotary key, for the matrix it is; runs of before gave it to Adam.
   """
 
   beta: float = 0.95
@@ -41,6 +43,7 @@ class Muon:
   adam_b2: float = 0.95
   eps: float = 1e-8
   weight_decay: float = 0.1
+  single_heads: bool = added(True, before=False)
 
   def __post_init__(self) -> None:
     check_rates(beta=self.beta, adam_b1=self.adam_b1, adam_b2=self.adam_b2)
@@ -68,7 +71,7 @@ class Muon:
   def _axes(self, dims: Dims, name: str) -> optax.contrib.MuonDimensionNumbers | optax.MaskedNode:
     if any(fnmatchcase(name, pattern) for pattern in self.adam_names):
       return optax.MaskedNode()
-    sides = matrix_axes(name, dims)
+    sides = matrix_axes(name, dims, self.single_heads)
     return optax.contrib.MuonDimensionNumbers(*sides) if sides else optax.MaskedNode()
 
   def _scale(self, updates: Any, axes: Any) -> Any:
