@@ -144,7 +144,8 @@ def run_options(experiment: Experiment, workdir: Workdir, clock: WallClock) -> I
   try:
     first = functools.partial(selfcheck, experiment) if FLAGS.selfcheck else None
     origin, peaks = recipe_origin(FLAGS.config, experiment), jax_settings.cache_dir() / "peaks"
-    yield RunOptions(origin, clock, (sinks,), profiler, first, peaks)
+    programs = jax_settings.kept_programs()
+    yield RunOptions(origin, clock, (sinks,), profiler, first, peaks, programs=programs)
   except KeyboardInterrupt:
     wait_s = 0.5  # the person does not want to wait
     raise

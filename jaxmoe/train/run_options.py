@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from jaxmoe.core.kept_programs import KeptPrograms
 from jaxmoe.core.layout import Layout
 from jaxmoe.models.transformer import Params
 from jaxmoe.train.profile import Profiler
@@ -60,6 +61,7 @@ class RunOptions:
       returns is said.
     peaks: The folder where the best matmul rates ever seen are kept; None keeps none.
     engine: What may replace the state between two steps.
+    programs: The folder of programs that processes leave each other; None traces each anew.
   """
 
   recipe: dict[str, Any] | None = None
@@ -69,6 +71,7 @@ class RunOptions:
   check_first: Callable[[Layout, Params, Any], str] | None = None
   peaks: pathlib.Path | None = None
   engine: StateEngine | None = None
+  programs: KeptPrograms | None = None
 
 
 @dataclasses.dataclass(frozen=True)

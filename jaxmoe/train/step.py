@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
+from jaxmoe.core.kept_programs import Program
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.parallel_context import ParallelContext
 from jaxmoe.core.param_names import LayerAddress, LayerGroupSizes
@@ -192,18 +193,23 @@ def build_train_step(
   )
 
 
+def step_program(
+  experiment: Experiment, decoder: Decoder, spec: StateSpec, layout: Layout
+) -> Program:
+  """Returns the program `(state, batch) -> (state, metrics)`, with the state donated."""
+
+  def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    context = context_of(decoder, experiment.parallel, layout)
+    return build_train_step(experiment, decoder, context, spec.masters)(state, batch)
+
+  return Program("step", step, donate=(0,), out_shardings=(spec.shardings, layout.replicated))
+
+
 def lower_step(
   experiment: Experiment, decoder: Decoder, spec: StateSpec, layout: Layout, state: Any, batch: Any
 ) -> jax.stages.Lowered:
   """Returns the step `(state, batch) -> (state, metrics)` for these, with the state donated."""
-  context = context_of(decoder, experiment.parallel, layout)
-  train_step = build_train_step(experiment, decoder, context, spec.masters)
-
-  def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-    return train_step(state, batch)
-
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(spec.shardings, layout.replicated))
-  return jitted.lower(state, batch)
+  return step_program(experiment, decoder, spec, layout).lower(state, batch)
 
 
 def abstract_state(spec: StateSpec) -> State:

@@ -32,7 +32,7 @@ from jaxmoe.train.rollback import Rollback
 from jaxmoe.train.run_events import about_run, tell_end, tell_process
 from jaxmoe.train.run_options import Hook, RunOptions, RunResult
 from jaxmoe.train.saver import Saver
-from jaxmoe.train.step import Step, abstract_batch, abstract_state, lower_step
+from jaxmoe.train.step import Step, abstract_batch, abstract_state, step_program
 from jaxmoe.train.step_health import HarmfulStepsError, StepHealth, check_drops
 from jaxmoe.train.step_line import DispatchedStep, step_line
 from jaxmoe.train.train_state import State, StateSpec, came_from
@@ -173,7 +173,11 @@ class Trainer:
 
   def compiled_step(self, state: State, batch: dict[str, Any]) -> Step:
     """Returns the step compiled for these shapes, with the state donated."""
-    return lower_step(self.experiment, self.decoder, self.spec, self.layout, state, batch).compile()
+    program = step_program(self.experiment, self.decoder, self.spec, self.layout)
+    programs, about = self.options.programs, (self.experiment, self.spec.masters)
+    if programs is None:
+      return program.lower(state, batch).compile()
+    return programs.compiled(program, about, state, batch)
 
   def run(self) -> None:
     """Trains until the end, or until asked to stop; the last step is saved.

@@ -56,9 +56,9 @@ def _compiled_once():
   steps = {}
   with pytest.MonkeyPatch.context() as patch:
 
-    def shared(self):
+    def shared(self, *layout):
       if self.model not in decoders:
-        decoders[self.model] = decoder(self)
+        decoders[self.model] = decoder(self, *layout)
       return decoders[self.model]
 
     def shared_step(self, state, batch):

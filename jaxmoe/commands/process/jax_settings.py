@@ -12,6 +12,7 @@ import jax
 
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
 from jaxmoe.commands.process.malloc import keep_freed_memory
+from jaxmoe.core.kept_programs import KeptPrograms
 from jaxmoe.train.wall_clock import WallClock
 
 
@@ -84,6 +85,11 @@ def _process_start() -> float:
   except (OSError, ValueError, IndexError):
     return time.time()
   return time.time() - max(up_s - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+
+
+def kept_programs() -> KeptPrograms:
+  """Returns the programs that processes leave each other in the folder of caches."""
+  return KeptPrograms(cache_dir() / "programs", _process_start())
 
 
 def cache_dir() -> pathlib.Path:
