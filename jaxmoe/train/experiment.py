@@ -37,7 +37,8 @@ class Recovery:
 
   Attributes:
     spike_window: Steps whose loss and gradient norm a new one is compared with, once there are so
-      many; 0 to call nothing a spike.
+      many; 0 to call nothing a spike. Each counts once, however many labels it has: where few have
+      any, as in chats, batches of more rows make losses vary less.
     spike_factor: Standard deviations; one counts as at least 1% of the mean of the loss, and half
       the mean of the norm.
     patience: Skipped steps in a row after which the run goes back.
