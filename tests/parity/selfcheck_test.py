@@ -1,6 +1,7 @@
 """The first step of a run is compared with one device, and a wrong layout is refused."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxmoe.core.errors import InputError
@@ -20,8 +21,11 @@ def given(*changes, recipe="configs/tiny.py"):
   return experiment, layout, params, layout.put_batch(batch_of())
 
 
-def test_a_layout_is_found_equal_and_a_lost_sum_is_refused(monkeypatch):
-  args = given("parallel.tensor=2", "parallel.expert=2")
+def test_a_layout_is_found_equal_and_a_lost_sum_is_refused_whatever_bfloat16_rounds(monkeypatch):
+  """A recipe of bfloat16 is compared in float32, whose bound holds."""
+  dtypes = ("model.dtype=bfloat16", "optim.master_dtype=bfloat16")
+  *args, params, batch = given("parallel.tensor=2", "parallel.expert=2", *dtypes)
+  args = *args, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), batch
   assert "on 4 devices equal those of one" in selfcheck(*args)
   monkeypatch.setattr(MeshContext, "reduce_tensor", lambda self, y_BLD: y_BLD)
   with pytest.raises(InputError, match="differ from those of one"):
