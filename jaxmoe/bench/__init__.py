@@ -8,6 +8,7 @@ race.py             contestants in turn
 results.py          the file of a suite, whole at any time
 rows_text.py        the table of a race
 model_shapes.py     the models of whole steps and texts
+kernel_cases.py     calls of back ends, one case an operation
 ideal_work.py       the least work of a program
 program_counts.py   what a compiled program does
 benchmark.py        expert layers beside a dense one: a benchmark

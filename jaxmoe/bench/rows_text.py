@@ -8,6 +8,9 @@ from rich.table import Table
 
 from jaxmoe.bench.results import Row
 
+UNTIMED = ("missing", "unfit", "wrong", "failed")
+"""What a row says instead of a time: not installed, not for these devices, not right, or ended."""
+
 
 def rows_text(title: str, rows: Sequence[Row]) -> Table:
   """Returns the table of a race: seconds of the processor and ratios, or what is counted."""
@@ -44,7 +47,7 @@ def _counted(row: Row) -> list[str]:
 
 
 def _timed(row: Row) -> list[str]:
-  for kind in ("missing", "wrong", "failed"):
+  for kind in UNTIMED:
     if kind in row:
       return [f"{kind}: {row[kind]}", "", "", ""]
   low, high = (short(1e3 * value) for value in row["cpu_quartiles"])

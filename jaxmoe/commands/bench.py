@@ -1,6 +1,7 @@
 """Times us against rivals and back ends against each other, values checked first.
 
 jaxmoe bench step|decode [--shape=NAME,...] [--rivals=torch,llama_cpp] [--count] [--json=FILE]
+jaxmoe bench attention|kernels [--rivals=torch] [--count] [--json=FILE]
 jaxmoe bench experts [--tokens=1024 --dim=512 --mlp_dim=512 --num_experts=8
   --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]
 jaxmoe bench latency --experts=dense,shift,low_rank,identity --num_experts=4

@@ -34,4 +34,6 @@ SUITES = {
     "tokens one by one, 16 rows at once, and a prompt of 480",
     ("small8", "small64", "quickstart", "tiny"), 1, ("torch", "llama_cpp"),
   ),
+  "attention": Suite("attention at four lengths, forward and backward", rivals=("torch",)),
+  "kernels": Suite("every back end of every operation"),
 }  # fmt: skip

@@ -1,0 +1,144 @@
+"""Calls of back ends as the suites make them: one case for each operation of `jaxmoe/ops`.
+
+A case has arrays, what a back end makes of them, and the least work of it. The sizes are those of
+a layer of `small8`: 1,024 tokens of 512, 8 experts top-2 of 512, 8 heads of 64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe import ops
+from jaxmoe.bench.expert_layers import Shape, choose, swiglu
+from jaxmoe.bench.ideal_work import Work, product
+from jaxmoe.core.backends import Devices, Need
+
+Function = Callable[..., Any]
+LAYER = Shape()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """An operation at one size.
+
+  Attributes:
+    args: Arrays, of which there are gradients.
+    call: Returns, of a back end, the function of `args`.
+    sizes: By letter, as a need has them.
+    work: The least of it, forward and backward.
+    base: The back end that is the oracle.
+  """
+
+  args: tuple[jax.Array, ...]
+  call: Callable[[Any], Function]
+  sizes: Mapping[str, int]
+  work: Work
+  base: str = "reference"
+
+
+def both_ways(function: Function) -> Function:
+  """Returns what gives the output and the gradients of all arguments; the last is the cotangent."""
+
+  def run(*args: jax.Array) -> Any:
+    out, vjp = jax.vjp(function, *args[:-1])
+    return out, vjp(args[-1])
+
+  return run
+
+
+def fitting(backend: Any, sizes: Mapping[str, int]) -> str | None:
+  """Returns why a back end does not fit a need of these devices in float32; None if it does."""
+  fits = getattr(backend, "fits", None)
+  return fits(Need(Devices.here(), "float32", sizes)) if fits else None
+
+
+def operations() -> dict[str, Mapping[str, Any]]:
+  """Returns the back ends of each package of `jaxmoe/ops` that has some."""
+  found = {}
+  for module in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
+    backends = getattr(importlib.import_module(module.name), "BACKENDS", None)
+    if backends:
+      found[module.name.rpartition(".")[2]] = backends
+  return found
+
+
+def attention_call(backend: Any, segment_BL: jax.Array) -> Function:
+  """Returns causal attention within documents by a back end."""
+  slot_L = jnp.arange(segment_BL.shape[1])
+
+  def call(q_BLNH: jax.Array, k_BLNH: jax.Array, v_BLNH: jax.Array) -> jax.Array:
+    causal_LL = slot_L[:, None] >= slot_L[None]
+    mask_BLL = causal_LL[None] & (segment_BL[:, :, None] == segment_BL[:, None])
+    return backend(q_BLNH, k_BLNH, v_BLNH, mask_BLL, q_BLNH.shape[-1] ** -0.5)
+
+  return call
+
+
+def attention() -> Case:
+  """Returns attention of 4 rows of 256 tokens."""
+  batch, length, heads, size = 4, 256, 8, 64
+  keys = jax.random.split(jax.random.key(0), 3)
+  pairs = batch * length * (length + 1) / 2
+  work = Work(12.0 * pairs * heads * size, 4.0 * 11 * batch * length * heads * size)
+  return Case(
+    tuple(jax.random.normal(key, (batch, length, heads, size)) for key in keys),
+    lambda backend: attention_call(backend, jnp.ones((batch, length), jnp.int32)),
+    {"B": batch, "L": length, "S": length, "N": heads, "K": heads, "H": size, "P": size},
+    work,
+  )
+
+
+def grouped_matmul() -> Case:
+  """Returns rows sorted by expert times their experts' matrices."""
+  rows = LAYER.tokens * LAYER.num_active
+  sizes_E = np.bincount(choose(LAYER).ravel(), minlength=LAYER.num_experts)
+  counts = jnp.asarray(sizes_E, jnp.int32)
+  shapes = (rows, LAYER.dim), (LAYER.num_experts, LAYER.dim, LAYER.mlp_dim)
+  return Case(
+    _arrays(*shapes),
+    lambda backend: lambda rows_RD, weight_EDF: backend(rows_RD, weight_EDF, counts),
+    {"R": rows, "S": LAYER.num_experts, "D": LAYER.dim, "F": LAYER.mlp_dim},
+    product(rows, LAYER.dim, LAYER.mlp_dim, LAYER.num_experts).times(3),
+    base="loop",
+  )
+
+
+def expert_mlp() -> Case:
+  """Returns a whole SwiGLU expert layer."""
+  slot_TA = jnp.asarray(choose(LAYER))
+  tokens, dim, hidden, experts = LAYER.tokens, LAYER.dim, LAYER.mlp_dim, LAYER.num_experts
+  rows = tokens * LAYER.num_active
+  work = product(rows, dim, 2 * hidden, experts) + product(rows, hidden, dim, experts)
+  x_TD, up, down, weight_TA = _arrays(
+    (tokens, dim), (experts, dim, 2, hidden), (experts, hidden, dim), (tokens, LAYER.num_active)
+  )
+
+  def call(backend: Any) -> Function:
+    return lambda x, up, down, weight: backend(x, up, down, slot_TA, weight, swiglu)
+
+  letters = {"T": tokens, "A": LAYER.num_active, "S": experts, "D": dim, "G": 2, "F": hidden}
+  return Case((x_TD, up, down, jax.nn.softmax(weight_TA)), call, letters, work.times(3))
+
+
+CASES: dict[str, Callable[[], Case]] = {
+  "attention": attention,
+  "expert_mlp": expert_mlp,
+  "grouped_matmul": grouped_matmul,
+}
+
+
+def _arrays(*shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+  """Returns random arrays that keep the size of what they multiply."""
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  return tuple(
+    jax.random.normal(key, shape) / (shape[1] ** 0.5 if len(shape) > 2 else 1)
+    for key, shape in zip(keys, shapes)
+  )

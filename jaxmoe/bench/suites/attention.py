@@ -1,0 +1,132 @@
+"""Attention alone, forward and backward: one row, 8 heads of 64, causal, in float32.
+
+Back ends of `ops/attention` are held against `reference`, values and gradients, and so is PyTorch's
+SDPA. Counted are temporaries, too, at lengths that nobody runs.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe.bench.benchmark import TOLERANCES, largest_error
+from jaxmoe.bench.ideal_work import Work
+from jaxmoe.bench.kernel_cases import attention_call, both_ways, fitting
+from jaxmoe.bench.program_counts import counted_row
+from jaxmoe.bench.race import Run, race, timed
+from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.sides.process import Side
+from jaxmoe.bench.suite import Asked, checked
+from jaxmoe.ops import attention
+
+HEADS, SIZE = 8, 64
+LENGTHS = (128, 256, 1024, 4096)
+COUNTED = (*LENGTHS, 8192, 32768)
+DOCUMENTS = 16
+BASE = "reference"
+
+
+def run(asked: Asked, results: Results) -> None:
+  """Races or counts each length; and documents of 512 in a row of 8,192 against one document."""
+  for length in COUNTED if asked.count else LENGTHS:
+    name = f"{length} tokens"
+    if not results.has(name):
+      asked.say(f"attention over {name} ...")
+      results.add(name, _counted(length) if asked.count else _raced(asked, length))
+  if not results.has("documents"):
+    asked.say("attention over documents ...")
+    results.add("documents", [] if asked.count else _documents(asked))
+
+
+def arrays(length: int) -> tuple[jax.Array, ...]:
+  """Returns queries, keys, values and the cotangent of the output, (1, L, N, H)."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  return tuple(jax.random.normal(key, (1, length, HEADS, SIZE)) for key in keys)
+
+
+def segments(length: int, documents: int) -> jax.Array:
+  """Returns the document of each token, (1, L), of documents of one length."""
+  return jnp.arange(length)[None] // (length // documents) + 1
+
+
+def work(length: int) -> Work:
+  """Returns the least of a causal pass forward and backward: what is seen, and each array once."""
+  pairs = length * (length + 1) / 2
+  return Work(12.0 * pairs * HEADS * SIZE, 4.0 * 11 * length * HEADS * SIZE)
+
+
+def _function(name: str, length: int, documents: int = 1) -> Callable[..., Any]:
+  return both_ways(attention_call(attention.BACKENDS[name], segments(length, documents)))
+
+
+def _backends(length: int) -> list[str]:
+  sizes = {"B": 1, "L": length, "S": length, "N": HEADS, "K": HEADS, "H": SIZE, "P": SIZE}
+  return [name for name, back in attention.BACKENDS.items() if fitting(back, sizes) is None]
+
+
+def _counted(length: int) -> list[Row]:
+  shapes = [jax.ShapeDtypeStruct((1, length, HEADS, SIZE), jnp.float32)] * 4
+  return [
+    counted_row(name, jax.jit(_function(name, length)).lower(*shapes).compile(), work(length))
+    for name in _backends(length)
+  ]
+
+
+def _raced(asked: Asked, length: int) -> list[Row]:
+  given = arrays(length)
+  functions = {name: jax.jit(_function(name, length)) for name in _backends(length)}
+  right = jax.tree.leaves(functions[BASE](*given))
+  runs: dict[str, Run] = {}
+  wrong: list[Row] = []
+  for name, function in functions.items():
+    error = largest_error(jax.tree.leaves(function(*given)), right)
+    if error <= TOLERANCES["float32"]:
+      runs[name] = partial(timed, partial(function, *given))
+    else:
+      wrong.append({"name": name, "wrong": f"error {error:.2g}"})
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    asked.rival_sides({name: name for name in asked.rivals}) as (sides, rows),
+  ):
+    for name, side in sides.items():
+      found = checked(name, partial(_prepared, side, pathlib.Path(folder), given, right))
+      if found:
+        rows.append(found)
+      else:
+        runs[name] = partial(side.seconds, "passes", number=1)
+    return race(runs, BASE, asked.rounds) + wrong + rows
+
+
+def _prepared(side: Side, folder: pathlib.Path, given: Any, right: Any) -> str | None:
+  """Hands a rival the arrays; returns how far it is off where that is too far."""
+  by_head = [np.asarray(x).transpose(0, 2, 1, 3) for x in given]
+  names = ("q", "k", "v", "cotangent")
+  np.savez(folder / "given.npz", **dict(zip(names, by_head, strict=True)))  # type: ignore[arg-type]
+  side.ask("prepare", kind="attention", path=str(folder / "given.npz"))
+  side.ask("values", path=str(folder / "values.npz"))
+  values = np.load(folder / "values.npz")
+  found = [values[name].transpose(0, 2, 1, 3) for name in ("out", "dq", "dk", "dv")]
+  error = largest_error(found, right)
+  return None if error <= TOLERANCES["float32"] else f"error {error:.2g}"
+
+
+def _documents(asked: Asked) -> list[Row]:
+  """Returns rows of back ends that need not hold all pairs, over one document and over 16."""
+  length = 8192
+  given = arrays(length)
+  runs: dict[str, Run] = {}
+  for name in _backends(length):
+    if name == BASE or name == "xla":
+      continue
+    for documents in (1, DOCUMENTS):
+      function = jax.jit(_function(name, length, documents))
+      label = f"{name}, {documents} of {length // documents}"
+      runs[label] = partial(timed, partial(function, *given))
+  return race(runs, next(iter(runs)), asked.rounds) if runs else []

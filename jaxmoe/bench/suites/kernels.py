@@ -1,0 +1,56 @@
+"""Every back end of every operation of `jaxmoe/ops`, forward and backward, at one size each.
+
+Values and all gradients are those of the operation's reference before anything is timed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.bench.benchmark import TOLERANCES, largest_error
+from jaxmoe.bench.kernel_cases import CASES, Case, both_ways, fitting, operations
+from jaxmoe.bench.program_counts import counted_row
+from jaxmoe.bench.race import Run, race, timed
+from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.suite import Asked
+
+
+def run(asked: Asked, results: Results) -> None:
+  """Races or counts the back ends of each operation."""
+  for name, backends in operations().items():
+    if results.has(name) or name not in CASES:
+      continue
+    asked.say(f"{name} ...")
+    case = CASES[name]()
+    results.add(name, rows_of(case, backends, None if asked.count else asked.rounds))
+
+
+def rows_of(case: Case, backends: Any, rounds: int | None) -> list[Row]:
+  """Returns a row for each back end: counted where there are no rounds, else raced."""
+  reasons = {name: fitting(backend, case.sizes) for name, backend in backends.items()}
+  rows: list[Row] = [{"name": name, "unfit": why} for name, why in reasons.items() if why]
+  functions = {
+    name: jax.jit(both_ways(case.call(backends[name]))) for name, why in reasons.items() if not why
+  }
+  out = jax.eval_shape(case.call(backends[case.base]), *case.args)
+  cotangent = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+  given = (*case.args, cotangent)
+  if rounds is None:
+    counted = [
+      counted_row(name, function.lower(*given).compile(), case.work)
+      for name, function in functions.items()
+    ]
+    return counted + rows
+  right = jax.tree.leaves(functions[case.base](*given))
+  runs: dict[str, Run] = {}
+  for name, function in functions.items():
+    error = largest_error(jax.tree.leaves(function(*given)), right)
+    if error <= TOLERANCES["float32"]:
+      runs[name] = partial(timed, partial(function, *given))
+    else:
+      rows.append({"name": name, "wrong": f"error {error:.2g}"})
+  return race(runs, case.base, rounds) + rows
