@@ -30,7 +30,7 @@ def diagnose(facts: Facts) -> list[Finding]:
   """Returns a finding for each thing that was looked at."""
   judges = (
     _python, _packages, _jaxlib, _extras, _devices, _cores, _memory, _workdir, _speed, _cache,
-    _limits, _shm, _clock, _matmul, _trial,
+    _limits, _shm, _clock, _matmul, _trial, _kernels,
   )  # fmt: skip
   return [finding for judge in judges for finding in judge(facts)]
 
@@ -260,6 +260,12 @@ def _trial(facts: Facts) -> Iterator[Finding]:
   else:
     text = f"3 steps, loss {losses[0]:.3f} to {losses[-1]:.3f}, checkpoint restored and equal, "
     yield Finding("ok", "training", f"{text}{run['seconds']:.0f} s in all")
+
+
+def _kernels(facts: Facts) -> Iterator[Finding]:
+  run = facts.trial.results.get("run")
+  for operation, backends in ((run or {}).get("kernels") or {}).items():
+    yield Finding("ok", "kernel", f"{operation}: {' and '.join(backends)}")
 
 
 def _is_met(asked: Requirement) -> bool:

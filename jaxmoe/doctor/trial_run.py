@@ -11,6 +11,7 @@ from jaxmoe.core.config_io import override
 from jaxmoe.core.layout import one_device
 from jaxmoe.data.corpus import open_corpus
 from jaxmoe.recipes import RECIPES
+from jaxmoe.train.kernel_choices import by_operation, last_told
 from jaxmoe.train.run_log import read_lines
 from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.workdir import Workdir
@@ -31,8 +32,8 @@ def train_and_restore(folder: pathlib.Path) -> dict[str, Any]:
   """Trains three steps, then goes on from the checkpoint, which has nothing left to do.
 
   Returns:
-    `losses`, and `equal`: whether the digest of the state that was restored is that of the state
-    that was saved.
+    `losses`; `equal`, whether the digest of the state that was restored is that of the state that
+    was saved; `kernels`, the back ends by operation.
   """
   experiment = override(RECIPES["tiny"](), list(CHANGES.items()))
   corpus = open_corpus(experiment.data, None)
@@ -40,7 +41,9 @@ def train_and_restore(folder: pathlib.Path) -> dict[str, Any]:
     workdir = Workdir(folder / "run")
     Trainer(experiment, workdir, corpus, one_device()).fit()
     workdir.release()
-  done = [event for event in read_lines(workdir.events) if event["event"] == "done"]
+  events = list(read_lines(workdir.events))
+  done = [event for event in events if event["event"] == "done"]
   digests = [event["digest"] for event in done]
   losses = [line["loss"] for line in read_lines(workdir.metrics)]
-  return {"losses": losses, "equal": len(digests) == 2 and len(set(digests)) == 1}
+  equal = len(digests) == 2 and len(set(digests)) == 1
+  return {"losses": losses, "equal": equal, "kernels": by_operation(last_told(events))}

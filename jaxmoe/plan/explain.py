@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxmoe.core import param_names
+from jaxmoe.core.backends import Choice, ChoiceLog
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
 from jaxmoe.hlo.compiled import Collective, CompiledMemory, Flops, collectives, flops, memory
@@ -115,6 +116,7 @@ class Explanation:
     copies: Of what several devices hold alike in a forward pass, the largest by axes.
     compiled: What the compiler says; None where it was not asked.
     room: Bytes of memory that a device has, where that is known.
+    kernels: The back ends that the step is computed by, and why.
   """
 
   mesh: dict[str, int]
@@ -127,6 +129,7 @@ class Explanation:
   copies: tuple[Replicated, ...]
   compiled: Compiled | None
   room: int | None = None
+  kernels: tuple[Choice, ...] = ()
 
   @property
   def fits(self) -> bool | None:
@@ -165,7 +168,8 @@ def explain(
     InputError: a dim does not divide by the degree of its axes, or devices hold the same large
       activation.
   """
-  decoder = experiment.decoder(layout)
+  choices = ChoiceLog()
+  decoder = experiment.decoder(layout, log=choices)
   window = experiment.train.recovery.spike_window
   masters = experiment.masters(decoder)
   spec = StateSpec(decoder, experiment.transform(decoder), layout, window, masters)
@@ -176,10 +180,11 @@ def explain(
   found = None
   made = activations(experiment, decoder, layout)
   alike = check_replication(experiment, decoder, layout)
+  kernels = choices.take()  # of a device's share of a batch, as the step's are
   if compiles:
     say("lowering the step")
     lowered = lower_step(experiment, decoder, spec, layout, state, batch)
-    found = _compiled(lowered, (state, batch), layout, say)
+    found, kernels = _compiled(lowered, (state, batch), layout, say), choices.take()
   return Explanation(
     mesh=dict(layout.mesh.shape),
     device=layout.mesh.devices.flat[0].device_kind,
@@ -196,6 +201,7 @@ def explain(
     copies=tuple(_largest(alike)),
     compiled=found,
     room=room,
+    kernels=kernels,
   )
 
 

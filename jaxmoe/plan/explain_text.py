@@ -16,7 +16,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def explain_text(found: Explanation) -> str:
   """Returns the text; every number is one device's unless it says otherwise."""
   lines = [*_mesh(found), "", *_weights(found), "", *_held(found), ""]
-  lines += [*_activations(found.activations), *_copies(found.copies)]
+  lines += [*_activations(found.activations), *_copies(found.copies), "", *_kernels(found)]
   if found.compiled is None:
     lines += ["", "not compiled: no collectives, FLOPs or peak memory"]
   else:
@@ -62,6 +62,12 @@ def _dims(weight: ParamPlacement) -> str:
     f"{dim or '-'}={','.join(axes)}" if axes else f"{dim or '-'}"
     for dim, axes in zip(weight.dims, weight.axes)
   )
+
+
+def _kernels(found: Explanation) -> Iterator[str]:
+  yield "back ends"
+  for choice in found.kernels:
+    yield from textwrap.wrap(str(choice), WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _columns(text: str, *cells: str) -> Iterator[str]:

@@ -14,7 +14,9 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.cost import host
 from jaxmoe.cost.peak import best_peak, peaks_of_machines
 from jaxmoe.data.corpus import Corpus
+from jaxmoe.models.transformer import Decoder
 from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.gradients import counts_first
 from jaxmoe.train.hooks import encode_prompt
 from jaxmoe.train.observers import Observers
 from jaxmoe.train.progress import Display
@@ -87,6 +89,15 @@ def bytes_per_token(corpus: Corpus) -> float:
     for document, mask in zip(documents, learned)
   )
   return sum(document.scored_bytes for document in documents) / max(tokens, 1)
+
+
+def tell_counting(decoder: Decoder, num_micro: int, observers: Observers) -> None:
+  """Says so where a forward pass of all microbatches comes before the gradients of the first."""
+  if counts_first(decoder, num_micro):
+    observers.display.say(
+      "load_balance scope 'global' with accumulation: a forward pass counts choices first "
+      "(exact; about a third more compute)"
+    )
 
 
 def step_flops(experiment: Experiment, vocab_size: int) -> float:

@@ -17,6 +17,7 @@ import jax
 
 from jaxmoe.checkpoint import open_store
 from jaxmoe.core import multihost
+from jaxmoe.core.backends import ChoiceLog
 from jaxmoe.core.errors import PeerError, UserFacingError, machine_error
 from jaxmoe.core.layout import Layout
 from jaxmoe.data.corpus import Corpus
@@ -24,8 +25,8 @@ from jaxmoe.parallel import share_of_rows
 from jaxmoe.train import run_setup
 from jaxmoe.train.completion import CompletionWatcher
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.gradients import counts_first
 from jaxmoe.train.hooks import EvaluationHook, SamplesHook
+from jaxmoe.train.kernel_choices import check_kernels, tell_kernels
 from jaxmoe.train.replication_check import check_replication
 from jaxmoe.train.restore import check_same_run, forget, restore_or_init
 from jaxmoe.train.rollback import Rollback
@@ -63,13 +64,15 @@ class Trainer:
     self.options = options or RunOptions()
     self._share = share_of_rows(layout, train.batch_size)
     run_setup.check_prompts(experiment, corpus.tokenizer)
-    self.decoder = experiment.decoder(layout)
+    self._choices = ChoiceLog()
+    self.decoder = experiment.decoder(layout, log=self._choices)
     check_replication(experiment, self.decoder, layout)
     transform = experiment.transform(self.decoder)
     there = open_store(workdir.checkpoints, train.store)
     masters = came_from(there, experiment.masters(self.decoder))
     window = train.recovery.spike_window
     self.spec = StateSpec(self.decoder, transform, layout, window, masters)
+    check_kernels(experiment, self.decoder, self.spec, layout)
     self.step = 0
     self.state: Any = None
     self._pending: DispatchedStep | None = None
@@ -136,14 +139,16 @@ class Trainer:
     return RunResult(self.step, done)
 
   def _hooks(self) -> tuple[EvaluationHook, SamplesHook]:
-    config, tokenizer = self.experiment, self.corpus.tokenizer
+    config, tokenizer, decoder = self.experiment, self.corpus.tokenizer, self.decoder
     length = config.data.seq_len
+    if config.kernels.asked:  # what fits a step need not fit these programs
+      decoder = config.decoder(self.layout, strict=False)
     domains = {name: self.corpus.held_out(name) for name in self.corpus.domains}
     text = ((tokenizer.start_id, tokenizer.eod_id), length)
     samples = self.observers.log.also(self.workdir.samples)
     return (
-      EvaluationHook(config.evaluation, self.decoder, domains, text, self.observers),
-      SamplesHook(config.samples, self.decoder, tokenizer, length, samples),
+      EvaluationHook(config.evaluation, decoder, domains, text, self.observers),
+      SamplesHook(config.samples, decoder, tokenizer, length, samples),
     )
 
   def _start(self, about: dict[str, Any]) -> None:
@@ -157,11 +162,8 @@ class Trainer:
   def _compile(self) -> None:
     """Makes the program of a step, and what its speed is measured by."""
     experiment, observers, options = self.experiment, self.observers, self.options
-    if counts_first(self.decoder, experiment.train.num_micro):
-      observers.display.say(
-        "load_balance scope 'global' with accumulation: a forward pass counts choices first "
-        "(exact; about a third more compute)"
-      )
+    run_setup.tell_counting(self.decoder, experiment.train.num_micro, observers)
+    self._choices.take()  # those of programs that write samples
     with observers.phase("compile", "compiling train_step"):
       batch = abstract_batch(experiment, self.layout)
       self.program = self.compiled_step(abstract_state(self.spec), batch)
@@ -170,6 +172,7 @@ class Trainer:
     self.flops_s = run_setup.step_flops(experiment, self.decoder.vocab_size), peak
     clock = {"seconds": observers.clock.take("start"), "peak_flops_per_s": peak}
     observers.log.event("compiled", time=clock)
+    tell_kernels(observers, self.workdir.events, self._choices.take())
 
   def compiled_step(self, state: State, batch: dict[str, Any]) -> Step:
     """Returns the step compiled for these shapes, with the state donated."""

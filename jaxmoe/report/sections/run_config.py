@@ -17,11 +17,12 @@ def run_config(run: RunData) -> Html | None:
   machine = ", ".join(
     f"{name} {process[name]}" for name in ("devices", "jax", "python", "host") if name in process
   )
-  if run.config is None and not machine:
+  kernels = _kernels(run)
+  if run.config is None and not machine and kernels is None:
     return None
   text = json.dumps(run.config, indent=2, ensure_ascii=False)
   return join(
-    _changes(run), tag("p", f"Ran on {machine}.") if machine else None,
+    _changes(run), tag("p", f"Ran on {machine}.") if machine else None, kernels,
     fold("The whole config (config.json)", tag("pre", text)) if run.config is not None else None,
   )  # fmt: skip
 
@@ -38,6 +39,15 @@ def _changes(run: RunData) -> Html:
   rows = [[path, *(pair if _is_pair(pair) else ("?", pair))] for path, pair in changes.items()]
   return join(tag("p", "The recipe ", name, " with these differences:"),
               table(["field", "recipe", "this run"], rows))  # fmt: skip
+
+
+def _kernels(run: RunData) -> Html | None:
+  chosen = run.event("kernels").get("chosen")
+  if not isinstance(chosen, list):
+    return None
+  fields = ("operation", "backend", "why")
+  rows = [[one.get(name, "?") for name in fields] for one in chosen if isinstance(one, dict)]
+  return table(list(fields), rows, text_columns=3)
 
 
 def _is_pair(value: Any) -> bool:
