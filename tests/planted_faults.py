@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxmoe.models.loss_pieces import LossPieces
 from jaxmoe.moe import expert_outputs
-from jaxmoe.moe.dispatch import exchange
+from jaxmoe.moe.dispatch import exchange, row_exchange
 from jaxmoe.ops import cross_entropy
 from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.parity import Cell, cell_errors, is_green
@@ -365,7 +365,7 @@ FAULTS = {
   "a combine is dropped": Fault(
     EXPERT, exchange.DeviceGroup, "all_to_all", on_return(jnp.zeros_like)
   ),
-  "pieces are put together backwards": Fault(CHUNKED, exchange, "_spans", spans_backwards),
+  "pieces are put together backwards": Fault(CHUNKED, row_exchange, "spans", spans_backwards),
   "outputs of experts elsewhere are left out": Fault(
     GATHERED, exchange.DeviceGroup, "scatter", own_rows
   ),
