@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxmoe.models.loss_pieces import LossPieces
 from jaxmoe.moe import expert_outputs
 from jaxmoe.moe.dispatch import exchange, row_exchange
-from jaxmoe.ops import cross_entropy
+from jaxmoe.ops.cross_entropy import all_logits
 from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.parity import Cell, cell_errors, is_green
 from jaxmoe.train import gradients
@@ -318,7 +318,7 @@ FAULTS = {
   ),
   "every copy adds its loss whole": Fault(TENSOR, gradients, "_loss", share_of_copies),
   "the vocabulary's part begins one late": Fault(
-    TENSOR, cross_entropy, "_piece_of_part", labels_off_by_one
+    TENSOR, all_logits, "_of_part", labels_off_by_one
   ),
   "a query head reads another's keys": Fault(KEY_HEADS, ParamGatherer, "_cut", other_key_head),
   "a bias of a sum is added by every device": Fault(

@@ -32,7 +32,8 @@ from jaxmoe.models.layer_runs import LayerRun
 from jaxmoe.models.param_tree import Params, dims_of, values_of
 from jaxmoe.models.residual import NormKind, ResidualStream
 from jaxmoe.models.stack import LayerGroup, Remat, Stack
-from jaxmoe.ops.cross_entropy import VocabShard, cross_entropy
+from jaxmoe.ops.cross_entropy import BACKENDS as LOSSES
+from jaxmoe.ops.cross_entropy import VocabShard
 
 Routed = MoEConfig | AttentionExperts
 DType = Literal["float32", "bfloat16"]
@@ -342,9 +343,12 @@ class Decoder:
     part = (
       VocabShard(self.parallel.vocab_axis, self.vocab_size) if self.parallel.vocab_axis else None
     )
-    nll_T = cross_entropy(
-      hidden_TD, weight, spec, labels_BL.reshape(-1), self.config.loss_chunk, part
-    )
+    chunk = self.config.loss_chunk
+    sizes = {"T": hidden_TD.shape[0], "D": hidden_TD.shape[1], "C": chunk}
+    asked = {"parts of the vocabulary": part is not None, "tied": self.config.tied}
+    features = [name for name, wanted in asked.items() if wanted]
+    loss = self.parallel.chooser.choose("cross_entropy", LOSSES, hidden_TD.dtype, sizes, features)
+    nll_T, _ = loss(hidden_TD, weight, spec, labels_BL.reshape(-1), chunk, part)
     return nll_T.reshape(labels_BL.shape)
 
   def _scaled(self, hidden_TD: jax.Array) -> jax.Array:

@@ -9,12 +9,13 @@ from jaxmoe.core.config_io import unknown
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.moved import Moved
 from jaxmoe.moe.dispatch import row_exchange
-from jaxmoe.ops import expert_mlp, grouped_matmul
+from jaxmoe.ops import cross_entropy, expert_mlp, grouped_matmul
 
 OPERATIONS: dict[str, Backends] = {
   "expert_mlp": expert_mlp.BACKENDS,
   "grouped_matmul": grouped_matmul.BACKENDS,
   "exchange": row_exchange.BACKENDS,
+  "cross_entropy": cross_entropy.BACKENDS,
 }
 """The back ends of each operation; a key is a field of `Kernels`."""
 
@@ -29,11 +30,13 @@ class Kernels:
     expert_mlp: A layer of experts whose weights are plain arrays, without capacity.
     grouped_matmul: Products of rows with the matrices of their experts.
     exchange: How rows of a layer without capacity travel between devices.
+    cross_entropy: The loss of the next token.
   """
 
   expert_mlp: str = AUTO
   grouped_matmul: str = AUTO
   exchange: str = AUTO
+  cross_entropy: str = AUTO
 
   def __post_init__(self) -> None:
     for operation, name in self._pairs():
