@@ -85,6 +85,9 @@ class Program:
 class KeptPrograms:
   """The programs that a folder keeps.
 
+  Attributes:
+    choices: Where back ends are told.
+
   Args:
     folder: Made at the first write; one that cannot be written keeps nothing.
     since_s: When this process began, in seconds since 1970. Newer sources may not be those that it
@@ -95,7 +98,7 @@ class KeptPrograms:
 
   def __init__(self, folder: pathlib.Path, since_s: float, choices: ChoiceLog | None = None):
     self._folder, self._since_s = folder, since_s
-    self._choices = ChoiceLog() if choices is None else choices
+    self.choices = ChoiceLog() if choices is None else choices
 
   def compiled(self, program: Program, about: Any, *args: Any) -> jax.stages.Compiled:
     """Returns a program compiled for arguments, or for what they are like.
@@ -108,11 +111,11 @@ class KeptPrograms:
     path = self._path(program, about, args)
     lowered = None if path is None else self._read(path, program, args)
     if lowered is None:
-      before = self._choices.take()
+      before = self.choices.take()
       lowered = program.lower(*args)
-      chosen = self._choices.take()
+      chosen = self.choices.take()
       for choice in (*before, *chosen):
-        self._choices.add(choice)
+        self.choices.add(choice)
       if path is not None:
         with contextlib.suppress(OSError, ValueError):
           self._write(path, lowered, chosen)
@@ -148,7 +151,7 @@ class KeptPrograms:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
       return None
     for choice in record["choices"]:
-      self._choices.add(Choice(*choice))
+      self.choices.add(Choice(*choice))
     return lowered
 
   def _write(

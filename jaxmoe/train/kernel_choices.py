@@ -14,6 +14,7 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.observers import Observers
 from jaxmoe.train.run_log import read_lines
+from jaxmoe.train.sharded_gradients import context_of
 from jaxmoe.train.step import abstract_batch, abstract_state, build_train_step
 from jaxmoe.train.train_state import StateSpec
 
@@ -29,7 +30,8 @@ def check_kernels(
     InputError: why, and the names of those that fit.
   """
   if experiment.kernels.asked:
-    step = build_train_step(experiment, decoder, layout, spec.masters)
+    context = context_of(decoder, experiment.parallel, layout)
+    step = build_train_step(experiment, decoder, context, spec.masters)
     jax.eval_shape(step, abstract_state(spec), abstract_batch(experiment, layout))
 
 

@@ -64,7 +64,8 @@ class Trainer:
     self.options = options or RunOptions()
     self._share = share_of_rows(layout, train.batch_size)
     run_setup.check_prompts(experiment, corpus.tokenizer)
-    self._choices = ChoiceLog()
+    programs = self.options.programs
+    self._choices = ChoiceLog() if programs is None else programs.choices
     self.decoder = experiment.decoder(layout, log=self._choices)
     check_replication(experiment, self.decoder, layout)
     transform = experiment.transform(self.decoder)

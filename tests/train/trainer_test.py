@@ -56,9 +56,9 @@ def _compiled_once():
   steps = {}
   with pytest.MonkeyPatch.context() as patch:
 
-    def shared(self, *layout):
+    def shared(self, *layout, **how):
       if self.model not in decoders:
-        decoders[self.model] = decoder(self, *layout)
+        decoders[self.model] = decoder(self, *layout, **how)
       return decoders[self.model]
 
     def shared_step(self, state, batch):
