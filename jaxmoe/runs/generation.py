@@ -39,6 +39,9 @@ def encode_chat(
   Raises:
     InputError: none is there, one is no text, or they leave no room in the context.
   """
+  for message in messages:
+    if not isinstance(message, tuple | list) or len(message) != 2:
+      raise InputError(f"messages: expected pairs of role and text, got {message!r}")
   need_prompts([content for _, content in messages])
   for role, content in messages:
     check_text("system" if role == "system" else "prompt", content)
@@ -64,6 +67,8 @@ def check_length(prompt: str, row: np.ndarray, context: int) -> None:
 
 def check_text(flag: str, text: str) -> None:
   """Raises InputError for what UTF-8 cannot hold, such as halves of bytes of a command line."""
+  if not isinstance(text, str):
+    raise InputError(f"--{flag}: expected text, got {text!r}")
   try:
     text.encode("utf-8")
   except UnicodeEncodeError:

@@ -39,9 +39,7 @@ def load_recipe(spec: str | None, overrides: Sequence[str], begun: Any = None) -
     InputError: no such recipe, file or keyword, or a value that does not fit.
   """
   if not spec:
-    raise InputError(
-      "--config is missing; give a recipe, such as --config=tiny or --config=configs/tiny.py"
-    )
+    raise _missing()
   if spec.endswith(".json"):
     return override(_read_json(spec), parse_changes(overrides))
   path, names = file_of(spec), spec.partition(":")[2]
@@ -65,6 +63,8 @@ def recipe(name: str, **settings: Any) -> Experiment:
   Raises:
     InputError: no such recipe, keyword or field, or a value that does not fit.
   """
+  if not name:
+    raise _missing()
   changes = [(path, _as_text(value)) for path, value in settings.items() if "." in path]
   keywords = {key: value for key, value in settings.items() if "." not in key}
   if name.endswith(".json"):
@@ -80,6 +80,12 @@ def recipe(name: str, **settings: Any) -> Experiment:
     if isinstance(kind, type) and not isinstance(value, kind | int if kind is float else kind):
       raise InputError(f"--config={name}:{keyword}: expected {kind.__name__}, got {value!r}")
   return override(_run(name, lambda: get_config(**keywords)), changes)
+
+
+def _missing() -> InputError:
+  return InputError(
+    "--config is missing; give a recipe, such as --config=tiny or --config=configs/tiny.py"
+  )
 
 
 def _as_text(value: Any) -> str:

@@ -105,6 +105,8 @@ class Run(LoadedRun):
     Raises:
       InputError: nothing is there to score, or what is held out may have been trained on.
     """
+    if batch_size < 1:
+      raise InputError(f"{batch_size=} must be at least 1")
     if text is None:
       return score_documents(self, held_out(self, None, nothing), batch_size)
     sources, without = sources_of(os.fspath(text))
@@ -116,7 +118,7 @@ class Run(LoadedRun):
     self,
     ids: Any,
     *,
-    routing: np.ndarray | None = None,
+    routing: Any = None,
     return_routing: bool = False,
     return_logits: bool = False,
   ) -> Scores:
@@ -138,6 +140,7 @@ class Run(LoadedRun):
     if (return_routing or routing is not None) and not any(experts_by_depth(model)):
       raise InputError("routing: the model has no experts; leave it out")
     if routing is not None:
+      routing = np.asarray(routing)
       check_choices(routing, model, ids_BL, "routing")
     return score_ids(self, ids_BL, routing, return_routing, return_logits)
 
@@ -298,6 +301,8 @@ def fit(
     InputError: a recipe that does not fit the folder, the data or the devices.
     UserFacingError: training ended early; its class says why.
   """
+  if not isinstance(experiment, Experiment):
+    raise InputError(f"{experiment!r} is no recipe; give jaxmoe.recipe(NAME)")
   folder = Workdir(workdir)
   begun = folder.begun()
   kept = as_begun(experiment, begun) if begun else experiment
@@ -331,7 +336,10 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 
 def _as_ids(ids: Any) -> np.ndarray:
   """Returns ids as int32, unless they are something else."""
-  array = np.asarray(ids)
+  try:
+    array = np.asarray(ids)
+  except ValueError:
+    raise InputError("ids: rows have different lengths; score each by itself") from None
   whole = np.issubdtype(array.dtype, np.integer)
   fits = whole and array.size and np.abs(array).max() <= np.iinfo(np.int32).max
   return array.astype(np.int32) if fits else array

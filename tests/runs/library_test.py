@@ -177,6 +177,28 @@ def test_a_run_that_is_not_there_is_one_line_as_of_the_command(tmp_path, trained
     assert isinstance(found.value, jaxmoe.CheckpointError)
 
 
+def test_an_id_outside_the_vocabulary_is_one_line_as_of_the_command(run, trained, run_command,
+                                                                    tmp_path):  # fmt: skip
+  for bad in ([[1, 257]], [[-1, 1]], [[1]], [[0.5, 1.0]]):
+    with pytest.raises(jaxmoe.InputError) as found:
+      run.score(bad)
+    file = tmp_path / "ids.npy"
+    np.save(file, np.array(bad, np.int32 if isinstance(bad[0][0], int) else np.float64))
+    flags = (f"--workdir={trained}", f"--ids={file}", f"--out={tmp_path / 'x.npz'}")
+    shown = run_command("score", *flags)
+    expected = str(found.value).replace("ids: ", f"error: --ids={file}: ", 1) + "\n"
+    assert (shown.code, shown.err) == (2, expected)
+
+
+@pytest.mark.parametrize("name", ["quickest", "nowhere/x.py", "nowhere.json", "tiny.py"])
+def test_a_recipe_that_is_not_there_is_one_line_as_of_the_command(run_command, tmp_path, name):
+  with pytest.raises(jaxmoe.InputError) as found:
+    jaxmoe.recipe(name)
+  shown = run_command("train", f"--config={name}", f"--workdir={tmp_path / 'run'}")
+  assert (shown.code, shown.err) == (2, f"error: {found.value}\n")
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
   "use, words",
   [
@@ -185,12 +207,19 @@ def test_a_run_that_is_not_there_is_one_line_as_of_the_command(tmp_path, trained
     (lambda run: run.score([[1, 2**40]]), "needs an int32 array"),
     (lambda run: run.score([[0.5, 1.0]]), "needs an int32 array"),
     (lambda run: run.score([[1] * 65]), "2 to 64 ids"),
+    (lambda run: run.score([[1, 2], [3]]), "ids: rows have different lengths"),
+    (lambda run: run.score([[1, 2]], routing=[[0]]), "must be int16"),
     (lambda run: run.score([[1, 2]], routing=np.zeros((1, 1, 2, 1), np.int16)), "must be int16"),
     (lambda run: run.generate([]), "give the text to continue"),
     (lambda run: run.generate("x" * 64), "shorten it"),
     (lambda run: run.generate("x", max_token=3), "max_token: no such setting"),
     (lambda run: run.generate("x", top_p=0), "top_p must lie in"),
     (lambda run: run.chat([]), "give the text to continue"),
+    (lambda run: run.chat("hi"), "messages: expected pairs of role and text, got 'h'"),
+    (lambda run: run.chat([{"role": "user", "content": "hi"}]), "expected pairs of role and text"),
+    (lambda run: run.generate([3]), "expected text, got 3"),
+    (lambda run: run.evaluate(batch_size=0), "batch_size=0 must be at least 1"),
+    (lambda run: jaxmoe.fit("tiny", "/nowhere/run"), "'tiny' is no recipe"),
     (lambda run: run.evaluate("/nowhere"), "/nowhere"),
     (lambda run: run.insert(0).save("/nowhere/x"), "at least one expert"),
     (lambda run: run.prune(2), "needs one of"),
@@ -201,7 +230,11 @@ def test_a_run_that_is_not_there_is_one_line_as_of_the_command(tmp_path, trained
     (lambda run: jaxmoe.recipe("tiny", router=3), "expected str"),
     (lambda run: jaxmoe.recipe("tiny", router="nope"), "'nope'"),
     (lambda run: jaxmoe.recipe("tiny", **{"train.steps": 3}), "steps"),
+    (lambda run: jaxmoe.recipe(""), "--config is missing"),
     (lambda run: jaxmoe.from_pretrained("/nowhere"), "/nowhere"),
+    (lambda run: jaxmoe.convert("/nowhere", "/nowhere/run"), "/nowhere"),
+    (lambda run: run.save_pretrained("/proc"), "is there already"),
+    (lambda run: run.clone(2).save("/proc"), "is there already"),
   ],
 )  # fmt: skip
 def test_bad_input_is_one_line(run, use, words):
