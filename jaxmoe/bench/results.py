@@ -25,8 +25,19 @@ class Results:
     on_race: Called with the name of a race whose rows were added.
   """
 
-  def __init__(self, path: str | None, about: dict[str, Any], say: Callable[[str], None]):
-    self._path, self._about = path, about
+  def __init__(
+    self, path: str | None, about: dict[str, Any], say: Callable[[str], None],
+    noted: Callable[[], dict[str, Any]] = dict,
+  ):  # fmt: skip
+    """Reads what is there.
+
+    Args:
+      path: The file; None for none.
+      about: What rows depend on; rows of anything else are not gone on with.
+      say: Told that rows are gone on with.
+      noted: Returns what stands beside, whatever it is.
+    """
+    self._path, self._about, self._noted = path, about, noted
     self.rows: list[Row] = []
     self.on_race: Callable[[str], None] = lambda race: None
     if path is None:
@@ -55,7 +66,8 @@ class Results:
     if self._path is None:
       return
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = {"about": self._about, "date": when, "finished": finished, "rows": self.rows}
+    record = {"about": self._about, **self._noted(), "date": when, "finished": finished}
+    record["rows"] = self.rows
     write_output(self._path, f"--json={self._path}", json.dumps(record, indent=1) + "\n")
 
 

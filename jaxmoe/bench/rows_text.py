@@ -14,14 +14,18 @@ UNTIMED = ("missing", "unfit", "wrong", "failed")
 
 def rows_text(title: str, rows: Sequence[Row]) -> Table:
   """Returns the table of a race: seconds of the processor and ratios, or what is counted."""
-  counted = any("flops" in row for row in rows)
+  counted = not any("cpu_seconds" in row for row in rows)
+  for row in rows:
+    if "fits" in row:
+      powers = [f"{cost} ^{one['exponent']:.2f}" for cost, one in row["fits"].items()]
+      title = f"{title}: {', '.join(powers)}"
   table = Table(title=title, title_justify="left", min_width=78)
   table.add_column("")
   headings = ("MFLOP", "x least", "MB", "x least", "temp MB", "fusions")
   for heading in headings if counted else ("processor ms", "clock ms", "x", "MFU %"):
     table.add_column(heading, justify="right")
-  for row in rows:
-    table.add_row(row["name"], *(_counted(row) if "flops" in row else _timed(row)))
+  for row in (row for row in rows if "fits" not in row):
+    table.add_row(row["name"], *(_untimed(row) or (_counted(row) if counted else _timed(row))))
   return table
 
 
@@ -38,6 +42,11 @@ def short(number: float | None) -> str:
   return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
 
 
+def _untimed(row: Row) -> list[str]:
+  """Returns why a contestant has no numbers; nothing where it has some."""
+  return next(([f"{kind}: {row[kind]}"] for kind in UNTIMED if kind in row), [])
+
+
 def _counted(row: Row) -> list[str]:
   values = (
     row["flops"] / 1e6, of_least(row, "flops"), row["bytes"] / 1e6, of_least(row, "bytes"),
@@ -47,9 +56,6 @@ def _counted(row: Row) -> list[str]:
 
 
 def _timed(row: Row) -> list[str]:
-  for kind in UNTIMED:
-    if kind in row:
-      return [f"{kind}: {row[kind]}", "", "", ""]
   low, high = (short(1e3 * value) for value in row["cpu_quartiles"])
   mfu = 100 * row["cpu_mfu"] if "cpu_mfu" in row else None
   cpu = f"{short(1e3 * row['cpu_seconds'])} ({low}-{high})"

@@ -23,8 +23,9 @@ class Asked:
     rounds: Of each race.
     pythons: The interpreters of our side and of rivals.
     env: Of their processes.
-    peak: Returns the FLOP/s that MFU is held against.
+    peaks: Returns the FLOP/s and bytes per second that programs are held against.
     say: Told what is done, a line at a time.
+    versions: Of the rivals that ran, by package.
   """
 
   shapes: tuple[str, ...]
@@ -33,8 +34,9 @@ class Asked:
   rounds: int
   pythons: tuple[str, str]
   env: Mapping[str, str]
-  peak: Callable[[], float]
+  peaks: Callable[[], tuple[float, float]]
   say: Callable[[str], None]
+  versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def own_side(self) -> Side:
     """Returns our process."""
@@ -59,6 +61,7 @@ class Asked:
           rows.append(missing_row(label, side.missing, rival.install))
         else:
           sides[label] = side
+          self.versions.update(side.ask("versions"))
       yield sides, rows
 
 

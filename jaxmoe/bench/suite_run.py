@@ -36,7 +36,7 @@ def chosen(flag: str, asked: str | None, known: tuple[str, ...], default: int) -
 
 def run_suite(name: str, asked: Asked, path: str | None, console: Console) -> bool:
   """Runs a suite, prints each race and keeps its file; returns whether nothing was wrong."""
-  results = Results(path, _about(name, asked), asked.say)
+  results = Results(path, _about(name, asked), asked.say, lambda: _noted(asked))
   shown: set[str] = set()
 
   def show(race: str) -> None:
@@ -67,6 +67,14 @@ def _about(name: str, asked: Asked) -> dict[str, Any]:
     "jax": jax.__version__,
     "code": _digest_of_code(),
   }
+
+
+def _noted(asked: Asked) -> dict[str, Any]:
+  """Returns what is told of a machine and of rivals, which may be found out on the way."""
+  if asked.count:
+    return {"versions": asked.versions}
+  flops, moved = asked.peaks()
+  return {"versions": asked.versions, "peak_flops_per_s": flops, "peak_bytes_per_s": moved}
 
 
 def _digest_of_code() -> str:

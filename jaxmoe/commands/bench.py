@@ -1,7 +1,8 @@
 """Times us against rivals and back ends against each other, values checked first.
 
 jaxmoe bench step|decode [--shape=NAME,...] [--rivals=torch,llama_cpp] [--count] [--json=FILE]
-jaxmoe bench attention|kernels [--rivals=torch] [--count] [--json=FILE]
+jaxmoe bench attention|kernels|scaling [--rivals=torch] [--count] [--json=FILE]
+jaxmoe bench page --out=bench.html FILE...
 jaxmoe bench experts [--tokens=1024 --dim=512 --mlp_dim=512 --num_experts=8
   --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]
 jaxmoe bench latency --experts=dense,shift,low_rank,identity --num_experts=4
@@ -10,7 +11,7 @@ Contestants run in turn, round by round, so that a busy machine slows all of the
 the median over the rounds, of seconds of the processor. What does not equal the oracle or the
 rival, in values and gradients, is not timed, and the exit code is 1. With --count programs are
 compiled, and their work is counted beside the least that is needed; nothing is timed. A suite that
-was killed goes on from the file that --json names.
+was killed goes on from the file that --json names; `page` makes one page of such files.
 
 `experts` compares expert layers with a dense one of equal FLOPs; without sizes it runs 8 experts
 top-2, 64 top-8 and 128 top-8. `latency` measures what a row costs at each expert, and prints it for
@@ -19,9 +20,11 @@ LatencyAware(latency=...).
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
+import pathlib
 import sys
 from typing import Any
 
@@ -32,12 +35,13 @@ from rich.console import Console
 from jaxmoe.bench.benchmark import TOLERANCES, as_table, run_benchmark, seconds_of
 from jaxmoe.bench.expert_latency import family_of, latencies
 from jaxmoe.bench.expert_layers import SHAPES, Shape, layer_benchmark, matmul_benchmark
+from jaxmoe.bench.page import result_files
 from jaxmoe.bench.suites import SUITES
 from jaxmoe.commands.process import command_line
 from jaxmoe.commands.process.malloc import keep_freed_memory
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
-from jaxmoe.cost.peak import best_peak
+from jaxmoe.cost.peak import best_memory_rate, best_peak
 
 FLAGS = flags.FlagValues()
 LAYERS = ("experts", "latency")
@@ -51,6 +55,7 @@ flags.DEFINE_string(
   "experts", "swiglu", "Experts of `latency`: a name of EXPERTS, or kinds.", flag_values=FLAGS
 )
 flags.DEFINE_string("json", None, "A file for the results.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "The page to write.", flag_values=FLAGS)
 flags.DEFINE_string("shape", None, "Of a suite: NAME,...", flag_values=FLAGS)
 flags.DEFINE_string("rivals", None, "Of a suite: NAME,...; empty for none.", flag_values=FLAGS)
 flags.DEFINE_bool("count", False, "Whether work is counted and nothing timed.", flag_values=FLAGS)
@@ -62,7 +67,9 @@ flags.DEFINE_string(
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
-  names = (*SUITES, *LAYERS)
+  if arguments[:1] == ["page"]:
+    return write_page(arguments[1:])
+  names = (*SUITES, *LAYERS, "page")
   if len(arguments) != 1 or arguments[0] not in names:
     got = " ".join(arguments) or "none"
     raise InputError(f"expected one suite, {', '.join(names[:-1])} or {names[-1]}, got {got}")
@@ -92,11 +99,30 @@ def race_suite(name: str) -> int:
     rounds=FLAGS.repeats or 9,
     pythons=(sys.executable, FLAGS.rivals_python or sys.executable),
     env=dict(os.environ),
-    peak=lambda: best_peak("float32", jax_settings.cache_dir() / "peaks"),
+    peaks=functools.cache(lambda: best_rates(jax_settings.cache_dir() / "peaks")),
     say=lambda line: print(line, file=sys.stderr, flush=True),
   )
   jax_settings.set_up_jax()
+  if name == "scaling" and not asked.count:  # which times compiling, too
+    jax.config.update("jax_enable_compilation_cache", False)
   return 0 if suite_run.run_suite(name, asked, FLAGS.json, Console()) else 1
+
+
+def best_rates(folder: pathlib.Path) -> tuple[float, float]:
+  """Returns the best FLOP/s and bytes per second that this machine ever had."""
+  return best_peak("float32", folder), best_memory_rate(folder)
+
+
+def write_page(paths: list[str]) -> int:
+  """Writes the page of files of suites; returns the exit code."""
+  if not FLAGS.out:
+    raise InputError("--out is missing: the page to write, such as --out=bench.html")
+  check_output(FLAGS.out, f"--out={FLAGS.out}", paths)
+  files = result_files.read_files(paths)
+  page_file = importlib.import_module("jaxmoe.bench.page.page_file")
+  write_output(FLAGS.out, f"--out={FLAGS.out}", page_file.bench_page(files))
+  print(f"wrote {FLAGS.out}")
+  return 0
 
 
 def compare_layers(shapes: list[Shape]) -> int:
@@ -142,7 +168,9 @@ def asked_shapes() -> list[Shape]:
 
 def run() -> None:
   """Runs the command as this process does, and exits."""
-  command_line.run(main, FLAGS, __doc__, takes=(*SUITES, *LAYERS))
+  files = [word for word in sys.argv[2:] if not word.startswith("-")]
+  files = files if sys.argv[1:2] == ["page"] else []
+  command_line.run(main, FLAGS, __doc__, takes=(*SUITES, *LAYERS, "page", *files))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The matmul peak of a device, measured, so that MFU means something on any machine.
+"""The matmul peak and the memory rate of a device, measured, so that MFU means something.
 
 Nobody knows when a machine is quiet: half of its peak is what a busy one shows for a while. So the
 best rate ever seen is kept, for each kind of machine and program that could have another one.
@@ -32,15 +32,12 @@ def best_peak(dtype: str, folder: pathlib.Path | None = None) -> float:
     folder: Where the best is kept for all runs of this machine; None to measure alone. One that
       cannot be written keeps none.
   """
-  key = _key(dtype)
-  if folder is None:
-    return matmul_peak(dtype, _FIRST_S)
-  path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
-  seen = matmul_peak(dtype, _AGAIN_S if _kept(path, key) else _FIRST_S)
-  kept = _kept(path, key)  # now, for another process may have measured meanwhile
-  if seen > kept:
-    _keep(path, {**key, "flops_per_s": seen})
-  return max(seen, kept)
+  return _best(lambda spend_s: matmul_peak(dtype, spend_s), _key(dtype), folder)
+
+
+def best_memory_rate(folder: pathlib.Path | None = None) -> float:
+  """Returns the best bytes per second ever seen of copying, read and written; `folder` as above."""
+  return _best(memory_rate, {**_key("float32"), "what": "memory"}, folder)
 
 
 def matmul_peak(dtype: str, spend_s: float, max_size: int = 8192) -> float:
@@ -58,6 +55,15 @@ def matmul_peak(dtype: str, spend_s: float, max_size: int = 8192) -> float:
     best = max(best, 2 * size**3 / seconds)
   while time.perf_counter() - start < spend_s:
     best = max(best, *(2 * size**3 / run() for size, run in runs.items()))
+  return best
+
+
+def memory_rate(spend_s: float, size: int = 2**26) -> float:
+  """Returns the best bytes per second of reading numbers and writing each of them plus 1."""
+  run = _timed(jax.jit(lambda a, _: a + 1), jnp.ones(size // 4, jnp.float32))
+  best, start = 0.0, time.perf_counter()
+  while not best or time.perf_counter() - start < spend_s:
+    best = max(best, 2 * size / run())
   return best
 
 
@@ -80,6 +86,20 @@ def _key(dtype: str) -> dict[str, Any]:
   kind = jax.devices()[0].device_kind
   machine = {"device": kind, "processor": host.processor(), "cores": host.cores()}
   return {**machine, "dtype": dtype, "jax": jax.__version__}
+
+
+def _best(
+  measure: Callable[[float], float], key: dict[str, Any], folder: pathlib.Path | None
+) -> float:
+  """Returns the best rate ever seen under a key, and keeps it in a folder."""
+  if folder is None:
+    return measure(_FIRST_S)
+  path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+  seen = measure(_AGAIN_S if _kept(path, key) else _FIRST_S)
+  kept = _kept(path, key)  # now, for another process may have measured meanwhile
+  if seen > kept:
+    _keep(path, {**key, "flops_per_s": seen})
+  return max(seen, kept)
 
 
 def _kept(path: pathlib.Path, key: dict[str, Any]) -> float:

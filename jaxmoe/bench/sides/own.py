@@ -7,6 +7,7 @@ a factor.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -17,12 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmoe.bench.model_shapes import experiment_of
+from jaxmoe.bench.ideal_work import decode_work, step_work
+from jaxmoe.bench.model_shapes import experiment_of, small
+from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.sides.protocol import clocked
 from jaxmoe.conversion.hf_export import params_to_hf
 from jaxmoe.conversion.hf_files import Origin
 from jaxmoe.core.rng import Keys
-from jaxmoe.models.generate import Sampling, generate
+from jaxmoe.hlo.compiled import collectives
+from jaxmoe.models.generate import Sampling, generate, lower_draw
 from jaxmoe.parallel import make_layout
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
@@ -45,14 +49,34 @@ def batch_of(experiment: Experiment) -> dict[str, np.ndarray]:
   }
 
 
-def compiled_step(experiment: Experiment) -> tuple[StateSpec, jax.stages.Compiled]:
-  """Returns the state and the compiled step of a recipe on the first device."""
+def lowered_step(experiment: Experiment) -> tuple[StateSpec, jax.stages.Lowered]:
+  """Returns the state and the step of a recipe on the first devices, lowered from shapes alone."""
   decoder = experiment.decoder()
-  layout = make_layout(experiment.parallel, jax.devices()[:1])
+  layout = make_layout(experiment.parallel, jax.devices()[: experiment.parallel.num_devices])
   window, masters = experiment.train.recovery.spike_window, experiment.masters(decoder)
   spec = StateSpec(decoder, experiment.transform(decoder), layout, window, masters)
   arguments = abstract_state(spec), abstract_batch(experiment, layout)
-  return spec, lower_step(experiment, decoder, spec, layout, *arguments).compile()
+  return spec, lower_step(experiment, decoder, spec, layout, *arguments)
+
+
+def on_devices(axis: str, number: int) -> dict[str, Any]:
+  """Returns what one of so many devices of an axis computes, moves and sends in a step.
+
+  It is a step of 8 rows of 128 tokens of a small model, however many devices there are.
+  """
+  experiment = small(256, 8, 2, 256, layers=2)
+  degrees: dict[str, Any] = {axis: number}
+  experiment = dataclasses.replace(
+    experiment,
+    train=dataclasses.replace(experiment.train, batch_size=8),
+    data=dataclasses.replace(experiment.data, seq_len=128),
+    parallel=dataclasses.replace(experiment.parallel, **degrees),
+  )
+  compiled = lowered_step(experiment)[1].compile()
+  mesh = make_layout(experiment.parallel, jax.devices()[:number]).mesh
+  sent = sum(one.total_wire_bytes for one in collectives(compiled, mesh))
+  row = counted_row(f"{number} devices", compiled, step_work(experiment).times(1 / number))
+  return {**row, "wire_bytes": sent}
 
 
 def save(experiment: Experiment, params: Any, folder: pathlib.Path, name: str) -> None:
@@ -67,7 +91,8 @@ class OwnStep:
 
   def __init__(self, shape: str, folder: str):
     self._folder, self._experiment = pathlib.Path(folder), experiment_of(shape)
-    spec, self._step = compiled_step(self._experiment)
+    spec, lowered = lowered_step(self._experiment)
+    self._step = lowered.compile()
     self._state = spec.init(self._experiment.train.seed)
     batch = batch_of(self._experiment)
     save(self._experiment, self._state.params, self._folder, "weights")
@@ -80,6 +105,10 @@ class OwnStep:
     moments = optax.tree_utils.tree_get(self._state.optimizer, "mu")
     save(self._experiment, moments, self._folder, "moments")
     return {"loss": float(metrics["total_loss"]), "norm": float(metrics["grad_norm"])}
+
+  def counts(self) -> dict[str, Any]:
+    """Returns what the program of a step does."""
+    return counted_row("jaxmoe", self._step, step_work(self._experiment))
 
   def steps(self, number: int) -> list[float]:
     """Returns the seconds of so many steps."""
@@ -100,8 +129,8 @@ class OwnText:
   """Greedy continuations of prompts."""
 
   def __init__(self, shape: str, folder: str):
-    experiment = experiment_of(shape)
-    self._context, self._decoder = experiment.data.seq_len, experiment.decoder()
+    self._experiment = experiment = experiment_of(shape)
+    self._decoder = experiment.decoder()
     self._params = self._decoder.init(Keys.from_seed(experiment.train.seed))
     save(experiment, self._params, pathlib.Path(folder), "weights")
 
@@ -111,6 +140,11 @@ class OwnText:
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
     limits = len(prompts[0]) + max_tokens, frozenset[int]()
     return generate(self._decoder, self._params, rows, sampling, limits)
+
+  def counts(self, rows: int, new: int, slots: int) -> dict[str, Any]:
+    """Returns what the program does that reads some tokens and draws the next."""
+    compiled = lower_draw(self._decoder, rows, new, slots).compile()
+    return counted_row("jaxmoe", compiled, decode_work(self._experiment, rows, new, slots))
 
   def seconds(self, prompts: list[list[int]], max_tokens: int) -> list[float]:
     """Returns the seconds of `write`."""
@@ -127,8 +161,10 @@ def handlers() -> dict[str, Any]:
 
   return {
     "prepare": prepare,
+    "on_devices": on_devices,
     "first": lambda: made[-1].first(),
     "steps": lambda number: made[-1].steps(number),
+    "counts": lambda **fields: made[-1].counts(**fields),
     "write": lambda **fields: made[-1].write(**fields),
     "seconds": lambda **fields: made[-1].seconds(**fields),
   }

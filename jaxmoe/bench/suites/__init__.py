@@ -36,4 +36,5 @@ SUITES = {
   ),
   "attention": Suite("attention at four lengths, forward and backward", rivals=("torch",)),
   "kernels": Suite("every back end of every operation"),
+  "scaling": Suite("cost against experts, tokens, layers, length and devices"),
 }  # fmt: skip

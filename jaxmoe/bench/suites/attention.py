@@ -71,17 +71,20 @@ def _backends(length: int) -> list[str]:
   return [name for name, back in attention.BACKENDS.items() if fitting(back, sizes) is None]
 
 
-def _counted(length: int) -> list[Row]:
+def _compiled(length: int) -> dict[str, jax.stages.Compiled]:
   shapes = [jax.ShapeDtypeStruct((1, length, HEADS, SIZE), jnp.float32)] * 4
-  return [
-    counted_row(name, jax.jit(_function(name, length)).lower(*shapes).compile(), work(length))
-    for name in _backends(length)
-  ]
+  return {
+    name: jax.jit(_function(name, length)).lower(*shapes).compile() for name in _backends(length)
+  }
+
+
+def _counted(length: int) -> list[Row]:
+  return [counted_row(name, made, work(length)) for name, made in _compiled(length).items()]
 
 
 def _raced(asked: Asked, length: int) -> list[Row]:
   given = arrays(length)
-  functions = {name: jax.jit(_function(name, length)) for name in _backends(length)}
+  functions = _compiled(length)
   right = jax.tree.leaves(functions[BASE](*given))
   runs: dict[str, Run] = {}
   wrong: list[Row] = []
@@ -101,7 +104,9 @@ def _raced(asked: Asked, length: int) -> list[Row]:
         rows.append(found)
       else:
         runs[name] = partial(side.seconds, "passes", number=1)
-    return race(runs, BASE, asked.rounds) + wrong + rows
+    raced = race(runs, BASE, asked.rounds)
+  counted = {name: counted_row(name, made, work(length)) for name, made in functions.items()}
+  return [{**counted.get(row["name"], {}), **row} for row in raced] + wrong + rows
 
 
 def _prepared(side: Side, folder: pathlib.Path, given: Any, right: Any) -> str | None:

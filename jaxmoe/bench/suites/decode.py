@@ -88,6 +88,8 @@ def _raced(asked: Asked, shape: str, name: str) -> list[Row]:
   with tempfile.TemporaryDirectory() as folder, asked.own_side() as own:
     own.ask("prepare", kind="text", shape=shape, folder=folder)
     right = own.ask("write", prompts=prompts, max_tokens=case.long)
+    new = 1 if case.short else case.prompt
+    counted = own.ask("counts", rows=case.rows, new=new, slots=case.slots)
     with asked.rival_sides(kinds) as (sides, rows):
       runners = {OURS: own}
       for kind, side in sides.items():
@@ -107,7 +109,8 @@ def _raced(asked: Asked, shape: str, name: str) -> list[Row]:
       runs = {kind: _run(side, prompts, case) for kind, side in runners.items()}
       timed = race(runs, OURS, asked.rounds)
   tokens = case.rows if case.short else case.prompt
-  return [{**row, "tokens_per_s": tokens / row["seconds"]} for row in timed] + rows
+  raced = [{**row, "tokens_per_s": tokens / row["seconds"]} for row in timed]
+  return [{**counted, **row} if row["name"] == OURS else row for row in raced] + rows
 
 
 def _contestants(rivals: tuple[str, ...], name: str) -> list[str]:

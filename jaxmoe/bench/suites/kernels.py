@@ -33,18 +33,16 @@ def rows_of(case: Case, backends: Any, rounds: int | None) -> list[Row]:
   """Returns a row for each back end: counted where there are no rounds, else raced."""
   reasons = {name: fitting(backend, case.sizes) for name, backend in backends.items()}
   rows: list[Row] = [{"name": name, "unfit": why} for name, why in reasons.items() if why]
-  functions = {
-    name: jax.jit(both_ways(case.call(backends[name]))) for name, why in reasons.items() if not why
-  }
   out = jax.eval_shape(case.call(backends[case.base]), *case.args)
   cotangent = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
   given = (*case.args, cotangent)
+  functions = {
+    name: jax.jit(both_ways(case.call(backends[name]))).lower(*given).compile()
+    for name, why in reasons.items() if not why
+  }  # fmt: skip
+  counted = {name: counted_row(name, made, case.work) for name, made in functions.items()}
   if rounds is None:
-    counted = [
-      counted_row(name, function.lower(*given).compile(), case.work)
-      for name, function in functions.items()
-    ]
-    return counted + rows
+    return [*counted.values(), *rows]
   right = jax.tree.leaves(functions[case.base](*given))
   runs: dict[str, Run] = {}
   for name, function in functions.items():
@@ -53,4 +51,5 @@ def rows_of(case: Case, backends: Any, rounds: int | None) -> list[Row]:
       runs[name] = partial(timed, partial(function, *given))
     else:
       rows.append({"name": name, "wrong": f"error {error:.2g}"})
-  return race(runs, case.base, rounds) + rows
+  raced = race(runs, case.base, rounds)
+  return [{**counted[row["name"]], **row} for row in raced] + rows

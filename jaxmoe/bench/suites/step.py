@@ -16,7 +16,7 @@ from jaxmoe.bench.model_shapes import experiment_of
 from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import race
 from jaxmoe.bench.results import Results, Row
-from jaxmoe.bench.sides.own import compiled_step
+from jaxmoe.bench.sides.own import lowered_step
 from jaxmoe.bench.sides.process import Side
 from jaxmoe.bench.suite import OURS, Asked, checked
 from jaxmoe.cost import host
@@ -56,7 +56,7 @@ def recipe_of(experiment: Experiment) -> dict[str, Any]:
 
 def _counted(shape: str) -> Row:
   experiment = experiment_of(shape)
-  return counted_row(OURS, compiled_step(experiment)[1], step_work(experiment))
+  return counted_row(OURS, lowered_step(experiment)[1].compile(), step_work(experiment))
 
 
 def _raced(asked: Asked, shape: str) -> list[Row]:
@@ -68,6 +68,7 @@ def _raced(asked: Asked, shape: str) -> list[Row]:
   ):
     own.ask("prepare", kind="step", shape=shape, folder=folder)
     right = own.ask("first")
+    counted = own.ask("counts")
     runners = {OURS: own}
     for name, side in sides.items():
       asked.say(f"checking {name} ...")
@@ -90,7 +91,9 @@ def _raced(asked: Asked, shape: str) -> list[Row]:
       for name, side in runners.items()
     }
     timed = race(runs, OURS, asked.rounds)
-  return [_with_mfu(row, experiment, asked.peak()) for row in timed] + rows
+  peak = asked.peaks()[0]
+  raced = [_with_mfu(row, experiment, peak) for row in timed]
+  return [{**counted, **row} if row["name"] == OURS else row for row in raced] + rows
 
 
 def _difference(found: dict[str, float], right: dict[str, float]) -> str | None:

@@ -1,0 +1,54 @@
+"""Rooflines: what programs reach beside what the machine can (Williams et al. 2009).
+
+Left of the ridge memory is the limit, right of it arithmetic. A program's bytes are those of
+`hlo/traffic.py`, which caches of the processor may save: it can lie above its roof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxmoe.bench.page.result_files import ResultFile
+from jaxmoe.bench.results import Row
+from jaxmoe.report.chart import Axes, ReferenceLine, Series, chart
+from jaxmoe.report.html import Html
+
+AXES = Axes("FLOP per byte moved", "GFLOP/s", log="xy", log_first=True)
+
+
+def rooflines(files: Sequence[ResultFile]) -> list[Html]:
+  """Returns a chart for each suite and each operation that has programs both counted and timed."""
+  found = []
+  for file in files:
+    groups: dict[str, list[Row]] = {}
+    for row in file.rows:
+      if {"flops", "bytes", "cpu_seconds"} <= row.keys() and file.suite != "scaling":
+        one = file.suite in ("step", "decode")
+        groups.setdefault(file.suite if one else row["race"], []).append(row)
+    found += [_chart(file, name, rows) for name, rows in groups.items()]
+  return found
+
+
+def _chart(file: ResultFile, name: str, rows: Sequence[Row]) -> Html:
+  cores = float(file.about["cores"])
+  peak, rate = file.about["peak_flops_per_s"], file.about["peak_bytes_per_s"]
+  points = [(_label(row, name), row["flops"] / row["bytes"], _reached(row, cores)) for row in rows]
+  ridge = peak / rate
+  least = min([ridge, *(x for _, x, _ in points)]) / 2
+  most = max([ridge, *(x for _, x, _ in points)]) * 2
+  roof_x = [least, ridge, most]
+  roof = Series("roof", roof_x, [min(peak, rate * x) / 1e9 for x in roof_x])
+  shown = [Series(label, [x], [y / 1e9]) for label, x, y in points]
+  level = ReferenceLine("peak of products", peak / 1e9)
+  rates = f"{rate / 1e9:.3g} GB/s and {peak / 1e9:.3g} GFLOP/s"
+  note = f"{rates}, the best ever seen of {cores:g} cores"
+  return chart(f"Roofline: {name}", [roof, *shown], AXES, [level], note=note)
+
+
+def _label(row: Row, name: str) -> str:
+  return row["name"] if name == row["race"] else row["race"]
+
+
+def _reached(row: Row, cores: float) -> float:
+  """Returns FLOP/s as if all cores had been the program's own as long as it worked."""
+  return row["flops"] / row["cpu_seconds"] * cores
