@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmoe.core.errors import NotFiniteError
 from jaxmoe.data.tokenizers.tokenizer import BoundaryIds
 from jaxmoe.models.generate import Sampling, generate
-from jaxmoe.models.transformer import Decoder
+from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.train.append_file import AppendFile
 from jaxmoe.train.evaluate import evaluate, first_documents
 from jaxmoe.train.experiment import Evaluation, Samples
@@ -71,7 +72,11 @@ class EvaluationHook:
 
 
 class SamplesHook:
-  """Continues the prompts of the recipe and appends the texts to samples.md."""
+  """Continues the prompts of the recipe and appends the texts to samples.md.
+
+  A section may wait, so that nothing of what writes texts is compiled before the first step has
+  been made; for that long parameters are in memory twice.
+  """
 
   name = "samples"
 
@@ -83,13 +88,36 @@ class SamplesHook:
     self._prompts = config.prompts
     self._sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     self._limits = (context, tokenizer.eod_id)
+    self._waiting: tuple[int, Params] | None = None
 
   def __call__(self, step: int, state: State) -> dict[str, Any]:
-    """Writes a section; returns nothing for the line."""
+    """Writes a section, after one that waits; returns nothing for the line."""
+    self.catch_up()
+    self._write(step, state.params)
+    return {}
+
+  def wait(self, step: int, state: State) -> None:
+    """Keeps the parameters of a section that is written later; the state may be donated."""
+    if self.every:
+      shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+      self._waiting = step, jax.device_put(state.params, shardings, may_alias=False)
+
+  @property
+  def waits(self) -> bool:
+    """Whether a section is still to be written."""
+    return self._waiting is not None
+
+  def catch_up(self) -> None:
+    """Writes the section that waits, if any."""
+    if self._waiting is not None:
+      (step, params), self._waiting = self._waiting, None
+      self._write(step, params)
+
+  def _write(self, step: int, params: Params) -> None:
     prompts = [encode_prompt(self._tokenizer, text) for text in self._prompts]
     parts = [f"## step {step}\n"]
     try:
-      rows = generate(self._decoder, state.params, prompts, self._sampling, self._limits)
+      rows = generate(self._decoder, params, prompts, self._sampling, self._limits)
     except NotFiniteError as error:  # whether that ends the run is for its steps to say
       rows, parts = [], [*parts, f"No samples: {error}\n"]
     for text, row in zip(self._prompts, rows):
@@ -97,7 +125,6 @@ class SamplesHook:
       fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", written)), 3)
       parts.append(f"{fence}text\n{written}\n{fence}\n")
     self._file.append(("\n".join(parts) + "\n").encode())
-    return {}
 
   def forget(self, step: int) -> None:
     """Cuts off what was written after `step`."""

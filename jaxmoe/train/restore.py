@@ -86,14 +86,12 @@ def _init(
   seed: int, spec: StateSpec, arrays: Arrays | None, observers: Observers, sampling: SamplesHook,
   about: dict[str, Any],
 ) -> Start:  # fmt: skip
-  """Begins a new run, of its seed or of arrays, with what the untrained model has to say."""
+  """Begins a new run, of its seed or of arrays; what the untrained model writes can wait."""
   forget(observers.log, sampling, -1)  # what the untrained model wrote comes again, too
   with observers.phase("start", "making parameters"):
     state = spec.init(seed) if arrays is None else spec.from_arrays(arrays)
     jax.block_until_ready(state)
-  if sampling.every:
-    with observers.phase("samples", "writing with the untrained model", brief=True):
-      sampling(0, state)
+  sampling.wait(0, state)
   observers.log.event("start", time={"seconds": observers.clock.take("start")}, **about)
   return Start(0, state)
 

@@ -218,7 +218,7 @@ class Trainer:
     self._between_steps()
     due: list[Hook] = [hook for hook in self.hooks if hook.every and (last or n % hook.every == 0)]
     saving = ended or n % train.checkpoint_every == 0
-    skipped = self._finish(due) if due or saving else 0
+    skipped = self._finish(due) if due or saving or self.sampling.waits else 0
     if saving and (ended or not skipped):
       with self.observers.phase("checkpoint"):
         self.save()
@@ -270,16 +270,29 @@ class Trainer:
       self.state = engine(self.step, self.state)
 
   def _finish(self, due: list[Hook]) -> int:
-    """Runs hooks on the state of the step and writes its line; returns the skips in a row."""
+    """Runs hooks on the state of the step and writes its line; returns the skips in a row.
+
+    What the untrained model writes comes before what hooks do, and else after the line.
+    """
     dispatched = self._pending
     assert dispatched is not None
     jax.block_until_ready(dispatched.metrics)  # or the step's own seconds would count as a hook's
     extra: dict[str, Any] = {}
+    if due:
+      self._write_waiting()
     for hook in due:
       with self.observers.phase(hook.name):
         extra.update(hook(dispatched.step, self.state))
     self._pending = None
-    return self.log_step(dispatched, extra)
+    skipped = self.log_step(dispatched, extra)
+    self._write_waiting()
+    return skipped
+
+  def _write_waiting(self) -> None:
+    """Writes the samples that waited for the first step, if there are any."""
+    if self.sampling.waits:
+      with self.observers.phase("samples", "writing with the untrained model", brief=True):
+        self.sampling.catch_up()
 
   def log_step(self, dispatched: DispatchedStep, extra: dict[str, Any] | None = None) -> int:
     """Writes the line of a step, with what hooks returned; returns the skips in a row."""

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -105,6 +107,30 @@ def test_samples_are_the_texts_that_generation_gives(model, samples, tmp_path):
   blocks = [f"```text\n{text}\n```\n" for text in texts]
   written = (tmp_path / "samples.md").read_bytes().decode()
   assert written == "\n".join(["## step 5\n", *blocks]) + "\n"
+
+
+def test_a_section_that_waited_is_that_of_the_parameters_it_waited_with(model, samples, tmp_path):
+  params = model[1]
+  samples()(0, state_of(params))
+  at_once = (tmp_path / "samples.md").read_bytes()
+  hook = samples()
+  given = jax.tree.map(jnp.copy, params)
+  hook.wait(0, state_of(given))
+  donated = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(given)
+  assert hook.waits and all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+  hook(5, state_of(donated))
+  assert not hook.waits
+  written = (tmp_path / "samples.md").read_bytes().removeprefix(at_once)
+  assert written.startswith(at_once + b"## step 5\n")
+  hook.catch_up()
+  assert (tmp_path / "samples.md").read_bytes() == at_once + written
+
+
+def test_a_recipe_without_samples_lets_none_wait(model, tmp_path):
+  file = AppendFile(tmp_path / "samples.md")
+  hook = SamplesHook(Samples(every=0), model[0], TOKENIZER, 32, file)
+  hook.wait(0, state_of(model[1]))
+  assert not hook.waits
 
 
 def test_the_same_step_writes_the_same_samples_again(model, samples, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import math
 import time
 import types
@@ -36,6 +37,7 @@ class Recorder(Trainer):
     self.bad, self.stop_at, self.batches = bad, stop_at, 0
     self.skipped = self.in_a_row = 0
     self.hooks = tuple(self.hook(*each) for each in hooks)
+    self.sampling = Sampling(self)
 
   def hook(self, name, every, result):
     def call(step, state):
@@ -82,6 +84,17 @@ class Recorder(Trainer):
     return self.batches == self.stop_at
 
 
+class Sampling:
+  """Samples of the untrained model, which wait if they are told to."""
+
+  def __init__(self, recorder):
+    self.recorder, self.waits = recorder, False
+
+  def catch_up(self):
+    self.waits = False
+    self.recorder.events.append(("untrained",))
+
+
 class Log:
   """A log that keeps what it is given."""
 
@@ -109,6 +122,9 @@ class Display:
   def say(self, text):
     self.recorder.said.append(text)
 
+  def phase(self, name, brief):
+    return contextlib.nullcontext()
+
   def start(self, step):
     self.recorder.said.append(f"start {step}")
 
@@ -130,6 +146,25 @@ def test_a_line_is_written_after_the_next_step_is_dispatched():
     expected += [("dispatch", step + 1), ("line", step)]
   expected += [("dispatch", 5), ("line", 4), ("line", 5), ("save", 5, 5)]
   assert recorder.events == expected
+
+
+def test_what_the_untrained_model_writes_waits_for_the_line_of_the_first_step():
+  recorder = Recorder()
+  recorder.sampling.waits = True
+  go(recorder, num_steps=3)
+  assert recorder.events == [
+    ("dispatch", 1), ("line", 1), ("untrained",), ("dispatch", 2), ("dispatch", 3), ("line", 2),
+    ("line", 3), ("save", 3, 3),
+  ]  # fmt: skip
+
+
+def test_what_the_untrained_model_writes_comes_before_hooks_and_checkpoint_of_the_first_step():
+  recorder = Recorder(hooks=[("a", 1, lambda step: {})])
+  recorder.sampling.waits = True
+  go(recorder, num_steps=1)
+  assert recorder.events == [
+    ("dispatch", 1), ("untrained",), ("a", 1, 1), ("line", 1), ("save", 1, 1)
+  ]  # fmt: skip
 
 
 def test_there_is_one_line_a_step_in_order_whatever_happens_on_the_way():
