@@ -96,6 +96,19 @@ def attention() -> Case:
   )
 
 
+def cross_entropy() -> Case:
+  """Returns the loss of each token from hidden states and the head, of a vocabulary of 8,192."""
+  tokens, dim, vocab_size = LAYER.tokens, LAYER.dim, 8192
+  hidden_TD, head_1DV = _arrays((tokens, dim), (1, dim, vocab_size))
+  labels_T = jnp.arange(tokens) * 7 % vocab_size
+
+  def call(backend: Any) -> Function:
+    return lambda hidden, head: backend(hidden, head, "td,dv->tv", labels_T, tokens, None)[0]
+
+  sizes = {"T": tokens, "D": dim, "C": tokens}
+  return Case((hidden_TD, head_1DV[0]), call, sizes, product(tokens, dim, vocab_size).times(3))
+
+
 def grouped_matmul() -> Case:
   """Returns rows sorted by expert times their experts' matrices."""
   rows = LAYER.tokens * LAYER.num_active
@@ -130,6 +143,7 @@ def expert_mlp() -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
   "attention": attention,
+  "cross_entropy": cross_entropy,
   "expert_mlp": expert_mlp,
   "grouped_matmul": grouped_matmul,
 }
