@@ -35,8 +35,9 @@ test: lint
 
 # Lint, types and the tests that what differs from SINCE can reach, for at most four minutes.
 SINCE ?= main
+test-near: UNTIL := $(shell expr $$(date +%s) + 215)
 test-near: lint
-	$(BIN)/python -m tests.near --since=$(SINCE) --workers=$(WORKERS)
+	$(BIN)/python -m tests.near --since=$(SINCE) --workers=$(WORKERS) --until=$(UNTIL)
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --ignore=tests/faults --ignore=tests/ops

@@ -1,13 +1,14 @@
 """The tests that a change can reach, nearest first: `make test-near`.
 
-python -m tests.near [--since=main] [--show] [--seconds=200] [--workers=2]
+python -m tests.near [--since=main] [--show] [--until=UNIX_S] [--workers=2]
 
 Changed is what differs from where this branch left --since, committed or not. A test file reaches
 what it imports, and what that imports. Of a family (the dicts of CONTRIBUTING's table) only tests
 that import the dict itself, or name a member by its key, reach every member: models and recipes
 that may hold one do not. A test that runs a command by name reaches the command; a file that is no
-Python is reached by tests that name it. After --seconds no further test begins, and how many are
-left is told.
+Python is reached by tests that name it. After --until, four minutes from now less 25 s unless make
+says when it began, no further test begins, and how many are left is told; what then still runs is
+interrupted at four minutes. What was left or interrupted fails nothing: `make test` runs it.
 """
 
 import argparse
@@ -16,11 +17,15 @@ import collections
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("jaxmoe", "launch", "configs", "experiments", "tests")
+TOTAL_S, LAST_S = 240, 25
+"""Of all that `make test-near` does, and of those the last tests that begin."""
 FAR = 3
 """How many imports a test lies away from what it only names."""
 
@@ -201,12 +206,23 @@ def changed_since(name):
   return sorted({*there, *new} - {""})
 
 
+def run(command, env, end):
+  """Returns the exit code of pytest, which is interrupted where it runs at `end` (unix seconds)."""
+  process = subprocess.Popen(command, cwd=ROOT, env=env)
+  try:
+    return process.wait(max(end - time.time(), 0))
+  except subprocess.TimeoutExpired:
+    process.send_signal(signal.SIGINT)
+    return process.wait()
+
+
 def main():
   """Runs the tests of the change; returns pytest's exit code, 0 where there are none."""
   parser = argparse.ArgumentParser(prog="python -m tests.near")
   parser.add_argument("--since", default="main", help="The branch or commit that the change is on.")
   parser.add_argument("--show", action="store_true", help="Only names the test files.")
-  parser.add_argument("--seconds", type=int, default=200, help="After which none is begun.")
+  until = time.time() + TOTAL_S - LAST_S
+  parser.add_argument("--until", type=float, default=until, help="After which none is begun.")
   parser.add_argument("--workers", type=int, default=2, help="Processes.")
   asked = parser.parse_args()
   changed = changed_since(asked.since)
@@ -217,11 +233,11 @@ def main():
     return 0
   command = [
     sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "tests.near_time",
-    f"--near_seconds={asked.seconds}", "-n", str(asked.workers), "--dist", "loadfile",
+    f"--near_until={asked.until}", "-n", str(asked.workers), "--dist", "loadfile",
     "--no-loadscope-reorder", *files,
   ]  # fmt: skip
   env = {**os.environ, "PYTHONPATH": str(ROOT)}
-  return subprocess.run(command, cwd=ROOT, env=env).returncode
+  return run(command, env, asked.until + LAST_S)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """Which tests a change can reach, on a small tree of every kind of import and on this one."""
 
+import os
+import sys
+import time
+
 import pytest
 
-from tests.near import Graph
+from tests.near import ROOT, Graph, run
 
 FILES = {
   "CONTRIBUTING.md": "| family | dict | test |\n| --- | --- | --- |\n| shape | `SHAPES` | x |\n",
@@ -85,3 +89,35 @@ def test_a_component_reaches_its_contract_and_little_else(whole):
 def test_what_every_run_does_reaches_every_test_of_a_command(whole):
   of_step = whole.reached_by(["jaxmoe/train/step.py"])
   assert {"tests/train/step_test.py", "tests/commands/kill_test.py"} <= {*of_step}
+
+
+TWO = """
+import os, signal
+
+def test_first(): assert {first}
+
+def test_last():
+  {last}
+"""
+INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+  "first, last, seconds, code",
+  [(False, "assert False", -1, 0), (True, INTERRUPT, 600, 0), (False, INTERRUPT, 600, 1)],
+  ids=["nothing begins", "an interrupt is no failure", "a failure before it is one"],
+)
+def test_what_the_time_does_not_allow_is_left_and_fails_nothing(tmp_path, first, last, seconds,
+                                                                code):  # fmt: skip
+  (tmp_path / "two_test.py").write_text(TWO.format(first=first, last=last))
+  command = [
+    sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "tests.near_time",
+    f"--near_until={time.time() + seconds}", "--rootdir", tmp_path, tmp_path / "two_test.py",
+  ]  # fmt: skip
+  env = {**os.environ, "PYTHONPATH": str(ROOT)}
+  assert run(command, env, time.time() + 3600) == code
+
+
+def test_what_runs_when_the_time_is_over_is_interrupted():
+  code = "import time; time.sleep(3600)"
+  assert run([sys.executable, "-S", "-c", code], dict(os.environ), time.time() - 1) != 0
