@@ -20,6 +20,8 @@ from jaxmoe import ops
 from jaxmoe.bench.expert_layers import Shape, choose, swiglu
 from jaxmoe.bench.ideal_work import Work, product
 from jaxmoe.core.backends import Devices, Need
+from jaxmoe.core.tokens import Tokens
+from jaxmoe.models.masks import DocumentMask
 
 Function = Callable[..., Any]
 LAYER = Shape()
@@ -72,18 +74,19 @@ def operations() -> dict[str, Mapping[str, Any]]:
 
 def attention_call(backend: Any, segment_BL: jax.Array) -> Function:
   """Returns causal attention within documents by a back end."""
-  slot_L = jnp.arange(segment_BL.shape[1])
+  slot_BL = jnp.broadcast_to(jnp.arange(segment_BL.shape[1], dtype=jnp.int32), segment_BL.shape)
+  tokens = Tokens(slot_BL, slot_BL, segment_BL, slot_BL)
 
   def call(q_BLNH: jax.Array, k_BLNH: jax.Array, v_BLNH: jax.Array) -> jax.Array:
-    causal_LL = slot_L[:, None] >= slot_L[None]
-    mask_BLL = causal_LL[None] & (segment_BL[:, :, None] == segment_BL[:, None])
-    return backend(q_BLNH, k_BLNH, v_BLNH, mask_BLL, q_BLNH.shape[-1] ** -0.5)
+    sight = DocumentMask()(tokens, tokens)
+    sight = dataclasses.replace(sight, scale=q_BLNH.shape[-1] ** -0.5)
+    return backend(q_BLNH, k_BLNH, v_BLNH, sight).out_BLNP
 
   return call
 
 
 def attention() -> Case:
-  """Returns attention of 4 rows of 256 tokens."""
+  """Returns attention of 4 rows of 256 tokens, of any kind with queries, keys and values."""
   batch, length, heads, size = 4, 256, 8, 64
   keys = jax.random.split(jax.random.key(0), 3)
   pairs = batch * length * (length + 1) / 2
@@ -146,6 +149,7 @@ CASES: dict[str, Callable[[], Case]] = {
   "cross_entropy": cross_entropy,
   "expert_mlp": expert_mlp,
   "grouped_matmul": grouped_matmul,
+  "stick_breaking": attention,
 }
 
 

@@ -98,10 +98,12 @@ class Backend:
   Attributes:
     call: The function.
     fits: Which needs it serves.
+    auto: For which of them `auto` takes it; one that is asked for is taken for any that it serves.
   """
 
   call: Callable[..., Any]
   fits: Fits = anywhere
+  auto: Fits = anywhere
 
   def __call__(self, *args: Any, **keywords: Any) -> Any:
     """Returns what the function does."""
@@ -202,11 +204,13 @@ class Chooser:
     if not fitting:
       why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
       raise InputError(f"kernels.{operation}: no back end fits: {why}; change what they ask for")
-    before = list(reasons)[: list(reasons).index(fitting[0])]
-    why = "; ".join(f"{name} {reasons[name]}" for name in before) or "the first that fits"
+    passed = {name: reason or backends[name].auto(need) for name, reason in reasons.items()}
+    taken = next((name for name, reason in passed.items() if reason is None), fitting[0])
+    before = list(reasons)[: list(reasons).index(taken)]
+    why = "; ".join(f"{name} {passed[name]}" for name in before) or "the first that fits"
     if asked != AUTO:
       why = f"{asked} was asked for; it {reasons[asked]}"
-    return Choice(operation, fitting[0], why)
+    return Choice(operation, taken, why)
 
 
 HERE = Chooser()

@@ -18,7 +18,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
 from jaxmoe.models.norm_layers import HeadsNorm, RMSNorm
 from jaxmoe.models.rope_scaling import ROPES, PlainRope
-from jaxmoe.ops import attention
+from jaxmoe.ops.attention import BACKENDS, Sight, attend
 from jaxmoe.ops.rope import rope
 
 
@@ -81,7 +81,7 @@ class SoftmaxAttentionLayer(AttentionBaseLayer):
     self, config: SoftmaxAttention, init: Init, dim: int, eps: float, num_experts: int = 0,
     parallel: ParallelContext = ONE_DEVICE,
   ):
-    super().__init__(config, init, dim, num_experts)
+    super().__init__(config, init, dim, num_experts, parallel)
     queries, keys, size = config.num_heads, config.num_kv_heads, config.head_dim
     self.q_norm = self._norm(init / "q_norm", (queries, size), ("heads", "head"), eps, parallel)
     self.k_norm = self._norm(init / "k_norm", (keys, size), ("kv_heads", "head"), eps, parallel)
@@ -108,12 +108,14 @@ class SoftmaxAttentionLayer(AttentionBaseLayer):
     return rope(self._clip(heads_BLNH), tokens.position, frequency_P, config.rope.gain(length))
 
   def attend(
-    self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BLS: jax.Array
+    self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight
   ) -> jax.Array:
     """Returns (B, L, N, H), what queries find among keys."""
     scale = self.config.head_dim**-0.5 if self.config.scale is None else self.config.scale
     sink_N = None if self.sink_bias is None else self.sink_bias.get_value()
-    return attention.reference(q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale, sink_N)
+    sight = dataclasses.replace(sight, scale=scale, sink_N=sink_N)
+    part = attend(self.chooser, ("attention", BACKENDS), q_BLNH, k_BSKH, v_BSKH, sight)
+    return part.out_BLNP.astype(q_BLNH.dtype)
 
   def project_out(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
     """Returns (B, L, D) of what all heads found; zeros for padding."""

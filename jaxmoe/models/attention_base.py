@@ -22,6 +22,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.cache import Cache, KVCache
 from jaxmoe.models.masks import MASKS, DocumentMask
+from jaxmoe.ops.attention import Sight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +84,14 @@ class AttentionBase:
 class AttentionBaseLayer(nnx.Module):
   """Projections to queries, keys and values; a cache attends; a projection back.
 
-  A kind overrides `project`, `apply_rope` or `project_out`, and says what attends by `kernel`,
-  one of the functions of `ops/attention`.
+  A kind says what attends, and may override `project`, `apply_rope` or `project_out`.
   """
 
-  kernel: Any
-
-  def __init__(self, config: AttentionBase, init: Init, dim: int, num_experts: int = 0):
-    self.config = config
+  def __init__(
+    self, config: AttentionBase, init: Init, dim: int, num_experts: int = 0,
+    parallel: ParallelContext = ONE_DEVICE,
+  ):
+    self.config, self.chooser = config, parallel.chooser
     queries, keys, size = config.num_heads, config.num_kv_heads, config.head_dim
     wide = queries * size
     if num_experts:
@@ -129,10 +130,10 @@ class AttentionBaseLayer(nnx.Module):
     return heads_BLNH
 
   def attend(
-    self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BLS: jax.Array
+    self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight
   ) -> jax.Array:
     """Returns (B, L, N, H), what queries find among keys."""
-    return self.kernel(q_BLNH, k_BSKH, v_BSKH, mask_BLS, q_BLNH.shape[-1] ** -0.5)
+    raise NotImplementedError
 
   def project_out(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
     """Returns (B, L, D) of what all heads found; zeros for padding."""

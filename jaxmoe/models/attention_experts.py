@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
@@ -86,8 +87,7 @@ class AttentionExperts:
     self, init: Init, dim: int, eps: float, parallel: ParallelContext = ONE_DEVICE
   ) -> AttentionExpertsLayer:
     """Returns the module with its weights."""
-    del parallel
-    return AttentionExpertsLayer(self, init, dim, eps)
+    return AttentionExpertsLayer(self, init, dim, eps, parallel.chooser)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:
     """Returns a cache of one layer's keys and values, whatever the number of experts."""
@@ -123,12 +123,16 @@ class AttentionExperts:
 class AttentionExpertsLayer(nnx.Module):
   """The router; queries and outputs of all experts, keys and values of the layer."""
 
-  def __init__(self, config: AttentionExperts, init: Init, dim: int, eps: float):
+  def __init__(
+    self, config: AttentionExperts, init: Init, dim: int, eps: float, chooser: Chooser = HERE
+  ):
     self.config = config
     self.router = config.router.build(
       init / "router", dim, config.num_experts, config.num_active
     )
-    self.experts = config.heads.build(init / "experts", dim, eps, config.num_experts)
+    # Its heads are whole on every device: of what there is in parallel it knows the devices alone.
+    here = ParallelContext(chooser=chooser)
+    self.experts = config.heads.build(init / "experts", dim, eps, config.num_experts, here)
 
   def __call__(
     self, x_BLD: jax.Array, tokens: Tokens, cache: Cache, keys: Keys | None = None

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmoe.core.tokens import Tokens
 
 Attend = Callable[..., jax.Array]
-"""What a layer does with what was kept: (q_BLNH, k_BSKH, v_BSKH, mask_BLS) -> out_BLNH."""
+"""What a layer does with what was kept: (q_BLNH, k_BSKH, v_BSKH, sight) -> out_BLNH."""
 
 
 class Cache(Protocol):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
@@ -26,7 +27,7 @@ from jaxmoe.models.cache import Cache, KVCache
 from jaxmoe.models.masks import MASKS, DocumentMask
 from jaxmoe.models.norm_layers import RMSNorm
 from jaxmoe.models.rope_scaling import ROPES, PlainRope
-from jaxmoe.ops import attention
+from jaxmoe.ops.attention import BACKENDS, Sight, attend
 from jaxmoe.ops.rope import rope
 
 
@@ -86,8 +87,8 @@ class LatentAttention:
     self, init: Init, dim: int, eps: float, parallel: ParallelContext = ONE_DEVICE
   ) -> LatentAttentionLayer:
     """Returns the module with its weights."""
-    del eps, parallel
-    return LatentAttentionLayer(self, init, dim)
+    del eps
+    return LatentAttentionLayer(self, init, dim, parallel.chooser)
 
   def empty_cache(self, batch: int, slots: int, dtype: Any) -> Any:
     """Returns a cache of C + rope_dim numbers a token, whatever the number of heads."""
@@ -112,8 +113,8 @@ class LatentAttention:
 class LatentAttentionLayer(nnx.Module):
   """Down to latents, up to heads, attention, a projection back."""
 
-  def __init__(self, config: LatentAttention, init: Init, dim: int):
-    self.config = config
+  def __init__(self, config: LatentAttention, init: Init, dim: int, chooser: Chooser = HERE):
+    self.config, self.chooser = config, chooser
     heads, size, turned = config.num_heads, config.head_dim, config.rope_dim
     latent, value, query = config.latent_dim, config.value_dim, config.query_dim
     up = ("latent", "heads", "head")
@@ -162,7 +163,7 @@ class LatentAttentionLayer(nnx.Module):
     return rope(heads_BLNR, tokens.position, frequency_P, gain, config.neighbours)
 
   def _attend(
-    self, q_BLNH: jax.Array, latent_BS1C: jax.Array, turned_BS1R: jax.Array, mask_BLS: jax.Array
+    self, q_BLNH: jax.Array, latent_BS1C: jax.Array, turned_BS1R: jax.Array, sight: Sight
   ) -> jax.Array:
     """Returns (B, L, N, H'), what queries find; keys and values of all tokens are made for it."""
     latent_BSC = latent_BS1C[:, :, 0].astype(q_BLNH.dtype)
@@ -171,4 +172,6 @@ class LatentAttentionLayer(nnx.Module):
     turned_BSNR = jnp.broadcast_to(turned_BS1R.astype(q_BLNH.dtype), shape)
     k_BSNH = jnp.concatenate([still_BSNH, turned_BSNR], axis=-1)
     v_BSNH = dot(self.v.get_value(), latent_BSC, "bsc,cnh->bsnh")
-    return attention.reference(q_BLNH, k_BSNH, v_BSNH, mask_BLS, self.config.scale)
+    sight = dataclasses.replace(sight, scale=self.config.scale)
+    part = attend(self.chooser, ("attention", BACKENDS), q_BLNH, k_BSNH, v_BSNH, sight)
+    return part.out_BLNP.astype(q_BLNH.dtype)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+
+import jax
 
 from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
-from jaxmoe.ops.attention import STICK_BREAKING
+from jaxmoe.ops.attention import Sight, attend
+from jaxmoe.ops.stick_breaking import BACKENDS
 
 
 @dataclasses.dataclass(frozen=True)
 class StickBreaking(AttentionBase):
-  """Near keys take their share first; the order of tokens is known from nothing else.
-
-  Attributes:
-    backend: `blocks` never holds all scores at once; `reference` does.
-  """
-
-  backend: Literal["blocks", "reference"] = "blocks"
+  """Near keys take their share first; the order of tokens is known from nothing else."""
 
   def build(
     self,
@@ -30,13 +26,17 @@ class StickBreaking(AttentionBase):
     parallel: ParallelContext = ONE_DEVICE,
   ) -> StickBreakingLayer:
     """Returns the module with its weights."""
-    del eps, parallel
-    return StickBreakingLayer(self, init, dim, num_experts)
+    del eps
+    return StickBreakingLayer(self, init, dim, num_experts, parallel)
 
 
 class StickBreakingLayer(AttentionBaseLayer):
   """The weights of stick-breaking attention."""
 
-  def __init__(self, config: StickBreaking, init: Init, dim: int, num_experts: int = 0):
-    super().__init__(config, init, dim, num_experts)
-    self.kernel = STICK_BREAKING[config.backend]
+  def attend(
+    self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight
+  ) -> jax.Array:
+    """Returns (B, L, N, H), what queries find among keys."""
+    sight = dataclasses.replace(sight, scale=q_BLNH.shape[-1] ** -0.5)
+    part = attend(self.chooser, ("stick_breaking", BACKENDS), q_BLNH, k_BSKH, v_BSKH, sight)
+    return part.out_BLNP.astype(q_BLNH.dtype)

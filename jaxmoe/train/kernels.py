@@ -9,13 +9,15 @@ from jaxmoe.core.config_io import unknown
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.moved import Moved
 from jaxmoe.moe.dispatch import row_exchange
-from jaxmoe.ops import cross_entropy, expert_mlp, grouped_matmul
+from jaxmoe.ops import attention, cross_entropy, expert_mlp, grouped_matmul, stick_breaking
 
 OPERATIONS: dict[str, Backends] = {
   "expert_mlp": expert_mlp.BACKENDS,
   "grouped_matmul": grouped_matmul.BACKENDS,
   "exchange": row_exchange.BACKENDS,
   "cross_entropy": cross_entropy.BACKENDS,
+  "attention": attention.BACKENDS,
+  "stick_breaking": stick_breaking.BACKENDS,
 }
 """The back ends of each operation; a key is a field of `Kernels`."""
 
@@ -31,12 +33,16 @@ class Kernels:
     grouped_matmul: Products of rows with the matrices of their experts.
     exchange: How rows of a layer without capacity travel between devices.
     cross_entropy: The loss of the next token.
+    attention: Softmax attention, over keys or over latents.
+    stick_breaking: Attention by stick-breaking.
   """
 
   expert_mlp: str = AUTO
   grouped_matmul: str = AUTO
   exchange: str = AUTO
   cross_entropy: str = AUTO
+  attention: str = AUTO
+  stick_breaking: str = AUTO
 
   def __post_init__(self) -> None:
     for operation, name in self._pairs():
@@ -67,7 +73,8 @@ class Kernels:
 
 def references() -> Chooser:
   """Returns what takes the back ends that are written to be read, the oracles, on one device."""
-  known = (("expert_mlp", "reference"), ("grouped_matmul", "loop"))
+  known = tuple((name, "reference") for name in ("expert_mlp", "attention", "stick_breaking"))
+  known += (("grouped_matmul", "loop"),)
   return Chooser(names=known, strict=False)
 
 
@@ -87,6 +94,14 @@ MOVED = (
     "AllToAll",
     "model.stack.*.pattern.*.ffn.exchange.ragged",
     {"always": {"kernels.exchange": "ragged"}},
+  ),
+  *(
+    Moved(
+      "StickBreaking",
+      f"model.stack.*.pattern.*.attention.{place}backend",
+      {"reference": {"kernels.stick_breaking": "reference"}},
+    )
+    for place in ("", "heads.")
   ),
 )
 """Where records deep in a recipe named back ends before."""

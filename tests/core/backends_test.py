@@ -47,6 +47,24 @@ def test_auto_takes_the_first_that_fits_and_says_why_not_those_before():
   assert chosen(devices=GPU, dtype="float32").why.startswith("kernel takes bfloat16, not float32; ")
 
 
+def test_auto_passes_by_what_fits_and_is_not_meant_for_a_need_unless_nothing_else_does():
+  backends = {
+    "long": Backend(lambda x: x, auto=_few),
+    "kernel": BACKENDS["kernel"],
+    "plain": BACKENDS["plain"],
+  }
+  choose = lambda backends, names=(): Chooser(CPU, names)._choice(  # noqa: E731
+    "toy", backends, Need(CPU, sizes={"T": 9})
+  )
+  assert choose(backends) == Choice(
+    "toy", "plain", "long is for fewer than 4 tokens, there are 9; kernel is for gpu, the devices "
+    "are cpu",
+  )  # fmt: skip
+  assert choose(backends, (("toy", "long"),)) == Choice("toy", "long", "asked for")
+  del backends["plain"]
+  assert choose(backends).backend == "long"
+
+
 def test_a_back_end_that_was_asked_for_is_taken_where_it_fits():
   assert chosen(devices=GPU, names=(("toy", "plain"),)) == Choice("toy", "plain", "asked for")
   assert chosen(devices=GPU, names=(("other", "kernel"), ("toy", "auto"))).backend == "kernel"

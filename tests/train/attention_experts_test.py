@@ -23,7 +23,7 @@ from jaxmoe.train.step import TrainStep
 from jaxmoe.train.train_state import State
 
 VOCAB, LENGTH, RATE = 19, 6, 0.125
-HEADS = StickBreaking(2, 1, 4, backend="reference")
+HEADS = StickBreaking(2, 1, 4)
 ROWS = ((4,), (2, 3), (1,), ())
 GATE = "stack/0/0/attention/router/gate/weight"
 

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from jaxmoe.core.backends import AUTO, Chooser, Devices
+from jaxmoe.core.backends import AUTO, ChoiceLog, Chooser, Devices
 from jaxmoe.core.config_io import from_json, override, to_json
 from jaxmoe.core.errors import InputError
 from jaxmoe.runs.recipe_loading import load_recipe
@@ -91,3 +91,42 @@ def test_references_are_taken_where_there_is_one():
   for operation, name in (("expert_mlp", "reference"), ("grouped_matmul", "loop")):
     backends = OPERATIONS[operation]
     assert references().choose(operation, backends, "float32", sizes) is backends[name]
+
+
+def test_stick_breaking_of_before_names_its_back_end_and_long_rows_go_in_blocks(recipe):
+  plain = json.loads(to_json(recipe))
+  del plain["kernels"]
+  stick = {"kind": "stick_breaking", "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
+           "mask": {"kind": "document"}}  # fmt: skip
+  for at, (backend, asked) in enumerate({"reference": "reference", "blocks": AUTO}.items()):
+    inside = {"kind": "experts", "heads": {**stick, "backend": backend}}
+    attention = [{**stick, "backend": backend}, inside][at]
+    plain["model"]["stack"][0]["pattern"][0]["attention"] = attention
+    old = from_json(Experiment, json.dumps(plain))
+    assert old.kernels == Kernels(stick_breaking=asked)
+  with pytest.raises(InputError, match=r"backend: is kernels\.stick_breaking now"):
+    changed(old, "model.stack.0.pattern.0.attention.heads.backend=blocks")
+
+
+@pytest.mark.parametrize(
+  "platform, slots, length, name",
+  [
+    ("cpu", 64, 64, "reference"), ("cpu", 255, 255, "reference"), ("cpu", 256, 256, "blocks"),
+    ("cpu", 4096, 1, "reference"), ("tpu", 4096, 4096, "reference"), ("tpu", 8192, 8192, "blocks"),
+  ],
+)  # fmt: skip
+def test_attention_goes_in_blocks_where_rows_are_long(platform, slots, length, name):
+  sizes = {"B": 1, "L": length, "S": slots, "N": 4, "K": 2, "H": 8, "P": 8}
+  backends, devices = OPERATIONS["attention"], Devices(platform)
+  choose = lambda chooser, *features: chooser.choose(  # noqa: E731
+    "attention", backends, "float32", sizes, features
+  )
+  assert choose(Chooser(devices)) is backends[name]
+  # Asked for, it is taken at any length; a mask that is no span has the reference, and it is said.
+  asked = (("attention", "blocks"),)
+  assert choose(Chooser(devices, asked)) is backends["blocks"]
+  log = ChoiceLog()
+  assert choose(Chooser(devices, log=log), "masks that are no span") is backends["reference"]
+  assert "blocks has no masks that are no span" in str(log.take()[0])
+  with pytest.raises(InputError, match="has no masks that are no span; what fits: auto, ref"):
+    choose(Chooser(devices, asked), "masks that are no span")

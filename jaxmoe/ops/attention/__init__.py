@@ -1,22 +1,32 @@
-"""Attention with grouped queries under any boolean mask, by softmax and by stick-breaking.
+"""Softmax attention with grouped queries under any mask, and linear attention over signs.
 
-A backend is `(q_BLNH, k_BSKH, v_BSKH, mask_BLS, scale) -> out_BLNH`: query head n reads key head
-n // (N // K); True in the mask means "query l sees key s". Softmax and sums of logarithms are
-float32, the result has q's type. A query that sees no key gives exact zeros, and a key that no
-query sees changes nothing, bit for bit, in values or gradients, whatever it holds while its
-products stay finite. For stick-breaking the order of the keys counts.
+A back end is `(q_BLNH, k_BSKH, v_BSKP, sight) -> AttentionPart`: query head n reads key head
+n // (N // K), and values may be of another size than keys. A `Sight` says which keys a query sees,
+what scores are multiplied by, and sinks; an `AttentionPart` is what was found and the log-sum-exp,
+both float32, so that parts of the keys merge. A query that sees no key gives exact zeros, and a key
+that no query sees changes nothing, bit for bit, in values or gradients, whatever it holds while its
+products stay finite.
+
+Sizes of a need: B, L, S, N, K, H, P; features: `SINKS`, `ANY_MASK`, `OTHER_SIZE`.
 """
 
+from jaxmoe.core.backends import Backend, limited
 from jaxmoe.ops.attention.binary_linear import binarize, binary_linear, empty_state
+from jaxmoe.ops.attention.blocks import blocks, for_long_rows
+from jaxmoe.ops.attention.choice import OTHER_SIZE, attend
 from jaxmoe.ops.attention.masked_softmax import reference
-from jaxmoe.ops.attention.stick_blocks import stick_blocks
-from jaxmoe.ops.attention.stick_breaking import stick_breaking
+from jaxmoe.ops.attention.merge import AttentionPart, join_sink, merge
+from jaxmoe.ops.attention.sight import ANY_MASK, NO_SLOT, NOTHING, SINKS, Sight
 from jaxmoe.ops.attention.xla import xla
 
-BACKENDS = {"reference": reference, "xla": xla}
-STICK_BREAKING = {"reference": stick_breaking, "blocks": stick_blocks}
+BACKENDS: dict[str, Backend] = {
+  "blocks": Backend(blocks, limited(features=(SINKS, OTHER_SIZE)), for_long_rows),
+  "reference": Backend(reference),
+  "xla": Backend(xla, limited(features=(ANY_MASK,))),
+}
 
 __all__ = [
-  "BACKENDS", "STICK_BREAKING", "binarize", "binary_linear", "empty_state", "reference",
-  "stick_blocks", "stick_breaking", "xla",
-]
+  "ANY_MASK", "BACKENDS", "NOTHING", "NO_SLOT", "OTHER_SIZE", "SINKS", "AttentionPart", "Sight",
+  "attend", "binarize", "binary_linear", "blocks", "empty_state", "join_sink", "merge", "reference",
+  "xla",
+]  # fmt: skip
