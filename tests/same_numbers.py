@@ -52,7 +52,9 @@ CASES = {
 
 @contextlib.contextmanager
 def worktree(commit, folder):
-  """Gives a folder with the files of a commit, and lets it go."""
+  """Gives a folder with the files of a commit, whatever a killed run left there, and lets it go."""
+  shutil.rmtree(folder, ignore_errors=True)
+  subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
   subprocess.run(
     ["git", "worktree", "add", "--quiet", "--force", "--detach", folder, commit],
     cwd=ROOT, check=True,
