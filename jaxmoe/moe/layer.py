@@ -233,7 +233,11 @@ class MoELayer(nnx.Module):
     whole_BLD = self.parallel.all_gather_sequence(x_BLD)
     with jax.named_scope("route"):
       routing, previous_logits = self.router(
-        whole_BLD.reshape(-1, x_BLD.shape[-1]), tokens, previous_logits, keys
+        whole_BLD.reshape(-1, x_BLD.shape[-1]),
+        tokens,
+        previous_logits,
+        keys,
+        self.parallel.chooser,
       )
     return whole_BLD, routing, previous_logits
 

@@ -9,7 +9,16 @@ from jaxmoe.core.config_io import unknown
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.moved import Moved
 from jaxmoe.moe.dispatch import row_exchange
-from jaxmoe.ops import attention, cross_entropy, expert_mlp, grouped_matmul, stick_breaking
+from jaxmoe.ops import (
+  attention,
+  combine,
+  cross_entropy,
+  expert_mlp,
+  grouped_matmul,
+  move,
+  stick_breaking,
+  top_k,
+)
 
 OPERATIONS: dict[str, Backends] = {
   "expert_mlp": expert_mlp.BACKENDS,
@@ -18,6 +27,9 @@ OPERATIONS: dict[str, Backends] = {
   "cross_entropy": cross_entropy.BACKENDS,
   "attention": attention.BACKENDS,
   "stick_breaking": stick_breaking.BACKENDS,
+  "top_k": top_k.BACKENDS,
+  "move": move.BACKENDS,
+  "combine": combine.BACKENDS,
 }
 """The back ends of each operation; a key is a field of `Kernels`."""
 
@@ -35,6 +47,9 @@ class Kernels:
     cross_entropy: The loss of the next token.
     attention: Softmax attention, over keys or over latents.
     stick_breaking: Attention by stick-breaking.
+    top_k: Which experts have the highest rank.
+    move: What experts read, in the order of their rows.
+    combine: What experts made of rows, summed by token.
   """
 
   expert_mlp: str = AUTO
@@ -43,6 +58,9 @@ class Kernels:
   cross_entropy: str = AUTO
   attention: str = AUTO
   stick_breaking: str = AUTO
+  top_k: str = AUTO
+  move: str = AUTO
+  combine: str = AUTO
 
   def __post_init__(self) -> None:
     for operation, name in self._pairs():

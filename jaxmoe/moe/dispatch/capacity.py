@@ -130,4 +130,5 @@ class Capacity(Limited):
       groups=Uniform(jnp.sum(used_SC, axis=1, dtype=jnp.int32), capacity),
       dropped=counts.dropped,
       spilled=counts.spilled,
+      chooser=context.chooser,
     )

@@ -22,7 +22,6 @@ class Dense(Dispatcher):
   @jax.named_scope("plan")
   def plan(self, routing: Routing, context: DispatchContext = WHOLE) -> Plan:
     """Returns the plan whose row e * T + t is token t at expert e."""
-    del context
     tokens, num_experts = routing.scores_TE.shape
     token_T = jnp.arange(tokens, dtype=jnp.int32)
     row_TA = routing.expert_TA * tokens + token_T[:, None]
@@ -31,4 +30,5 @@ class Dense(Dispatcher):
       row_TA=jnp.where(routing.valid_TA, row_TA, num_experts * tokens),
       weight_TA=routing.weight_TA,
       groups=Uniform(jnp.full(num_experts, tokens, jnp.int32), tokens),
+      chooser=context.chooser,
     )

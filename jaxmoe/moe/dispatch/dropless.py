@@ -34,6 +34,7 @@ class Dropless(Dispatcher):
       row_TA=row_TA,
       weight_TA=routing.weight_TA,
       groups=Ragged(sizes_E, _matmul(context.chooser)),
+      chooser=context.chooser,
     )
 
   def run(

@@ -7,15 +7,17 @@ Every dispatcher is a function from a Routing to a Plan, or a fused form that eq
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.weight_formats import Groups
 from jaxmoe.moe.routing import Routing
-from jaxmoe.ops import grouped_matmul
+from jaxmoe.ops import combine, grouped_matmul, move
 
 Matmul = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -57,6 +59,7 @@ class Plan:
     groups: The rows' slots, for `grouped_dot`.
     dropped: Number of valid choices without a row, float32, by reason.
     spilled: Number of choices with a row of another expert than the chosen, float32, by reason.
+    chooser: What chooses back ends.
   """
 
   token_R: jax.Array
@@ -65,11 +68,15 @@ class Plan:
   groups: Ragged | Uniform
   dropped: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   spilled: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  chooser: Chooser = HERE
 
   @jax.named_scope("move")
   def move(self, values_TD: jax.Array) -> jax.Array:
     """Returns (R, D): per-token values in order of rows, zeros for rows without a token."""
-    return values_TD.at[self.token_R].get(mode="fill", fill_value=0)
+    tokens, size = values_TD.shape[0], math.prod(values_TD.shape[1:])
+    sizes = {"T": tokens, "R": self.token_R.size, "D": size}
+    backend = self.chooser.choose("move", move.BACKENDS, values_TD.dtype, sizes)
+    return backend(values_TD, self.token_R)
 
   @jax.named_scope("combine")
   def combine(self, rows_RD: jax.Array) -> jax.Array:
@@ -77,13 +84,9 @@ class Plan:
 
     The products and their sum are float32.
     """
-    choices_TAD = rows_RD.at[self.row_TA].get(mode="fill", fill_value=0)
-    weighted_TAD = choices_TAD.astype(jnp.float32) * self.weight_TA[:, :, None]
-    # An unrolled sum keeps one order of additions, whatever else is in the batch.
-    total_TD = weighted_TAD[:, 0]
-    for choice in range(1, weighted_TAD.shape[1]):
-      total_TD = total_TD + weighted_TAD[:, choice]
-    return total_TD.astype(rows_RD.dtype)
+    sizes = dict(zip("TARD", (*self.row_TA.shape, *rows_RD.shape), strict=True))
+    backend = self.chooser.choose("combine", combine.BACKENDS, rows_RD.dtype, sizes)
+    return backend(rows_RD, self.row_TA, self.weight_TA)
 
 
 class ExpertFunction(Protocol):

@@ -12,7 +12,7 @@ from jaxmoe.moe.routers.expert_choice import CausalExpertChoice, ExpertChoice
 from jaxmoe.moe.routers.forced import Balanced, Listed, Skewed
 from jaxmoe.moe.routers.gates import GATES, CosineGateConfig, ResidualGateConfig
 from jaxmoe.moe.routers.noise import Gumbel, Noisy
-from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 from jaxmoe.moe.routers.sparse_mixer import SparseMixer
 from jaxmoe.moe.routers.token_hash import Hash
 from jaxmoe.moe.routers.topk import GShard, Switch, TopK

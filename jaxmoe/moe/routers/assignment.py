@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import BatchRouter, RouterInputs, Selection, top_k
+from jaxmoe.moe.routers.router import BatchRouter, RouterInputs, Selection
 
 State = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -48,7 +48,7 @@ class Sinkhorn(BatchRouter):
     if inputs.keys is not None:
       logits_TE = jax.lax.stop_gradient(inputs.logits_TE)
       rank_TE = logits_TE + self._bias(logits_TE, inputs.valid_T)[None]
-    expert_TA = top_k(rank_TE, inputs.num_active)
+    expert_TA = inputs.top_k(rank_TE, inputs.num_active)
     return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
   def _bias(self, logits_TE: jax.Array, valid_T: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ class Auction(BatchRouter):
 
   def select(self, inputs: RouterInputs) -> Selection:
     """Routes all tokens together."""
-    expert_TA = top_k(inputs.logits_TE, 1)
+    expert_TA = inputs.top_k(inputs.logits_TE, 1)
     if inputs.keys is not None:
       logits_TE = jax.lax.stop_gradient(inputs.logits_TE)
       # Finite, and with no level of its own, so that every raise is seen and the auction ends.

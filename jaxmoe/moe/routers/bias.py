@@ -18,7 +18,6 @@ from jaxmoe.moe.routers.router import (
   RouterInputs,
   RouterStatistics,
   Selection,
-  top_k,
 )
 from jaxmoe.moe.routing import RouterSums
 
@@ -81,15 +80,15 @@ class AuxFree(Router):
     """Routes each token by itself."""
     rank_TE = jax.lax.stop_gradient(inputs.scores_TE + inputs.buffers["bias"][None])
     if self.num_groups > 1:
-      rank_TE = self._in_groups(rank_TE)
-    expert_TA = top_k(rank_TE, inputs.num_active)
+      rank_TE = self._in_groups(inputs, rank_TE)
+    expert_TA = inputs.top_k(rank_TE, inputs.num_active)
     return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
-  def _in_groups(self, rank_TE: jax.Array) -> jax.Array:
+  def _in_groups(self, inputs: RouterInputs, rank_TE: jax.Array) -> jax.Array:
     """Returns the ranks, below all others outside of a token's best groups."""
     rank_TGM = rank_TE.reshape(rank_TE.shape[0], self.num_groups, -1)
     merit_TG = jnp.sum(jax.lax.top_k(rank_TGM, self.group_best)[0], axis=-1)
-    group_TN = top_k(merit_TG, self.groups_active)
+    group_TN = inputs.top_k(merit_TG, self.groups_active)
     active_TG = jnp.any(jax.nn.one_hot(group_TN, self.num_groups, dtype=bool), axis=1)
     return jnp.where(active_TG[:, :, None], rank_TGM, -jnp.inf).reshape(rank_TE.shape)
 
@@ -132,7 +131,7 @@ class Quantile(Router):
   def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself; where A = E the threshold is the last logit."""
     biased_TE = jax.lax.stop_gradient(inputs.logits_TE - inputs.buffers["beta"][None])
-    ranked_TA = top_k(biased_TE, min(inputs.num_active + 1, biased_TE.shape[1]))
+    ranked_TA = inputs.top_k(biased_TE, min(inputs.num_active + 1, biased_TE.shape[1]))
     threshold_T1 = jnp.take_along_axis(biased_TE, ranked_TA[:, -1:], axis=1)
     expert_TA = ranked_TA[:, : inputs.num_active]
     return Selection(

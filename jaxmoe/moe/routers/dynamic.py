@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Dynamic(Router):
 
   def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
-    expert_TA = top_k(inputs.scores_TE, inputs.num_active)
+    expert_TA = inputs.top_k(inputs.scores_TE, inputs.num_active)
     kept_TA = self.keep(jax.lax.stop_gradient(inputs.scores_TE), expert_TA)
     return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA, kept_TA), kept_TA)
 

@@ -22,7 +22,6 @@ from jaxmoe.moe.routers.router import (
   RouterInputs,
   RouterStatistics,
   Selection,
-  top_k,
 )
 from jaxmoe.moe.routing import RouterSums
 
@@ -68,7 +67,7 @@ class ByExpert(Router):
     """Returns each token's choices of the experts that took it."""
     # No score is negative.
     rank_TE = jnp.where(taken_TE, inputs.scores_TE, -1)
-    expert_TA = top_k(rank_TE, self.most or rank_TE.shape[1])
+    expert_TA = inputs.top_k(rank_TE, self.most or rank_TE.shape[1])
     valid_TA = jnp.take_along_axis(taken_TE, expert_TA, axis=1)
     return Selection(
       expert_TA, self.combine_weights(inputs.scores_TE, expert_TA, valid_TA), valid_TA
@@ -95,7 +94,7 @@ class ExpertChoice(ByExpert, BatchRouter):
     """Routes all tokens together; O(T log T * E)."""
     num_experts, mean = inputs.scores_TE.shape[1], self.mean_active(inputs.num_active)
     if inputs.keys is None and not self.always:
-      expert_TA = top_k(inputs.scores_TE, max(1, round(mean)))
+      expert_TA = inputs.top_k(inputs.scores_TE, max(1, round(mean)))
       return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
     valid_T1 = inputs.valid_T[:, None]
     rank_TE = jax.lax.stop_gradient(jnp.where(valid_T1, inputs.scores_TE, -1))
@@ -150,7 +149,7 @@ class CausalExpertChoice(ByExpert):
   def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself."""
     threshold_E, scores_TE = inputs.buffers["threshold"], jax.lax.stop_gradient(inputs.scores_TE)
-    first_TA = top_k(scores_TE, max(1, round(self.mean_active(inputs.num_active))))
+    first_TA = inputs.top_k(scores_TE, max(1, round(self.mean_active(inputs.num_active))))
     first_TE = jnp.any(jax.nn.one_hot(first_TA, scores_TE.shape[1], dtype=bool), axis=1)
     above_TE = scores_TE > threshold_E[None]
     taken_TE = jnp.where(jnp.any(threshold_E != 0), above_TE, first_TE)

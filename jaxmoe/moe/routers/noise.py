@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxmoe.core.init import Init
 from jaxmoe.core.weight_formats import dot
-from jaxmoe.moe.routers.router import RouterInputs, Selection, top_k
+from jaxmoe.moe.routers.router import RouterInputs, Selection
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routers.topk import TopK
 
@@ -42,7 +42,7 @@ class Noisy(TopK):
     deviation_TE = jax.nn.softplus(dot(inputs.parameters["noise"], inputs.x_TD, "td,de->te"))
     normal_TE = jax.random.normal(inputs.keys("noise"), deviation_TE.shape)
     noisy_TE = inputs.logits_TE + normal_TE * deviation_TE
-    expert_TA = top_k(noisy_TE, inputs.num_active)
+    expert_TA = inputs.top_k(noisy_TE, inputs.num_active)
     return Selection(
       expert_TA,
       self.combine_weights(SCORES[self.score](noisy_TE), expert_TA),
@@ -82,5 +82,5 @@ class Gumbel(TopK):
     if inputs.keys is None:
       return super().select(inputs)
     noise_TE = jax.random.gumbel(inputs.keys("noise"), inputs.logits_TE.shape)
-    expert_TA = top_k(inputs.logits_TE + noise_TE, inputs.num_active)
+    expert_TA = inputs.top_k(inputs.logits_TE + noise_TE, inputs.num_active)
     return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
@@ -23,6 +24,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.routers.gates import GATES, LinearGateConfig
 from jaxmoe.moe.routers.scores import SCORES
 from jaxmoe.moe.routing import RouterSums, Routing
+from jaxmoe.ops import top_k
 
 Buffers = dict[str, jax.Array]
 
@@ -40,6 +42,7 @@ class RouterInputs:
     keys: Randomness of the forward pass; None where there is none (evaluation, serving).
     x_TD: float32, the tokens themselves, for rules with parameters of their own.
     parameters: Those, by name.
+    chooser: What chooses back ends.
   """
 
   logits_TE: jax.Array
@@ -50,6 +53,13 @@ class RouterInputs:
   keys: Keys | None
   x_TD: jax.Array
   parameters: dict[str, jax.Array]
+  chooser: Chooser = HERE
+
+  def top_k(self, rank_TE: jax.Array, num: int) -> jax.Array:
+    """Returns (T, num) int32, the experts of the highest rank; ties go to the lower expert."""
+    sizes = {"T": rank_TE.shape[0], "E": rank_TE.shape[1], "A": num}
+    backend = self.chooser.choose("top_k", top_k.BACKENDS, rank_TE.dtype, sizes)
+    return backend(rank_TE, num)
 
   @property
   def valid_T(self) -> jax.Array:
@@ -253,7 +263,12 @@ class RouterModule(nnx.Module):
     )
 
   def __call__(
-    self, x_TD: jax.Array, tokens: Tokens, previous_logits: Any, keys: Keys | None
+    self,
+    x_TD: jax.Array,
+    tokens: Tokens,
+    previous_logits: Any,
+    keys: Keys | None,
+    chooser: Chooser = HERE,
   ) -> tuple[Routing, Any]:
     """Returns the routing of T = B * L tokens, all float32, and the logits for the next
     layer."""
@@ -271,6 +286,7 @@ class RouterModule(nnx.Module):
       keys,
       x_TD.astype(jnp.float32),
       parameters,
+      chooser,
     )
     if tokens.replayed_experts is None:
       chosen = self.config.select(inputs)
@@ -306,8 +322,3 @@ class RouterModule(nnx.Module):
     return Selection(
       expert_TA, self.config.weights_of_replayed(inputs, expert_TA, valid_TA), valid_TA
     )
-
-
-def top_k(rank_TE: jax.Array, num: int) -> jax.Array:
-  """Returns (T, num) int32, the experts of the highest rank; ties go to the lower expert."""
-  return jax.lax.top_k(jax.lax.stop_gradient(rank_TE), num)[1]

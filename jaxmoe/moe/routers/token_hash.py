@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Hash(Router):
     expert_1E = jnp.arange(inputs.scores_TE.shape[1], dtype=jnp.uint32)[None]
     drawn_TE = mix(mix(id_T1 ^ mix(jnp.uint32(self.seed))) + expert_1E)
     # float32 holds 24 bits.
-    expert_TA = top_k((drawn_TE >> 8).astype(jnp.float32), inputs.num_active)
+    expert_TA = inputs.top_k((drawn_TE >> 8).astype(jnp.float32), inputs.num_active)
     return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
   def combine_weights(

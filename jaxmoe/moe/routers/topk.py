@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
-from jaxmoe.moe.routers.router import Router, RouterInputs, Selection, top_k
+from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TopK(Router):
 
   def select(self, inputs: RouterInputs) -> Selection:
     """Routes each token by itself; ties go to the lower expert."""
-    expert_TA = top_k(inputs.scores_TE, inputs.num_active)
+    expert_TA = inputs.top_k(inputs.scores_TE, inputs.num_active)
     return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))
 
 
