@@ -69,7 +69,7 @@ def read_run(
   made_elsewhere = isinstance(experiment.data.tokenizer, TokenizerFile)
   tokenizer = load_tokenizer(workdir.tokenizer, made_elsewhere)
   check(tokenizer)
-  decoder = experiment.decoder()
+  decoder = experiment.decoder(strict=False)  # it may have been trained on other devices
   found = read_params(store, decoder, one_device(), damage_line(warn))
   if found is None:
     raise no_checkpoint(workdir)
