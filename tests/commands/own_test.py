@@ -10,8 +10,8 @@ from jaxmoe.commands import parity as parity_command
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS_ALONE = {
-  "absl.flags", "absl.app", "argparse", "os.environ", "os.getenv", "os.putenv", "jax.config",
-  "jax.distributed.initialize", "jax.monitoring",
+  "absl.flags", "absl.app", "argparse", "os.environ", "os.getenv", "os.putenv",
+  "jax.config.update", "jax.distributed.initialize", "jax.monitoring",
 }  # fmt: skip
 BESIDE = {"__init__", "entry", "bench_side", "doctor_trial"}
 """Modules beside the commands that are none."""
@@ -34,6 +34,7 @@ def touched(text):
       names |= {alias.asname: alias.name for alias in node.names if alias.asname}
     elif isinstance(node, ast.ImportFrom):
       found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+      names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     elif isinstance(node, ast.Attribute):
       first, *rest = ast.unparse(node).split(".")
       found.add(".".join([names.get(first, first), *rest]))
@@ -47,7 +48,7 @@ def test_commands_alone_read_flags_and_the_environment_and_touch_settings_of_the
   found = {str(path.relative_to(ROOT)): touched(path.read_text()) for path in files}
   assert {path: names for path, names in found.items() if names} == {}
   theirs = set().union(*(touched(path.read_text()) for path in package.glob("commands/**/*.py")))
-  assert theirs >= {"absl.flags", "os.environ", "jax.config"}
+  assert theirs >= {"absl.flags", "os.environ", "jax.config.update"}
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,9 @@ def test_commands_alone_read_flags_and_the_environment_and_touch_settings_of_the
     ("from os import environ", {"os.environ"}),
     ("from absl import flags", {"absl.flags"}),
     ("def f():\n  import argparse", {"argparse"}),
-    ("import jax\njax.config.update('jax_platforms', 'cpu')", {"jax.config"}),
-    ("from jax import config", {"jax.config"}),
+    ("import jax\njax.config.update('jax_platforms', 'cpu')", {"jax.config.update"}),
+    ("from jax import config\nconfig.update('a', 1)", {"jax.config.update"}),
+    ("import jax\nstr(jax.config.values)", set()),
     ("import jax\njax.distributed.initialize()", {"jax.distributed.initialize"}),
     ("import os\nos.path", set()),
   ],
