@@ -27,7 +27,7 @@ from jaxmoe.models.attention import SoftmaxAttention
 from jaxmoe.models.cache import Cache
 from jaxmoe.models.stick_breaking_attention import StickBreaking
 from jaxmoe.moe.balance import BALANCE, LoadBalance, RouterZ
-from jaxmoe.moe.dispatch import Counts, Dropless
+from jaxmoe.moe.dispatch import Counts, DispatchContext, Dropless
 from jaxmoe.moe.experts.family import Experts
 from jaxmoe.moe.layer import MoESums, layer_sums
 from jaxmoe.moe.routers import ROUTERS, TopK
@@ -131,6 +131,7 @@ class AttentionExpertsLayer(nnx.Module):
       init / "router", dim, config.num_experts, config.num_active
     )
     # Its heads are whole on every device: of what there is in parallel it knows the devices alone.
+    self.chooser = chooser
     here = ParallelContext(chooser=chooser)
     self.experts = config.heads.build(init / "experts", dim, eps, config.num_experts, here)
 
@@ -143,8 +144,9 @@ class AttentionExpertsLayer(nnx.Module):
     """
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     with jax.named_scope("route"):
-      routing, _ = self.router(x_TD, dataclasses.replace(tokens, replayed_experts=None), None, keys)
-    plan = Dropless().plan(routing)
+      unforced = dataclasses.replace(tokens, replayed_experts=None)
+      routing, _ = self.router(x_TD, unforced, None, keys, self.chooser)
+    plan = Dropless().plan(routing, DispatchContext(chooser=self.chooser))
     choices = routing.expert_TA.size
     q_RNH = grouped_dot(self.experts.q.get_value(), plan.move(x_TD), plan.groups)
     q_TANH = q_RNH.at[plan.row_TA].get(mode="fill", fill_value=0)

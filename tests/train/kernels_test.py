@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,6 +85,24 @@ def test_a_decoder_chooses_for_the_devices_of_its_layout(recipe):
     backends = OPERATIONS[operation]
     chosen = chooser.choose(operation, backends, "float32", sizes | {"R": 16})
     assert chosen is backends[name]
+
+
+@pytest.mark.parametrize("shape, name", [((4, 64), "fused"), ((1, 1), "few"), ((2, 1), "few")])
+def test_experts_of_a_batch_and_of_a_token_are_chosen_by_their_shapes(recipe, shape, name):
+  log = ChoiceLog()
+  decoder = recipe.decoder(log=log)
+  jax.eval_shape(decoder, decoder.shapes, jax.ShapeDtypeStruct(shape, "int32"))
+  chosen = {choice.operation: choice.backend for choice in log.take()}
+  assert chosen["expert_mlp"] == name and "top_k" in chosen
+
+
+def test_attention_experts_choose_by_the_recipe_too():
+  log = ChoiceLog()
+  asked = load_recipe("tiny:attention=experts", ["--config.kernels.move=reference"])
+  decoder = asked.decoder(log=log)
+  jax.eval_shape(decoder, decoder.shapes, jax.ShapeDtypeStruct((1, 8), "int32"))
+  moves = [choice.backend for choice in log.take() if choice.operation == "move"]
+  assert moves == ["reference"]
 
 
 def test_references_are_taken_where_there_is_one():
