@@ -16,8 +16,8 @@ from absl import flags
 from jaxmoe.runs.recipe_loading import PREFIX, load_recipe
 
 ROOT = pathlib.Path(__file__).parents[1]
-JOBS = ("train", "data", "public_models", "evaluate", "surgery", "layouts", "clusters", "faults",
-        "python", "design")  # fmt: skip
+JOBS = ("train", "data", "public_models", "evaluate", "benchmarks", "surgery", "layouts",
+        "clusters", "faults", "python", "design")  # fmt: skip
 """The pages of docs/, in the order in which their blocks run."""
 PAGES = sorted([
   *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*/*.md"),

@@ -14,6 +14,8 @@ UNTIMED = ("missing", "unfit", "wrong", "failed")
 
 def rows_text(title: str, rows: Sequence[Row]) -> Table:
   """Returns the table of a race: seconds of the processor and ratios, or what is counted."""
+  if any("traces" in row for row in rows):
+    return _events(title, rows)
   counted = not any("cpu_seconds" in row for row in rows)
   for row in rows:
     if "fits" in row:
@@ -26,6 +28,17 @@ def rows_text(title: str, rows: Sequence[Row]) -> Table:
     table.add_column(heading, justify="right")
   for row in (row for row in rows if "fits" not in row):
     table.add_row(row["name"], *(_untimed(row) or (_counted(row) if counted else _timed(row))))
+  return table
+
+
+def _events(title: str, rows: Sequence[Row]) -> Table:
+  """Returns the table of what starts made JAX do."""
+  table = Table("", title=title, title_justify="left", min_width=78)
+  for heading in ("traces", "programs", "compiled", "fetched"):
+    table.add_column(heading, justify="right")
+  for row in rows:
+    names = ("traces", "programs", "compiled", "fetched")
+    table.add_row(row["name"], *(str(row[name]) for name in names))
   return table
 
 

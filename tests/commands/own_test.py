@@ -13,7 +13,7 @@ COMMANDS_ALONE = {
   "absl.flags", "absl.app", "argparse", "os.environ", "os.getenv", "os.putenv",
   "jax.config.update", "jax.distributed.initialize", "jax.monitoring",
 }  # fmt: skip
-BESIDE = {"__init__", "entry", "bench_side", "doctor_trial"}
+BESIDE = {"__init__", "entry", "bench_side", "doctor_trial", "start_probe"}
 """Modules beside the commands that are none."""
 SHIM = """\
 \"\"\"`python -m launch.{0}`, from the clone: jaxmoe/commands/{0}.py.\"\"\"

@@ -19,7 +19,7 @@ from typing import Any
 import jaxmoe
 from jaxmoe.bench.race import Seconds
 
-_ROOT = pathlib.Path(jaxmoe.__file__).parents[1]
+ROOT = pathlib.Path(jaxmoe.__file__).parents[1]
 
 
 class SideError(RuntimeError):
@@ -53,7 +53,7 @@ class Side:
 
   def __init__(self, module: str, python: str, env: Mapping[str, str]):
     self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until the side ends
-    path = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     self._process = subprocess.Popen(
       [python, "-m", module],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1,

@@ -34,6 +34,7 @@ SUITES = {
     "tokens one by one, 16 rows at once, and a prompt of 480",
     ("small8", "small64", "quickstart", "tiny"), 1, ("torch", "llama_cpp"),
   ),
+  "start": Suite("from nothing to the first step, and to the first tokens"),
   "attention": Suite("attention at four lengths, forward and backward", rivals=("torch",)),
   "kernels": Suite("every back end of every operation"),
   "scaling": Suite("cost against experts, tokens, layers, length and devices"),
