@@ -54,15 +54,19 @@ class NoCache:
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["k_BSKH", "v_BSKH", "tokens"], meta_fields=[]
+  jax.tree_util.register_dataclass, data_fields=["k_BKSH", "v_BKSH", "segment_BS"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-  """S slots a row; token of slot s lies at index s; an empty slot is padding."""
+  """S slots a row; token of slot s lies at index s; an empty slot is padding.
 
-  k_BSKH: jax.Array
-  v_BSKH: jax.Array
-  tokens: Tokens
+  It is written in place where the caller donates it, and a head's keys lie together, as products
+  with them want it: in another order each token would copy them.
+  """
+
+  k_BKSH: jax.Array
+  v_BKSH: jax.Array
+  segment_BS: jax.Array
 
   @classmethod
   def empty(
@@ -77,35 +81,34 @@ class KVCache:
 
     `values` is None where they are of the size of keys.
     """
-    k_BSKH = jnp.zeros((batch, slots, *heads), dtype)
-    v_BSKH = k_BSKH if values is None else jnp.zeros((batch, slots, *values), dtype)
-    none = jnp.zeros((batch, slots), jnp.int32)
-    return cls(k_BSKH, v_BSKH, Tokens(none, none, none, none))
+    k_BKSH, v_BKSH = (
+      jnp.zeros((batch, number, slots, size), dtype) for number, size in (heads, values or heads)
+    )
+    return cls(k_BKSH, v_BKSH, jnp.zeros((batch, slots), jnp.int32))
 
   def max_length(self, tokens: Tokens) -> int:
     """Returns S."""
     del tokens
-    return self.k_BSKH.shape[1]
+    return self.segment_BS.shape[1]
 
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> KVCache:
     """Returns the cache with each valid token written at its slot."""
     rows_B1 = jnp.arange(k_BLKH.shape[0])[:, None]
     # An index past the end is dropped by the scatter.
-    slot_BL = jnp.where(tokens.valid, tokens.slot, self.k_BSKH.shape[1])
+    slot_BL = jnp.where(tokens.valid, tokens.slot, self.segment_BS.shape[1])
 
-    def write(memory: jax.Array, values: jax.Array) -> jax.Array:
-      return memory.at[rows_B1, slot_BL].set(values.astype(memory.dtype), mode="drop")
+    def write(memory_BKSH: jax.Array, values_BLKH: jax.Array) -> jax.Array:
+      values_BLKH = values_BLKH.astype(memory_BKSH.dtype)
+      return memory_BKSH.at[rows_B1, :, slot_BL].set(values_BLKH, mode="drop")
 
-    # What is asked of routers is no business of those who look back.
-    plain = dataclasses.replace(
-      tokens, replayed_experts=None, per_sequence=False, return_routing=False
-    )
-    return KVCache(
-      write(self.k_BSKH, k_BLKH),
-      write(self.v_BSKH, v_BLKH),
-      jax.tree.map(write, self.tokens, plain),
-    )
+    segment_BS = self.segment_BS.at[rows_B1, slot_BL].set(tokens.segment, mode="drop")
+    return KVCache(write(self.k_BKSH, k_BLKH), write(self.v_BKSH, v_BLKH), segment_BS)
 
   def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:
     """Returns (B, L, N, H)."""
-    return attend(q_BLNH, self.k_BSKH, self.v_BSKH, mask(tokens, self.tokens))
+    slot_S = jnp.arange(self.segment_BS.shape[1], dtype=jnp.int32)
+    slot_BS = jnp.broadcast_to(slot_S, self.segment_BS.shape)
+    # Who looks back asks for no more than slots and documents.
+    seen = Tokens(slot_BS, slot_BS, self.segment_BS, slot_BS)
+    k_BSKH, v_BSKH = (x.swapaxes(1, 2) for x in (self.k_BKSH, self.v_BKSH))
+    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))

@@ -65,6 +65,18 @@ def layer_runs(sizes: LayerGroupSizes, start: int = 0, stop: int | None = None) 
   return runs
 
 
+def repeats_apart(sizes: LayerGroupSizes) -> list[LayerRun]:
+  """Returns a run for each repeat of each pattern, in order, of leaves stacked over one."""
+  return [
+    dataclasses.replace(
+      run, start=repeat, stop=repeat + 1, whole=run.stop == 1,
+      depth=run.depth + repeat * len(run.positions),
+    )
+    for run in layer_runs(sizes)
+    for repeat in range(run.stop)
+  ]  # fmt: skip
+
+
 def join_runs(runs: Sequence[LayerRun], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Returns what runs have, by position, by group and position: the inverse of `LayerRun.take`.
 

@@ -25,6 +25,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.cache import NoCache
+from jaxmoe.models.layer_runs import join_runs, repeats_apart
 from jaxmoe.models.residual import ResidualStream
 
 Remat = Literal["none", "full", "dots"]
@@ -111,26 +112,29 @@ class Stack:
   def run(
     self,
     graphs: dict[str, dict[str, Any]],
-    params: dict[str, dict[str, Any]],
+    params: Any,
     state: Handed,
     tokens: Tokens,
-    caches: dict[str, dict[str, Any]] | None = None,
+    caches: Any = None,
     keys: Keys | None = None,
   ) -> tuple[jax.Array, Any, Any]:
     """Runs every block over the stream.
 
     Args:
       graphs: Graph definitions by group and position.
-      params: Leaves by group and position, stacked over repeats.
+      params: Leaves by group and position, stacked over repeats; or taken apart, see `apart`.
       state: The stream, (B, L, D), and what the first block is handed by the gates of earlier ones.
       tokens: What is known of each token.
-      caches: Caches by group and position, stacked over repeats; None to attend afresh.
+      caches: Caches by group and position, stacked over repeats; apart where parameters are; None
+        to attend afresh.
       keys: Randomness of the forward pass, for routers that use it.
 
     Returns:
       The stream, the caches (None without any) and the MoE sums by group and position, stacked
       over repeats (None for dense blocks); those of attention experts under `J.attention`.
     """
+    if isinstance(params, tuple):
+      return self._run_apart(graphs, params, state, tokens, caches, keys)
     new_caches, sums, depth = {}, {}, 0
     for s in sorted(params, key=int):  # as text 10 would come before 2
       group_params = params[s]
@@ -140,6 +144,39 @@ class Stack:
       )
       depth += jax.tree.leaves(group_params)[0].shape[0] * len(group_params)
     return state[0], None if caches is None else new_caches, sums
+
+  def empty_caches(self, batch: int, slots: int, dtype: Any) -> dict[str, dict[str, Any]]:
+    """Returns empty caches by group and position, stacked over repeats."""
+
+    def stacked(group: LayerGroup, block: BlockConfig) -> Any:
+      one = block.attention.empty_cache(batch, slots, dtype)
+      return jax.tree.map(lambda leaf: jnp.stack([leaf] * group.repeats), one)
+
+    return {
+      str(s): {str(j): stacked(group, block) for j, block in enumerate(group.pattern)}
+      for s, group in enumerate(self.groups)
+    }
+
+  def apart(self, tree: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Returns what is stacked over repeats as arrays of one repeat each, in order of depth.
+
+    A product reads a layer's own leaf as fast as memory goes; out of stacked ones it is copied.
+    """
+    return tuple(run.take(tree) for run in repeats_apart(self.layer_groups))
+
+  def _run_apart(
+    self, graphs: dict[str, dict[str, Any]], params: tuple[Any, ...], state: Handed, tokens: Tokens,
+    caches: tuple[Any, ...] | None, keys: Keys | None,
+  ) -> tuple[jax.Array, Any, Any]:
+    """Does what `run` does, of parameters and caches that are apart."""  # fmt: skip
+    runs, new_caches, sums = repeats_apart(self.layer_groups), [], []
+    for at, (run, weights) in enumerate(zip(runs, params, strict=True)):
+      group = run.group, graphs[run.group], run.depth
+      here = None if caches is None else caches[at]
+      state, (cache, found) = self.run_group(group, weights, state, tokens, here, keys)
+      new_caches.append(cache)
+      sums.append(found)
+    return state[0], None if caches is None else tuple(new_caches), join_runs(runs, sums)
 
   def run_group(
     self,

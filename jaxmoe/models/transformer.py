@@ -25,7 +25,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.attention_experts import AttentionExperts
-from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
+from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.embedding import Embed
 from jaxmoe.models.head import BiasedWeight, Head
 from jaxmoe.models.layer_runs import LayerRun
@@ -267,6 +267,17 @@ class Decoder:
     state = (x_BLD, self.first_logits(tokens))
     return self._stack.run(self._graphs["stack"], params["stack"], state, tokens, caches, keys)
 
+  def apart(self, params: Params) -> Params:
+    """Returns the parameters with those of each layer in arrays of their own, as decoding has them.
+
+    `hidden` takes them beside caches that are `caches_apart`.
+    """
+    return {**params, "stack": self._stack.apart(params["stack"])}
+
+  def caches_apart(self, batch: int, slots: int) -> Any:
+    """Returns empty caches for every block, each in arrays of its own."""
+    return self._stack.apart(self.empty_caches(batch, slots))
+
   def run_layers(
     self, run: LayerRun, weights: Params, handed: tuple[jax.Array, Any], tokens: Tokens,
     keys: Keys | None = None,
@@ -358,15 +369,7 @@ class Decoder:
 
   def empty_caches(self, batch: int, slots: int) -> Any:
     """Returns empty caches for every block, stacked over repeats."""
-
-    def stacked(group: LayerGroup, block: BlockConfig) -> Any:
-      one = block.attention.empty_cache(batch, slots, self.dtype)
-      return jax.tree.map(lambda leaf: jnp.stack([leaf] * group.repeats), one)
-
-    return {
-      str(s): {str(j): stacked(group, block) for j, block in enumerate(group.pattern)}
-      for s, group in enumerate(self.config.stack)
-    }
+    return self._stack.empty_caches(batch, slots, self.dtype)
 
   def first_logits(self, tokens: Tokens) -> Any:
     """Returns what the gates of the first layer are handed: zero logits if gates carry any."""

@@ -92,6 +92,11 @@ def generate(model, prefill, corrupt=lambda caches: caches):
   return found
 
 
+def by_slot(caches):
+  """Returns the leaves of caches as (repeats, B, S, ...)."""
+  return [leaf.swapaxes(2, 3) if leaf.ndim == 5 else leaf for leaf in jax.tree.leaves(caches)]
+
+
 def worst(model, found):
   assert found.keys() == {(row, at) for row in range(2) for at in range(LENGTHS[row])}
   return max(np.abs(logits - model.full[place]).max() for place, logits in found.items())
@@ -155,15 +160,15 @@ def test_every_variant_writes_token_by_token_what_the_whole_row_gives(
     np.testing.assert_allclose(logits, model.full[row, at], **CLOSE, err_msg=f"{row} {at}")
 
 
-@pytest.mark.parametrize("field", ["k_BSKH", "v_BSKH", "segment", "slot"])
+@pytest.mark.parametrize("field", ["k_BKSH", "v_BKSH", "segment_BS"])
 def test_a_corrupted_cache_is_seen_in_the_logits(model, field):
   def corrupt(caches):
     cache = caches["0"]["1"]
-    if field in ("segment", "slot"):
-      moved = getattr(cache.tokens, field).at[:, :, 2].add(7)
-      cache = dataclasses.replace(cache, tokens=dataclasses.replace(cache.tokens, **{field: moved}))
+    if field == "segment_BS":
+      moved = cache.segment_BS.at[:, :, 2].add(1)
     else:
-      cache = dataclasses.replace(cache, **{field: getattr(cache, field).at[:, :, 2].add(1.0)})
+      moved = getattr(cache, field).at[:, :, :, 2].add(1.0)
+    cache = dataclasses.replace(cache, **{field: moved})
     return {"0": {**caches["0"], "1": cache}}
 
   assert worst(model, generate(model, 5, corrupt)) > 100 * CLOSE["atol"]
@@ -174,12 +179,12 @@ def test_padding_writes_nothing_into_a_cache(model):
   run = compiled_chunk(model.decoder)
   empty = model.decoder.empty_caches(2, SLOTS)
   _, caches = run(model.params, chunk_of(model.ids, [0, 0], [5, 3], 5), empty)
-  for cache in jax.tree.leaves(caches, is_leaf=lambda node: hasattr(node, "k_BSKH")):
-    for leaf in jax.tree.leaves(cache):
+  for cache in jax.tree.leaves(caches, is_leaf=lambda node: hasattr(node, "k_BKSH")):
+    for leaf in by_slot(cache):
       np.testing.assert_array_equal(leaf[:, 0, 5:], 0)
       np.testing.assert_array_equal(leaf[:, 1, 3:], 0)
-    np.testing.assert_array_equal(np.sum(cache.tokens.segment, axis=2), [[5, 3]] * len(leaf))
-    assert (np.abs(cache.k_BSKH[:, 1, :3]).max(axis=(2, 3)) > 0).all()
+    np.testing.assert_array_equal(np.sum(cache.segment_BS, axis=2), [[5, 3]] * len(leaf))
+    assert (np.abs(cache.k_BKSH[:, 1, :, :3]).max(axis=(1, 3)) > 0).all()
   _, after = run(model.params, chunk_of(model.ids, [5, 3], [0, 0], 5), caches)
   jax.tree.map(np.testing.assert_array_equal, caches, after)
 
@@ -200,10 +205,8 @@ def test_with_a_cache_a_later_token_never_changes_an_earlier_output(model):
   after, other = run(model.params, chunk_of(moved, [0, 0], [5, 5], 5), empty)
   np.testing.assert_array_equal(before[:, :at], after[:, :at])
   assert (np.asarray(before[:, at:]) != np.asarray(after[:, at:])).any(axis=-1).all()
-  first = lambda leaf: leaf[:, :, :at]  # noqa: E731
-  jax.tree.map(
-    lambda one, two: np.testing.assert_array_equal(first(one), first(two)), kept, other
-  )
+  for one, two in zip(by_slot(kept), by_slot(other), strict=True):
+    np.testing.assert_array_equal(one[:, :, :at], two[:, :, :at])
 
 
 def test_the_rows_of_a_batch_do_not_see_each_other(model):

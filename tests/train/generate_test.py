@@ -7,7 +7,8 @@ import pytest
 
 from jaxmoe.core.errors import InputError, NotFiniteError
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.models.generate import Sampling, generate, nucleus
+from jaxmoe.models.generate import Sampling, generate
+from jaxmoe.models.next_token import nucleus
 from jaxmoe.models.stack import LayerGroup
 
 CONTEXT, EOD, VOCAB = 40, 18, 19
@@ -77,7 +78,7 @@ def test_a_cache_that_forgets_its_first_slot_is_noticed(model, greedy, monkeypat
 
   def forgetful(params, tokens, caches=None, keys=None):
     out, caches, sums = hidden(params, tokens, caches, keys)
-    forget = lambda path, leaf: leaf.at[:, :, 0].set(0) if "_BSKH" in str(path[-1]) else leaf  # noqa: E731
+    forget = lambda path, leaf: leaf.at[:, :, :, 0].set(0) if "_BKSH" in str(path[-1]) else leaf  # noqa: E731
     return out, jax.tree_util.tree_map_with_path(forget, caches), sums
 
   other = type(decoder)(decoder.config, decoder.vocab_size)

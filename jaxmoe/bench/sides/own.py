@@ -26,7 +26,8 @@ from jaxmoe.conversion.hf_export import params_to_hf
 from jaxmoe.conversion.hf_files import Origin
 from jaxmoe.core.rng import Keys
 from jaxmoe.hlo.compiled import collectives
-from jaxmoe.models.generate import Sampling, generate, lower_draw
+from jaxmoe.models.generate import Sampling, generate
+from jaxmoe.models.token_writer import lower_draw
 from jaxmoe.parallel import make_layout
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.step import abstract_batch, abstract_state, lower_step

@@ -20,7 +20,7 @@ from jaxmoe.bench.race import Run, race
 from jaxmoe.bench.results import Results, Row
 from jaxmoe.bench.sides.process import Side
 from jaxmoe.bench.suite import OURS, Asked, checked
-from jaxmoe.models.generate import lower_draw
+from jaxmoe.models.token_writer import lower_draw
 from jaxmoe.train.experiment import Experiment
 
 
