@@ -52,7 +52,8 @@ def short(number: float | None) -> str:
   """Returns a number with about three digits; '' for none."""
   if number is None:
     return ""
-  return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
+  places = 2 if number < 10 else 1 if number < 100 else 0
+  return f"{round(number, places) + 0.0:.{places}f}"  # no -0.00
 
 
 def _untimed(row: Row) -> list[str]:

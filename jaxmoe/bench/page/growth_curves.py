@@ -30,7 +30,7 @@ def charts(file: ResultFile) -> list[Html]:
       continue
     x = [row["size"] for row in points]
     series = [
-      Series(f"{WORDS[cost]} ^{one['exponent']:.2f},", x, [row[cost] / points[0][cost]
+      Series(f"{WORDS[cost]} ^{short(one['exponent'])},", x, [row[cost] / points[0][cost]
                                                            for row in points])
       for cost, one in fits["fits"].items() if cost in WORDS
     ]  # fmt: skip

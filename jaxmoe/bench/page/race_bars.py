@@ -11,12 +11,13 @@ from jaxmoe.report.html import Html, join, table, tag
 
 STYLE = """
 .race { margin: 10px 0; }
-.lane { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 0 12px; margin: 0 6px 9px;
-  font-size: 13px; }
-.lane b { font-weight: 600; }
+.lane { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px;
+  margin: 0 6px 9px; font-size: 13px; }
+.lane b { font-weight: 600; white-space: nowrap; }
+td + td::before { flex: none; }
 .lane .time { font-variant-numeric: tabular-nums; text-align: right; }
-.lane .why { grid-column: 1 / -1; color: var(--soft); }
-.lane .track { grid-column: 1 / -1; height: 10px; background: var(--line); border-radius: 5px;
+.lane .why { flex: 0 0 100%; color: var(--soft); }
+.lane .track { flex: 0 0 100%; height: 10px; background: var(--line); border-radius: 5px;
   overflow: hidden; margin-top: 2px; }
 .lane .track i { display: block; height: 100%; background: var(--s5); }
 .lane .track i.own { background: var(--s0); }

@@ -22,7 +22,8 @@ def rooflines(files: Sequence[ResultFile]) -> list[Html]:
   for file in files:
     groups: dict[str, list[Row]] = {}
     for row in file.rows:
-      if {"flops", "bytes", "cpu_seconds"} <= row.keys() and file.suite != "scaling":
+      known = {"flops", "bytes", "cpu_seconds"} <= row.keys() and "peak_flops_per_s" in file.about
+      if known and file.suite != "scaling":
         one = file.suite in ("step", "decode")
         groups.setdefault(file.suite if one else row["race"], []).append(row)
     found += [_chart(file, name, rows) for name, rows in groups.items()]
