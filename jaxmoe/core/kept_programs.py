@@ -53,12 +53,14 @@ class Program:
     function: The function; traced only where no program of it is kept.
     donate: The numbers of the arguments that it may use up.
     out_shardings: Of what it returns; None where all lies on one device.
+    options: Of the compiler, where whoever keeps programs takes them.
   """
 
   name: str
   function: Callable[..., Any]
   donate: tuple[int, ...] = ()
   out_shardings: Any = None
+  options: dict[str, Any] | None = None
 
   def lower(self, *args: Any) -> jax.stages.Lowered:
     """Returns it, traced and lowered for arguments or for what they are like."""
@@ -82,6 +84,15 @@ class Program:
     return jax.jit(program, donate_argnums=self.donate, keep_unused=True, **out).lower(*args)
 
 
+Compile = Callable[..., jax.stages.Compiled]
+"""Makes a `Program`, the first argument, for the others or for what they are like."""
+
+
+def compile_anew(program: Program, *args: Any) -> jax.stages.Compiled:
+  """Returns a program that is traced and compiled here and now."""
+  return program.lower(*args).compile()
+
+
 class KeptPrograms:
   """The programs that a folder keeps.
 
@@ -94,11 +105,22 @@ class KeptPrograms:
       runs: then nothing is read or kept.
     choices: Where back ends are told that are chosen while programs are traced; those of a kept
       program are told again.
+    options: Whether compiler options of programs are taken; they go before XLA_FLAGS.
   """
 
-  def __init__(self, folder: pathlib.Path, since_s: float, choices: ChoiceLog | None = None):
-    self._folder, self._since_s = folder, since_s
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    since_s: float,
+    choices: ChoiceLog | None = None,
+    options: bool = True,
+  ):
+    self._folder, self._since_s, self._options = folder, since_s, options
     self.choices = ChoiceLog() if choices is None else choices
+
+  def of(self, *about: Any) -> Compile:
+    """Returns what compiles programs whose functions depend on records and plain values."""
+    return lambda program, *args: self.compiled(program, about, *args)
 
   def compiled(self, program: Program, about: Any, *args: Any) -> jax.stages.Compiled:
     """Returns a program compiled for arguments, or for what they are like.
@@ -119,7 +141,7 @@ class KeptPrograms:
       if path is not None:
         with contextlib.suppress(OSError, ValueError):
           self._write(path, lowered, chosen)
-    return lowered.compile()
+    return lowered.compile(program.options if self._options else None)
 
   def _path(self, program: Program, about: Any, args: tuple[Any, ...]) -> pathlib.Path | None:
     """Returns the file of a program; None where it is not to be kept."""

@@ -22,6 +22,12 @@ def name_hash(name: str) -> int:
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
+def check_seed(seed: int) -> None:
+  """Raises InputError for a seed that does not fit 32 bits: JAX would silently drop the rest."""
+  if not 0 <= seed < 2**32:
+    raise InputError(f"a seed must lie in [0, 2**32): {seed=}")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Keys:
@@ -35,10 +41,9 @@ class Keys:
     """Returns the namespace of `seed`.
 
     Raises:
-      InputError: the seed does not fit 32 bits (JAX would silently drop the rest).
+      InputError: the seed does not fit 32 bits.
     """
-    if not 0 <= seed < 2**32:
-      raise InputError(f"a seed must lie in [0, 2**32): {seed=}")
+    check_seed(seed)
     return cls(jax.random.key(np.uint32(seed)))
 
   def __truediv__(self, name: str) -> Keys:

@@ -19,6 +19,7 @@ from jaxmoe.checkpoint import open_store
 from jaxmoe.core import multihost
 from jaxmoe.core.backends import ChoiceLog
 from jaxmoe.core.errors import PeerError, UserFacingError, machine_error
+from jaxmoe.core.kept_programs import compile_anew
 from jaxmoe.core.layout import Layout
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.parallel import share_of_rows
@@ -72,7 +73,8 @@ class Trainer:
     there = open_store(workdir.checkpoints, train.store)
     masters = came_from(there, experiment.masters(self.decoder))
     window = train.recovery.spike_window
-    self.spec = StateSpec(self.decoder, transform, layout, window, masters)
+    self._compiled = compile_anew if programs is None else programs.of(experiment, masters)
+    self.spec = StateSpec(self.decoder, transform, layout, window, masters, self._compiled)
     check_kernels(experiment, self.decoder, self.spec, layout)
     self.step = 0
     self.state: Any = None
@@ -178,10 +180,7 @@ class Trainer:
   def compiled_step(self, state: State, batch: dict[str, Any]) -> Step:
     """Returns the step compiled for these shapes, with the state donated."""
     program = step_program(self.experiment, self.decoder, self.spec, self.layout)
-    programs, about = self.options.programs, (self.experiment, self.spec.masters)
-    if programs is None:
-      return program.lower(state, batch).compile()
-    return programs.compiled(program, about, state, batch)
+    return self._compiled(program, state, batch)
 
   def run(self) -> None:
     """Trains until the end, or until asked to stop; the last step is saved.

@@ -89,7 +89,8 @@ def _process_start() -> float:
 
 def kept_programs() -> KeptPrograms:
   """Returns the programs that processes leave each other in the folder of caches."""
-  return KeptPrograms(cache_dir() / "programs", _process_start())
+  own_level = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
+  return KeptPrograms(cache_dir() / "programs", _process_start(), options=not own_level)
 
 
 def cache_dir() -> pathlib.Path:
