@@ -1,4 +1,4 @@
-"""How cost grows: a chart a sweep, the exponents, and what keeps the curve from being straight."""
+"""Growth of cost: a chart a sweep, the exponents, and what keeps the curve from being straight."""
 
 from __future__ import annotations
 

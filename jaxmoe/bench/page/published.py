@@ -1,4 +1,4 @@
-"""What others published of speed, on machines of theirs: read, not measured here."""
+"""Published speeds of others, on machines of theirs: read, not measured here."""
 
 from __future__ import annotations
 

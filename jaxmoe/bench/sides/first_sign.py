@@ -1,4 +1,4 @@
-"""How long a process takes to its first sign of work, in seconds of the clock and the processor."""
+"""Seconds of the clock and the processor that a process takes to its first sign of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the cost of a step grows with experts, tokens, layers, length and devices.
+"""Growth of the cost of a step with experts, tokens, layers, length and devices.
 
 Each sweep changes one size of a small model. Its curve is fitted by a power of the size, of what is
 counted and, unless only that is asked for, of seconds of the processor and of compiling. Devices
