@@ -17,7 +17,7 @@ from jaxmoe.core.output import check_output, write_output
 Row = dict[str, Any]
 
 
-class Results:
+class RowFile:
   """Rows of a suite, written after each race.
 
   Attributes:

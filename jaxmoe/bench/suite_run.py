@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 
 import jaxmoe
-from jaxmoe.bench.results import Results
+from jaxmoe.bench.results import RowFile
 from jaxmoe.bench.rows_text import rows_text
 from jaxmoe.bench.suite import Asked
 from jaxmoe.core.errors import InputError
@@ -36,7 +36,7 @@ def chosen(flag: str, asked: str | None, known: tuple[str, ...], default: int) -
 
 def run_suite(name: str, asked: Asked, path: str | None, console: Console) -> bool:
   """Runs a suite, prints each race and keeps its file; returns whether nothing was wrong."""
-  results = Results(path, _about(name, asked), asked.say, lambda: _noted(asked))
+  results = RowFile(path, _about(name, asked), asked.say, lambda: _noted(asked))
   shown: set[str] = set()
 
   def show(race: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmoe.bench import suite as suite_module
 from jaxmoe.bench.race import Seconds, race
-from jaxmoe.bench.results import Results
+from jaxmoe.bench.results import RowFile
 from jaxmoe.bench.sides import process
 from jaxmoe.bench.sides.process import Rival
 from jaxmoe.bench.suite import Asked
@@ -60,7 +60,7 @@ def test_contestants_take_turns_and_the_first_round_warms_up():
 
 
 def test_a_rival_is_timed_once_it_writes_our_tokens_and_else_says_why_not(fakes):
-  results = Results(None, {}, quiet)
+  results = RowFile(None, {}, quiet)
   decode.run(asked(("right", "wrong", "absent")), results)
   for race_name in ("tiny, 1 row", "tiny, 16 rows", "tiny, prefill 480"):
     rows = {row["name"]: row for row in results.rows if row["race"] == race_name}
@@ -80,15 +80,15 @@ def test_a_side_that_ends_says_its_last_line(fakes):
 def test_a_suite_that_was_killed_goes_on_with_whole_rows(tmp_path):
   path, said = tmp_path / "rows.json", []
   about = {"suite": "step"}
-  first = Results(str(path), about, quiet)
+  first = RowFile(str(path), about, quiet)
   first.add("a", [{"name": "jaxmoe"}, {"name": "torch"}])  # and no more
   assert json.loads(path.read_text())["rows"] == first.rows
-  second = Results(str(path), about, said.append)
+  second = RowFile(str(path), about, said.append)
   assert second.has("a") and not second.has("b") and "2 rows" in said[0]
   second.add("b", [{"name": "jaxmoe"}])
   second.finish()
   assert [row["race"] for row in json.loads(path.read_text())["rows"]] == ["a", "a", "b"]
-  assert not Results(str(path), about, quiet).rows  # a finished file is made anew
+  assert not RowFile(str(path), about, quiet).rows  # a finished file is made anew
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_a_suite_that_was_killed_goes_on_with_whole_rows(tmp_path):
 def test_a_file_of_something_else_is_made_anew(tmp_path, text):
   path = tmp_path / "rows.json"
   path.write_text(text)
-  assert not Results(str(path), {}, quiet).rows
+  assert not RowFile(str(path), {}, quiet).rows
 
 
 def test_rows_of_another_machine_or_code_are_made_anew(tmp_path):
   path = tmp_path / "rows.json"
-  Results(str(path), {"code": "1"}, quiet).add("a", [{"name": "jaxmoe"}])
-  assert not Results(str(path), {"code": "2"}, quiet).rows
+  RowFile(str(path), {"code": "1"}, quiet).add("a", [{"name": "jaxmoe"}])
+  assert not RowFile(str(path), {"code": "2"}, quiet).rows

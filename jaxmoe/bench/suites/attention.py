@@ -21,7 +21,7 @@ from jaxmoe.bench.ideal_work import Work
 from jaxmoe.bench.kernel_cases import attention_call, both_ways, fitting
 from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import Run, race, timed
-from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.sides.process import Side
 from jaxmoe.bench.suite import Asked, checked
 from jaxmoe.ops import attention
@@ -33,7 +33,7 @@ DOCUMENTS = 16
 BASE = "reference"
 
 
-def run(asked: Asked, results: Results) -> None:
+def run(asked: Asked, results: RowFile) -> None:
   """Races or counts each length; and documents of 512 in a row of 8,192 against one document."""
   for length in COUNTED if asked.count else LENGTHS:
     name = f"{length} tokens"

@@ -17,7 +17,7 @@ from jaxmoe.bench.ideal_work import decode_work
 from jaxmoe.bench.model_shapes import experiment_of
 from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import Run, race
-from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.sides.process import Side
 from jaxmoe.bench.suite import OURS, Asked, checked
 from jaxmoe.models.token_writer import lower_draw
@@ -25,7 +25,7 @@ from jaxmoe.train.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class TextCase:
   """What is written.
 
   Attributes:
@@ -52,15 +52,15 @@ class Case:
 
 
 CASES = {
-  "1 row": Case(1, 32, 1, 65),
-  "16 rows": Case(16, 32, 1, 33),
-  "prefill 480": Case(1, 480, 0, 1),
+  "1 row": TextCase(1, 32, 1, 65),
+  "16 rows": TextCase(16, 32, 1, 33),
+  "prefill 480": TextCase(1, 480, 0, 1),
 }
 _THREADS = {"1 row": (1, 2), "16 rows": (2,), "prefill 480": (2,)}
 """Of llama.cpp; the one thread of one row is what its tokens cost least with."""
 
 
-def run(asked: Asked, results: Results) -> None:
+def run(asked: Asked, results: RowFile) -> None:
   """Races or counts the cases at the shapes."""
   for shape in asked.shapes:
     experiment = experiment_of(shape)
@@ -71,7 +71,7 @@ def run(asked: Asked, results: Results) -> None:
         results.add(key, _counted(experiment, case) if asked.count else _raced(asked, shape, name))
 
 
-def _counted(experiment: Experiment, case: Case) -> list[Row]:
+def _counted(experiment: Experiment, case: TextCase) -> list[Row]:
   """Returns the row of the program that makes the next token of each row, or reads a prompt."""
   new = 1 if case.short else case.prompt
   compiled = lower_draw(experiment.decoder(), case.rows, new, case.slots).compile()
@@ -122,11 +122,11 @@ def _contestants(rivals: tuple[str, ...], name: str) -> list[str]:
   return [one.replace(", 1 threads", ", 1 thread") for one in found]
 
 
-def _of_llama(kind: str, case: Case) -> dict[str, int]:
+def _of_llama(kind: str, case: TextCase) -> dict[str, int]:
   return {"rows": case.rows, "slots": case.slots + 8, "threads": int(kind.split()[1])}
 
 
-def _run(side: Side, prompts: list[list[int]], case: Case) -> Run:
+def _run(side: Side, prompts: list[list[int]], case: TextCase) -> Run:
   """Returns what times a token of each row, or the prompts."""
 
   def one() -> Any:

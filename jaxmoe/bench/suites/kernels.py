@@ -15,11 +15,11 @@ from jaxmoe.bench.benchmark import TOLERANCES, largest_error
 from jaxmoe.bench.kernel_cases import CASES, Case, both_ways, fitting, operations
 from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import Run, race, timed
-from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.suite import Asked
 
 
-def run(asked: Asked, results: Results) -> None:
+def run(asked: Asked, results: RowFile) -> None:
   """Races or counts the back ends of each operation."""
   for name, backends in operations().items():
     if results.has(name):

@@ -20,7 +20,7 @@ from jaxmoe.bench.ideal_work import step_work
 from jaxmoe.bench.model_shapes import small
 from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import Run, race, timed
-from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.sides.own import batch_of, lowered_step
 from jaxmoe.bench.sides.process import OWN, Side
 from jaxmoe.bench.suite import Asked
@@ -80,7 +80,7 @@ SWEEPS = {
 DEVICES = (1, 2, 4, 8)
 
 
-def run(asked: Asked, results: Results) -> None:
+def run(asked: Asked, results: RowFile) -> None:
   """Sweeps each size, and devices; the last row of a sweep is its fit."""
   for name, sweep in SWEEPS.items():
     if not results.has(name):

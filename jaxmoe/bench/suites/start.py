@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from jaxmoe.bench.race import Run, Seconds, race
-from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.sides.first_sign import first_sign
 from jaxmoe.bench.sides.process import ROOT
 from jaxmoe.bench.suite import Asked
@@ -25,7 +25,7 @@ _ONCE = (*_FLAGS, "--config.train.num_steps=1", "--config.optim.schedule.warmup_
 _WRITE = ("--prompt=copy", "--max_tokens=2", "--temperature=0")
 
 
-def run(asked: Asked, results: Results) -> None:
+def run(asked: Asked, results: RowFile) -> None:
   """Races warm starts with the imports, or counts the events of cold and warm ones."""
   if results.has("tiny"):
     return

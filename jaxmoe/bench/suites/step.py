@@ -15,7 +15,7 @@ from jaxmoe.bench.ideal_work import step_work
 from jaxmoe.bench.model_shapes import experiment_of
 from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import race
-from jaxmoe.bench.results import Results, Row
+from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.sides.own import lowered_step
 from jaxmoe.bench.sides.process import Side
 from jaxmoe.bench.suite import OURS, Asked, checked
@@ -29,7 +29,7 @@ _MOMENTS = 1e-2
 _ROUND_S = 0.4
 
 
-def run(asked: Asked, results: Results) -> None:
+def run(asked: Asked, results: RowFile) -> None:
   """Races or counts the steps of the shapes."""
   for shape in asked.shapes:
     if results.has(shape):
