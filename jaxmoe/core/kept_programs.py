@@ -53,14 +53,12 @@ class Program:
     function: The function; traced only where no program of it is kept.
     donate: The numbers of the arguments that it may use up.
     out_shardings: Of what it returns; None where all lies on one device.
-    options: Of the compiler, where whoever keeps programs takes them.
   """
 
   name: str
   function: Callable[..., Any]
   donate: tuple[int, ...] = ()
   out_shardings: Any = None
-  options: dict[str, Any] | None = None
 
   def lower(self, *args: Any) -> jax.stages.Lowered:
     """Returns it, traced and lowered for arguments or for what they are like."""
@@ -105,17 +103,10 @@ class KeptPrograms:
       runs: then nothing is read or kept.
     choices: Where back ends are told that are chosen while programs are traced; those of a kept
       program are told again.
-    options: Whether compiler options of programs are taken; they go before XLA_FLAGS.
   """
 
-  def __init__(
-    self,
-    folder: pathlib.Path,
-    since_s: float,
-    choices: ChoiceLog | None = None,
-    options: bool = True,
-  ):
-    self._folder, self._since_s, self._options = folder, since_s, options
+  def __init__(self, folder: pathlib.Path, since_s: float, choices: ChoiceLog | None = None):
+    self._folder, self._since_s = folder, since_s
     self.choices = ChoiceLog() if choices is None else choices
 
   def of(self, *about: Any) -> Compile:
@@ -141,7 +132,7 @@ class KeptPrograms:
       if path is not None:
         with contextlib.suppress(OSError, ValueError):
           self._write(path, lowered, chosen)
-    return lowered.compile(program.options if self._options else None)
+    return lowered.compile()
 
   def _path(self, program: Program, about: Any, args: tuple[Any, ...]) -> pathlib.Path | None:
     """Returns the file of a program; None where it is not to be kept."""

@@ -198,13 +198,6 @@ def test_what_calls_back_into_its_process_is_not_kept(times, tmp_path):
   assert not list((tmp_path / "programs").glob("*"))
 
 
-def test_options_of_a_program_reach_the_compiler_where_they_are_taken(tmp_path):
-  program = Program("toy", jnp.sin, options={"no_such_option": 1})
-  KeptPrograms(tmp_path, LATER_S, options=False).compiled(program, (), ROWS)
-  with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
-    KeptPrograms(tmp_path, LATER_S).compiled(program, (), ROWS)
-
-
 def test_choices_made_while_a_program_was_traced_are_told_again(tmp_path):
   def chosen():
     log = ChoiceLog()

@@ -117,8 +117,8 @@ def nan_in_router_score(batches):
   on_batches(batches, set_mark)
 
   def make(real):
-    def call(self, x_TD, tokens, carry, keys):
-      routing, carry = real(self, x_TD, tokens, carry, keys)
+    def call(self, x_TD, tokens, *others):
+      routing, carry = real(self, x_TD, tokens, *others)
       poison = jnp.where(marked(tokens.position), jnp.nan, 0.0)
       scores_TE = routing.scores_TE.at[0].add(poison)
       weight_TA = routing.weight_TA.at[0].add(poison)

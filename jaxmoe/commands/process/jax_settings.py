@@ -89,8 +89,7 @@ def _process_start() -> float:
 
 def kept_programs() -> KeptPrograms:
   """Returns the programs that processes leave each other in the folder of caches."""
-  own_level = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
-  return KeptPrograms(cache_dir() / "programs", _process_start(), options=not own_level)
+  return KeptPrograms(cache_dir() / "programs", _process_start())
 
 
 def cache_dir() -> pathlib.Path:
