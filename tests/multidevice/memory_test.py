@@ -30,7 +30,7 @@ def beside(shapes, groups):
   """Returns bytes of what is no leaf's: counters, losses and norms of past steps, token arrays."""
   counters = 5  # of steps, skipped ones, those in a row, those without labels, values kept
   counts = 2  # of the optimizer's updates, and of the schedule's
-  rows = 4 * ROWS // groups * LENGTH  # ids, labels, positions and segments; no domains
+  rows = 5 * ROWS // groups * LENGTH  # ids, labels, positions, segments; domains, though unused
   return FLOAT * (counters + counts + shapes.recent.values_2W.size + rows)
 
 

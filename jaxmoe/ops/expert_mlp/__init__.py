@@ -15,13 +15,13 @@ Sizes of a need: T, A, S, D, G, F.
 """
 
 from jaxmoe.core.backends import Backend, limited
-from jaxmoe.ops.expert_mlp.few import few, fits_few
+from jaxmoe.ops.expert_mlp.few import few, few_choices
 from jaxmoe.ops.expert_mlp.fused import fused
 from jaxmoe.ops.expert_mlp.reference import reference
 from jaxmoe.ops.expert_mlp.sorted_rows import sorted_rows
 
 BACKENDS: dict[str, Backend] = {
-  "few": Backend(few, fits_few),
+  "few": Backend(few, limited(("cpu",)), auto=few_choices),
   "fused": Backend(fused, limited(("cpu", "gpu"))),  # its loop is of small products, one by one
   "rows": Backend(sorted_rows),
   "reference": Backend(reference),

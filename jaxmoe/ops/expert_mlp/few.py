@@ -14,11 +14,9 @@ from jaxmoe.core.backends import Need
 from jaxmoe.ops.grouped_matmul import GroupedMatmul
 
 
-def fits_few(need: Need) -> str | None:
-  """Fits on a CPU where there are no more choices than experts."""
+def few_choices(need: Need) -> str | None:
+  """Fits where there are no more choices than experts; it serves more, slowly."""
   choices, num_slots = need.sizes["T"] * need.sizes["A"], need.sizes["S"]
-  if need.devices.platform != "cpu":
-    return f"is for cpu, the devices are {need.devices.platform}"
   return f"is for at most {num_slots} choices, there are {choices}" if choices > num_slots else None
 
 
