@@ -26,6 +26,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("jaxmoe", "launch", "configs", "experiments", "tests")
 TOTAL_S, LAST_S = 240, 25
 """Of all that `make test-near` does, and of those the last tests that begin."""
+GRACE_S = 5
+"""For an interrupted pytest to say what failed."""
 FAR = 3
 """How many imports a test lies away from what it only names."""
 
@@ -213,6 +215,10 @@ def run(command, env, end):
     return process.wait(max(end - time.time(), 0))
   except subprocess.TimeoutExpired:
     process.send_signal(signal.SIGINT)
+  try:
+    return process.wait(GRACE_S)
+  except subprocess.TimeoutExpired:  # who starts it in the background may have it ignore interrupts
+    process.kill()
     return process.wait()
 
 
