@@ -163,7 +163,7 @@ def test_a_run_leaves_what_it_should(straight):
   assert set(lines[0]["layers"]) == {"0", "1"}
   assert lines[0]["tokens"] == 4 * 32
   assert [event["event"] for event in rows(straight / "events.jsonl")] == [
-    "process", "start", "compiled", "checkpoint", "checkpoint", "checkpoint", "done"
+    "process", "start", "compiled", "kernels", "checkpoint", "checkpoint", "checkpoint", "done"
   ]  # fmt: skip
 
 
