@@ -20,8 +20,9 @@ from jaxmoe.train.trainer import Trainer
 from jaxmoe.train.wall_clock import WallClock
 
 ROOT = pathlib.Path(jaxmoe.__file__).parent
-PARTS = ("models", "moe", "ops")
-"""What they enter themselves is theirs."""
+PARTS = ("models", "moe", "ops", "commands")
+"""What they enter themselves is theirs; commands, which nothing may import, listen to JAX's events
+in a process that ran one before."""
 WAY = {
   "core/metrics.py", "core/parallel_context.py", "core/rng.py", "core/tokens.py",
   "optim/transform.py", "train/completion.py", "train/gradients.py", "train/step.py",
