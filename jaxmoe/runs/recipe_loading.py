@@ -53,7 +53,7 @@ def load_recipe(spec: str | None, overrides: Sequence[str], begun: Any = None) -
   return override(as_begun(experiment, begun), changes)
 
 
-def recipe(name: str, **settings: Any) -> Experiment:
+def recipe(name: str | os.PathLike[str], **settings: Any) -> Experiment:
   """Returns a recipe by its name, or the path of its file or of a run's config.json.
 
   Args:
@@ -63,6 +63,9 @@ def recipe(name: str, **settings: Any) -> Experiment:
   Raises:
     InputError: no such recipe, keyword or field, or a value that does not fit.
   """
+  if not isinstance(name, str | os.PathLike):
+    raise InputError(f"{name!r} is no recipe; give a name, such as 'tiny', or a path")
+  name = os.fspath(name)
   if not name:
     raise _missing()
   changes = [(path, _as_text(value)) for path, value in settings.items() if "." in path]

@@ -7,7 +7,6 @@ progress; a mistake is an InputError of one line.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from jaxmoe.models.generate import Sampling
 from jaxmoe.models.transformer import DType
 from jaxmoe.report import write_report
 from jaxmoe.runs import surgery
+from jaxmoe.runs.arguments import Path, as_count, as_ids, as_path, as_sampling
 from jaxmoe.runs.chat_prompt import prompt_format
 from jaxmoe.runs.evaluation import held_out, score_documents
 from jaxmoe.runs.fit import StepCallback, check_run, train_run
@@ -42,8 +42,6 @@ from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.routing_record import check_choices, experts_by_depth
 from jaxmoe.train.run_options import RunOptions
 from jaxmoe.train.workdir import Workdir
-
-Path = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -75,7 +73,7 @@ class Run(LoadedRun):
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     rows = encode_prompts(self.tokenizer, texts, self.experiment.data.seq_len)
-    return self._write(texts, rows, _sampling(sampling), stream, special)
+    return self._write(texts, rows, as_sampling(sampling), stream, special)
 
   def chat(
     self, messages: Messages, *, stream: bool | None = None, special: bool = False, **sampling: Any
@@ -93,7 +91,7 @@ class Run(LoadedRun):
     """
     asked = prompt_format(self.origin.folder, self.experiment, self.origin.trained)
     row = encode_chat(self.tokenizer, asked, messages, self.experiment.data.seq_len)
-    return self._write([""], [row], _sampling(sampling), stream, special)[0]
+    return self._write([""], [row], as_sampling(sampling), stream, special)[0]
 
   def evaluate(self, text: Path | None = None, *, batch_size: int = 16) -> dict[str, Any]:
     """Returns bits per byte, of all and by domain, beside those of compressors.
@@ -105,11 +103,11 @@ class Run(LoadedRun):
     Raises:
       InputError: nothing is there to score, or what is held out may have been trained on.
     """
-    if batch_size < 1:
+    if as_count(batch_size, "batch_size") < 1:
       raise InputError(f"{batch_size=} must be at least 1")
     if text is None:
       return score_documents(self, held_out(self, None, nothing), batch_size)
-    sources, without = sources_of(os.fspath(text))
+    sources, without = sources_of(as_path(text, "text"))
     documents, skipped = read_documents(sources, self.experiment.data, self.tokenizer, nothing)
     scores = score_documents(self, documents, batch_size)
     return {**scores, "skipped": skipped, "without_text": without}
@@ -134,7 +132,7 @@ class Run(LoadedRun):
     Raises:
       InputError: another shape, an id outside the vocabulary, or choices that do not fit.
     """
-    ids_BL, model = _as_ids(ids), self.experiment.model
+    ids_BL, model = as_ids(ids), self.experiment.model
     vocab_size = self.experiment.data.tokenizer.vocab_size
     check_ids(ids_BL, vocab_size, self.experiment.data.seq_len, "ids")
     if (return_routing or routing is not None) and not any(experts_by_depth(model)):
@@ -157,13 +155,13 @@ class Run(LoadedRun):
     if dtype not in (None, "float32", "bfloat16", "float16"):
       raise InputError(f"dtype={dtype!r}: expected float32, bfloat16 or float16")
     if self.workdir is None:
-      params_to_hf(self.experiment, self.params, self.origin, os.fspath(path), dtype)
+      params_to_hf(self.experiment, self.params, self.origin, as_path(path, "path"), dtype)
     else:
-      to_hf(self.workdir, os.fspath(path), dtype, say=nothing, warn=_warn)
+      to_hf(self.workdir, as_path(path, "path"), dtype, say=nothing, warn=_warn)
 
   def insert(self, num: int, like: Sequence[int] = ()) -> DerivedRun:
     """Returns the run with `num` inactive experts more a layer; outputs stay, bit for bit."""
-    return self._derived(surgery.inserting(num, like))
+    return self._derived(surgery.inserting(as_count(num, "num"), like))
 
   def open_experts(self, like: Sequence[int] = ()) -> DerivedRun:
     """Returns the run with its inactive experts opened to the router."""
@@ -174,17 +172,18 @@ class Run(LoadedRun):
   ) -> DerivedRun:
     """Returns the run with the most used experts of each layer, by `usage` or counted."""
     counts = None if usage is None else [np.asarray(row, np.float64) for row in usage]
-    return self._derived(surgery.pruning(keep, counts, count_on, held_out))
+    return self._derived(surgery.pruning(as_count(keep, "keep"), counts, count_on, held_out))
 
   def clone(self, times: int) -> DerivedRun:
     """Returns the run with every expert so many times; outputs stay."""
-    return self._derived(surgery.cloning(times))
+    return self._derived(surgery.cloning(as_count(times, "times")))
 
   def upcycle(
     self, num_experts: int, num_active: int = 2, *, noise: float = 0.0, drop: float = 0.0
   ) -> DerivedRun:
     """Returns the run with a MoE layer in place of every dense block, each expert a copy."""
-    return self._derived(surgery.upcycling(num_experts, num_active, noise, drop))
+    experts, active = as_count(num_experts, "num_experts"), as_count(num_active, "num_active")
+    return self._derived(surgery.upcycling(experts, active, noise, drop))
 
   def _derived(self, operation: surgery.Operation) -> DerivedRun:
     if self.workdir is None:
@@ -237,7 +236,8 @@ class DerivedRun:
       InputError: the operation does not fit the model, or the folder cannot be written.
     """
     new_run = surgery.NewRun(config, [f"--config.{change}" for change in changes], reset_moments)
-    surgery.derive(self.workdir, self.operation, os.fspath(path), new_run, None, nothing, _warn)
+    out = as_path(path, "path")
+    surgery.derive(self.workdir, self.operation, out, new_run, None, nothing, _warn)
     return open_run(path)
 
 
@@ -250,7 +250,7 @@ def open_run(path: Path) -> Run:
     InputError: there is no run, or no checkpoint yet.
     CheckpointError: no checkpoint is intact.
   """
-  return Run(**_fields(read_run(Workdir(path), warn=_warn)))
+  return Run(**_fields(read_run(Workdir(as_path(path, "path")), warn=_warn)))
 
 
 def from_pretrained(
@@ -267,7 +267,7 @@ def from_pretrained(
     InputError: a checkpoint that is not known or not whole.
   """
   options = ImportOptions(compute_dtype=compute_dtype, param_dtype=dtype)
-  model = load_model(os.fspath(path), options, _warn)
+  model = load_model(as_path(path, "path"), options, _warn)
   decoder = model.experiment.decoder()
   return Run(None, model.experiment, decoder, model.tokenizer, 0, model.params, model.origin, None)
 
@@ -278,7 +278,8 @@ def convert(path: Path, workdir: Path, **options: Any) -> Run:
   Raises:
     InputError: a checkpoint that is not known or not whole, or a folder that is there already.
   """
-  from_hf(os.fspath(path), Workdir(workdir), ImportOptions(**options), nothing)
+  folder = Workdir(as_path(workdir, "workdir"))
+  from_hf(as_path(path, "path"), folder, ImportOptions(**options), nothing)
   return open_run(workdir)
 
 
@@ -303,7 +304,7 @@ def fit(
   """
   if not isinstance(experiment, Experiment):
     raise InputError(f"{experiment!r} is no recipe; give jaxmoe.recipe(NAME)")
-  folder = Workdir(workdir)
+  folder = Workdir(as_path(workdir, "workdir"))
   begun = folder.begun()
   kept = as_begun(experiment, begun) if begun else experiment
   settled = settle_chat_date(kept, begun)
@@ -319,30 +320,6 @@ def fit(
 
 def _fields(record: Any) -> dict[str, Any]:
   return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-
-
-def _sampling(settings: dict[str, Any]) -> Sampling:
-  """Returns how tokens are drawn.
-
-  Raises:
-    InputError: there is no such setting, or a value out of range.
-  """
-  known = [field.name for field in dataclasses.fields(Sampling)]
-  for name in settings:
-    if name not in known:
-      raise InputError(f"{name}: no such setting; there are: {', '.join(known)}")
-  return Sampling(**settings)
-
-
-def _as_ids(ids: Any) -> np.ndarray:
-  """Returns ids as int32, unless they are something else."""
-  try:
-    array = np.asarray(ids)
-  except ValueError:
-    raise InputError("ids: rows have different lengths; score each by itself") from None
-  whole = np.issubdtype(array.dtype, np.integer)
-  fits = whole and array.size and np.abs(array).max() <= np.iinfo(np.int32).max
-  return array.astype(np.int32) if fits else array
 
 
 def _is_watched() -> bool:

@@ -235,6 +235,17 @@ def test_a_recipe_that_is_not_there_is_one_line_as_of_the_command(run_command, t
     (lambda run: jaxmoe.convert("/nowhere", "/nowhere/run"), "/nowhere"),
     (lambda run: run.save_pretrained("/proc"), "is there already"),
     (lambda run: run.clone(2).save("/proc"), "is there already"),
+    (lambda run: run.clone(2).save(None), "path=None: expected a path"),
+    (lambda run: run.clone("2"), "times='2': expected a whole number"),
+    (lambda run: run.generate("x", temperature="hot"), "temperature='hot': expected float"),
+    (lambda run: run.generate("x", max_tokens=2.5), "max_tokens=2.5: expected int"),
+    (lambda run: run.evaluate(3), "text=3: expected a path"),
+    (lambda run: run.save_pretrained(3), "path=3: expected a path"),
+    (lambda run: jaxmoe.recipe(3), "3 is no recipe; give a name"),
+    (lambda run: jaxmoe.open(None), "path=None: expected a path"),
+    (lambda run: jaxmoe.from_pretrained(3), "path=3: expected a path"),
+    (lambda run: jaxmoe.convert("/nowhere", None), "workdir=None: expected a path"),
+    (lambda run: jaxmoe.fit(jaxmoe.recipe("tiny"), 3), "workdir=3: expected a path"),
   ],
 )  # fmt: skip
 def test_bad_input_is_one_line(run, use, words):
