@@ -86,8 +86,10 @@ def check_launch(name, arguments):
   known = {flag: values[flag] for flag in values}
   for word in rest:
     if word.startswith("--"):
-      flag = word[2:].partition("=")[0]
+      flag, given, value = word[2:].partition("=")
       assert flag in known or flag.removeprefix("no") in known, f"launch.{name} has no --{flag}"
+      if given and not (value.isupper() or "|" in value or "..." in value):
+        known[flag].parser.parse(value)  # raises where it is no value of this flag
   config = [word.partition("=")[2] for word in rest if word.startswith("--config=")]
   if config and config[0].startswith("configs/") and config[0].isascii() and "..." not in config[0]:
     # A folder that a block makes is not there yet.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class Start:
 
 def restore_or_init(
   experiment: Experiment, spec: StateSpec, store: Store, stream: BatchStream,
-  observers: Observers, sampling: SamplesHook, about: dict[str, Any],
+  observers: Observers, sampling: SamplesHook, about: Callable[[], dict[str, Any]],
 ) -> Start:  # fmt: skip
   """Returns the start from the newest intact checkpoint, or that of a new run.
 
@@ -51,7 +51,7 @@ def restore_or_init(
     stream: The batches; they go on after those of the checkpoint.
     observers: Who is told.
     sampling: What writes texts; those of later steps are cut off.
-    about: What the first event of a new run says.
+    about: Returns what the first event of a new run says.
 
   Raises:
     InputError: the checkpoints are of another model or other data than `check_same_run` could
@@ -84,7 +84,7 @@ def restore_or_init(
 
 def _init(
   seed: int, spec: StateSpec, arrays: Arrays | None, observers: Observers, sampling: SamplesHook,
-  about: dict[str, Any],
+  about: Callable[[], dict[str, Any]],
 ) -> Start:  # fmt: skip
   """Begins a new run, of its seed or of arrays; what the untrained model writes can wait."""
   forget(observers.log, sampling, -1)  # what the untrained model wrote comes again, too
@@ -92,7 +92,8 @@ def _init(
     state = spec.init(seed) if arrays is None else spec.from_arrays(arrays)
     jax.block_until_ready(state)
   sampling.wait(0, state)
-  observers.log.event("start", time={"seconds": observers.clock.take("start")}, **about)
+  fields = about()
+  observers.log.event("start", time={"seconds": observers.clock.take("start")}, **fields)
   return Start(0, state)
 
 

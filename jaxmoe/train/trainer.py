@@ -9,6 +9,7 @@ whatever made it harmful may be in the state.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -122,8 +123,7 @@ class Trainer:
   def _fit(self) -> RunResult:
     num_steps, observers = self.experiment.train.num_steps, self.observers
     evaluation, self.sampling = self.hooks = self._hooks()
-    about = about_run(self.corpus, self.decoder.num_params, evaluation, self.options.recipe)
-    self._start(about)
+    self._start(evaluation)
     run_setup.write_config_and_tokenizer(self.workdir, self.experiment, self.corpus.tokenizer)
     if self.step >= num_steps:
       observers.display.say(f"nothing to do: step {self.step} of {num_steps} is saved already")
@@ -154,8 +154,10 @@ class Trainer:
       SamplesHook(config.samples, decoder, tokenizer, length, samples),
     )
 
-  def _start(self, about: dict[str, Any]) -> None:
+  def _start(self, evaluation: EvaluationHook) -> None:
     """Sets step and state: those of the newest intact checkpoint, or those of a new run."""
+    corpus, num_params, recipe = self.corpus, self.decoder.num_params, self.options.recipe
+    about = functools.partial(about_run, corpus, num_params, evaluation, recipe)
     start = restore_or_init(
       self.experiment, self.spec, self.store, self.stream, self.observers, self.sampling, about
     )
