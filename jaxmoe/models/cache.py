@@ -96,12 +96,18 @@ class KVCache:
     rows_B1 = jnp.arange(k_BLKH.shape[0])[:, None]
     # An index past the end is dropped by the scatter.
     slot_BL = jnp.where(tokens.valid, tokens.slot, self.segment_BS.shape[1])
+    # XLA turns a scatter of one token into a slice that is read, chosen and written, and copies the
+    # cache for it. With one more token, of no slot, it stays a scatter, in place.
+    more = int(slot_BL.size == 1)
+    slot_BL = jnp.pad(slot_BL, [(0, 0), (0, more)], constant_values=self.segment_BS.shape[1])
 
     def write(memory_BKSH: jax.Array, values_BLKH: jax.Array) -> jax.Array:
       values_BLKH = values_BLKH.astype(memory_BKSH.dtype)
+      values_BLKH = jnp.pad(values_BLKH, [(0, 0), (0, more), (0, 0), (0, 0)])
       return memory_BKSH.at[rows_B1, :, slot_BL].set(values_BLKH, mode="drop")
 
-    segment_BS = self.segment_BS.at[rows_B1, slot_BL].set(tokens.segment, mode="drop")
+    segment_BL = jnp.pad(tokens.segment, [(0, 0), (0, more)])
+    segment_BS = self.segment_BS.at[rows_B1, slot_BL].set(segment_BL, mode="drop")
     return KVCache(write(self.k_BKSH, k_BLKH), write(self.v_BKSH, v_BLKH), segment_BS)
 
   def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:

@@ -98,7 +98,8 @@ def padded(size: int, limit: int) -> int:
 def lower_draw(decoder: Decoder, rows: int, new: int, slots: int) -> jax.stages.Lowered:
   """Returns the program that reads `new` tokens of each row and draws the likeliest next one.
 
-  It is lowered from shapes alone; `slots` is the room that prompt and continuation need.
+  Of one token it is the loop that writes on, whose length is not known before it runs. It is
+  lowered from shapes alone; `slots` is the room that prompt and continuation need.
   """
   shape = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
   caches = jax.eval_shape(lambda: decoder.caches_apart(rows, padded(slots, slots + _BUCKET)))
@@ -110,8 +111,7 @@ def lower_draw(decoder: Decoder, rows: int, new: int, slots: int) -> jax.stages.
   if new == 1:
     alive_B: Any = shape((rows,), bool)
     state = _Rows(ids_B, ids_B, alive_B)
-    run = jax.jit(_next, static_argnums=(0, 1), donate_argnums=3)
-    return run.lower(decoder, True, params, caches, state, rules)
+    return _write.lower(decoder, True, params, caches, state, shape((), jnp.int32), rules)
   ids_BL: Any = shape((rows, padded(new, slots)), jnp.int32)
   tokens = Tokens(ids_BL, ids_BL, ids_BL, ids_BL)
   wanted = ids_B, shape((rows, decoder.config.dim), decoder.dtype)
