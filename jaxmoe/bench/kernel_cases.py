@@ -144,13 +144,59 @@ def expert_mlp() -> Case:
   return Case((x_TD, up, down, jax.nn.softmax(weight_TA)), call, letters, work.times(3))
 
 
+def top_k() -> Case:
+  """Returns the choice of 8 of 64 experts for each token, seen through the ranks of the chosen."""
+  tokens, experts, num = LAYER.tokens, 64, 8
+  (rank_TE,) = _arrays((tokens, experts))
+
+  def call(backend: Any) -> Function:
+    return lambda rank_TE: jnp.take_along_axis(rank_TE, backend(rank_TE, num), axis=1)
+
+  sizes = {"T": tokens, "E": experts, "A": num}
+  return Case((rank_TE,), call, sizes, Work(0, 8.0 * tokens * (experts + num)))
+
+
+def move() -> Case:
+  """Returns the rows that experts read, of tokens in the order of their experts."""
+  tokens, dim = LAYER.tokens, LAYER.dim
+  token_R = jnp.asarray(_order() // LAYER.num_active)
+  (values_TD,) = _arrays((tokens, dim))
+  work = Work(0, 8.0 * dim * (tokens + token_R.size))  # there, and back with the gradient
+  sizes = {"T": tokens, "R": token_R.size, "D": dim}
+  return Case((values_TD,), lambda backend: lambda values: backend(values, token_R), sizes, work)
+
+
+def combine() -> Case:
+  """Returns what experts made of rows, weighted and summed for each token."""
+  tokens, active, dim = LAYER.tokens, LAYER.num_active, LAYER.dim
+  rows = tokens * active
+  row_TA = jnp.asarray(np.argsort(_order()).reshape(tokens, active))
+  rows_RD, weight_TA = _arrays((rows, dim), (tokens, active))
+
+  def call(backend: Any) -> Function:
+    return lambda rows_RD, weight_TA: backend(rows_RD, row_TA, weight_TA)
+
+  # Rows there, with the gradient of weights, and their own gradient; the sum and its gradient.
+  work = Work(0, 4.0 * dim * (3 * rows + 2 * tokens))
+  sizes = {"T": tokens, "A": active, "R": rows, "D": dim}
+  return Case((rows_RD, jax.nn.softmax(weight_TA)), call, sizes, work)
+
+
 CASES: dict[str, Callable[[], Case]] = {
   "attention": attention,
+  "combine": combine,
   "cross_entropy": cross_entropy,
   "expert_mlp": expert_mlp,
   "grouped_matmul": grouped_matmul,
+  "move": move,
   "stick_breaking": attention,
+  "top_k": top_k,
 }
+
+
+def _order() -> np.ndarray:
+  """Returns each choice of each token, counted token after token, in the order of experts."""
+  return np.argsort(choose(LAYER).ravel(), kind="stable").astype(np.int32)
 
 
 def _arrays(*shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
