@@ -5,6 +5,7 @@ after it are the same for all. What an optimizer does to a layer is the same how
 in memory: names and dims say what is one matrix, shapes never do.
 """
 
+from jaxmoe.ops.guard import guarded
 from jaxmoe.optim.fairness import OnlineFairness
 from jaxmoe.optim.freeze import freeze, frozen_masks, hold
 from jaxmoe.optim.masters import Masters, frozen_names
@@ -32,6 +33,7 @@ __all__ = [
   "freeze",
   "frozen_masks",
   "frozen_names",
+  "guarded",
   "hold",
   "make_optimizer",
   "make_schedule",

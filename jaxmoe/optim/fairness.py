@@ -19,6 +19,7 @@ import optax
 
 from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
+from jaxmoe.ops.guard import keep_unless
 from jaxmoe.ops.soft_tree import TreeSums, no_sums, paths
 
 FairnessState = dict[str, TreeSums]
@@ -61,9 +62,10 @@ class OnlineFairness:
   ) -> optax.GradientTransformationExtraArgs:
     """Returns the transform, to stand before an optimizer in a chain.
 
-    Its update also takes `trees`, {path: the `TreeSums` of the step}. It adds to the gradients of
-    `weight` (D, N) and `bias` (N,) of each tree and to no other; those of trees that are stacked
-    over layers have these in dim 0, like their sums, and each layer has means of its own.
+    Its update also takes `ok` (`ops/guard.py`) and `trees`, {path: the `TreeSums` of the step}.
+    It adds to the gradients of `weight` (D, N) and `bias` (N,) of each tree and to no other; those
+    of trees that are stacked over layers have these in dim 0, like their sums, and each layer has
+    means of its own.
 
     Args:
       trees: Paths of the trees.
@@ -85,7 +87,7 @@ class OnlineFairness:
 
     def update(
       updates: Any, state: FairnessState, params: Any = None, *, trees: Mapping[str, TreeSums],
-      **others: Any,
+      ok: jax.Array | None = None, **others: Any,
     ) -> tuple[Any, FairnessState]:  # fmt: skip
       del params, others
       flat = param_names.flatten(updates)
@@ -96,7 +98,7 @@ class OnlineFairness:
         weight_pull, bias_pull = pull(sums)
         flat[f"{tree}/weight"] = weight + weight_pull.astype(weight.dtype)
         flat[f"{tree}/bias"] = bias + bias_pull.astype(bias.dtype)
-      return param_names.unflatten(updates, flat), new
+      return param_names.unflatten(updates, flat), keep_unless(ok, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

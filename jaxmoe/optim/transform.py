@@ -19,6 +19,7 @@ from jaxmoe.core.config_io import added, choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
 from jaxmoe.core.renamed import renamed
+from jaxmoe.ops.guard import guarded
 from jaxmoe.optim.fairness import OnlineFairness
 from jaxmoe.optim.matrices import map_dims
 from jaxmoe.optim.optimizers import OPTIMIZERS, AdamW, Optimizer
@@ -79,12 +80,12 @@ def make_schedule(optim: Optim, num_steps: int) -> optax.Schedule:
 
 def make_optimizer(
   optim: Optim, num_steps: int, names: Any, dims: Any
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Returns the transform of `optim` over a run of `num_steps` updates.
 
   All of it but clipping looks at one leaf at a time. Its `update` takes `norm`, the global norm to
   clip by: with the whole gradient's, a transform over some of the leaves does to them what the one
-  over all of them does.
+  over all of them does. It takes `ok`: where that is False, the state stays as it was.
 
   Args:
     optim: The recipe.
@@ -103,7 +104,7 @@ def make_optimizer(
       clip,
       optim.optimizer.direction(names, dims),
       optax.add_decayed_weights(decay, decay_mask(names, optim.no_decay)),
-      optax.scale_by_learning_rate(make_schedule(optim, num_steps)),
+      guarded(optax.scale_by_learning_rate(make_schedule(optim, num_steps))),
     ),
     dims,
   )

@@ -76,7 +76,8 @@ class TrainStep:
 
   Attributes:
     of_params: Makes gradient, metrics and statistics of parameters, a batch and keys.
-    transform: The optimizer; it may take `trees`, what domains see of gates that are trees.
+    transform: The optimizer, guarded (`ops/guard.py`): it takes `ok`, and `trees`, what domains
+      see of gates that are trees.
     schedule: The learning rate by update, for the metrics.
     seed: Of the randomness of forward passes, and of rounding by chance.
     spike_factor: Deviations above which a step does harm.
@@ -86,7 +87,7 @@ class TrainStep:
   """
 
   of_params: Gradients
-  transform: optax.GradientTransformation
+  transform: optax.GradientTransformationExtraArgs
   schedule: Callable[[Any], Any]
   seed: int
   spike_factor: float = 6.0
@@ -119,7 +120,7 @@ class TrainStep:
     spike = finite & is_spike(state.recent, seen_2, self.spike_factor)
     labelled = metrics["loss"].weight > 0
     step_ok = labelled & finite & ~spike
-    params, optimizer, moved = self._updated(state, grads, metrics["layers"])
+    params, optimizer, moved = self._updated(state, grads, metrics["layers"], step_ok)
     if moved is not None:
       metrics["unmoved"] = jax.tree.map(lambda count: jnp.where(step_ok, count, 0), moved)
     if self.update_buffers is not None:
@@ -130,7 +131,7 @@ class TrainStep:
     new = State(
       step=state.step + 1,
       params=jax.tree.map(keep, params, state.params),
-      optimizer=jax.tree.map(keep, optimizer, state.optimizer),
+      optimizer=optimizer,
       skipped=state.skipped + skipped,
       in_a_row=jnp.where(labelled, (state.in_a_row + 1) * skipped, state.in_a_row),
       recent=jax.tree.map(keep, remember(state.recent, seen_2), state.recent),
@@ -143,13 +144,17 @@ class TrainStep:
 
   @jax.named_scope("optimizer")
   def _updated(
-    self, state: State, grads: Params, layers: Any
+    self, state: State, grads: Params, layers: Any, step_ok: jax.Array
   ) -> tuple[Params, Any, dict[str, jax.Array] | None]:
-    """Returns parameters and optimizer state after the update, and how many entries stood still."""
-    transform = optax.with_extra_args_support(self.transform)
+    """Returns parameters and optimizer state after the update, and how many entries stood still.
+
+    Where the step is not `step_ok`, that state is the last one, and the rest is of no use.
+    """
     update = self.param_update
     mine, trees = update.constrain(state.params), sums_of_trees(layers)
-    updates, optimizer = transform.update(grads, state.optimizer, mine, trees=trees)
+    updates, optimizer = self.transform.update(
+      grads, state.optimizer, mine, trees=trees, ok=step_ok
+    )
     params = update.constrain(update.apply(mine, updates, self.seed, state.step))
     moved = count_unmoved(mine, updates, params) if update.counts_unmoved else None
     return params, optimizer, moved

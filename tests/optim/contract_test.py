@@ -146,6 +146,21 @@ def test_state_that_belongs_to_a_parameter_stands_under_its_path(name):
 
 
 @EVERY
+def test_an_update_that_is_not_ok_leaves_every_bit_of_the_state(name):
+  transform = stacked_transform(name, schedule=Cosine(warmup_steps=2))
+  update, params = jax.jit(transform.update), nested(values(0))
+  _, state = update(nested(values(1)), transform.init(params), params)
+  bad = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), nested(values(2)))
+  _, kept = update(bad, state, params, ok=jnp.bool_(False))
+  _, moved = update(nested(values(2)), state, params, ok=jnp.bool_(True))
+  _, right = update(nested(values(2)), state, params)
+  for path, leaf in flat(kept).items():
+    assert leaf.tobytes() == flat(state)[path].tobytes(), path
+    np.testing.assert_allclose(flat(moved)[path], flat(right)[path], rtol=1e-6, err_msg=path)
+  assert any(np.any(leaf != flat(state)[path]) for path, leaf in flat(moved).items())
+
+
+@EVERY
 def test_without_gradients_only_decay_moves_parameters(name):
   transform = stacked_transform(name)
   params = values(0)

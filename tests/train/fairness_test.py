@@ -18,7 +18,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Compare, Tokens
 from jaxmoe.moe.routers import TopK
 from jaxmoe.moe.routers.tree import TreeGateConfig
-from jaxmoe.optim import Constant, OnlineFairness, Optim, make_schedule
+from jaxmoe.optim import Constant, OnlineFairness, Optim, guarded, make_schedule
 from jaxmoe.recipes import tiny
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.step import TrainStep
@@ -53,7 +53,7 @@ def run(decoder, params_of):
 
   @functools.cache
   def make(fairness, num_micro):
-    transform = optax.identity()
+    transform = guarded(optax.identity())
     if fairness is not None:
       transform = optax.chain(fairness.transform(decoder.tree_paths, S), transform)
     compare = None if fairness is None else Compare(S, fairness.target)

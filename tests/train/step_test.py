@@ -8,7 +8,7 @@ import pytest
 
 from jaxmoe.core.metrics import Mean
 from jaxmoe.core.rng import Keys
-from jaxmoe.optim import AdamW, Constant, Cosine, Optim, make_optimizer, make_schedule
+from jaxmoe.optim import AdamW, Constant, Cosine, Optim, guarded, make_optimizer, make_schedule
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.step import TrainStep, is_spike, remember
 from jaxmoe.train.train_state import SpikeWindow, State
@@ -138,7 +138,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_skips_by_itself(fault, value):
     total = jnp.float32(value if fault == "loss" else 1)
     return grads, {"total_loss": total, "loss": NO_LOSS, "layers": {}}, {}
 
-  transform = optax.adam(0.1)
+  transform = guarded(optax.adam(0.1))
   params = {"a": jnp.ones(()), "b": jnp.arange(5.0)}
   first = State.create(params, transform.init(params))
   state = dataclasses.replace(first, step=jnp.int32(4), skipped=jnp.int32(1))
@@ -150,7 +150,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_skips_by_itself(fault, value):
 def test_the_learning_rate_that_is_logged_is_the_one_applied_and_skips_do_not_move_it():
   optim = Optim(AdamW(), Cosine(warmup_steps=3), learning_rate=0.5)
   schedule = make_schedule(optim, 8)
-  transform = optax.scale_by_learning_rate(schedule)
+  transform = guarded(optax.scale_by_learning_rate(schedule))
 
   def gradients(params, batch, keys):
     return {"x": batch["x"]}, {"total_loss": jnp.sum(batch["x"]), "loss": NO_LOSS, "layers": {}}, {}
@@ -187,7 +187,7 @@ def test_randomness_depends_on_the_seed_and_the_step_alone():
     metrics = {"total_loss": jnp.float32(0), "loss": NO_LOSS, "layers": {}}
     return params, {**metrics, "draw": draw}, {}
 
-  transform = optax.identity()
+  transform = guarded(optax.identity())
 
   def draw(seed, at):
     first = State.create({"x": jnp.ones(())}, transform.init({}))
@@ -276,7 +276,7 @@ def test_a_spike_moves_nothing_and_is_not_remembered():
     loss = Mean(batch["loss"], jnp.float32(1))
     return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}, {}
 
-  transform = optax.sgd(0.1)
+  transform = guarded(optax.sgd(0.1))
   step = TrainStep(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
   state = State.create({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
   seen = []
@@ -294,7 +294,7 @@ def test_steps_without_labels_between_skips_neither_end_nor_lengthen_their_row()
     loss = Mean(batch["loss"] * batch["labels"], batch["labels"])
     return {"x": jnp.float32(1)}, {"total_loss": batch["loss"], "loss": loss, "layers": {}}, {}
 
-  transform = optax.sgd(0.1)
+  transform = guarded(optax.sgd(0.1))
   step = TrainStep(gradients, transform, lambda step: 0.1, 0, spike_factor=3.0)
   state = State.create({"x": jnp.float32(0)}, transform.init({"x": jnp.float32(0)}), window=4)
   rows, seen = ((2, 5), (9, 1), (5, 0), (np.nan, 0), (9, 2), (2, 0), (2, 3), (5, 0)), []

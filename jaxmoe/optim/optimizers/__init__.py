@@ -23,8 +23,10 @@ class Optimizer(Protocol):
   def weight_decay(self) -> float:
     """The decay per unit of learning rate of the parameters that decay."""
 
-  def direction(self, names: Any, dims: Any) -> optax.GradientTransformation:
+  def direction(self, names: Any, dims: Any) -> optax.GradientTransformationExtraArgs:
     """Returns the transform from gradients to directions, before decay and learning rate.
+
+    Its update takes `ok`, see `ops/guard.py`.
 
     Its state holds what belongs to a parameter under the parameter's path, and for a leaf stacked
     over layers with the layers as its first dim.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmoe.ops.guard import guarded
 from jaxmoe.optim.matrices import map_dims, stack_depth
 from jaxmoe.optim.optimizers.checks import check_decay, check_positive
 
@@ -43,7 +44,7 @@ class Adafactor:
     )
     check_decay(self.weight_decay)
 
-  def direction(self, names: Any, dims: Any) -> optax.GradientTransformation:
+  def direction(self, names: Any, dims: Any) -> optax.GradientTransformationExtraArgs:
     """Returns optax's Adafactor without its learning rate, block by block."""
     factored = optax.scale_by_factored_rms(
       decay_rate=self.decay_exponent,
@@ -53,7 +54,7 @@ class Adafactor:
     scales = [optax.clip_by_block_rms(self.clip_rms)]
     if self.scale_by_parameter:
       scales.append(optax.scale_by_param_block_rms())
-    return _by_block(factored, optax.chain(*scales), map_dims(stack_depth, dims))
+    return guarded(_by_block(factored, optax.chain(*scales), map_dims(stack_depth, dims)))
 
 
 def _by_block(

@@ -10,6 +10,7 @@ from typing import Any
 
 import optax
 
+from jaxmoe.ops.adam import scale_by_adam
 from jaxmoe.optim.optimizers.checks import check_decay, check_positive, check_rates
 
 
@@ -27,6 +28,6 @@ class AdamW:
     check_positive(eps=self.eps)
     check_decay(self.weight_decay)
 
-  def direction(self, names: Any, dims: Any) -> optax.GradientTransformation:
-    """Returns optax's Adam; it works entry by entry, so names and dims do not matter."""
-    return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+  def direction(self, names: Any, dims: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns Adam; it works entry by entry, so names and dims do not matter."""
+    return scale_by_adam(self.b1, self.b2, self.eps)

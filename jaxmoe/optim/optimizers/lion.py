@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from jaxmoe.ops.guard import guarded
 from jaxmoe.optim.optimizers.checks import check_decay, check_rates
 
 
@@ -25,6 +26,6 @@ class Lion:
     check_rates(b1=self.b1, b2=self.b2)
     check_decay(self.weight_decay)
 
-  def direction(self, names: Any, dims: Any) -> optax.GradientTransformation:
+  def direction(self, names: Any, dims: Any) -> optax.GradientTransformationExtraArgs:
     """Returns optax's Lion; it works entry by entry, so names and dims do not matter."""
-    return optax.scale_by_lion(b1=self.b1, b2=self.b2)
+    return guarded(optax.scale_by_lion(b1=self.b1, b2=self.b2))

@@ -20,6 +20,7 @@ import optax.contrib
 from jaxmoe.core.config_io import added
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Dims
+from jaxmoe.ops.guard import guarded
 from jaxmoe.optim.matrices import map_dims, matrix_axes
 from jaxmoe.optim.optimizers.checks import check_decay, check_positive, check_rates
 
@@ -52,7 +53,7 @@ class Muon:
     if self.iterations < 1:
       raise InputError(f"muon needs an iteration: iterations={self.iterations}; take 5")
 
-  def direction(self, names: Any, dims: Any) -> optax.GradientTransformation:
+  def direction(self, names: Any, dims: Any) -> optax.GradientTransformationExtraArgs:
     """Returns optax's Muon where there are matrices and optax's Adam elsewhere."""
     axes = map_dims(self._axes, dims, names)
     labels = jax.tree.map(
@@ -66,7 +67,7 @@ class Muon:
     )
     adam = optax.scale_by_adam(b1=self.adam_b1, b2=self.adam_b2, eps=self.eps)
     scaled = optax.chain(muon, optax.stateless(lambda updates, _: self._scale(updates, axes)))
-    return optax.partition({"muon": scaled, "adam": adam}, labels)
+    return guarded(optax.partition({"muon": scaled, "adam": adam}, labels))
 
   def _axes(self, dims: Dims, name: str) -> optax.contrib.MuonDimensionNumbers | optax.MaskedNode:
     if any(fnmatchcase(name, pattern) for pattern in self.adam_names):
