@@ -50,8 +50,10 @@ def scores(
 def mix(prob_BKGLS: jax.Array, v_BSKP: jax.Array, like_BLNH: jax.Array) -> jax.Array:
   """Returns the values weighted by `prob_BKGLS`, float32, in `like_BLNH`'s heads."""
   chex.assert_axis_dimension(v_BSKP, 1, prob_BKGLS.shape[-1])
-  out_BKGLP = jnp.einsum(
-    "bkgls,bskh->bkglh", prob_BKGLS.astype(v_BSKP.dtype), v_BSKP, preferred_element_type=jnp.float32
+  # For one query XLA turns the values round first, unless heads come before it in what is made.
+  one = prob_BKGLS.shape[3] == 1
+  spec = "bkgls,bskh->bkglh" if one else "bkgls,bskh->blkgh"
+  out = jnp.einsum(
+    spec, prob_BKGLS.astype(v_BSKP.dtype), v_BSKP, preferred_element_type=jnp.float32
   )
-  out_BLKGP = jnp.moveaxis(out_BKGLP, 3, 1)
-  return out_BLKGP.reshape(*like_BLNH.shape[:3], v_BSKP.shape[-1])
+  return out.reshape(*like_BLNH.shape[:3], v_BSKP.shape[-1])
