@@ -134,7 +134,7 @@ class StateSpec:
       InputError: the seed does not fit 32 bits.
     """
     check_seed(seed)
-    program = Program("init", self._first, out_shardings=self.shardings)
+    program = Program("first_state", self._first, out_shardings=self.shardings)
     return self._compiled(program, np.uint32(seed))(np.uint32(seed))
 
   def _first(self, seed: jax.Array) -> State:
