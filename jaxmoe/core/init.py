@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from jaxmoe.core.first_values import Declared, first_value
 from jaxmoe.core.layout import Dims
 from jaxmoe.core.rng import Keys
 
@@ -25,11 +27,19 @@ class Init:
     keys: Where the draws come from.
     dtype: Of the weights.
     num_layers: How many blocks add to the residual stream.
+    declares: Whether nothing is made, and a `Declared` stands in the place of each value.
   """
 
   keys: Keys
   dtype: Any = jnp.float32
   num_layers: int = 1
+  declares: bool = False
+
+  @classmethod
+  def declaring(cls, dtype: Any = jnp.float32, num_layers: int = 1) -> Init:
+    """Returns what declares parameters and makes none: it needs no key."""
+    nowhere: Any = None
+    return cls(Keys(nowhere), dtype, num_layers, declares=True)
 
   def __truediv__(self, name: str) -> Init:
     return dataclasses.replace(self, keys=self.keys / name)
@@ -42,8 +52,7 @@ class Init:
     """Returns a weight drawn from a normal cut at two deviations, variance 1 / fan_in."""
     # 0.8796 is the standard deviation of a unit normal cut at two deviations.
     scale = 1 / (math.sqrt(fan_in) * 0.87962566103423978)
-    drawn = jax.random.truncated_normal(self.keys(name), -2, 2, shape, jnp.float32) * scale
-    return nnx.Param(drawn.astype(self.dtype), dims=dims)
+    return self._param(Declared(shape, self.dtype, scale, (self.keys / name).path), dims)
 
   def residual(self, name: str, shape: tuple[int, ...], dims: Dims, fan_in: int) -> nnx.Param:
     """Returns a weight whose product is added to the residual stream.
@@ -55,8 +64,21 @@ class Init:
 
   def ones(self, shape: tuple[int, ...], dims: Dims) -> nnx.Param:
     """Returns a weight of ones, such as the scale of a norm."""
-    return nnx.Param(jnp.ones(shape, self.dtype), dims=dims)
+    return self.full(shape, 1.0, dims)
 
   def zeros(self, shape: tuple[int, ...], dims: Dims) -> nnx.Param:
     """Returns a weight of zeros, such as a bias."""
-    return nnx.Param(jnp.zeros(shape, self.dtype), dims=dims)
+    return self.full(shape, 0.0, dims)
+
+  def full(self, shape: tuple[int, ...], value: float, dims: Dims) -> nnx.Param:
+    """Returns a weight that is `value` everywhere."""
+    return self._param(Declared(shape, self.dtype, value), dims)
+
+  def buffer(self, value: np.ndarray) -> nnx.Param:
+    """Returns what is no weight and begins as `value`, in its own dtype."""
+    return self._param(Declared(value.shape, value.dtype, value), (None,) * value.ndim)
+
+  def _param(self, declared: Declared, dims: Dims) -> nnx.Param:
+    if self.declares:
+      return nnx.Param(declared, dims=dims)
+    return nnx.Param(first_value(Keys(self.keys.root), declared), dims=dims)

@@ -81,33 +81,21 @@ class Stack:
     blocks, repeats = self.layer_groups[group]
     return [first + repeat * blocks + position for repeat in range(repeats)]
 
-  def modules(self, init: Init) -> dict[str, dict[str, nnx.State]]:
-    """Returns the leaves, stacked over repeats; a layer's draw depends on its depth alone."""
+  def declared(self, init: Init) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Returns graph definitions and leaves, by group and position, for an init that declares.
 
-    def make(block: BlockConfig, layer: jax.Array) -> nnx.State:
-      return nnx.state(block.build(init.at(layer) / "layer", self.stream))
-
-    return {
-      str(s): {
-        str(j): jax.vmap(lambda layer, block=block: make(block, layer))(
-          jnp.array(self.layer_indices(s, j))
-        )
-        for j, block in enumerate(group.pattern)
-      }
-      for s, group in enumerate(self.groups)
-    }
-
-  def graphs(self, init: Init) -> dict[str, dict[str, Any]]:
-    """Returns the graph definition of each block of each pattern."""
-    return {
-      str(s): {
-        str(j): nnx.graphdef(
-          nnx.eval_shape(lambda b=block: b.build(init, self.stream, self.parallel))
-        )
-        for j, block in enumerate(group.pattern)
-      }
-      for s, group in enumerate(self.groups)
-    }
+    Leaves are stacked over repeats; a layer's draw depends on its depth alone.
+    """
+    graphs: dict[str, dict[str, Any]] = {}
+    leaves: dict[str, dict[str, Any]] = {}
+    for s, group in enumerate(self.groups):
+      for j, block in enumerate(group.pattern):
+        graph, state = nnx.split(block.build(init / "layer", self.stream, self.parallel))
+        layers = tuple(self.layer_indices(s, j))
+        graphs.setdefault(str(s), {})[str(j)] = graph
+        stacked = functools.partial(dataclasses.replace, layers=layers)
+        leaves.setdefault(str(s), {})[str(j)] = jax.tree.map(stacked, state)
+    return graphs, leaves
 
   def run(
     self,

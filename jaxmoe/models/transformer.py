@@ -18,6 +18,7 @@ from flax import nnx
 
 from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.first_values import drawn_apart, drawn_together
 from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.param_names import LayerAddress
@@ -182,13 +183,9 @@ class Decoder:
     self.config, self.vocab_size, self.parallel = config, vocab_size, parallel
     self.dtype = jnp.dtype(config.dtype)
     self._stack = Stack(config.stack, config.stream, parallel, config.scan, config.remat)
-    state = jax.eval_shape(self._build, jax.random.key(0))
-    shape_init = Init(Keys(jax.random.key(0)))
-    self._graphs: dict[str, Any] = {
-      "final_norm": nnx.graphdef(nnx.eval_shape(lambda: self._final_norm(shape_init))),
-      "stack": self._stack.graphs(shape_init),
-    }
-    self.shapes: Params = values_of(state)
+    self._graphs, state = self._declared()
+    self._first: Params = values_of(state)
+    self.shapes: Params = jax.tree.map(lambda leaf: leaf.like, self._first)
     self.dims: Params = dims_of(state)
     self.layer_groups = self._stack.layer_groups
 
@@ -197,9 +194,17 @@ class Decoder:
     hidden_BLD, _, _ = self.hidden(params, Tokens.of_ids(ids_BL))
     return self.logits(params, hidden_BLD)
 
-  def init(self, keys: Keys) -> Params:
-    """Returns fresh parameters; each depends on the seed, its name and its layer's depth."""
-    return values_of(jax.jit(self._build)(keys.root))
+  def init(self, keys: Keys, spread: bool = False) -> Params:
+    """Returns fresh parameters; each depends on the seed, its name and its layer's depth.
+
+    Args:
+      keys: Of all draws.
+      spread: Whether they are to lie on several devices, of which each draws its part; the bits are
+        the same.
+    """
+    leaves, tree = jax.tree.flatten(self._first)
+    draw = drawn_apart if spread else drawn_together
+    return jax.tree.unflatten(tree, jax.jit(lambda keys: draw(keys, leaves))(keys))
 
   @property
   def parameter_names(self) -> Params:
@@ -378,21 +383,15 @@ class Decoder:
         return jnp.zeros((tokens.id.size, layer.num_routable), jnp.float32)
     return None
 
-  def _embed(self, init: Init) -> Embed:
-    return Embed(init / "embed", self.vocab_size, self.config.dim, self.config.tied)
-
-  def _final_norm(self, init: Init) -> nnx.Module:
-    return self.config.stream.make_norm(init / "final_norm")
-
-  def _build(self, key: jax.Array) -> Any:
+  def _declared(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns graph definitions and what is declared of each leaf; no array is made."""
     config = self.config
-    init = Init(Keys(key), jnp.dtype(config.param_dtype), config.num_layers)
-    tree: dict[str, Any] = {
-      "embed": nnx.state(self._embed(init)),
-      "stack": self._stack.modules(init),
-      "final_norm": nnx.state(self._final_norm(init)),
-    }
+    init = Init.declaring(jnp.dtype(config.param_dtype), config.num_layers)
+    norm, norm_state = nnx.split(config.stream.make_norm(init / "final_norm"))
+    graphs, stack = self._stack.declared(init)
+    embed = Embed(init / "embed", self.vocab_size, config.dim, config.tied)
+    tree = {"embed": nnx.state(embed), "stack": stack, "final_norm": norm_state}
     if not config.tied or config.head_bias:
       of = (self.vocab_size, config.dim, config.tied, config.head_bias)
       tree["head"] = nnx.state(Head(init / "head", *of))
-    return tree
+    return {"final_norm": norm, "stack": graphs}, tree

@@ -138,7 +138,8 @@ class StateSpec:
     return self._compiled(program, np.uint32(seed))(np.uint32(seed))
 
   def _first(self, seed: jax.Array) -> State:
-    params = self.cast(in_float32(self.decoder).init(Keys(jax.random.key(seed))))
+    spread = len(self.shardings.step.device_set) > 1
+    params = self.cast(in_float32(self.decoder).init(Keys(jax.random.key(seed)), spread))
     window = self.shapes.recent.values_2W.shape[1]
     return State.create(params, self._transform.init(params), window)
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.moe.routers.dynamic import Dynamic
@@ -42,10 +43,10 @@ class Adaptive(Router):
         f"rate={self.rate}, first={self.first}, target={self.target}"
       )
 
-  def buffers(self, num_experts: int) -> Buffers:
+  def buffers(self, num_experts: int) -> dict[str, np.ndarray]:
     """Returns the first factor."""
     del num_experts
-    return {"pressure": jnp.full(1, self.first, jnp.float32)}
+    return {"pressure": np.full(1, self.first, np.float32)}
 
   def update(
     self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None

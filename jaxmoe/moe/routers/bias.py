@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.moe.routers.router import (
@@ -64,9 +65,9 @@ class AuxFree(Router):
         f"{num_experts}, num_groups={self.num_groups}; have fewer groups or more groups_active"
       )
 
-  def buffers(self, num_experts: int) -> Buffers:
+  def buffers(self, num_experts: int) -> dict[str, np.ndarray]:
     """Returns a bias of zero for every expert."""
-    return {"bias": jnp.zeros(num_experts, jnp.float32)}
+    return {"bias": np.zeros(num_experts, np.float32)}
 
   def update(
     self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None
@@ -107,9 +108,9 @@ class Quantile(Router):
 
   score: Literal["softmax", "sigmoid", "sqrt_softplus", "relu"] = "sigmoid"
 
-  def buffers(self, num_experts: int) -> Buffers:
+  def buffers(self, num_experts: int) -> dict[str, np.ndarray]:
     """Returns a beta of zero for every expert."""
-    return {"beta": jnp.zeros(num_experts, jnp.float32)}
+    return {"beta": np.zeros(num_experts, np.float32)}
 
   def update(
     self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None

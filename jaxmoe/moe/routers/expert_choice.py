@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmoe.core.config_io import added
 from jaxmoe.core.decimals import decimal, times_nearest, times_up
@@ -125,9 +126,9 @@ class CausalExpertChoice(ByExpert):
     if not 0 < self.rate <= 1:
       raise InputError(f"rate must lie in (0, 1]: rate={self.rate}; 0.1 is usual")
 
-  def buffers(self, num_experts: int) -> Buffers:
+  def buffers(self, num_experts: int) -> dict[str, np.ndarray]:
     """Returns a threshold of 0 for every expert, which stands for none."""
-    return {"threshold": jnp.zeros(num_experts, jnp.float32)}
+    return {"threshold": np.zeros(num_experts, np.float32)}
 
   def update(
     self, buffers: Buffers, sums: RouterSums, statistics: RouterStatistics | None

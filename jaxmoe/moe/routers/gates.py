@@ -156,8 +156,7 @@ class CosineGate(nnx.Module):
     self.most, width = -math.log(config.least), config.width
     self.down = init.weight("down", (dim, width), ("embed", None), fan_in=dim)
     self.weight = init.weight("weight", (width, num_experts), (None, "expert"), fan_in=width)
-    sharpness_1 = jnp.full(1, -math.log(config.temperature), init.dtype)
-    self.sharpness = nnx.Param(sharpness_1, dims=(None,))
+    self.sharpness = init.full((1,), -math.log(config.temperature), (None,))
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E) and `previous_logits` as they came."""
@@ -210,8 +209,7 @@ class ResidualGate(nnx.Module):
 
   def __init__(self, config: ResidualGateConfig, init: Init, dim: int, num_experts: int):
     self.inner = config.inner.build(init / "inner", dim, num_experts)
-    zeros_EE = jnp.zeros((num_experts, num_experts), init.dtype)
-    self.residual = nnx.Param(zeros_EE, dims=(None, "expert"))
+    self.residual = init.zeros((num_experts, num_experts), (None, "expert"))
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E), twice; `previous_logits` is None, or logits of zero in a

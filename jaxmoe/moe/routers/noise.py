@@ -28,8 +28,7 @@ class Noisy(TopK):
 
   def parameters(self, init: Init, dim: int, num_experts: int) -> dict[str, nnx.Param]:
     """Returns W_noise."""
-    zeros_DE = jnp.zeros((dim, num_experts), init.dtype)
-    return {"noise": nnx.Param(zeros_DE, dims=("embed", "expert"))}
+    return {"noise": init.zeros((dim, num_experts), ("embed", "expert"))}
 
   def num_params(self, dim: int, num_experts: int) -> int:
     """Returns the number of the gate's parameters and of W_noise."""

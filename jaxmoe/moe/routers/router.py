@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxmoe.core.backends import HERE, Chooser
@@ -163,7 +164,7 @@ class Router:
     """Returns the number of the gate's and the rule's parameters."""
     return self.gate.num_params(dim, num_experts)
 
-  def buffers(self, num_experts: int) -> Buffers:
+  def buffers(self, num_experts: int) -> dict[str, np.ndarray]:
     """Returns the first values of what the rule keeps from step to step, float32.
 
     Adaptive balance losses are multiplied by what is called `pressure`, of shape (1,).
@@ -257,10 +258,8 @@ class RouterModule(nnx.Module):
     self.num_active = num_active
     self.gate = config.gate.build(init / "gate", dim, num_experts)
     self.rule = nnx.Dict(config.parameters(init / "rule", dim, num_experts))
-    buffers = config.buffers(num_experts).items()
-    self.buffers = nnx.Dict(
-      {name: nnx.Param(value, dims=(None,) * value.ndim) for name, value in buffers}
-    )
+    first = config.buffers(num_experts)
+    self.buffers = nnx.Dict({name: init.buffer(value) for name, value in first.items()})
 
   def __call__(
     self,

@@ -52,7 +52,7 @@ class TreeGate(nnx.Module):
   def __init__(self, init: Init, dim: int, num_experts: int):
     nodes = num_experts - 1
     self.weight = init.weight("weight", (dim, nodes), ("embed", None), fan_in=dim)
-    self.bias = nnx.Param(jnp.zeros(nodes, init.dtype), dims=(None,))
+    self.bias = init.zeros((nodes,), (None,))
 
   def __call__(self, x_TD: jax.Array, previous_logits: Any) -> tuple[jax.Array, Any]:
     """Returns float32 logits (T, E) and `previous_logits` as they came."""
