@@ -65,13 +65,14 @@ class Program:
     return self._lower(self.name, self.function, *args)
 
   def lower_like(self, out: Any, *args: Any) -> jax.stages.Lowered:
-    """Returns a program of the same arguments and results, which are all zeros."""
+    """Returns a program of the same arguments and results, in which nothing is computed."""
+    leaves, tree = jax.tree.flatten(out)
 
-    def zeros(*args: Any) -> Any:
+    def nothing(*args: Any) -> Any:
       del args
-      return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), out)
+      return jax.tree.unflatten(tree, jax.ffi.ffi_call("kept", leaves)())  # one line for all
 
-    return self._lower(f"kept_{self.name}", zeros, *args)
+    return self._lower(f"kept_{self.name}", nothing, *args)
 
   def _lower(self, name: str, function: Callable[..., Any], *args: Any) -> jax.stages.Lowered:
     def program(*args: Any) -> Any:
@@ -82,13 +83,17 @@ class Program:
     return jax.jit(program, donate_argnums=self.donate, keep_unused=True, **out).lower(*args)
 
 
-Compile = Callable[..., jax.stages.Compiled]
-"""Makes a `Program`, the first argument, for the others or for what they are like."""
+class Compiler:
+  """Makes programs, here and now."""
 
+  def __call__(self, program: Program, *args: Any) -> jax.stages.Compiled:
+    """Returns a program compiled for arguments, or for what they are like."""
+    return program.lower(*args).compile()
 
-def compile_anew(program: Program, *args: Any) -> jax.stages.Compiled:
-  """Returns a program that is traced and compiled here and now."""
-  return program.lower(*args).compile()
+  def shapes(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Returns what a function, by a name for files, returns for arguments: shapes and dtypes."""
+    del name
+    return jax.eval_shape(function, *args)
 
 
 class KeptPrograms:
@@ -109,9 +114,9 @@ class KeptPrograms:
     self._folder, self._since_s = folder, since_s
     self.choices = ChoiceLog() if choices is None else choices
 
-  def of(self, *about: Any) -> Compile:
-    """Returns what compiles programs whose functions depend on records and plain values."""
-    return lambda program, *args: self.compiled(program, about, *args)
+  def of(self, *about: Any) -> Compiler:
+    """Returns what makes programs whose functions depend on records and plain values."""
+    return _KeptOf(self, about)
 
   def compiled(self, program: Program, about: Any, *args: Any) -> jax.stages.Compiled:
     """Returns a program compiled for arguments, or for what they are like.
@@ -121,7 +126,8 @@ class KeptPrograms:
       about: What else the function depends on: records of this package, and plain values.
       *args: Arrays or shapes.
     """
-    path = self._path(program, about, args)
+    how = (program.donate, str(program.out_shardings))
+    path = self._path(program.name, how, about, args)
     lowered = None if path is None else self._read(path, program, args)
     if lowered is None:
       before = self.choices.take()
@@ -131,11 +137,23 @@ class KeptPrograms:
         self.choices.add(choice)
       if path is not None:
         with contextlib.suppress(OSError, ValueError):
-          self._write(path, lowered, chosen)
+          self._write(path, lowered.out_info, _module_of(lowered), chosen)
     return lowered.compile()
 
-  def _path(self, program: Program, about: Any, args: tuple[Any, ...]) -> pathlib.Path | None:
-    """Returns the file of a program; None where it is not to be kept."""
+  def shapes(self, name: str, function: Callable[..., Any], about: Any, *args: Any) -> Any:
+    """Returns shapes and dtypes of what a function returns; `about` and `args` as above."""
+    path = self._path(name, "shapes", about, args)
+    found = None if path is None else _record(path)
+    if found is not None:
+      return found[0]
+    out = jax.eval_shape(function, *args)
+    if path is not None:
+      with contextlib.suppress(OSError, ValueError):
+        self._write(path, out, b"", ())
+    return out
+
+  def _path(self, name: str, how: Any, about: Any, args: tuple[Any, ...]) -> pathlib.Path | None:
+    """Returns the file of what has a name; None where it is not to be kept."""
     sources, newest_s = _sources()
     if multihost.is_multi_process() or newest_s > self._since_s:
       return None
@@ -143,51 +161,73 @@ class KeptPrograms:
       described = _described(about)
     except ValueError:
       return None
-    how = (program.donate, str(program.out_shardings), str(jax.tree.structure(args)))
     leaves = [_argument(leaf) for leaf in jax.tree.leaves(args)]
-    key = json.dumps([sources, _surroundings(), described, how, leaves])
-    return self._folder / f"{program.name}-{hashlib.sha256(key.encode()).hexdigest()[:40]}"
+    of_args = [str(jax.tree.structure(args)), leaves]
+    key = json.dumps([sources, _surroundings(), described, how, of_args])
+    return self._folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:40]}"
 
   def _read(
     self, path: pathlib.Path, program: Program, args: tuple[Any, ...]
   ) -> jax.stages.Lowered | None:
     """Returns what is kept, ready to be compiled; None where nothing is there that is whole."""
-    try:
-      digest, plain, module = path.read_bytes().split(b"\n", 2)
-      if digest != _digest(plain, module):
-        return None
-      record = json.loads(plain)
-      leaves = [jax.ShapeDtypeStruct(tuple(shape), dtype) for shape, dtype in record["leaves"]]
-      out = jax.tree.unflatten(tree_json.from_json(record["out"]), leaves)
-      lowered = _with_module(program.lower_like(out, *args), module)
-      os.utime(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    found = _record(path)
+    if found is None:
       return None
-    for choice in record["choices"]:
-      self.choices.add(Choice(*choice))
+    out, module, choices = found
+    try:
+      lowered = _with_module(program.lower_like(out, *args), module)
+    except (ValueError, TypeError, KeyError, AttributeError):
+      return None
+    for choice in choices:
+      self.choices.add(choice)
     return lowered
 
-  def _write(
-    self, path: pathlib.Path, lowered: jax.stages.Lowered, chosen: tuple[Choice, ...]
-  ) -> None:
-    """Keeps what was traced.
+  def _write(self, path: pathlib.Path, out: Any, module: bytes, chosen: tuple[Choice, ...]) -> None:
+    """Keeps what was traced: what comes out, and the program if there is one.
 
     Raises:
-      ValueError: it is none of the programs that a file can hold.
+      ValueError: what comes out is none of the trees that a file can hold.
       OSError: it cannot be written.
     """
-    out = lowered.out_info
     record = {
       "out": tree_json.to_json(out),
       "leaves": [(leaf.shape, np.dtype(leaf.dtype).name) for leaf in jax.tree.leaves(out)],
       "choices": [dataclasses.astuple(choice) for choice in chosen],
     }
-    plain, module = json.dumps(record).encode(), _module_of(lowered)
+    plain = json.dumps(record).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, b"\n".join((_digest(plain, module), plain, module)))
     kept = sorted(path.parent.iterdir(), key=lambda each: each.stat().st_mtime)
     for old in kept[:-MAX_FILES]:
       old.unlink(missing_ok=True)
+
+
+class _KeptOf(Compiler):
+  """Takes what is kept of functions that depend on what it is about."""
+
+  def __init__(self, programs: KeptPrograms, about: tuple[Any, ...]):
+    self._programs, self._about = programs, about
+
+  def __call__(self, program: Program, *args: Any) -> jax.stages.Compiled:
+    return self._programs.compiled(program, self._about, *args)
+
+  def shapes(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    return self._programs.shapes(name, function, self._about, *args)
+
+
+def _record(path: pathlib.Path) -> tuple[Any, bytes, list[Choice]] | None:
+  """Returns what comes out, the program and the choices of a file; None if it is not whole."""
+  try:
+    digest, plain, module = path.read_bytes().split(b"\n", 2)
+    if digest != _digest(plain, module):
+      return None
+    record = json.loads(plain)
+    leaves = [jax.ShapeDtypeStruct(tuple(shape), dtype) for shape, dtype in record["leaves"]]
+    out = jax.tree.unflatten(tree_json.from_json(record["out"]), leaves)
+    os.utime(path)
+    return out, module, [Choice(*choice) for choice in record["choices"]]
+  except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    return None
 
 
 def _digest(plain: bytes, module: bytes) -> bytes:

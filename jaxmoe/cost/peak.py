@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmoe.core.output import write_atomic
 from jaxmoe.cost import host
 
 _LONG_ENOUGH_S = 0.01
+_SIZES = (512, 1024, 2048, 4096, 8192)
 _FIRST_S, _AGAIN_S = 0.5, 0.1
 
 
@@ -32,29 +34,42 @@ def best_peak(dtype: str, folder: pathlib.Path | None = None) -> float:
     folder: Where the best is kept for all runs of this machine; None to measure alone. One that
       cannot be written keeps none.
   """
-  return _best(lambda spend_s: matmul_peak(dtype, spend_s), _key(dtype), folder)
+  return _best(lambda spend_s, size: matmul_peak(dtype, spend_s, size), _key(dtype), folder)
+
+
+def kept_peak(dtype: str, folder: pathlib.Path | None = None) -> float:
+  """Returns what `best_peak` has kept; where that is nothing, it is measured now."""
+  path, key = _place(_key(dtype), folder), _key(dtype)
+  return (_kept(path, key)[0] if path else 0.0) or best_peak(dtype, folder)
 
 
 def best_memory_rate(folder: pathlib.Path | None = None) -> float:
   """Returns the best bytes per second ever seen of copying, read and written; `folder` as above."""
-  return _best(memory_rate, {**_key("float32"), "what": "memory"}, folder)
+  key = {**_key("float32"), "what": "memory"}
+  return _best(lambda spend_s, size: (memory_rate(spend_s), size), key, folder)
 
 
-def matmul_peak(dtype: str, spend_s: float, max_size: int = 8192) -> float:
-  """Returns the best FLOP/s of a square matmul in `dtype` on the default device.
+def matmul_peak(dtype: str, spend_s: float, size: int = 0) -> tuple[float, int]:
+  """Returns the best FLOP/s of a square matmul in `dtype` on the default device, and its size.
 
-  Sizes double from 512 until one product takes 10 ms; they take turns for about `spend_s`.
+  Sizes double from 512 until one product takes 10 ms; they take turns for about `spend_s`. Of one
+  `size` alone a second process compiles nothing that the first one has not.
   """
-  product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
+
+  @jax.jit
+  def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
   runs: dict[int, Callable[[], float]] = {}
-  best, size, seconds, start = 0.0, 256, 0.0, time.perf_counter()
-  while seconds < _LONG_ENOUGH_S and size < max_size:
-    size *= 2
-    runs[size] = _timed(product, jnp.ones((size, size), dtype))
-    seconds = runs[size]()
-    best = max(best, 2 * size**3 / seconds)
+  best, start = (0.0, 0), time.perf_counter()
+  for tried in (size,) if size else _SIZES:
+    runs[tried] = _timed(product, jax.device_put(np.ones((tried, tried), jnp.dtype(dtype))))
+    seconds = runs[tried]()
+    best = max(best, (2 * tried**3 / seconds, tried))
+    if seconds >= _LONG_ENOUGH_S:
+      break
   while time.perf_counter() - start < spend_s:
-    best = max(best, *(2 * size**3 / run() for size, run in runs.items()))
+    best = max(best, *((2 * tried**3 / run(), tried) for tried, run in runs.items()))
   return best
 
 
@@ -89,27 +104,36 @@ def _key(dtype: str) -> dict[str, Any]:
 
 
 def _best(
-  measure: Callable[[float], float], key: dict[str, Any], folder: pathlib.Path | None
+  measure: Callable[[float, int], tuple[float, int]],
+  key: dict[str, Any],
+  folder: pathlib.Path | None,
 ) -> float:
   """Returns the best rate ever seen under a key, and keeps it in a folder."""
-  if folder is None:
-    return measure(_FIRST_S)
-  path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
-  seen = measure(_AGAIN_S if _kept(path, key) else _FIRST_S)
-  kept = _kept(path, key)  # now, for another process may have measured meanwhile
+  path = _place(key, folder)
+  if path is None:
+    return measure(_FIRST_S, 0)[0]
+  before, size = _kept(path, key)
+  seen, size = measure(_AGAIN_S if before else _FIRST_S, size)
+  kept, _ = _kept(path, key)  # now, for another process may have measured meanwhile
   if seen > kept:
-    _keep(path, {**key, "flops_per_s": seen})
+    _keep(path, {**key, "size": size, "flops_per_s": seen})
   return max(seen, kept)
 
 
-def _kept(path: pathlib.Path, key: dict[str, Any]) -> float:
-  """Returns the best that is kept under a key; 0 where there is none that can be read."""
+def _place(key: dict[str, Any], folder: pathlib.Path | None) -> pathlib.Path | None:
+  name = f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+  return folder / name if folder else None
+
+
+def _kept(path: pathlib.Path, key: dict[str, Any]) -> tuple[float, int]:
+  """Returns the best that is kept under a key, and its size; 0 where none can be read."""
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
-    best = float(found.pop("flops_per_s"))
+    best, size = float(found.pop("flops_per_s")), int(found.pop("size", 0))
   except (OSError, ValueError, TypeError, KeyError, AttributeError):
-    return 0.0
-  return best if found == key and 0 < best < float("inf") else 0.0
+    return 0.0, 0
+  good = found == key and 0 < best < float("inf") and size in (0, *_SIZES)
+  return (best, size) if good else (0.0, 0)
 
 
 def _keep(path: pathlib.Path, record: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from jaxmoe.checkpoint import Store
 from jaxmoe.checkpoint.store import read_latest
 from jaxmoe.core import multihost, param_names
 from jaxmoe.core.errors import CheckpointError
-from jaxmoe.core.kept_programs import Compile, Program, compile_anew
+from jaxmoe.core.kept_programs import Compiler, Program
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys, check_seed
 from jaxmoe.models.transformer import Decoder, Params
@@ -105,14 +105,14 @@ class StateSpec:
 
   def __init__(
     self, decoder: Decoder, transform: optax.GradientTransformation, layout: Layout,
-    window: int = 0, masters: Masters | None = None, compiled: Compile = compile_anew,
+    window: int = 0, masters: Masters | None = None, compiled: Compiler | None = None,
   ):  # fmt: skip
-    self._compiled = compiled
+    self._compiled = compiled = compiled or Compiler()
     self.masters = masters = masters or Masters()
     self.layer_groups = decoder.layer_groups
     self.decoder, self._transform = decoder, transform
     params = masters.shapes(decoder.shapes, decoder.layer_groups)
-    optimizer = jax.eval_shape(transform.init, params)
+    optimizer = compiled.shapes("optimizer", transform.init, params)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     recent = SpikeWindow(jax.ShapeDtypeStruct((2, window), jnp.float32), scalar)
     self.shapes = State(scalar, params, optimizer, scalar, scalar, recent, scalar)

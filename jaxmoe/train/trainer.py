@@ -20,7 +20,7 @@ from jaxmoe.checkpoint import open_store
 from jaxmoe.core import multihost
 from jaxmoe.core.backends import ChoiceLog
 from jaxmoe.core.errors import PeerError, UserFacingError, machine_error
-from jaxmoe.core.kept_programs import compile_anew
+from jaxmoe.core.kept_programs import Compiler
 from jaxmoe.core.layout import Layout
 from jaxmoe.data.corpus import Corpus
 from jaxmoe.parallel import share_of_rows
@@ -74,7 +74,7 @@ class Trainer:
     there = open_store(workdir.checkpoints, train.store)
     masters = came_from(there, experiment.masters(self.decoder))
     window = train.recovery.spike_window
-    self._compiled = compile_anew if programs is None else programs.of(experiment, masters)
+    self._compiled = Compiler() if programs is None else programs.of(experiment, masters)
     self.spec = StateSpec(self.decoder, transform, layout, window, masters, self._compiled)
     check_kernels(experiment, self.decoder, self.spec, layout)
     self.step = 0
@@ -137,6 +137,8 @@ class Trainer:
       observers.display.close()
     with observers.phase("checkpoint", f"saving step {self.step}"):
       self.saver.finish(self.step, self.state)
+    with observers.phase("start"):
+      run_setup.look_at_peak_again(self.experiment.model.dtype, self.options.peaks)
     done = self.step == num_steps
     self._end(done)
     return RunResult(self.step, done)

@@ -78,9 +78,10 @@ def test_keys_that_do_not_count_places_draw_leaf_by_leaf():
 
 def test_one_loop_draws_all():
   counts = [
-    jax.jit(lambda keys, draw=draw: draw(keys, LEAVES)).lower(Keys.from_seed(0)).as_text().count(
-      "erf_inv"
-    )
+    jax.jit(lambda keys, draw=draw: draw(keys, LEAVES))
+    .lower(Keys.from_seed(0))
+    .as_text()
+    .count("erf_inv")
     for draw in (drawn_together, drawn_apart)
   ]
   assert counts[0] == 1 < counts[1]

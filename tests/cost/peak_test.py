@@ -13,7 +13,7 @@ from jaxmoe.cost.peak import best_peak, peaks_of_machines
 def measured(monkeypatch):
   """Returns the rates that are measured next."""
   rates = []
-  monkeypatch.setattr(peak, "matmul_peak", lambda dtype, spend_s: rates.pop(0))
+  monkeypatch.setattr(peak, "matmul_peak", lambda dtype, spend_s, size: (rates.pop(0), 512))
   return rates
 
 
@@ -24,7 +24,7 @@ def test_the_best_ever_seen_is_kept_whatever_is_measured_later(measured, tmp_pat
   (path,) = (tmp_path / "peaks").iterdir()
   kept = json.loads(path.read_text())
   assert kept["flops_per_s"] == 160e9
-  assert set(kept) == {"device", "processor", "cores", "dtype", "jax", "flops_per_s"}
+  assert set(kept) == {"device", "processor", "cores", "dtype", "jax", "size", "flops_per_s"}
 
 
 @pytest.mark.parametrize("part", ["device", "processor", "cores", "dtype", "jax"])
@@ -70,7 +70,25 @@ def test_a_rate_is_that_of_the_products_that_were_timed(monkeypatch):
   monkeypatch.setattr(peak, "_timed", lambda product, a: lambda: next(seconds))
   monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
   # 512 and 1024 at first, then both again; the third look at the clock ends it.
-  assert peak.matmul_peak("float32", 0.15) == 2 * 512**3 / 0.001
+  assert peak.matmul_peak("float32", 0.15) == (2 * 512**3 / 0.001, 512)
+
+
+def test_what_is_kept_is_looked_at_again_in_its_own_size_alone(tmp_path, monkeypatch):
+  seconds, timed = iter([0.004, 0.02, 0.001]), []
+
+  def once(product, a):
+    timed.append(a.shape[0])
+    return lambda: next(seconds)
+
+  monkeypatch.setattr(peak, "_timed", once)
+  monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
+  clock = iter([0.0, 9.0])
+  first = best_peak("float32", tmp_path)
+  assert (first, timed) == (2 * 1024**3 / 0.02, [512, 1024])
+  assert peak.kept_peak("float32", tmp_path) == first and len(timed) == 2
+  clock = iter([0.0, 9.0])
+  assert best_peak("float32", tmp_path) == 2 * 1024**3 / 0.001
+  assert timed == [512, 1024, 1024]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def asked(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_on_short_answers_learns_and_skips_no_step(asked, tmp_path, monkeypatch, seed):
-  monkeypatch.setattr(run_setup, "best_peak", lambda dtype, folder: 1e12)
+  monkeypatch.setattr(run_setup, "kept_peak", lambda dtype, folder: 1e12)
   train = dataclasses.replace(asked.train, seed=seed)
   recipe, workdir = dataclasses.replace(asked, train=train), Workdir(tmp_path)
   try:
