@@ -1,6 +1,6 @@
 """`python -m launch.bench`, from the clone: jaxmoe/commands/bench.py."""
 
-from jaxmoe.commands.bench import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("bench")

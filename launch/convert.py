@@ -1,6 +1,6 @@
 """`python -m launch.convert`, from the clone: jaxmoe/commands/convert.py."""
 
-from jaxmoe.commands.convert import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("convert")

@@ -1,6 +1,6 @@
 """`python -m launch.generate`, from the clone: jaxmoe/commands/generate.py."""
 
-from jaxmoe.commands.generate import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("generate")

@@ -1,6 +1,6 @@
 """`python -m launch.local`, from the clone: jaxmoe/commands/local.py."""
 
-from jaxmoe.commands.local import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("local")

@@ -1,6 +1,6 @@
 """`python -m launch.oracle`, from the clone: jaxmoe/commands/oracle.py."""
 
-from jaxmoe.commands.oracle import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("oracle")

@@ -1,6 +1,6 @@
 """`python -m launch.parity`, from the clone: jaxmoe/commands/parity.py."""
 
-from jaxmoe.commands.parity import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("parity")

@@ -1,6 +1,6 @@
 """`python -m launch.report`, from the clone: jaxmoe/commands/report.py."""
 
-from jaxmoe.commands.report import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("report")

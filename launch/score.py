@@ -1,6 +1,6 @@
 """`python -m launch.score`, from the clone: jaxmoe/commands/score.py."""
 
-from jaxmoe.commands.score import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("score")

@@ -1,6 +1,6 @@
 """`python -m launch.status`, from the clone: jaxmoe/commands/status.py."""
 
-from jaxmoe.commands.status import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("status")

@@ -1,6 +1,6 @@
 """`python -m launch.train`, from the clone: jaxmoe/commands/train.py."""
 
-from jaxmoe.commands.train import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("train")
