@@ -29,9 +29,13 @@ class Places(NamedTuple):
 
 
 def row_capacity(num_choices: int, num_slots: int) -> int:
-  """Returns mean + sqrt(mean) choices a slot, rounded up to 16: few overflow when balanced."""
+  """Returns mean + sqrt(mean) choices a slot, rounded up: few overflow when balanced.
+
+  Up to 8 it is 8, as where a few rows are written, and else a multiple of 16.
+  """
   mean = num_choices / num_slots
-  return max(16, math.ceil((mean + math.sqrt(mean)) / 16) * 16)
+  least = mean + math.sqrt(mean)
+  return 8 if least <= 8 else math.ceil(least / 16) * 16
 
 
 def block_rows(capacity: int) -> int:

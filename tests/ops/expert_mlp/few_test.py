@@ -26,7 +26,7 @@ def arrays(tokens):
   return [rng.normal(size=shape).astype(np.float32) for shape in shapes] + [slot_TA, weight_TA]
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 3, 16])
 def test_matrix_flops_are_those_of_the_choices(tokens):
   needed = 2 * tokens * A * (G + 1) * D * F
   cost = {
@@ -34,7 +34,8 @@ def test_matrix_flops_are_those_of_the_choices(tokens):
     for layer in (few, fused)
   }
   assert (cost[few].matmul, cost[few].unknown_loops) == (needed, 0)
-  assert cost[fused].matmul >= S * 16 * (G + 1) * 2 * D * F
+  # Each expert's own rows: for few tokens, four of which choose it in the mean, they are eight.
+  assert cost[fused].matmul == S * 8 * (G + 1) * 2 * D * F
 
 
 def test_other_tokens_never_change_a_row_bit_for_bit():
