@@ -1,7 +1,8 @@
 """Writing text with a cache: a pass over the prompts, then some tokens at a time.
 
 A row's tokens depend on its prompt, the seed and its number. Only a dispatcher that drops
-(capacity) makes them depend on the other rows too.
+(capacity) makes them depend on the other rows too, and on how a prompt is read: in chunks of 512
+tokens, each with the capacity of so many, so that a longer one drops other choices than at once.
 """
 
 from __future__ import annotations

@@ -71,6 +71,13 @@ def test_cached_greedy_text_equals_full_recomputation(greedy, logits_after):
   assert len({token for row in greedy for token in row}) > 3, "a model that repeats proves nothing"
 
 
+def test_greedy_text_is_that_of_before(greedy):
+  """As commit 0395706 wrote it, a token at a time, from leaves stacked over layers."""
+  assert greedy[0] == [9] * 8 + [6] + [9] * 3
+  assert greedy[1] == [9] * 12
+  assert greedy[2] == [6, 5, 8, 9, 6, 14, 9, 16, 14, 13, 7, 9]
+
+
 def test_a_cache_that_forgets_its_first_slot_is_noticed(model, greedy, monkeypatch):
   """The comparison above would fail if what lies in the cache did not matter."""
   decoder, params = model
