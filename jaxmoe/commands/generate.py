@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from jaxmoe.commands.process import command_line, run_flags
+from jaxmoe.commands.process import command_line, jax_settings, run_flags
 from jaxmoe.conversion.hf_files import origin_of
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.terminal import escaped
@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     print(f"asked with {asked.name}", file=sys.stderr)
   shown = [""] * len(prompts) if FLAGS.chat else prompts
   stream = TextStream(run.tokenizer, shown, show, FLAGS.special)
-  generate_text(run, encode(run.tokenizer), sampling, stream.token)
+  compiler = jax_settings.kept_programs().of(run.experiment)
+  generate_text(run, encode(run.tokenizer), sampling, stream.token, compiler=compiler)
   stream.finish()
   return 0
 

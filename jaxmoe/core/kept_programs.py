@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from jaxmoe.core import multihost, tree_json
 from jaxmoe.core.backends import Choice, ChoiceLog
@@ -315,4 +316,14 @@ def _argument(leaf: Any) -> Any:
   mesh = getattr(sharding, "mesh", None)
   order = [] if mesh is None else [device.id for device in mesh.devices.flat]
   weak = bool(getattr(leaf, "weak_type", False))
-  return [list(np.shape(leaf)), str(leaf.dtype), weak, str(sharding), order]
+  return [list(np.shape(leaf)), str(leaf.dtype), weak, _lies(sharding), order]
+
+
+def _lies(sharding: Any) -> str:
+  """Returns how an array lies; dims at the end that are not spread can be named or not."""
+  if not isinstance(sharding, NamedSharding):
+    return str(sharding)
+  spec = list(sharding.spec)
+  while spec and spec[-1] is None:
+    spec.pop()
+  return str((sharding.mesh, spec, sharding.memory_kind))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxmoe.core.errors import InputError, NotFiniteError
+from jaxmoe.core.kept_programs import Compiler
 from jaxmoe.models.next_token import Chance
 from jaxmoe.models.token_writer import TokenWriter
 from jaxmoe.models.transformer import Decoder, Params
@@ -55,6 +56,7 @@ def generate(
   sampling: Sampling,
   limits: tuple[int, int | frozenset[int]],
   emit: Callable[[int, int], None] = lambda row, token: None,
+  compiler: Compiler | None = None,
 ) -> list[list[int]]:
   """Returns the new token ids of each prompt, without the end of document.
 
@@ -66,6 +68,7 @@ def generate(
     limits: (context length in tokens, id of the end of document, or of all that end a row). A row
       ends at either.
     emit: Called with (row, id) as soon as a token is known.
+    compiler: Where programs come from, if they are kept; it is about what the decoder depends on.
 
   Raises:
     InputError: no prompt, an empty one, or one that leaves no room in the context.
@@ -85,7 +88,7 @@ def generate(
       )
   chance = Chance.of(sampling.temperature, sampling.top_p, sampling.seed)
   room = longest + sampling.max_tokens, context
-  writer = TokenWriter(decoder, params, room, ends, chance, sampling.temperature == 0)
+  writer = TokenWriter(decoder, params, room, ends, chance, sampling.temperature == 0, compiler)
   found = writer.read(prompts)
   rows: list[list[int]] = [[] for _ in prompts]
   alive, written = np.ones(len(prompts), bool), 0

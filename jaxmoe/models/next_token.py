@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxmoe.core.rng import Keys
+from jaxmoe.core.rng import Keys, check_seed
 
 
 class Chance(NamedTuple):
-  """What a draw depends on besides logits: the key of all draws is `root`."""
+  """What a draw depends on besides logits.
 
-  temperature: jax.Array
-  top_p: jax.Array
-  root: jax.Array
+  Attributes:
+    temperature: Float32, above 0.
+    top_p: Float32.
+    root: The seed, uint32; as programs have it, `rooted`, the key of all draws.
+  """
+
+  temperature: Any
+  top_p: Any
+  root: Any
 
   @classmethod
   def of(cls, temperature: float, top_p: float, seed: int) -> Chance:
     """Returns that of a seed."""
+    check_seed(seed)
     # Logits over less than this overflow float32, and what is drawn would not change any more.
-    least = jnp.float32(max(temperature, 1e-6))
-    return cls(least, jnp.float32(top_p), Keys.from_seed(seed)("sample"))
+    return cls(np.float32(max(temperature, 1e-6)), np.float32(top_p), np.uint32(seed))
+
+  def rooted(self) -> Chance:
+    """Returns it with the key of its seed."""
+    return self._replace(root=Keys(jax.random.key(self.root))("sample"))
 
 
 def draw(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoe.core.kept_programs import Compiler, Program
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.next_token import Chance, draw
 from jaxmoe.models.transformer import Decoder, Params
@@ -36,6 +37,7 @@ class TokenWriter:
     ends: Ids that end a row.
     chance: How tokens are drawn.
     greedy: Whether they are not, and the likeliest is taken.
+    compiler: Where programs come from, if they are to be kept from process to process.
   """
 
   def __init__(
@@ -46,10 +48,13 @@ class TokenWriter:
     ends: frozenset[int],
     chance: Chance,
     greedy: bool,
+    compiler: Compiler | None = None,
   ):
-    self._decoder, self._greedy = decoder, greedy
-    self._params, self._slots = _apart(decoder, params), padded(*room)
-    self._rules = _Rules(chance, jnp.asarray(sorted(ends), jnp.int32), jnp.int32(room[1]))
+    self._decoder, self._greedy, self._compiler = decoder, greedy, compiler
+    self._programs: dict[str, Any] = {}
+    self._stored, self._slots = params, padded(*room)
+    self._params: Params = {}
+    self._rules = _Rules(chance, np.array(sorted(ends), np.int32), np.int32(room[1]))
     self._number = 1
     self._caches: Any = None
     self._rows: _Rows | None = None
@@ -63,13 +68,12 @@ class TokenWriter:
     starts = range(0, longest, width)
     whole = _prompt_tokens(prompts, lengths, len(starts) * width)
     chunks = [_cut(whole, start, width) for start in starts]
-    wanted_BD = jnp.zeros((len(prompts), decoder.config.dim), decoder.dtype)
-    wanted = jnp.asarray(lengths - 1), wanted_BD
-    caches = _empty(decoder, len(prompts), self._slots)
+    wanted: Any = lengths - 1, np.zeros((len(prompts), decoder.config.dim), decoder.dtype)
+    self._params, caches = self._run(_begin, (len(prompts), self._slots), self._stored)
     for tokens in chunks[:-1]:
-      wanted, caches = _read(decoder, self._params, tokens, caches, wanted)
+      wanted, caches = self._run(_read, (), self._params, tokens, caches, wanted, donate=2)
     given = self._params, chunks[-1], caches, wanted, self._rules
-    self._rows, finite, self._caches = _read_last(decoder, self._greedy, *given)
+    self._rows, finite, self._caches = self._run(_read_last, (self._greedy,), *given, donate=2)
     return np.asarray(self._rows.id_B)[None], np.asarray(finite)[None]
 
   def write(self, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,8 +82,8 @@ class TokenWriter:
     The number grows for as long as a dispatch takes a moment, so that text still streams.
     """
     begin, number = time.perf_counter(), min(most, self._number)
-    given = self._params, self._caches, self._rows, jnp.int32(number), self._rules
-    state, *found = _write(self._decoder, self._greedy, *given)
+    given = self._params, self._caches, self._rows, np.int32(number), self._rules
+    state, *found = self._run(_write, (self._greedy,), *given, donate=1)
     self._rows, self._caches = state
     done, ids_NB, finite_N = map(np.asarray, found)
     took = time.perf_counter() - begin
@@ -88,6 +92,26 @@ class TokenWriter:
     elif took > 2 * _PATIENCE_S:
       self._number = max(1, number // 2)
     return ids_NB[:done], finite_N[:done]
+
+  def _run(
+    self, function: Any, fixed: tuple[int, ...], *args: Any, donate: int | None = None
+  ) -> Any:
+    """Runs a jitted function of this module, or the program that is kept of it.
+
+    Args:
+      function: Takes the decoder and what is fixed first.
+      fixed: What a program is made for; a writer makes one program for each.
+      *args: The others.
+      donate: The number among them of the one that is used up.
+    """
+    if self._compiler is None:
+      return function(self._decoder, *fixed, *args)
+    name = "_".join([function.__name__.strip("_"), *(str(int(each)) for each in fixed)])
+    if name not in self._programs:
+      traced = functools.partial(function.__wrapped__, self._decoder, *fixed)
+      program = Program(name, traced, () if donate is None else (donate,))
+      self._programs[name] = self._compiler(program, *args)
+    return self._programs[name](*args)
 
 
 def padded(size: int, limit: int) -> int:
@@ -106,7 +130,7 @@ def lower_draw(decoder: Decoder, rows: int, new: int, slots: int) -> jax.stages.
   params = jax.eval_shape(decoder.apart, decoder.shapes)
   ids_B: Any = shape((rows,), jnp.int32)
   rules: Any = jax.eval_shape(
-    lambda: _Rules(Chance.of(0.0, 1.0, 0), jnp.zeros(1, jnp.int32), jnp.int32(0))
+    lambda: _Rules(Chance.of(0.0, 1.0, 0), np.zeros(1, np.int32), np.int32(0))
   )
   if new == 1:
     alive_B: Any = shape((rows,), bool)
@@ -136,8 +160,8 @@ class _Rules(NamedTuple):
   """How ids are drawn, and where rows end: at one of these ids, and with the last slot."""
 
   chance: Chance
-  ends_E: jax.Array
-  slots: jax.Array
+  ends_E: Any
+  slots: Any
 
   def rows(self, id_B: jax.Array, slot_B: jax.Array, alive_B: jax.Array) -> _Rows:
     """Returns rows with new ids, of which some have ended."""
@@ -145,14 +169,9 @@ class _Rules(NamedTuple):
     return _Rows(id_B, slot_B, alive_B & ~ended_B)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apart(decoder: Decoder, params: Params) -> Params:
-  return decoder.apart(params)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(decoder: Decoder, batch: int, slots: int) -> Any:
-  return decoder.caches_apart(batch, slots)
+def _begin(decoder: Decoder, batch: int, slots: int, params: Params) -> tuple[Params, Any]:
+  return decoder.apart(params), decoder.caches_apart(batch, slots)
 
 
 def _stream(
@@ -184,7 +203,7 @@ def _read_last(
   (last_B, wanted_BD), caches = _stream(decoder, params, tokens, caches, wanted)
   logits_BV = decoder.logits(params, wanted_BD[:, None])[:, 0]
   alive_B = jnp.ones(last_B.shape, bool)
-  id_B, finite = draw(logits_BV, last_B, alive_B, rules.chance, greedy)
+  id_B, finite = draw(logits_BV, last_B, alive_B, rules.chance.rooted(), greedy)
   return rules.rows(id_B, last_B + 1, alive_B), finite, caches
 
 
@@ -214,6 +233,7 @@ def _write(
     rows, finite, caches = _next(decoder, greedy, params, caches, rows, rules)
     return (rows, caches), at + 1, ids_NB.at[at].set(rows.id_B), finite_N.at[at].set(finite)
 
+  rules = rules._replace(chance=rules.chance.rooted())
   none = jnp.zeros((_MOST, rows.id_B.size), jnp.int32)
   carry = (rows, caches), jnp.int32(0), none, jnp.ones(_MOST, bool)
   return jax.lax.while_loop(goes_on, step, carry)
@@ -233,7 +253,7 @@ def _next(
 
 
 def _cut(tokens: Tokens, start: int, width: int) -> Tokens:
-  return jax.tree.map(lambda x_BL: jnp.asarray(x_BL[:, start : start + width]), tokens)
+  return jax.tree.map(lambda x_BL: x_BL[:, start : start + width], tokens)
 
 
 def _prompt_tokens(prompts: Sequence[np.ndarray], lengths: np.ndarray, width: int) -> Tokens:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxmoe.conversion.hf_files import end_ids
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.kept_programs import Compiler
 from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.models.generate import Sampling, generate
 from jaxmoe.runs.chat_prompt import Messages, PromptFormat
@@ -81,6 +82,7 @@ def generate_text(
   sampling: Sampling,
   on_token: Callable[[int, int], None],
   special: bool = False,
+  compiler: Compiler | None = None,
 ) -> list[str]:
   """Returns what a run writes after each row of ids; special tokens are left out unless asked for.
 
@@ -90,6 +92,7 @@ def generate_text(
     sampling: How tokens are drawn, and how many.
     on_token: Called with (row, id) of each, as it comes.
     special: Whether special tokens are shown.
+    compiler: Where programs of the run come from, if they are kept.
   """
   ids: list[list[int]] = [[] for _ in rows]
 
@@ -98,7 +101,7 @@ def generate_text(
     on_token(row, token)
 
   ends = run.experiment.data.seq_len, end_ids(run.origin.folder) | {run.tokenizer.eod_id}
-  generate(run.decoder, run.params, rows, sampling, ends, take)
+  generate(run.decoder, run.params, rows, sampling, ends, take, compiler)
   decode = decoder_of(run.tokenizer, special)
   return [decode(of_row) for of_row in ids]
 

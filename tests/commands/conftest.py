@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import io
 import logging
 import os
@@ -61,6 +62,7 @@ def run_here(name, *arguments):
   except SystemExit as stop:
     code = stop.code or 0
   finally:
+    gc.unfreeze()
     sys.argv, run_flags.Workdir = before, make
     for number, handler in handlers.items():
       signal.signal(number, handler)

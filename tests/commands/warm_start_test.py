@@ -1,12 +1,15 @@
 """What a second process of the same run traces and compiles: nothing that a first one left it."""
 
+import itertools
 import json
 
-WATCHED = """
-import json, pathlib, sys
-import jax
-from jaxmoe.commands import train
+import pytest
 
+WATCHED = """
+import importlib, json, pathlib, sys
+import jax
+
+command = importlib.import_module(f"jaxmoe.commands.{sys.argv.pop(1)}")
 file = pathlib.Path(sys.argv.pop(1))
 seen = {"traced": [], "missed": []}
 
@@ -25,27 +28,63 @@ def counted(event, **about):
 jax.monitoring.register_event_duration_secs_listener(timed)
 jax.monitoring.register_event_listener(counted)
 try:
-  train.run()
+  command.run()
 finally:
   file.write_text(json.dumps(seen))
 """
 SHORT = ("train.num_steps=3", "evaluation.every=0", "samples.every=0")
 
 
-def test_a_warm_start_traces_nothing_of_ours_and_compiles_nothing(alone, tiny, tmp_path):
-  seen, lines = [], []
-  for number in range(2):
-    file, workdir = tmp_path / f"{number}.json", tmp_path / str(number)
-    program = ("-c", WATCHED, str(file), tiny, *(f"--config.{change}" for change in SHORT))
-    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    result = alone("train", f"--workdir={workdir}", program=program, env=env)
+@pytest.fixture(scope="module")
+def watched(alone, tmp_path_factory):
+  """Returns a function that runs a command with one cache, and tells what it traced and missed."""
+  folder, numbers = tmp_path_factory.mktemp("warm"), itertools.count()
+
+  def run(name, *flags):
+    number = next(numbers)
+    file, workdir = folder / f"{number}.json", folder / str(number)
+    where = (
+      () if any(flag.startswith("--workdir=") for flag in flags) else (f"--workdir={workdir}",)
+    )
+    program = ("-c", WATCHED, name, str(file), *flags)
+    result = alone(name, *where, program=program, env={"XDG_CACHE_HOME": str(folder / "cache")})
     assert result.code == 0, result
-    seen.append(json.loads(file.read_text()))
-    metrics = (workdir / "metrics.jsonl").read_text().splitlines()
-    lines.append([{**json.loads(line), "time": None} for line in metrics])
-  cold, warm = seen
+    return workdir, {**json.loads(file.read_text()), "out": result.out}
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def trained_twice(watched, tiny):
+  """Returns workdirs and events of a cold and a warm start."""
+  return [watched("train", tiny, *(f"--config.{change}" for change in SHORT)) for _ in range(2)]
+
+
+def lines_of(workdir):
+  return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def test_a_warm_start_traces_nothing_of_ours_and_compiles_nothing(trained_twice):
+  (_, cold), (_, warm) = trained_twice
   assert {"first_state", "step"} <= set(cold["traced"]) and cold["missed"]
   # In the place of a program that is kept stands an empty one until it is read.
   assert warm["traced"] == ["kept_first_state", "kept_step"]
   assert not warm["missed"]
-  assert lines[0] == lines[1]
+  first, second = (
+    [{**json.loads(line), "time": None} for line in lines_of(workdir)]
+    for workdir, _ in trained_twice
+  )
+  assert first == second
+
+
+def test_a_warm_generate_traces_no_program_of_the_model_and_compiles_nothing(
+  watched, trained_twice
+):
+  run = f"--workdir={trained_twice[0][0]}"
+  flags = (run, "--prompt=copy", "--max_tokens=3")
+  cold, warm = (watched("generate", *flags, "--temperature=0")[1] for _ in range(2))
+  greedy = {"begin_1_32", "read_last_1", "write_1"}
+  assert greedy <= set(cold["traced"]) and cold["missed"]
+  assert {f"kept_{name}" for name in greedy} <= set(warm["traced"])
+  assert not greedy & set(warm["traced"]) and not warm["missed"]
+  assert cold["out"] == warm["out"]

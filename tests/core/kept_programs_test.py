@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec as P
 
 from jaxmoe.core import kept_programs
 from jaxmoe.core.backends import Choice, ChoiceLog
@@ -117,6 +118,30 @@ def test_recipe_source_version_settings_devices_or_arguments_that_differ_are_tra
   with jax.default_matmul_precision("highest"):
     assert times(about=Keys(1, "a"))[1] == 1
   assert times(about=Keys(1, "a"))[1] == 0
+
+
+def test_arrays_that_lie_alike_are_alike_however_that_is_said(times):
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  state, rows_TD = example()
+  for spec, traces in ((P("data", None), 1), (P("data"), 0), (P(None, None), 1), (P(), 0)):
+    lying = jax.device_put(rows_TD, NamedSharding(mesh, spec))
+    assert times(args=(state, lying))[1] == traces
+
+
+def test_shapes_are_kept_and_half_a_file_is_made_anew(tmp_path):
+  kept, args = KeptPrograms(tmp_path, LATER_S), example()
+  expected, traces = jax.eval_shape(Traced(), *args), []
+  for damaged in (None, None, b"", b"half"):
+    if damaged is not None:
+      (path,) = tmp_path.iterdir()
+      path.write_bytes(damaged)
+    function = Traced()  # JAX remembers what it traced
+    assert kept.of("toy").shapes("toy", function, *args) == expected
+    traces.append(function.times)
+  assert traces == [1, 0, 1, 1]
+  function = Traced()
+  assert kept.of("another").shapes("toy", function, *args) == expected
+  assert function.times == 1
 
 
 def test_every_source_counts(tmp_path, monkeypatch):
