@@ -1,4 +1,4 @@
-"""What parameters begin as: declared leaf by leaf, drawn each by itself or all in one loop.
+"""First values of parameters: declared leaf by leaf, drawn each by itself or all in one loop.
 
 A number that is drawn depends on its leaf's key and its own place in the leaf alone (Threefry in
 counter mode, Salmon et al. 2011; JAX calls it partitionable). So numbers of all leaves can come out

@@ -1,4 +1,4 @@
-"""What a second process of the same run traces and compiles: nothing that a first one left it."""
+"""Warm starts: a second process of a run traces and compiles nothing that a first one left it."""
 
 import itertools
 import json
