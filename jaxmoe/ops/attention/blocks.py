@@ -22,7 +22,7 @@ from jaxmoe.ops.attention.sight import Sight, sees
 _SHORT, _LONG = 64, 128
 _LONG_ROW = 512  # where there are more keys blocks are long
 _SCORES = 32_768  # of all heads that go at a time
-_LEAST_KEYS, _LEAST_QUERIES, _LEAST_KEYS_ELSEWHERE = 256, 16, 8192
+_LEAST_KEYS, _LEAST_QUERIES, _LEAST_KEYS_ELSEWHERE = 128, 16, 8192
 _LOWEST = jnp.finfo(jnp.float32).min
 
 
