@@ -23,11 +23,15 @@ def rows_text(title: str, rows: Sequence[Row]) -> Table:
       title = f"{title}: {', '.join(powers)}"
   table = Table(title=title, title_justify="left", min_width=78)
   table.add_column("")
-  headings = ("MFLOP", "x least", "MB", "x least", "temp MB", "fusions")
-  for heading in headings if counted else ("processor ms", "clock ms", "x", "MFU %"):
+  headings = ["MFLOP", "x least", "MB", "x least", "temp MB", "fusions"]
+  if not counted:
+    mfu = ["MFU %"] if any("cpu_mfu" in row for row in rows) else []
+    headings = ["processor ms", "clock ms", "x", *mfu]
+  for heading in headings:
     table.add_column(heading, justify="right")
   for row in (row for row in rows if "fits" not in row):
-    table.add_row(row["name"], *(_untimed(row) or (_counted(row) if counted else _timed(row))))
+    cells = _untimed(row) or (_counted(row) if counted else _timed(row))
+    table.add_row(row["name"], *cells[: len(headings)])
   return table
 
 
