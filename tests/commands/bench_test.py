@@ -83,4 +83,5 @@ def test_what_is_counted_of_a_program_is_no_less_than_the_least(here, tmp_path):
     # Of a loop whose length is found while it runs one pass is counted.
     assert row["flops"] >= row["ideal_flops"] or row["unknown_flops"]
     assert row["fusions"] > 0 and row["temp_bytes"] > 0 and "seconds" not in row
-  assert not rows[0]["unknown_flops"]
+  # A token of one row has no other such loop inside: what is counted is all that it takes.
+  assert rows[0]["flops"] <= 1.2 * rows[0]["ideal_flops"]
