@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 
 from configs.tiny import get_config
+from jaxmoe.core import first_values, rng
 from jaxmoe.core.layout import one_device
-from jaxmoe.core.rng import Keys
+from jaxmoe.core.rng import Keys, name_hash
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import ATTENTION, BlockConfig, MLPConfig
 from jaxmoe.models.stack import LayerGroup
@@ -140,15 +141,16 @@ def arrays_of(experiment):
 @contextlib.contextmanager
 def recorded():
   """Gives the set of names that keys are drawn by meanwhile, while programs are traced anew."""
-  drawn, draw = set(), Keys.__call__
+  drawn = set()
 
-  def call(keys, name):
-    drawn.add((keys / name).path)
-    return draw(keys, name)
+  def hashed(path):
+    drawn.add(path)
+    return name_hash(path)
 
   jax.clear_caches()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Keys, "__call__", call)
+    for module in (first_values, rng):
+      patch.setattr(module, "name_hash", hashed)
     yield drawn
 
 
