@@ -26,6 +26,8 @@ _LAYER = {
   "post_attention_layernorm": "ffn_norm",
   "mlp.gate": "ffn_gate_inp",
 }
+_SLOTS = 32768
+"""More than a row is asked for: llama.cpp gives it no more than its file says it was trained on."""
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 
 
@@ -45,7 +47,7 @@ def write_gguf(folder: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _write_keys(writer: Any, config: dict[str, Any], gguf: Any) -> None:
-  writer.add_context_length(config["max_position_embeddings"])
+  writer.add_context_length(_SLOTS)
   writer.add_embedding_length(config["hidden_size"])
   writer.add_block_count(config["num_hidden_layers"])
   writer.add_feed_forward_length(config["intermediate_size"])
