@@ -18,10 +18,10 @@ BESIDE = {"__init__", "entry", "bench_side", "doctor_trial", "start_probe"}
 SHIM = """\
 \"\"\"`python -m launch.{0}`, from the clone: jaxmoe/commands/{0}.py.\"\"\"
 
-from jaxmoe.commands.{0} import run
+from jaxmoe.commands.entry import run
 
 if __name__ == "__main__":
-  run()
+  run("{0}")
 """
 
 
