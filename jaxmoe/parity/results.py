@@ -19,6 +19,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _SOURCES = (
   "core/backends.py",
   "core/decimals.py",
+  "core/first_values.py",
   "core/init.py",
   "core/layout.py",
   "core/metrics.py",
