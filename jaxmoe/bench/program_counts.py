@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
-from jaxmoe.bench.ideal_work import Work
+from jaxmoe.bench.ideal_work import Work, decode_work
 from jaxmoe.hlo.compiled import flops, memory
 from jaxmoe.hlo.traffic import movements, program_size
+from jaxmoe.models.token_writer import lower_draw
+from jaxmoe.train.experiment import Experiment
 
 
 def counted_row(name: str, compiled: jax.stages.Compiled, ideal: Work) -> dict[str, Any]:
@@ -33,6 +35,16 @@ def counted_row(name: str, compiled: jax.stages.Compiled, ideal: Work) -> dict[s
     "unknown_bytes": unknown,
     "moves": _largest(moved),
   }
+
+
+def counted_draw(name: str, experiment: Experiment, rows: int, new: int, slots: int) -> Any:
+  """Returns the row of the program that reads `new` tokens of each row and draws the next.
+
+  Of one token it is a pass of the loop that writes on: `one_pass`.
+  """
+  compiled = lower_draw(experiment.decoder(), rows, new, slots).compile()
+  row = counted_row(name, compiled, decode_work(experiment, rows, new, slots))
+  return {**row, "one_pass": new == 1}
 
 
 def _largest(moved: list[Any], number: int = 8) -> list[dict[str, Any]]:

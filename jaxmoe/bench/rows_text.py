@@ -16,7 +16,7 @@ def rows_text(title: str, rows: Sequence[Row]) -> Table:
   """Returns the table of a race: seconds of the processor and ratios, or what is counted."""
   if any("traces" in row for row in rows):
     return _events(title, rows)
-  counted = not any("cpu_seconds" in row for row in rows)
+  timed = any("cpu_seconds" in row for row in rows)
   for row in rows:
     if "fits" in row:
       powers = [f"{cost} ^{one['exponent']:.2f}" for cost, one in row["fits"].items()]
@@ -24,13 +24,13 @@ def rows_text(title: str, rows: Sequence[Row]) -> Table:
   table = Table(title=title, title_justify="left", min_width=78)
   table.add_column("")
   headings = ["MFLOP", "x least", "MB", "x least", "temp MB", "fusions"]
-  if not counted:
+  if timed:
     mfu = ["MFU %"] if any("cpu_mfu" in row for row in rows) else []
     headings = ["processor ms", "clock ms", "x", *mfu]
   for heading in headings:
     table.add_column(heading, justify="right")
   for row in (row for row in rows if "fits" not in row):
-    cells = _untimed(row) or (_counted(row) if counted else _timed(row))
+    cells = _untimed(row) or (_timed(row) if timed else counted(row))
     table.add_row(row["name"], *cells[: len(headings)])
   return table
 
@@ -52,6 +52,24 @@ def of_least(row: Row, what: str) -> float | None:
   return row[what] / least if least else None
 
 
+def at_least(row: Row, what: str) -> bool:
+  """Whether more than is counted may be done: loops of unknown length have one pass counted.
+
+  Of the loop that writes tokens one pass is meant.
+  """
+  return row.get(f"unknown_{what}", 0) > 0 and not row.get("one_pass")
+
+
+def counted(row: Row) -> list[str]:
+  """Returns MFLOP and MB, each with how many times the least it is, temporary MB and fusions."""
+  found = []
+  for what in ("flops", "bytes"):
+    mark = "≥" if at_least(row, what) else ""
+    both = short(row[what] / 1e6), short(of_least(row, what))
+    found += [f"{mark}{number}" if number else "" for number in both]
+  return [*found, short(row["temp_bytes"] / 1e6), str(row["fusions"])]
+
+
 def short(number: float | None) -> str:
   """Returns a number with about three digits; '' for none."""
   if number is None:
@@ -63,14 +81,6 @@ def short(number: float | None) -> str:
 def _untimed(row: Row) -> list[str]:
   """Returns why a contestant has no numbers; nothing where it has some."""
   return next(([f"{kind}: {row[kind]}"] for kind in UNTIMED if kind in row), [])
-
-
-def _counted(row: Row) -> list[str]:
-  values = (
-    row["flops"] / 1e6, of_least(row, "flops"), row["bytes"] / 1e6, of_least(row, "bytes"),
-    row["temp_bytes"] / 1e6,
-  )  # fmt: skip
-  return [*map(short, values), str(row["fusions"])]
 
 
 def _timed(row: Row) -> list[str]:

@@ -8,6 +8,7 @@ from jaxmoe.bench.exponents import fit
 from jaxmoe.bench.page.page_file import bench_page
 from jaxmoe.bench.page.published import PUBLISHED
 from jaxmoe.bench.page.result_files import read_files
+from jaxmoe.bench.rows_text import counted
 from jaxmoe.bench.suites.scaling import fitted
 
 ABOUT = {"processor": "Deep Thought", "device": "cpu", "cores": 2.0, "jax": "0.10.2"}
@@ -58,3 +59,18 @@ def test_the_page_shows_races_roofs_growth_and_what_others_published(tmp_path):
   assert "step (unfinished)" in text and "torch 2.13" in text and "Deep Thought, 2 cores" in text
   assert "Published by others" in text and all(source in text for _, _, source in PUBLISHED)
   assert "<script src" not in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_what_loops_of_unknown_length_hide_is_told_and_no_roof_stands_on_it(tmp_path):
+  hidden = {**COUNTED, "flops": 1e7, "unknown_flops": 1e7}
+  shown = {"blocks": hidden, "a token": {**hidden, "one_pass": True}, "none": {**COUNTED}}
+  rows = [{"race": "a", "name": name, **row} for name, row in shown.items()]
+  assert [counted(row)[:2] for row in rows] == [
+    ["≥10.0", "≥0.01"], ["10.0", "0.01"], ["2000", "2.00"],
+  ]  # fmt: skip
+  times = {"ratio": 1.0, "cpu_seconds": 0.5, **TIMED}
+  moves = {**times, **COUNTED, "race": "b", "name": "gather", "flops": 0, "ideal_flops": 0}
+  path = write(tmp_path / "kernels.json", "kernels", [{**rows[0], **times}, moves])
+  text = bench_page(read_files([path]))
+  assert "by the least work: blocks" in text and "≥10.0" in text
+  assert "Roofline: a" in text and "Roofline: b" not in text  # of no FLOPs there is none

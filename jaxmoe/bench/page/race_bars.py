@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jaxmoe.bench.page.result_files import ResultFile
 from jaxmoe.bench.results import Row
-from jaxmoe.bench.rows_text import UNTIMED, of_least, short
+from jaxmoe.bench.rows_text import UNTIMED, counted, short
 from jaxmoe.report.html import Html, join, table, tag
 
 STYLE = """
@@ -36,16 +36,13 @@ def races(file: ResultFile) -> list[Html]:
 def counts(files: Sequence[ResultFile]) -> Html | None:
   """Returns the table of what programs do beside the least they need; None where none is known."""
   rows = [
-    [
-      f"{file.suite}: {row['race']}, {row['name']}", short(row["flops"] / 1e6),
-      short(of_least(row, "flops")), short(row["bytes"] / 1e6), short(of_least(row, "bytes")),
-      short(row["temp_bytes"] / 1e6), row["fusions"],
-    ]
+    [f"{file.suite}: {row['race']}, {row['name']}", *counted(row)]
     for file in files if file.suite != "scaling"
     for row in file.rows if "flops" in row
   ]  # fmt: skip
   head = ["program", "MFLOP", "of the least", "MB", "of the least", "temporary MB", "fusions"]
-  return table(head, rows) if rows else None
+  note = "≥: of a loop whose length is found while it runs one pass is counted."
+  return join(table(head, rows), tag("p", note, class_="note")) if rows else None
 
 
 def _race(title: str, rows: Sequence[Row]) -> Html:

@@ -18,16 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmoe.bench.ideal_work import decode_work, step_work
+from jaxmoe.bench.ideal_work import step_work
 from jaxmoe.bench.model_shapes import experiment_of, small
-from jaxmoe.bench.program_counts import counted_row
+from jaxmoe.bench.program_counts import counted_draw, counted_row
 from jaxmoe.bench.sides.protocol import clocked
 from jaxmoe.conversion.hf_export import params_to_hf
 from jaxmoe.conversion.hf_files import Origin
 from jaxmoe.core.rng import Keys
 from jaxmoe.hlo.compiled import collectives
 from jaxmoe.models.generate import Sampling, generate
-from jaxmoe.models.token_writer import lower_draw
 from jaxmoe.parallel import make_layout
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
@@ -144,8 +143,7 @@ class OwnText:
 
   def counts(self, rows: int, new: int, slots: int) -> dict[str, Any]:
     """Returns what the program does that reads some tokens and draws the next."""
-    compiled = lower_draw(self._decoder, rows, new, slots).compile()
-    return counted_row("jaxmoe", compiled, decode_work(self._experiment, rows, new, slots))
+    return counted_draw("jaxmoe", self._experiment, rows, new, slots)
 
   def seconds(self, prompts: list[list[int]], max_tokens: int) -> list[float]:
     """Returns the seconds of `write`."""

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxmoe.bench.ideal_work import decode_work
 from jaxmoe.bench.model_shapes import experiment_of
-from jaxmoe.bench.program_counts import counted_row
+from jaxmoe.bench.program_counts import counted_draw
 from jaxmoe.bench.race import Run, race
 from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.sides.process import Side
 from jaxmoe.bench.suite import OURS, Asked, checked
-from jaxmoe.models.token_writer import lower_draw
 from jaxmoe.train.experiment import Experiment
 
 
@@ -74,8 +72,7 @@ def run(asked: Asked, results: RowFile) -> None:
 def _counted(experiment: Experiment, case: TextCase) -> list[Row]:
   """Returns the row of the program that makes the next token of each row, or reads a prompt."""
   new = 1 if case.short else case.prompt
-  compiled = lower_draw(experiment.decoder(), case.rows, new, case.slots).compile()
-  return [counted_row(OURS, compiled, decode_work(experiment, case.rows, new, case.slots))]
+  return [counted_draw(OURS, experiment, case.rows, new, case.slots)]
 
 
 def _raced(asked: Asked, shape: str, name: str) -> list[Row]:

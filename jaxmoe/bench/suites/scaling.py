@@ -58,13 +58,14 @@ def _of(rows: int = 4, length: int = 256, experts: int = 8, layers: int = 2) -> 
 SWEEPS = {
   "experts": Sweep(
     (8, 16, 32, 64, 128), lambda number: _of(experts=number),
-    "A token's FLOPs stay. What grows is what is held: every expert's weights, gradients and "
-    "moments are passed over whether a token came or not, and rows are padded for each expert.",
+    "A token's FLOPs stay but for rows that pad each expert. What grows is what is held: every "
+    "expert's weights, gradients and moments are passed over whether a token came or not.",
   ),
   "tokens": Sweep(
     (1024, 2048, 4096, 8192), lambda tokens: _of(rows=tokens // 256),
-    "Below 1 where there are few tokens: the optimizer passes over all weights however many "
-    "tokens there are.",
+    "Bytes are below 1 where there are few tokens: the optimizer passes over all weights however "
+    "many there are. FLOPs step up at 4,096, from where logits are made in chunks, and again on "
+    "the way back.",
   ),
   "layers": Sweep(
     (2, 6, 16, 48), lambda number: _of(rows=1, length=128, layers=number),
@@ -73,11 +74,18 @@ SWEEPS = {
   ),
   "length": Sweep(
     (256, 512, 1024, 2048), lambda length: _of(rows=1, length=length),
-    "Above 1 at long rows: attention's pairs of tokens grow with the square, all else with "
-    "tokens.",
+    "Seconds end above 1: attention's pairs of tokens grow with the square, all else with tokens. "
+    "FLOPs and bytes do not show it: one visit of attention's blocks is counted, however many "
+    "a row's documents ask for.",
   ),
 }  # fmt: skip
 DEVICES = (1, 2, 4, 8)
+_HELD = "Bytes of one device that do not fall are those of what each device holds whole."
+_AXES = {
+  "data": "FLOPs fall less than devices grow: few tokens are left for rows that pad each expert.",
+  "expert": "FLOPs fall at once with two devices: rows that come from others are multiplied in a "
+  "loop whose length is found while it runs, of which one pass is counted.",
+}
 
 
 def run(asked: Asked, results: RowFile) -> None:
@@ -87,12 +95,11 @@ def run(asked: Asked, results: RowFile) -> None:
       asked.say(f"cost against {name} ...")
       rows = _swept(asked, name, sweep)
       results.add(name, [*rows, fitted(rows, sweep.bends)])
-  for axis in ("data", "expert"):
+  for axis in _AXES:
     if not results.has(f"{axis} devices"):
       asked.say(f"cost against devices of the axis {axis} ...")
       rows = _on_devices(asked, axis)
-      bends = "Bytes of one device that do not fall are those of what each device holds whole."
-      results.add(f"{axis} devices", [*rows, fitted(rows, bends)])
+      results.add(f"{axis} devices", [*rows, fitted(rows, f"{_HELD} {_AXES[axis]}")])
 
 
 def fitted(rows: list[Row], bends: str) -> Row:
