@@ -3,7 +3,9 @@
 `FAKE_IDS` says what comes before each row's number and place; `FAKE_ENDS` ends it at a request.
 """
 
+import atexit
 import os
+import sys
 
 from jaxmoe.bench.sides.protocol import serve
 
@@ -16,6 +18,7 @@ def handlers():
 
   def seconds(prompts, max_tokens):
     if os.environ.get("FAKE_ENDS"):
+      atexit.register(lambda: print("~Server: ended", file=sys.stderr))
       raise RuntimeError("out of luck")
     return [2.0 * max_tokens, (1 + first) * max_tokens]
 

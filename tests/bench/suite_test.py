@@ -71,7 +71,7 @@ def test_a_rival_is_timed_once_it_writes_our_tokens_and_else_says_why_not(fakes)
     assert not {"seconds", "ratio"} & {*rows["wrong"], *rows["absent"]}
 
 
-def test_a_side_that_ends_says_its_last_line(fakes):
+def test_a_side_that_ends_says_its_error_though_a_library_has_the_last_word(fakes):
   side = process.Side(FAKE, sys.executable, {**os.environ, "FAKE_ENDS": "yes"})
   with side, pytest.raises(process.SideError, match="out of luck"):
     side.ask("seconds", prompts=[[1]], max_tokens=1)

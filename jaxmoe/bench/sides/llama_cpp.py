@@ -56,7 +56,13 @@ class LlamaText:
 
 
 def _tokens(answer: dict[str, Any]) -> list[int]:
-  """Returns the ids of an answer, whose words `gguf.py` made up: t17t4."""
+  """Returns the ids of an answer, whose words `gguf.py` made up: t17t4.
+
+  Raises:
+    RuntimeError: it is no answer but an error.
+  """
+  if "choices" not in answer:
+    raise RuntimeError(f"llama.cpp: {answer.get('error', answer)}")
   return [int(word) for word in answer["choices"][0]["text"].split("t")[1:]]
 
 

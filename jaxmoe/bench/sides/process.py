@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ import jaxmoe
 from jaxmoe.bench.race import Seconds
 
 ROOT = pathlib.Path(jaxmoe.__file__).parents[1]
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt): ")
 
 
 class SideError(RuntimeError):
-  """A side ended, or could not do what it was asked; the message is its last line."""
+  """A side ended, or could not do what it was asked; the message is its error, or its last line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,4 +103,5 @@ class Side:
     self._process.wait()
     self._log.seek(0)
     lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-    return lines[-1] if lines else f"it ended with {self._process.returncode}"
+    errors = [line for line in lines if _ERROR.match(line)]  # a library may have the last word
+    return (errors or lines or [f"it ended with {self._process.returncode}"])[-1]
