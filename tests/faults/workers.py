@@ -1,10 +1,9 @@
 """What can be done to the process that makes batches, by its parent."""
 
-import dataclasses
 import os
 
 from jaxmoe.data import worker_client
-from jaxmoe.data.corpus import Corpus
+from jaxmoe.data.loader_callbacks import LoaderCallbacks
 from tests.faults.numbers import swap
 
 PIDS = []
@@ -20,20 +19,9 @@ def watch_worker(stall_s):
 
     return started
 
-  def hasty(real):
-    def stream(self, *args, **options):
-      args = [_hasty(value, stall_s) for value in args]
-      return real(self, *args, **{name: _hasty(value, stall_s) for name, value in options.items()})
-
-    return stream
-
   swap(worker_client, "_AHEAD", lambda _: 1)
   swap(worker_client._WorkerProcess, "__init__", noting)
-  swap(Corpus, "stream", hasty)
-
-
-def _hasty(value, stall_s):
-  return dataclasses.replace(value, stall_s=stall_s) if hasattr(value, "stall_s") else value
+  swap(LoaderCallbacks, "stall_s", lambda _: stall_s)
 
 
 def shoot_worker(number):
