@@ -56,7 +56,7 @@ def test_every_fault_of_a_layout_has_its_place():
 def test_faults_of_batches_and_workers_take_their_places():
   numbers.nan_in_batch([1], 0, 257)
   workers.watch_worker(1.0)
-  assert [name for _, name, _ in numbers.SWAPPED] == ["__next__", "_AHEAD", "__init__", "stream"]
+  assert [name for _, name, _ in numbers.SWAPPED] == ["__next__", "_AHEAD", "__init__", "stall_s"]
   for owner, name, original in numbers.SWAPPED:
     assert getattr(owner, name) is not original
 
