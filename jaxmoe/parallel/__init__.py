@@ -1,7 +1,7 @@
 """Engines that spread weights, state and activations over the devices of a mesh."""
 
 from jaxmoe.parallel.automatic import AutomaticLayout, automatic_layout
-from jaxmoe.parallel.degrees import AXES, TOKEN_AXES, AxisNames, Parallel, make_mesh
+from jaxmoe.parallel.degrees import AXES, ROW_AXES, TOKEN_AXES, AxisNames, Parallel, make_mesh
 from jaxmoe.parallel.idle import idle_line
 from jaxmoe.parallel.layouts import make_layout, share_of_rows
 from jaxmoe.parallel.mesh_context import MeshContext
@@ -12,6 +12,7 @@ from jaxmoe.parallel.zero import ParamGatherer, ReduceScatter, save_all_but_weig
 __all__ = [
   "AXES",
   "GIB",
+  "ROW_AXES",
   "TOKEN_AXES",
   "AutomaticLayout",
   "AxisNames",

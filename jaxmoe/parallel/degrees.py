@@ -1,9 +1,14 @@
 """The degrees of parallelism of a recipe, and the mesh of devices they ask for.
 
-Axes of the mesh, outermost first: `data` (replicas), `fsdp` (data too; the state of the optimizer,
-gradients and parameters are spread over it by the ZeRO stage), `expert` (data too; experts are
-spread over it), `tensor` (heads, hidden units and the vocabulary are spread over it; all its
-devices see the same tokens). `context` and `pipe` are kept for sequences and stages.
+Axes of the mesh, outermost first: `pipe` (stages of the stack), `data` (replicas), `fsdp` (data
+too; the state of the optimizer, gradients and parameters are spread over it by the ZeRO stage),
+`expert` (data too; experts are spread over it), `context` (the tokens of a row are spread over it),
+`tensor` (heads, hidden units and the vocabulary are spread over it; all its devices see the same
+tokens).
+
+The innermost devices lie nearest to each other, and what they exchange grows inwards: a stage sends
+its stream once a microbatch, replicas sum gradients once a step, context devices send keys and
+values once a layer, tensor devices the stream four times a layer.
 """
 
 from __future__ import annotations
@@ -17,21 +22,26 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jaxmoe.core.config_io import added
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.renamed import renamed
 
-AXES = ("data", "fsdp", "expert", "tensor")
-TOKEN_AXES = ("data", "fsdp", "expert")
-"""Axes whose devices hold different tokens; a batch's rows lie on them in this order."""
+AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
+ROW_AXES = ("data", "fsdp", "expert")
+"""Axes whose devices hold different rows; a batch's rows lie on them in this order."""
+TOKEN_AXES = (*ROW_AXES, "context")
+"""Axes whose devices hold different tokens: other rows, or other parts of a row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisNames:
   """The names of the mesh axes, outermost first; all other code takes them from here."""
 
+  pipe: str = "pipe"
   data: str = "data"
   fsdp: str = "fsdp"
   expert: str = "expert"
+  context: str = "context"
   tensor: str = "tensor"
 
 
@@ -59,6 +69,8 @@ class Parallel:
       that of dense layers.
     max_replicated_gib: How large an activation may be, in GiB, of which several devices hold the
       same copy; a recipe whose layout makes a larger one is refused.
+    context: Devices over which the tokens of a row are spread.
+    pipe: Stages over which the layers are spread.
   """
 
   axes: ClassVar[AxisNames] = AxisNames()
@@ -72,6 +84,8 @@ class Parallel:
   partition_activations: bool = False
   fold: tuple[Fold, ...] = ()
   max_replicated_gib: float = renamed("max_copy_gib", 2.0)
+  context: int = added(1, before=1)
+  pipe: int = added(1, before=1)
 
   def __post_init__(self) -> None:
     for name, degree in self.axis_sizes.items():
@@ -103,14 +117,34 @@ class Parallel:
     return {name: getattr(self, axis) for axis, name in names.items()}
 
   @property
+  def mesh_shape(self) -> dict[str, int]:
+    """The degree of each axis that the mesh has: `pipe` and `context` where they have devices.
+
+    They came after the others: programs without them are, to the letter, what they were before.
+    """
+    later = (self.axes.pipe, self.axes.context)
+    return {name: size for name, size in self.axis_sizes.items() if size > 1 or name not in later}
+
+  @property
+  def row_axes(self) -> tuple[str, ...]:
+    """The axes whose devices hold different rows; a batch's rows lie on them in this order."""
+    return tuple(getattr(self.axes, axis) for axis in ROW_AXES)
+
+  @property
   def token_axes(self) -> tuple[str, ...]:
-    """The axes whose devices hold different tokens; a batch's rows lie on them in this order."""
-    return tuple(getattr(self.axes, axis) for axis in TOKEN_AXES)
+    """The axes of the mesh whose devices hold different tokens."""
+    names = (getattr(self.axes, axis) for axis in TOKEN_AXES)
+    return tuple(name for name in names if name in self.mesh_shape)
 
   @property
   def num_devices(self) -> int:
     """How many devices the mesh has."""
     return math.prod(self.axis_sizes.values())
+
+  @property
+  def num_row_groups(self) -> int:
+    """On how many devices, or groups of context and tensor devices, different rows lie."""
+    return math.prod(self.axis_sizes[axis] for axis in self.row_axes)
 
   @property
   def num_token_groups(self) -> int:
@@ -138,10 +172,11 @@ def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -
   need = parallel.num_devices
   processes = len({device.process_index for device in devices})
   if need > len(devices) or (processes > 1 and need != len(devices)):
-    asked = " * ".join(f"{axis}={degree}" for axis, degree in parallel.axis_sizes.items())
+    asked = " * ".join(f"{axis}={degree}" for axis, degree in parallel.mesh_shape.items())
     raise InputError(
       f"parallel asks for {need} devices ({asked}), {processes} process(es) have {len(devices)}; "
       f"set degrees whose product is {len(devices)}"
     )
-  grid = np.array(list(devices)[:need]).reshape(tuple(parallel.axis_sizes.values()))
-  return Mesh(grid, tuple(parallel.axis_sizes), axis_types=(AxisType.Auto,) * len(AXES))
+  shape = parallel.mesh_shape
+  grid = np.array(list(devices)[:need]).reshape(tuple(shape.values()))
+  return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))

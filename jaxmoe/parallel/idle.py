@@ -31,8 +31,8 @@ def idle_line(
   cure = f"degrees whose product is {len(devices)} use all"
   if not rest:
     cure = f"--config.parallel.data={parallel.data * more} uses all"
-    if rows % (parallel.num_token_groups * more):
-      cure += f", with rows of a microbatch that divide by {parallel.num_token_groups * more}"
+    if rows % (parallel.num_row_groups * more):
+      cure += f", with rows of a microbatch that divide by {parallel.num_row_groups * more}"
   are = "is" if len(idle) == 1 else "are"
   return (
     f"{len(idle)} of {len(devices)} devices {are} idle ({shown}): the degrees make "

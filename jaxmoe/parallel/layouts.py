@@ -37,7 +37,7 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
       "params": weights,
       "grads": weights,
       "optimizer": weights,
-      "activations": {"batch": parallel.token_axes},
+      "activations": {"batch": parallel.row_axes},
     },
     sharded=sharded,
     may_replicate=frozenset((*UNEVEN, EXPERT)),

@@ -26,6 +26,8 @@ from jaxmoe.parallel.degrees import Stage
 from jaxmoe.train.experiment import Experiment
 
 PARTITION = "partition_activations"
+_WHOLE_ROWS = ("data", "fsdp", "expert", "tensor")
+"""Axes over which neither rows nor the stack are cut."""
 NO_EXCHANGE = "none"
 RAGGED = "all_to_all_ragged"
 """The exchange `all_to_all` by the back end `ragged`; where no device can, by the one that can."""
@@ -234,9 +236,9 @@ def _every() -> Iterator[Cell]:
 
 
 def layouts() -> Iterator[Parallel]:
-  """Yields every set of axes, with their stages and variants."""
-  for size in range(1, len(AXES) + 1):
-    for axes in itertools.combinations(AXES, size):
+  """Yields every set of axes whose devices hold whole rows and stacks, with stages and variants."""
+  for size in range(1, len(_WHOLE_ROWS) + 1):
+    for axes in itertools.combinations(_WHOLE_ROWS, size):
       yield from _variants(axes)
   yield Parallel(data=2, expert=2, fold=("data",))
   yield Parallel(fsdp=2, expert=2, fold=("fsdp",))

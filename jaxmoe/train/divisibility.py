@@ -34,8 +34,14 @@ def check_divisibility(
     )
   if parallel.num_devices == 1:
     return
+  for axis in ("context", "pipe"):
+    if getattr(parallel, axis) > 1:
+      raise InputError(
+        f"no layout over {axis} is offered yet: parallel.{axis}={getattr(parallel, axis)}; set "
+        f"parallel.{axis}=1, and data, fsdp, expert or tensor above 1"
+      )
   _divides(
-    batch_size, parallel.num_token_groups * num_micro, "train.batch_size",
+    batch_size, parallel.num_row_groups * num_micro, "train.batch_size",
     "data * fsdp * expert * num_micro, for every device has as many rows of a microbatch",
   )
   if parallel.partition_activations and model.remat != "full":

@@ -49,7 +49,7 @@ def replicated_activations(
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
   kept = experiment.masters(decoder).shapes(decoder.shapes, decoder.layer_groups)
   stored = jax.tree.map(_part, kept, shardings)
-  rows = train.batch_size // (parallel.num_token_groups * train.num_micro)
+  rows = train.batch_size // (parallel.num_row_groups * train.num_micro)
   tokens = jax.ShapeDtypeStruct((rows, experiment.data.seq_len), jnp.int32)
   batch = dict.fromkeys(NAMES, tokens)
 
@@ -111,7 +111,7 @@ def _changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     (fold, "parallel", folded),
     (f"parallel.sequence=true and {fold}", "parallel", {**spread, **folded}),
   ]
-  rows = train.batch_size // parallel.num_token_groups
+  rows = train.batch_size // parallel.num_row_groups
   options += [
     (f"train.num_micro={number}", "train", {"num_micro": number})
     for number in range(train.num_micro + 1, rows + 1) if rows % number == 0

@@ -20,7 +20,7 @@ BLOCK = BlockConfig(SoftmaxAttention(num_heads=2, num_kv_heads=1, head_dim=4), M
 class Renamed(Parallel):
   """Degrees whose mesh has axes of other names."""
 
-  axes = AxisNames("replicas", "shards", "mixture", "megatron")
+  axes = AxisNames(data="replicas", fsdp="shards", expert="mixture", tensor="megatron")
 
 
 @pytest.mark.parametrize(
