@@ -24,12 +24,12 @@ def pytest_sessionfinish(session):
   """Fails for what failed before the interrupt that ended the time, not for that."""
   if session.exitstatus == pytest.ExitCode.INTERRUPTED:
     session.exitstatus = pytest.ExitCode(int(bool(session.testsfailed)))
-    session.config.near_code = int(session.exitstatus)
+  session.config.near_code = int(session.exitstatus)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config):
-  """Ends at once after an interrupt: workers would be waited for until their tests end."""
+  """Ends at once: workers would be waited for until they end, and an interrupt then would fail."""
   if hasattr(config, "near_code") and not hasattr(config, "workerinput"):
     sys.stdout.flush()
     os._exit(config.near_code)
