@@ -36,7 +36,8 @@ class Declared:
     dtype: Of it; draws are float32 first.
     first: What a draw is multiplied by; or the value, or values, that it begins as.
     path: Of its key in the namespace of its layer, or of the model; empty where nothing is drawn.
-    layers: The depths of the layers of which it is stacked, in dim 0; None where it is of none.
+    layers: The depths of the layers of which it is stacked, in dim 0; None where it is of none. A
+      place below 0 is empty: zeros.
   """
 
   shape: tuple[int, ...]
@@ -99,6 +100,8 @@ def drawn_together(keys: Keys, leaves: Sequence[Declared]) -> list[jax.Array]:
 def _keys_of(keys: Keys, leaves: Sequence[Declared]) -> jax.Array:
   """Returns the key of each draw, in order of leaves and of their layers."""
   drawn = [(leaf, layer) for leaf in leaves for layer in (leaf.layers or (None,))[: leaf.draws]]
+  # What is drawn for an empty place is not used.
+  drawn = [(leaf, layer if layer is None else max(layer, 0)) for leaf, layer in drawn]
   layers = sorted({layer for _, layer in drawn if layer is not None})
   roots = keys.root[None]
   if layers:
@@ -137,8 +140,17 @@ def _cut_normal(bits: jax.Array) -> jax.Array:
 
 
 def _filled(leaf: Declared) -> jax.Array:
-  return jnp.broadcast_to(jnp.asarray(leaf.first, leaf.dtype), leaf.stacked_shape)
+  return _emptied(jnp.broadcast_to(jnp.asarray(leaf.first, leaf.dtype), leaf.stacked_shape), leaf)
 
 
 def _finished(several: jax.Array, leaf: Declared) -> jax.Array:
-  return (several.reshape(leaf.stacked_shape) * leaf.first).astype(leaf.dtype)
+  value = (several.reshape(leaf.stacked_shape) * leaf.first).astype(leaf.dtype)
+  return _emptied(value, leaf)
+
+
+def _emptied(value: jax.Array, leaf: Declared) -> jax.Array:
+  """Returns a leaf with zeros in its empty places."""
+  if leaf.layers is None or min(leaf.layers) >= 0:
+    return value
+  filled = (np.array(leaf.layers) >= 0).reshape(-1, *[1] * len(leaf.shape))
+  return jnp.where(filled, value, jnp.zeros((), leaf.dtype))

@@ -5,6 +5,9 @@ repeats, and leaf `stack/s/j/...` stacks the j-th block of the pattern over its 
 Files, tools, digests and surgery see canonical names, one for each layer. This file is the only
 one that knows both. The same holds for any tree that contains parameter trees, such as optimizer
 state: the pieces `stack/s/j` may stand anywhere in a path.
+
+Where layers lie over the stages of a pipeline, dim 0 is cut into equal parts, one for each device:
+it then has an order of its own, and empty places where a device has fewer layers than another.
 """
 
 from __future__ import annotations
@@ -17,9 +20,25 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 
-LayerGroupSizes = tuple[tuple[int, int], ...]
-"""For each layer group of a stack: (blocks in its pattern, repeats of the pattern)."""
+class PlacedGroup(NamedTuple):
+  """A layer group whose repeats lie in memory in an order of their own.
 
+  Attributes:
+    blocks: In its pattern.
+    repeats: Of the pattern.
+    rows: Which repeat lies at each place of dim 0, by position of the pattern; EMPTY for none.
+  """
+
+  blocks: int
+  repeats: int
+  rows: tuple[tuple[int, ...], ...]
+
+
+LayerGroupSizes = tuple[tuple[int, int] | PlacedGroup, ...]
+"""For each layer group of a stack: (blocks in its pattern, repeats of the pattern), in order."""
+
+EMPTY = -1
+"""The repeat that lies at a place of no layer; its canonical name is the empty string."""
 STACK, LAYERS = "stack", "layers"
 MOE, ATTENTION = "moe", "attention"  # the parts of a block that may have a router
 
@@ -71,24 +90,43 @@ def unflatten(like: Any, flat: Mapping[str, Any]) -> Any:
   return jax.tree.unflatten(treedef, [flat[path] for path in flatten(like)])
 
 
+def layer_depths(group: int, position: int, layer_groups: LayerGroupSizes) -> list[int]:
+  """Returns the depth of the layer at each place of dim 0 of a position's leaves, or EMPTY."""
+  first = sum(size[0] * size[1] for size in layer_groups[:group])
+  size = layer_groups[group]
+  rows = size.rows[position] if isinstance(size, PlacedGroup) else range(size[1])
+  return [EMPTY if row == EMPTY else first + row * size[0] + position for row in rows]
+
+
 def layer_names(path: str, layer_groups: LayerGroupSizes) -> list[str] | None:
-  """Returns the canonical names behind a stacked leaf, in order of dim 0; None if not stacked."""
+  """Returns the canonical names behind a stacked leaf, in order of dim 0; None if not stacked.
+
+  That of an empty place is the empty string.
+  """
   pieces = path.split("/")
   if STACK not in pieces:
     return None
   at = pieces.index(STACK)
-  group, position = int(pieces[at + 1]), int(pieces[at + 2])
-  first = sum(blocks * repeats for blocks, repeats in layer_groups[:group])
-  blocks, repeats = layer_groups[group]
   before, after = pieces[:at], pieces[at + 3 :]
-  layers = [first + repeat * blocks + position for repeat in range(repeats)]
-  return ["/".join([*before, LAYERS, str(layer), *after]) for layer in layers]
+  return [
+    "" if layer == EMPTY else "/".join([*before, LAYERS, str(layer), *after])
+    for layer in layer_depths(int(pieces[at + 1]), int(pieces[at + 2]), layer_groups)
+  ]
 
 
 def canonical_name(path: str, layer_groups: LayerGroupSizes) -> str:
   """Returns the canonical name of a leaf; of a stacked one, the name of its first layer."""
   names = layer_names(path, layer_groups)
-  return path if names is None else names[0]
+  return path if names is None else next(name for name in names if name)
+
+
+def num_entries(flat: Mapping[str, Any], layer_groups: LayerGroupSizes) -> int:
+  """Returns how many numbers leaves of these paths hold, those of empty places aside."""
+  total = 0
+  for path, leaf in flat.items():
+    names = layer_names(path, layer_groups)
+    total += leaf.size if names is None else leaf.size // len(names) * sum(map(bool, names))
+  return total
 
 
 def unstack(flat: Mapping[str, Any], layer_groups: LayerGroupSizes) -> dict[str, Any]:
@@ -99,14 +137,14 @@ def unstack(flat: Mapping[str, Any], layer_groups: LayerGroupSizes) -> dict[str,
     if names is None:
       cut[path] = leaf
     else:
-      cut.update((name, leaf[row]) for row, name in enumerate(names))
+      cut.update((name, leaf[row]) for row, name in enumerate(names) if name)
   return cut
 
 
 def stack(
   named: Mapping[str, Any], paths: list[str], layer_groups: LayerGroupSizes
 ) -> dict[str, Any]:
-  """Returns the leaves at `paths`, the inverse of `unstack`.
+  """Returns the leaves at `paths`, the inverse of `unstack`; empty places are zeros.
 
   Raises:
     InputError: a name that a path needs is missing.
@@ -114,10 +152,14 @@ def stack(
   flat = {}
   for path in paths:
     names = layer_names(path, layer_groups)
-    missing = [name for name in names or [path] if name not in named]
+    missing = [name for name in names or [path] if name and name not in named]
     if missing:
       raise InputError(f"{missing[0]!r} is missing ({len(missing)} in all): another model's tree")
-    flat[path] = named[path] if names is None else jnp.stack([named[name] for name in names])
+    if names is None:
+      flat[path] = named[path]
+      continue
+    empty = jnp.zeros_like(named[next(name for name in names if name)])
+    flat[path] = jnp.stack([named[name] if name else empty for name in names])
   return flat
 
 
@@ -130,15 +172,13 @@ def by_layer(
   """
   layers: dict[int, Any] = {}
   for s, positions in blocks.items():
-    first = sum(width * repeats for width, repeats in layer_groups[: int(s)])
-    width, repeats = layer_groups[int(s)]
     for place, values in positions.items():
       address = LayerAddress.parse(s, place)
-      if address.part != part:
+      if address.part != part or values is None:
         continue
-      for repeat in range(repeats if values is not None else 0):
-        depth = first + repeat * width + int(address.position)
-        layers[depth] = jax.tree.map(lambda leaf, r=repeat: leaf[r], values)
+      for row, depth in enumerate(layer_depths(int(s), int(address.position), layer_groups)):
+        if depth != EMPTY:
+          layers[depth] = jax.tree.map(lambda leaf, r=row: leaf[r], values)
   return dict(sorted(layers.items()))
 
 

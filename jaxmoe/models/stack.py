@@ -2,7 +2,8 @@
 
 `Stack((LayerGroup((dense,)), LayerGroup((local, full), repeats=12)))` is one dense layer followed
 by 24 that alternate. In memory, leaf `stack/s/j/...` holds the j-th block of layer group s for all
-repeats, stacked in dim 0; `core/param_names.py` gives each layer its own name.
+repeats, stacked in dim 0; `core/param_names.py` gives each layer its own name. Over the stages of a
+pipeline dim 0 has an order of its own, and empty places.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.param_names import LayerGroupSizes
+from jaxmoe.core.param_names import LayerGroupSizes, PlacedGroup
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.block import BlockConfig
 from jaxmoe.models.cache import NoCache
-from jaxmoe.models.layer_runs import join_runs, repeats_apart
+from jaxmoe.models.layer_runs import in_memory_order, join_runs, repeats_apart
 from jaxmoe.models.residual import ResidualStream
 
 Remat = Literal["none", "full", "dots"]
@@ -48,6 +49,11 @@ class LayerGroup:
       raise InputError("a pattern needs at least one block")
 
 
+def layer_group_sizes(groups: tuple[LayerGroup, ...]) -> LayerGroupSizes:
+  """Returns how layers are grouped in memory where they lie in order."""
+  return tuple((len(group.pattern), group.repeats) for group in groups)
+
+
 class Stack:
   """The functions of a stack: it holds records and no arrays.
 
@@ -57,6 +63,7 @@ class Stack:
     parallel: What happens where arrays cross devices.
     scan: Whether repeats run by `lax.scan`, or unrolled.
     remat: What the backward pass makes again.
+    layer_groups: How layers are grouped in memory, for `core/param_names.py`.
   """
 
   def __init__(
@@ -66,20 +73,16 @@ class Stack:
     parallel: ParallelContext = ONE_DEVICE,
     scan: bool = True,
     remat: Remat = "none",
+    layer_groups: LayerGroupSizes | None = None,
   ):
     self.groups, self.stream, self.parallel = groups, stream, parallel
     self.scan, self.remat = scan, remat
-
-  @property
-  def layer_groups(self) -> LayerGroupSizes:
-    """How layers are grouped in memory, for `core/param_names.py`."""
-    return tuple((len(group.pattern), group.repeats) for group in self.groups)
+    self.layer_groups: LayerGroupSizes = layer_groups or layer_group_sizes(groups)
+    self._placed = any(isinstance(size, PlacedGroup) for size in self.layer_groups)
 
   def layer_indices(self, group: int, position: int) -> list[int]:
-    """Returns the depth of each repeat of one block of a pattern."""
-    first = sum(blocks * repeats for blocks, repeats in self.layer_groups[:group])
-    blocks, repeats = self.layer_groups[group]
-    return [first + repeat * blocks + position for repeat in range(repeats)]
+    """Returns the depth of each repeat of one block of a pattern, as they lie in memory."""
+    return param_names.layer_depths(group, position, self.layer_groups)
 
   def declared(self, init: Init) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Returns graph definitions and leaves, by group and position, for an init that declares.
@@ -123,6 +126,9 @@ class Stack:
     """
     if isinstance(params, tuple):
       return self._run_apart(graphs, params, state, tokens, caches, keys)
+    if self._placed:
+      assert caches is None, "caches of layers that lie over stages are apart"
+      return self._run_apart(graphs, self.apart(params), state, tokens, None, keys)
     new_caches, sums, depth = {}, {}, 0
     for s in sorted(params, key=int):  # as text 10 would come before 2
       group_params = params[s]
@@ -164,7 +170,8 @@ class Stack:
       state, (cache, found) = self.run_group(group, weights, state, tokens, here, keys)
       new_caches.append(cache)
       sums.append(found)
-    return state[0], None if caches is None else tuple(new_caches), join_runs(runs, sums)
+    joined = in_memory_order(join_runs(runs, sums), self.layer_groups)
+    return state[0], None if caches is None else tuple(new_caches), joined
 
   def run_group(
     self,

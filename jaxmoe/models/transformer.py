@@ -21,7 +21,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.core.first_values import drawn_apart, drawn_together
 from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
-from jaxmoe.core.param_names import LayerAddress
+from jaxmoe.core.param_names import LayerAddress, LayerGroupSizes, layer_depths
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import dot
@@ -29,7 +29,7 @@ from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.embedding import Embed
 from jaxmoe.models.head import BiasedWeight, Head
-from jaxmoe.models.layer_runs import LayerRun
+from jaxmoe.models.layer_runs import LayerRun, keep_empty
 from jaxmoe.models.param_tree import Params, dims_of, values_of
 from jaxmoe.models.residual import NormKind, ResidualStream
 from jaxmoe.models.stack import LayerGroup, Remat, Stack
@@ -172,6 +172,7 @@ class Decoder:
     config: The record.
     vocab_size: V.
     parallel: What happens where arrays cross devices.
+    layer_groups: How layers are grouped in memory; in order of depth unless told otherwise.
   """
 
   def __init__(
@@ -179,10 +180,12 @@ class Decoder:
     config: TransformerConfig,
     vocab_size: int,
     parallel: ParallelContext = ONE_DEVICE,
+    layer_groups: LayerGroupSizes | None = None,
   ):
     self.config, self.vocab_size, self.parallel = config, vocab_size, parallel
     self.dtype = jnp.dtype(config.dtype)
-    self._stack = Stack(config.stack, config.stream, parallel, config.scan, config.remat)
+    of = (parallel, config.scan, config.remat, layer_groups)
+    self._stack = Stack(config.stack, config.stream, *of)
     self._graphs, state = self._declared()
     self._first: Params = values_of(state)
     self.shapes: Params = jax.tree.map(lambda leaf: leaf.like, self._first)
@@ -217,7 +220,7 @@ class Decoder:
   @property
   def num_params(self) -> int:
     """The number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
+    return param_names.num_entries(param_names.flatten(self.shapes), self.layer_groups)
 
   def moe_layers(self) -> dict[str, dict[str, MoEConfig]]:
     """Returns the record of each MoE block, by layer group and position of its pattern."""
@@ -313,8 +316,9 @@ class Decoder:
         buffers = before["stack"][s][j][part]["router"].get("buffers")
         if not buffers:
           continue
-        sums, routed = layers[s][place], stack[s][j][part]
-        moved = jax.vmap(layer.router.update)(buffers, sums.router, statistics[s][place])
+        sums, routed = layers[s][place].router, stack[s][j][part]
+        moved = jax.vmap(layer.router.update)(buffers, sums, statistics[s][place])
+        moved = keep_empty(layer_depths(int(s), int(j), self.layer_groups), moved, buffers)
         routed = {**routed, "router": {**routed["router"], "buffers": moved}}
         stack = {**stack, s: {**stack[s], j: {**stack[s][j], part: routed}}}
     return {**params, "stack": stack}

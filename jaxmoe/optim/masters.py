@@ -51,7 +51,7 @@ class Masters:
 
     def kept(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
       several = param_names.layer_names(path, layer_groups) or [path]
-      dtypes = [self.of(name, leaf.dtype) for name in several]
+      dtypes = [self.of(name, leaf.dtype) for name in several if name]
       return jax.ShapeDtypeStruct(leaf.shape, functools.reduce(jnp.promote_types, dtypes))
 
     flat = {path: kept(path, leaf) for path, leaf in param_names.flatten(shapes).items()}
@@ -67,5 +67,5 @@ def frozen_names(masks: Masks, layer_groups: param_names.LayerGroupSizes) -> fro
       found.update([path] if mask.all() else [])
       continue
     rows = np.broadcast_to(mask, (len(several), *mask.shape[1:]))
-    found.update(name for name, row in zip(several, rows, strict=True) if row.all())
+    found.update(name for name, row in zip(several, rows, strict=True) if name and row.all())
   return frozenset(found)

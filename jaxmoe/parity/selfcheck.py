@@ -90,7 +90,7 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
 def _in_float32(decoder: Decoder) -> Decoder:
   """Returns the model with float32 products."""
   config = dataclasses.replace(decoder.config, dtype="float32")
-  return Decoder(config, decoder.vocab_size, decoder.parallel)
+  return Decoder(config, decoder.vocab_size, decoder.parallel, decoder.layer_groups)
 
 
 def _exact(params: Any) -> Any:

@@ -298,6 +298,7 @@ def _name(path: str, decoder: Decoder) -> str:
   stacked = param_names.layer_names(path, decoder.layer_groups)
   if stacked is None:
     return path
+  stacked = [name for name in stacked if name]
   before, _, after = stacked[0].partition(f"{param_names.LAYERS}/")
   depths = [int(name.removeprefix(before).split("/")[1]) for name in stacked]
   shown = f"{depths[0]}..{depths[-1]}"

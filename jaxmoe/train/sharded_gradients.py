@@ -39,7 +39,7 @@ def context_of(decoder: Decoder, parallel: Parallel, layout: Layout) -> Parallel
 
 def in_context(decoder: Decoder, context: ParallelContext) -> Decoder:
   """Returns the functions of a model as one device of a context runs them."""
-  return Decoder(decoder.config, decoder.vocab_size, context)
+  return Decoder(decoder.config, decoder.vocab_size, context, decoder.layer_groups)
 
 
 def sharded_gradients(

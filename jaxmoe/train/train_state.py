@@ -180,7 +180,7 @@ class StateSpec:
       if stacked is not None:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[1:]))
         shape = shape[1:]
-      for name in stacked or [path]:
+      for name in filter(None, stacked or [path]):
         dtype = leaf.dtype
         if path in declared:
           dtype = self.masters.of(name.removeprefix(PARAMS), declared[path].dtype)
@@ -224,7 +224,7 @@ def in_float32(decoder: Decoder) -> Decoder:
   if decoder.config.param_dtype == "float32":
     return decoder
   config = dataclasses.replace(decoder.config, param_dtype="float32")
-  return Decoder(config, decoder.vocab_size, decoder.parallel)
+  return Decoder(config, decoder.vocab_size, decoder.parallel, decoder.layer_groups)
 
 
 def abstract_params(decoder: Decoder, layout: Layout) -> Abstract:
