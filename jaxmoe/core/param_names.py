@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 
+
 class PlacedGroup(NamedTuple):
   """A layer group whose repeats lie in memory in an order of their own.
 

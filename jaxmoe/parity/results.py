@@ -36,6 +36,7 @@ _SOURCES = (
   "parallel/degrees.py",
   "parallel/layouts.py",
   "parallel/mesh_context.py",
+  "parallel/stages.py",
   "parallel/zero.py",
   "parity/*.py",
   "train/gradients.py",
