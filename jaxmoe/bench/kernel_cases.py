@@ -37,6 +37,7 @@ class Case:
     sizes: By letter, as a need has them.
     work: The least of it, forward and backward.
     base: The back end that is the oracle.
+    constants: What a rival is told beside `args`, by name; None where no rival has the operation.
   """
 
   args: tuple[jax.Array, ...]
@@ -44,6 +45,7 @@ class Case:
   sizes: Mapping[str, int]
   work: Work
   base: str = "reference"
+  constants: Mapping[str, jax.Array] | None = None
 
 
 def both_ways(function: Function) -> Function:
@@ -86,7 +88,7 @@ def attention_call(backend: Any, segment_BL: jax.Array) -> Function:
 
 
 def attention() -> Case:
-  """Returns attention of 4 rows of 256 tokens, of any kind with queries, keys and values."""
+  """Returns causal attention of 4 rows of 256 tokens."""
   batch, length, heads, size = 4, 256, 8, 64
   keys = jax.random.split(jax.random.key(0), 3)
   pairs = batch * length * (length + 1) / 2
@@ -96,7 +98,13 @@ def attention() -> Case:
     lambda backend: attention_call(backend, jnp.ones((batch, length), jnp.int32)),
     {"B": batch, "L": length, "S": length, "N": heads, "K": heads, "H": size, "P": size},
     work,
+    constants={},
   )
+
+
+def stick_breaking() -> Case:
+  """Returns the same with the stick broken, which no rival has."""
+  return dataclasses.replace(attention(), constants=None)
 
 
 def cross_entropy() -> Case:
@@ -109,7 +117,8 @@ def cross_entropy() -> Case:
     return lambda hidden, head: backend(hidden, head, "td,dv->tv", labels_T, tokens, None)[0]
 
   sizes = {"T": tokens, "D": dim, "C": tokens}
-  return Case((hidden_TD, head_1DV[0]), call, sizes, product(tokens, dim, vocab_size).times(3))
+  work = product(tokens, dim, vocab_size).times(3)
+  return Case((hidden_TD, head_1DV[0]), call, sizes, work, constants={"labels": labels_T})
 
 
 def grouped_matmul() -> Case:
@@ -124,6 +133,7 @@ def grouped_matmul() -> Case:
     {"R": rows, "S": LAYER.num_experts, "D": LAYER.dim, "F": LAYER.mlp_dim},
     product(rows, LAYER.dim, LAYER.mlp_dim, LAYER.num_experts).times(3),
     base="loop",
+    constants={"counts": counts},
   )
 
 
@@ -189,7 +199,7 @@ CASES: dict[str, Callable[[], Case]] = {
   "expert_mlp": expert_mlp,
   "grouped_matmul": grouped_matmul,
   "move": move,
-  "stick_breaking": attention,
+  "stick_breaking": stick_breaking,
   "top_k": top_k,
 }
 

@@ -1,7 +1,8 @@
 """Times us against rivals and back ends against each other, values checked first.
 
 jaxmoe bench step|decode [--shape=NAME,...] [--rivals=torch,llama_cpp] [--count] [--json=FILE]
-jaxmoe bench start|attention|kernels|scaling [--rivals=torch] [--count] [--json=FILE]
+jaxmoe bench attention|kernels [--rivals=torch,tokamax] [--count] [--json=FILE]
+jaxmoe bench start|scaling [--count] [--json=FILE]
 jaxmoe bench page --out=bench.html FILE...
 jaxmoe bench experts [--tokens=1024 --dim=512 --mlp_dim=512 --num_experts=8
   --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]

@@ -1,11 +1,14 @@
 """A side that writes the ids it is told to, in no time; started as a process of its own.
 
-`FAKE_IDS` says what comes before each row's number and place; `FAKE_ENDS` ends it at a request.
+`FAKE_IDS` says what comes before each row's number and place; `FAKE_ENDS` ends it at a request. Its
+one operation is to take a number twice, and as often more as `FAKE_IDS` says.
 """
 
 import atexit
 import os
 import sys
+
+import numpy as np
 
 from jaxmoe.bench.sides.protocol import serve
 
@@ -25,8 +28,19 @@ def handlers():
   def counts(rows, new, slots):
     return {"flops": float(rows * new), "bytes": float(slots)}
 
-  plain = {"prepare": lambda **fields: {}, "versions": lambda: {"fake": "1"}, "counts": counts}
-  return {**plain, "write": write, "seconds": seconds}
+  def prepare(**fields):
+    asked.append(fields)
+    return {}
+
+  def values(path):
+    given = np.load(asked[-1]["path"])
+    np.savez(path, out=(2 + first) * given["0"], **{"0": (2 + first) * given["cotangent"]})
+    return {}
+
+  asked = []
+  plain = {"prepare": prepare, "versions": lambda: {"fake": "1"}, "counts": counts}
+  operation = {"values": values, "passes": lambda number: [2.0 * number, 1.0 * number]}
+  return {**plain, **operation, "write": write, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -4,17 +4,20 @@ import json
 import os
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 from jaxmoe.bench import suite as suite_module
 from jaxmoe.bench.race import Seconds, race
 from jaxmoe.bench.results import RowFile
+from jaxmoe.bench.rival_operations import rivals_of
 from jaxmoe.bench.sides import process
 from jaxmoe.bench.sides.process import Rival
 from jaxmoe.bench.suite import Asked
 from jaxmoe.bench.suites import decode
 
 FAKE = "tests.bench.fake_side"
+ROWS = jnp.arange(6.0).reshape(3, 2)
 
 
 def quiet(line):
@@ -69,6 +72,15 @@ def test_a_rival_is_timed_once_it_writes_our_tokens_and_else_says_why_not(fakes)
     assert "differs from ours at token 0" in rows["wrong"]["wrong"]
     assert rows["absent"]["missing"] == "no_such_package: make it"
     assert not {"seconds", "ratio"} & {*rows["wrong"], *rows["absent"]}
+
+
+def test_a_rival_of_one_operation_is_timed_once_it_finds_our_values(fakes):
+  rivals = asked(("right", "wrong", "absent"))
+  args, right = (ROWS, ROWS + 1), (2 * ROWS, 2 * (ROWS + 1))
+  with rivals_of(rivals, "twice", {}, args, right) as (runs, rows):
+    assert {*runs} == {"right"} and runs["right"]() == Seconds(2.0, 1.0)
+  rows = {row["name"]: row for row in rows}
+  assert "error" in rows["wrong"]["wrong"] and rows["absent"]["missing"]
 
 
 def test_a_side_that_ends_says_its_error_though_a_library_has_the_last_word(fakes):

@@ -47,6 +47,7 @@ OWN = "jaxmoe.commands.bench_side"
 RIVALS = {
   "torch": Rival("jaxmoe.bench.sides.torch"),
   "llama_cpp": Rival("jaxmoe.bench.sides.llama_cpp"),
+  "tokamax": Rival("jaxmoe.bench.sides.tokamax", "pip install -e '.[kernels]'"),
 }
 
 

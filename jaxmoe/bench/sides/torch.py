@@ -122,24 +122,59 @@ class TorchText:
     return clocked(lambda: self.write(prompts, max_tokens))
 
 
-class TorchAttention:
-  """Causal attention of (B, N, L, H) arrays, forward and backward, by SDPA."""
+def _attention(given: Any) -> Any:
+  """Returns causal attention of (B, L, N, H) arrays by SDPA, which wants (B, N, L, H)."""
+  import torch
 
-  def __init__(self, path: str):
+  sdpa = torch.nn.functional.scaled_dot_product_attention
+  return lambda *qkv: sdpa(*(x.transpose(1, 2) for x in qkv), is_causal=True).transpose(1, 2)
+
+
+def _grouped_matmul(given: Any) -> Any:
+  """Returns rows (R, D) sorted by group times matrices (S, D, F) by `grouped_mm`."""
+  import torch
+
+  ends_S = given["counts"].cumsum(0).to(torch.int32)
+  return lambda rows_RD, weight_SDF: torch.nn.functional.grouped_mm(
+    rows_RD, weight_SDF, offs=ends_S
+  )
+
+
+def _cross_entropy(given: Any) -> Any:
+  """Returns the loss of each of T tokens, of hidden states (T, D) and a head (D, V)."""
+  import torch
+
+  labels_T = given["labels"].long()
+  return lambda hidden_TD, head_DV: torch.nn.functional.cross_entropy(
+    hidden_TD @ head_DV, labels_T, reduction="none"
+  )
+
+
+OPERATIONS = {
+  "attention": _attention,
+  "grouped_matmul": _grouped_matmul,
+  "cross_entropy": _cross_entropy,
+}
+
+
+class TorchOperation:
+  """One of `OPERATIONS`, forward and backward."""
+
+  def __init__(self, kind: str, path: str):
     import numpy as np
     import torch
 
-    arrays = np.load(path)
-    self._qkv = [torch.from_numpy(arrays[name]).requires_grad_() for name in "qkv"]
-    self._cotangent = torch.from_numpy(arrays["cotangent"])
+    given = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
+    number = sum(name.isdigit() for name in given)
+    self._args = [given[str(at)].requires_grad_() for at in range(number)]
+    self._call, self._cotangent = OPERATIONS[kind](given), given["cotangent"]
 
   def values(self, path: str) -> dict[str, Any]:
     """Writes the output and the gradients."""
     import numpy as np
 
-    out = self._both()
-    grads = {f"d{name}": leaf.grad.numpy() for name, leaf in zip("qkv", self._qkv, strict=True)}
-    np.savez(path, out=out.detach().numpy(), **grads)
+    out = self._both().detach().numpy()
+    np.savez(path, out=out, **{str(at): leaf.grad.numpy() for at, leaf in enumerate(self._args)})
     return {}
 
   def passes(self, number: int) -> list[float]:
@@ -147,11 +182,9 @@ class TorchAttention:
     return clocked(lambda: [self._both() for _ in range(number)])
 
   def _both(self) -> Any:
-    import torch
-
-    for leaf in self._qkv:
+    for leaf in self._args:
       leaf.grad = None
-    out = torch.nn.functional.scaled_dot_product_attention(*self._qkv, is_causal=True)
+    out = self._call(*self._args)
     out.backward(self._cotangent)
     return out
 
@@ -159,10 +192,10 @@ class TorchAttention:
 def handlers() -> dict[str, Any]:
   """Returns what the side answers."""
   made: list[Any] = []
-  kinds = {"step": TorchStep, "text": TorchText, "attention": TorchAttention}
+  kinds = {"step": TorchStep, "text": TorchText}
 
   def prepare(kind: str, **fields: Any) -> dict[str, Any]:
-    made.append(kinds[kind](**fields))
+    made.append(kinds[kind](**fields) if kind in kinds else TorchOperation(kind, **fields))
     return {}
 
   def versions() -> dict[str, str]:

@@ -35,7 +35,9 @@ SUITES = {
     ("small8", "small64", "quickstart", "tiny"), 1, ("torch", "llama_cpp"),
   ),
   "start": Suite("from nothing to the first step, and to the first tokens"),
-  "attention": Suite("attention at four lengths, forward and backward", rivals=("torch",)),
-  "kernels": Suite("every back end of every operation"),
+  "attention": Suite(
+    "attention at four lengths, forward and backward", rivals=("torch", "tokamax"),
+  ),
+  "kernels": Suite("every back end of every operation", rivals=("torch", "tokamax")),
   "scaling": Suite("cost against experts, tokens, layers, length and devices"),
 }  # fmt: skip

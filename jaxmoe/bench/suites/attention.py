@@ -1,20 +1,17 @@
 """Attention alone, forward and backward: one row, 8 heads of 64, causal, in float32.
 
-Back ends of `ops/attention` are held against `reference`, values and gradients, and so is PyTorch's
-SDPA. Counted are temporaries, too, at lengths that nobody runs.
+Back ends of `ops/attention` are held against `reference`, values and gradients, and so are
+PyTorch's SDPA and tokamax. Counted are temporaries, too, at lengths that nobody runs.
 """
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmoe.bench.benchmark import TOLERANCES, largest_error
 from jaxmoe.bench.ideal_work import Work
@@ -22,8 +19,8 @@ from jaxmoe.bench.kernel_cases import attention_call, both_ways, fitting
 from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import Run, race, timed
 from jaxmoe.bench.results import Row, RowFile
-from jaxmoe.bench.sides.process import Side
-from jaxmoe.bench.suite import Asked, checked
+from jaxmoe.bench.rival_operations import rivals_of
+from jaxmoe.bench.suite import Asked
 from jaxmoe.ops import attention
 
 HEADS, SIZE = 8, 64
@@ -94,32 +91,10 @@ def _raced(asked: Asked, length: int) -> list[Row]:
       runs[name] = partial(timed, partial(function, *given))
     else:
       wrong.append({"name": name, "wrong": f"error {error:.2g}"})
-  with (
-    tempfile.TemporaryDirectory() as folder,
-    asked.rival_sides({name: name for name in asked.rivals}) as (sides, rows),
-  ):
-    for name, side in sides.items():
-      found = checked(name, partial(_prepared, side, pathlib.Path(folder), given, right))
-      if found:
-        rows.append(found)
-      else:
-        runs[name] = partial(side.seconds, "passes", number=1)
-    raced = race(runs, BASE, asked.rounds)
+  with rivals_of(asked, "attention", {}, given, right) as (rivals, rows):
+    raced = race({**runs, **rivals}, BASE, asked.rounds)
   counted = {name: counted_row(name, made, work(length)) for name, made in functions.items()}
   return [{**counted.get(row["name"], {}), **row} for row in raced] + wrong + rows
-
-
-def _prepared(side: Side, folder: pathlib.Path, given: Any, right: Any) -> str | None:
-  """Hands a rival the arrays; returns how far it is off where that is too far."""
-  by_head = [np.asarray(x).transpose(0, 2, 1, 3) for x in given]
-  names = ("q", "k", "v", "cotangent")
-  np.savez(folder / "given.npz", **dict(zip(names, by_head, strict=True)))  # type: ignore[arg-type]
-  side.ask("prepare", kind="attention", path=str(folder / "given.npz"))
-  side.ask("values", path=str(folder / "values.npz"))
-  values = np.load(folder / "values.npz")
-  found = [values[name].transpose(0, 2, 1, 3) for name in ("out", "dq", "dk", "dv")]
-  error = largest_error(found, right)
-  return None if error <= TOLERANCES["float32"] else f"error {error:.2g}"
 
 
 def _documents(asked: Asked) -> list[Row]:
