@@ -10,6 +10,7 @@ from jaxmoe.parallel.pipelines.dualpipe_v import dualpipe_v
 from jaxmoe.parallel.pipelines.gpipe import forward_only, gpipe
 from jaxmoe.parallel.pipelines.interleaved import interleaved
 from jaxmoe.parallel.pipelines.lowering import lower
+from jaxmoe.parallel.pipelines.named_table import named_table
 from jaxmoe.parallel.pipelines.one_f_one_b import one_f_one_b
 from jaxmoe.parallel.pipelines.stage_placement import Placement, straight, v_shape
 from jaxmoe.parallel.pipelines.table import Table, Vocabulary
@@ -39,6 +40,7 @@ __all__ = [
   "Vocabulary",
   "forward_only",
   "lower",
+  "named_table",
   "straight",
   "v_shape",
 ]

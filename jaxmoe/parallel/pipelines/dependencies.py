@@ -17,6 +17,11 @@ def passes(action: Action) -> Iterator[Pass]:
     yield part.stage, part.kind, part.micro
 
 
+def text(found: Pass) -> str:
+  """Returns a pass as a table says it."""
+  return str(Action(*found))
+
+
 class Dependencies:
   """What passes of a table need, and which passes it has at all."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxmoe.core.errors import InputError
 from jaxmoe.parallel.pipelines.action import Action
 from jaxmoe.parallel.pipelines.stage_placement import Placement
 
@@ -42,3 +43,19 @@ class Table:
   num_micro: int
   orders: tuple[tuple[Action, ...], ...]
   vocabulary: Vocabulary | None = None
+
+
+class TableError(InputError):
+  """A table that does not work, by the pass at which that shows.
+
+  Attributes:
+    device: Whose order list it is.
+    place: Of the pass, from 0.
+    problem: What is wrong and what to do.
+  """
+
+  def __init__(self, table: Table, device: int, place: int, problem: str):
+    order = table.orders[device]
+    found = f", pass {place + 1}, {order[place]}" if place < len(order) else ""
+    super().__init__(f"device {device} of the pipeline{found}: {problem}")
+    self.device, self.place, self.problem = device, place, problem

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-from jaxmoe.core.errors import InputError
-from jaxmoe.parallel.pipelines.dependencies import Pass, passes
-from jaxmoe.parallel.pipelines.table import Table
+from jaxmoe.parallel.pipelines.dependencies import Pass, passes, text
+from jaxmoe.parallel.pipelines.table import Table, TableError
 from jaxmoe.parallel.pipelines.ticks import place_in_ticks
 
 
@@ -14,16 +11,19 @@ def check_table(table: Table) -> None:
   """Checks placement, that each pass is done once, that no W is missing, and that none waits.
 
   Raises:
-    InputError: One line: the device, the pass and the fix.
+    TableError: One line: the device, the pass and the fix.
   """
   for device, order in enumerate(table.orders):
+    seen: dict[Pass, int] = {}
     for place, action in enumerate(order):
       for found in passes(action):
         problem = _misplaced(table, device, found)
+        if found in seen:
+          problem = f"it is done before, as pass {seen[found] + 1}; once is enough"
         if problem:
-          raise InputError(f"device {device}, pass {place + 1}, {action}: {problem}")
-  for device, order in enumerate(table.orders):
-    _check_each_once(table, device, Counter(found for action in order for found in passes(action)))
+          raise TableError(table, device, place, problem)
+        seen[found] = place
+    _check_whole(table, device, seen)
   place_in_ticks(table)
 
 
@@ -40,26 +40,35 @@ def _misplaced(table: Table, device: int, found: Pass) -> str | None:
   return None if home == device else f"stage {stage} lies on device {home}; move the pass there"
 
 
-def _check_each_once(table: Table, device: int, counts: Counter[Pass]) -> None:
-  """Checks that a device does each of its passes once, and each weight gradient before the step."""
-  for found, count in counts.items():
-    if count > 1:
-      raise InputError(f"device {device} does {_text(found)} {count} times; once is enough")
-  trains = any(kind in ("B", "BW") for _, kind, _ in counts)
+def _check_whole(table: Table, device: int, seen: dict[Pass, int]) -> None:
+  """Checks that nothing is missing on a device: each pass is done before the step."""
+  trains = any(kind in ("B", "W", "BW") for order in table.orders for kind in _kinds(order))
+  end = max(0, len(table.orders[device]) - 1)
   for micro in range(table.num_micro):
-    wanted = [(-1, kind, micro) for kind in ("S", "T") if table.vocabulary and trains]
     for stage in table.placement.stages_on(device):
-      wanted.append((stage, "F", micro))
-      if trains and (stage, "BW", micro) not in counts:
+      _check_backward(table, device, seen, (stage, "BW", micro))
+      wanted = [(stage, "F", micro)]
+      if trains and (stage, "BW", micro) not in seen:
         wanted += [(stage, "B", micro), (stage, "W", micro)]
-      elif any((stage, kind, micro) in counts for kind in ("B", "W")):
-        raise InputError(f"device {device} does {stage}BW{micro}, B and W in one; leave those out")
-    for found in wanted:
-      if found not in counts:
-        raise InputError(f"device {device} never does {_text(found)}; each is done before the step")
+      for found in wanted:
+        if found not in seen:
+          # Where a B is there, it is the place to look for its W.
+          place = seen.get((stage, "B", micro), end)
+          raise TableError(table, device, place, f"{text(found)} is missing; add it after this")
+    for kind in ("S", "T") if table.vocabulary and trains else ():
+      if (-1, kind, micro) not in seen:
+        raise TableError(table, device, end, f"{kind}{micro} is missing; it is due before the step")
 
 
-def _text(found: Pass) -> str:
-  """Returns a pass as a table writes it."""
-  stage, kind, micro = found
-  return f"{kind}{micro}" if stage < 0 else f"{stage}{kind}{micro}"
+def _check_backward(table: Table, device: int, seen: dict[Pass, int], both: Pass) -> None:
+  """Checks that a pass that makes both gradients has neither beside it."""
+  for kind in ("B", "W"):
+    found = (both[0], kind, both[2])
+    if both in seen and found in seen:
+      problem = f"{text(both)} makes that gradient; leave one of them out"
+      raise TableError(table, device, seen[found], problem)
+
+
+def _kinds(order: tuple) -> set[str]:
+  """Returns the kinds of an order list."""
+  return {kind for action in order for _, kind, _ in passes(action)}

@@ -6,10 +6,9 @@ are done by all devices in the same tick, so that their collectives are met by a
 
 from __future__ import annotations
 
-from jaxmoe.core.errors import InputError
 from jaxmoe.parallel.pipelines.action import Action
-from jaxmoe.parallel.pipelines.dependencies import Dependencies, passes
-from jaxmoe.parallel.pipelines.table import Table
+from jaxmoe.parallel.pipelines.dependencies import Dependencies, passes, text
+from jaxmoe.parallel.pipelines.table import Table, TableError
 
 Grid = tuple[tuple[Action | None, ...], ...]
 """By tick, by device: what is done; None is idle."""
@@ -19,7 +18,7 @@ def place_in_ticks(table: Table) -> Grid:
   """Returns what every device does at every tick.
 
   Raises:
-    InputError: If devices wait for each other for ever; the line says who for what.
+    TableError: If devices wait for each other for ever; the line says who for what.
   """
   dependencies = Dependencies(table)
   done: dict = {}
@@ -31,7 +30,7 @@ def place_in_ticks(table: Table) -> Grid:
     ]
     row = tuple(head if _may_start(head, heads, dependencies, done) else None for head in heads)
     if not any(row):
-      raise InputError(deadlock_line(table, next_of, dependencies, done))
+      raise _deadlock(table, next_of, dependencies, done)
     for device, action in enumerate(row):
       next_of[device] += action is not None
       done.update({found: len(grid) for found in passes(action)} if action else {})
@@ -48,14 +47,18 @@ def _may_start(
   return all(need in done for found in passes(head) for need in dependencies.needs(found))
 
 
-def deadlock_line(table: Table, next_of: list[int], dependencies: Dependencies, done: dict) -> str:
+def _deadlock(
+  table: Table, next_of: list[int], dependencies: Dependencies, done: dict
+) -> TableError:
   """Returns which device stands before which of its passes, and what that waits for."""
-  for device, (place, order) in enumerate(zip(next_of, table.orders)):
-    for found in passes(order[place]) if place < len(order) else ():
+  standing = [
+    (device, place) for device, place in enumerate(next_of) if place < len(table.orders[device])
+  ]
+  for device, place in standing:
+    for found in passes(table.orders[device][place]):
       for need in dependencies.needs(found):
         if need not in done:
-          return (
-            f"a deadlock: device {device} waits before its pass {place + 1}, {order[place]}, for "
-            f"{Action(*need)}, which never comes; a pass must come after all that it needs"
-          )
-  return "a deadlock: devices wait for each other to do S or T; all must have them in one order"
+          problem = f"a deadlock: it waits for {text(need)}, which never comes; put that first"
+          return TableError(table, device, place, problem)
+  problem = "a deadlock, for not all devices do this S or T next; give all of them one order"
+  return TableError(table, *standing[0], problem)
