@@ -324,7 +324,7 @@ FAULTS = {
   "a bias of a sum is added by every device": Fault(
     BIASED, ParamGatherer, "_gather", on_every_device
   ),
-  "token groups have one key": Fault(NOISY, MeshContext, "token_group", lambda _: lambda self: 0),
+  "token groups have one key": Fault(NOISY, MeshContext, "row_group", lambda _: lambda self: 0),
   "a total forgets an axis": Fault(BOTH, MeshContext, "psum_tokens", total_of_less),
   "labels are counted by device": Fault(DATA, MeshContext, "psum_tokens", counts_of_each),
   "drops are counted by device": Fault(CAPACITY, LossPieces, "_over_devices", drops_of_each),

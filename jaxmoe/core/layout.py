@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -56,12 +56,15 @@ class Layout:
       free and divides; whole where there is none. Never along layers, which are taken one by one.
     may_replicate: Dims that stay whole where they do not divide by the degree of their axes; others
       are refused.
+    order_columns: Puts the columns of a batch in the order in which devices have them, and says the
+      slot of each; None where they are in order of time.
   """
 
   mesh: Mesh
   rules: Mapping[Role, Rules] = dataclasses.field(default_factory=dict)
   sharded: Mapping[Role, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   may_replicate: frozenset[str] = frozenset()
+  order_columns: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
 
   def __post_init__(self) -> None:
     for role, rules in self.rules.items():
@@ -133,12 +136,14 @@ class Layout:
     )
 
   def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns this process's rows of a batch, (B, L) each, as global arrays on the devices."""
+    """Returns this process's rows of a batch, (B, L) each, as global arrays on the devices.
+
+    Rows are whole; where their columns lie on several processes, each takes its own.
+    """
     spec = self.spec("activations", ("batch", "length"))
     sharding = NamedSharding(self.mesh, spec)
-    return {
-      name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    batch = batch if self.order_columns is None else self.order_columns(batch)
+    return {name: _put_rows(sharding, rows) for name, rows in batch.items()}
 
   def _divides(self, dim: str | None, size: int, axes: tuple[str, ...]) -> bool:
     """Whether a dim can be spread over axes; False where it may stay whole instead."""
@@ -156,6 +161,16 @@ class Layout:
   def replicated(self) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(self.mesh, PartitionSpec())
+
+
+def _put_rows(sharding: NamedSharding, rows: np.ndarray) -> jax.Array:
+  """Returns whole rows, (B, L), as a global array of which this process gives its columns."""
+  shape = (len(sharding.mesh.devices.flat), rows.shape[1])  # any rows: columns are asked for
+  of_columns = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
+  here = of_columns.addressable_devices_indices_map(shape).values()
+  bounds = [index[1].indices(rows.shape[1])[:2] for index in here if index is not None]
+  start, stop = min(low for low, _ in bounds), max(high for _, high in bounds)
+  return jax.make_array_from_process_local_data(sharding, rows[:, start:stop])
 
 
 def one_device(device: jax.Device | None = None) -> Layout:

@@ -18,9 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmoe.core.backends import HERE, Chooser
 from jaxmoe.core.layout import Layout
+from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import take_rows
 
 
@@ -29,7 +31,8 @@ class ParallelContext:
   """One device: every array is whole where it is.
 
   Devices of a *tensor group* see the same tokens and hold parts of heads, hidden units and the
-  vocabulary; devices of different *token groups* see different tokens.
+  vocabulary; devices of different *token groups* see different tokens: other rows, or other parts
+  of the same rows, as those of a *context group* do. A *row group* sees other rows.
 
   Attributes:
     chooser: What chooses back ends for the devices that the program is for.
@@ -60,17 +63,65 @@ class ParallelContext:
     return False
 
   @property
-  def num_token_groups(self) -> int:
-    """How many token groups there are."""
+  def num_row_groups(self) -> int:
+    """How many row groups there are: groups of devices that hold other rows."""
     return 1
 
-  def token_group(self) -> jax.Array | int:
-    """Returns which token group this device is of; rows of a batch lie on them in order."""
+  @property
+  def num_token_groups(self) -> int:
+    """How many token groups there are: groups of devices that hold other tokens."""
+    return 1
+
+  @property
+  def context_size(self) -> int:
+    """Over how many devices the tokens of a row are spread: the size of a context group."""
+    return 1
+
+  def row_group(self) -> jax.Array | int:
+    """Returns which row group this device is of; rows of a batch lie on them in order."""
+    return 0
+
+  def context_rank(self) -> jax.Array | int:
+    """Returns which device of its context group this is."""
     return 0
 
   def psum_tokens(self, tree: Any) -> Any:
     """Returns sums over token groups."""
     return tree
+
+  def psum_context(self, tree: Any) -> Any:
+    """Returns sums over this device's context group: of whole rows, where it has parts of them."""
+    return tree
+
+  def any_of_row(self, some_BL: jax.Array) -> jax.Array:
+    """Returns (B,) bool, whether a row has any; said by one device of those that have parts."""
+    return jnp.any(some_BL, axis=1)
+
+  def spread_rows(self, tokens: Tokens) -> Tokens:
+    """Returns tokens that know their place in rows of which devices have parts."""
+    return tokens
+
+  def attend(
+    self, parts: Any, arrays: tuple[jax.Array, jax.Array, jax.Array], tokens: Tokens, mask: Any
+  ) -> jax.Array:
+    """Returns (B, L, N, P), what queries find among the keys of their rows.
+
+    Args:
+      parts: A kind of attention, see `AttentionParts` of ops/attention.
+      arrays: Queries, keys and values of these tokens.
+      tokens: Those of this device.
+      mask: Which keys a query sees, called on query and key tokens.
+    """
+    q_BLNH, k_BSKH, v_BSKP = arrays
+    return parts.attend(q_BLNH, k_BSKH, v_BSKP, mask(tokens, tokens))
+
+  def all_gather_context(self, tree: Any) -> Any:
+    """Returns what each device of this context group has, in order, in a new dim 0."""
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+  def tokens_before(self, x_BLF: jax.Array, number: int) -> jax.Array:
+    """Returns (B, number, ...): of the tokens before a device's own; zeros before the first."""
+    return jnp.zeros((x_BLF.shape[0], number, *x_BLF.shape[2:]), x_BLF.dtype)
 
   def psum_tensor(self, tree: Any) -> Any:
     """Returns sums over this device's tensor group."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmoe.core.backends import Chooser
 from jaxmoe.core.config_io import choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.init import Init
@@ -18,7 +19,15 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
 from jaxmoe.models.norm_layers import HeadsNorm, RMSNorm
 from jaxmoe.models.rope_scaling import ROPES, PlainRope
-from jaxmoe.ops.attention import BACKENDS, Sight, attend
+from jaxmoe.ops.attention import (
+  BACKENDS,
+  SOFTMAX_PARTS,
+  AttentionPart,
+  AttentionParts,
+  Sight,
+  attend,
+  join_sink,
+)
 from jaxmoe.ops.rope import rope
 
 
@@ -111,11 +120,13 @@ class SoftmaxAttentionLayer(AttentionBaseLayer):
     self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight
   ) -> jax.Array:
     """Returns (B, L, N, H), what queries find among keys."""
+    return self.parts().attend(q_BLNH, k_BSKH, v_BSKH, sight)
+
+  def parts(self) -> AttentionParts:
+    """Returns the kind as parts of the keys; sinks join last."""
     scale = self.config.head_dim**-0.5 if self.config.scale is None else self.config.scale
     sink_N = None if self.sink_bias is None else self.sink_bias.get_value()
-    sight = dataclasses.replace(sight, scale=scale, sink_N=sink_N)
-    part = attend(self.chooser, ("attention", BACKENDS), q_BLNH, k_BSKH, v_BSKH, sight)
-    return part.out_BLNP.astype(q_BLNH.dtype)
+    return softmax_parts(self.chooser, scale, sink_N)
 
   def project_out(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:
     """Returns (B, L, D) of what all heads found; zeros for padding."""
@@ -134,6 +145,37 @@ class SoftmaxAttentionLayer(AttentionBaseLayer):
     if self.config.qk_norm == "head":
       return RMSNorm(init, shape[1], eps, "head")
     return HeadsNorm(init, shape, dims, eps, parallel) if self.config.qk_norm == "all" else None
+
+
+def softmax_parts(
+  chooser: Chooser, scale: float, sink_N: jax.Array | None = None
+) -> AttentionParts:
+  """Returns softmax attention, whole and as parts of the keys.
+
+  Args:
+    chooser: Of back ends.
+    scale: What scores are multiplied by.
+    sink_N: One more score of every query head; None for none.
+  """
+  operation = ("attention", BACKENDS)
+
+  def whole(q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKP: jax.Array, sight: Sight) -> jax.Array:
+    sight = dataclasses.replace(sight, scale=scale, sink_N=sink_N)
+    part = attend(chooser, operation, q_BLNH, k_BSKH, v_BSKP, sight)
+    return part.out_BLNP.astype(q_BLNH.dtype)
+
+  def part(weights: Any, q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight) -> AttentionPart:
+    del weights
+    return attend(chooser, operation, q, k, v, dataclasses.replace(sight, scale=scale))
+
+  def of_heads(first: jax.Array | int, number: int) -> AttentionParts:
+    mine = None if sink_N is None else jax.lax.dynamic_slice_in_dim(sink_N, first, number)
+    return softmax_parts(chooser, scale, mine)
+
+  def finalize(total: AttentionPart) -> jax.Array:
+    return join_sink(total, sink_N).out_BLNP
+
+  return AttentionParts(whole, part, (), finalize, SOFTMAX_PARTS, of_heads)
 
 
 def _plus(x: jax.Array, bias: nnx.Param | None) -> jax.Array:

@@ -22,7 +22,7 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.cache import Cache, KVCache
 from jaxmoe.models.masks import MASKS, DocumentMask
-from jaxmoe.ops.attention import Sight
+from jaxmoe.ops.attention import AttentionParts, Sight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class AttentionBase:
 class AttentionBaseLayer(nnx.Module):
   """Projections to queries, keys and values; a cache attends; a projection back.
 
-  A kind says what attends, and may override `project`, `apply_rope` or `project_out`.
+  A kind says what attends, whole and in parts, and may override the other methods.
   """
 
   def __init__(
@@ -111,7 +111,7 @@ class AttentionBaseLayer(nnx.Module):
     del keys
     q_BLNH = self.apply_rope(self.project(x_BLD, "q"), tokens, "q", cache.max_length(tokens))
     cache = self.update_cache(x_BLD, tokens, cache)
-    out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.attend)
+    out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.parts())
     return self.project_out(out_BLNH, tokens), cache, None
 
   def update_cache(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
@@ -133,6 +133,10 @@ class AttentionBaseLayer(nnx.Module):
     self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight
   ) -> jax.Array:
     """Returns (B, L, N, H), what queries find among keys."""
+    raise NotImplementedError
+
+  def parts(self) -> AttentionParts:
+    """Returns the kind as parts of the keys, for rows that are spread over devices."""
     raise NotImplementedError
 
   def project_out(self, out_BLNH: jax.Array, tokens: Tokens) -> jax.Array:

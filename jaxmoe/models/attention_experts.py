@@ -168,6 +168,6 @@ class AttentionExpertsLayer(nnx.Module):
     q_BLMH = self.experts.apply_rope(q_BLMH, tokens, "q", cache.max_length(tokens))
     # Query head m reads key head m // (A N / K): what reads one key head stands together.
     q_BLMH = q_BLMH.reshape(shape).swapaxes(2, 3).reshape(q_BLMH.shape)
-    out_BLMH = cache.attend(q_BLMH, tokens, self.config.heads.mask, self.experts.attend)
+    out_BLMH = cache.attend(q_BLMH, tokens, self.config.heads.mask, self.experts.parts())
     shared = (*shape[:2], shape[3], active, -1, size)
     return out_BLMH.reshape(shared).swapaxes(2, 3).reshape(q_TANH.shape)

@@ -18,7 +18,7 @@ from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
 from jaxmoe.models.cache import NoCache
 from jaxmoe.models.masks import DocumentMask
-from jaxmoe.ops.attention import binary_linear, empty_state
+from jaxmoe.ops.attention import binary_linear, empty_state, join_states, state_after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +106,14 @@ class BinaryLinearLayer(AttentionBaseLayer):
     q_BLNH = dot(self.q.get_value(), x_BLD, "bld,dnh->blnh")
     k_BLKH = dot(self.k.get_value(), x_BLD, "bld,dkh->blkh")
     v_BLKH = dot(self.v.get_value(), x_BLD, "bld,dkh->blkh")
-    here = dataclasses.replace(
-      self.config, num_heads=q_BLNH.shape[2], num_kv_heads=k_BLKH.shape[2]
-    )
-    state = here.empty_cache(x_BLD.shape[0], 0, x_BLD.dtype) if fresh else cache
+    state = cache
+    if fresh:
+      of_kv = dataclasses.replace(
+        self.config, num_heads=q_BLNH.shape[2], num_kv_heads=k_BLKH.shape[2]
+      )
+      state = of_kv.empty_cache(x_BLD.shape[0], 0, x_BLD.dtype)
+      if cache.parallel.context_size > 1:
+        state = _handed_on(state, k_BLKH, v_BLKH, tokens.segment, cache.parallel)
     out_BLNH, sums = binary_linear(
       q_BLNH, k_BLKH, v_BLKH, tokens.segment, (state.sums_BKPP, state.segment_B)
     )
@@ -137,3 +141,23 @@ class BinaryLinearLayer(AttentionBaseLayer):
     kept_v = jnp.take_along_axis(v, index_BW[:, :, None, None], axis=1)
     recent = kept_v.astype(state.v_BWKH.dtype), jnp.take_along_axis(segment, index_BW, axis=1)
     return near_BLKH, recent
+
+
+def _handed_on(
+  empty: Recurrent, k_BLKH: jax.Array, v_BLKH: jax.Array, segment_BL: jax.Array,
+  parallel: ParallelContext,
+) -> Recurrent:
+  """Returns the state before a device's own tokens, of the devices that have tokens before them.
+
+  Each makes the state after its own tokens alone and sends it to all.
+  """
+  after = state_after((empty.sums_BKPP, empty.segment_B), k_BLKH, v_BLKH, segment_BL)
+  every, rank = parallel.all_gather_context(after), parallel.context_rank()
+  state = empty.sums_BKPP, empty.segment_B
+  for device in range(parallel.context_size - 1):
+    one = jax.tree.map(lambda leaf, at=device: leaf[at], every)
+    later = join_states(state, one)
+    state = jax.tree.map(lambda new, old, at=device: jnp.where(at < rank, new, old), later, state)
+  before = empty.v_BWKH.shape[1]
+  v_BWKH = parallel.tokens_before(v_BLKH.astype(empty.v_BWKH.dtype), before)
+  return Recurrent(*state, v_BWKH, parallel.tokens_before(segment_BL, before))

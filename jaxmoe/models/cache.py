@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.tokens import Tokens
-
-Attend = Callable[..., jax.Array]
-"""What a layer does with what was kept: (q_BLNH, k_BSKH, v_BSKH, sight) -> out_BLNH."""
+from jaxmoe.ops.attention import AttentionParts
 
 
 class Cache(Protocol):
@@ -29,28 +27,37 @@ class Cache(Protocol):
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> Cache:
     """Returns the cache with these tokens in it; tokens that are not valid write nothing."""
 
-  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:
+  def attend(
+    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, parts: AttentionParts
+  ) -> jax.Array:
     """Returns (B, L, N, H), what each query finds among the keys its mask lets it see."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NoCache:
-  """No memory: queries see the keys of the same call."""
+  """No memory: queries see the keys of the same call, on all devices that have parts of the rows.
 
+  Attributes:
+    parallel: What happens where rows cross devices.
+    keys: Keys, values and their tokens.
+  """
+
+  parallel: ParallelContext = ONE_DEVICE
   keys: Any = None
 
   def max_length(self, tokens: Tokens) -> int:
     """Returns the length of the rows."""
-    return tokens.slot.shape[1]
+    return tokens.row_length
 
   def append(self, k_BLKH: jax.Array, v_BLKH: jax.Array, tokens: Tokens) -> NoCache:
     """Returns a cache of just these tokens."""
-    return NoCache((k_BLKH, v_BLKH, tokens))
+    return NoCache(self.parallel, (k_BLKH, v_BLKH))
 
-  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:
+  def attend(
+    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, parts: AttentionParts
+  ) -> jax.Array:
     """Returns (B, L, N, H)."""
-    k_BSKH, v_BSKH, seen = self.keys
-    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))
+    return self.parallel.attend(parts, (q_BLNH, *self.keys), tokens, mask)
 
 
 @functools.partial(
@@ -110,11 +117,13 @@ class KVCache:
     segment_BS = self.segment_BS.at[rows_B1, slot_BL].set(segment_BL, mode="drop")
     return KVCache(write(self.k_BKSH, k_BLKH), write(self.v_BKSH, v_BLKH), segment_BS)
 
-  def attend(self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, attend: Attend) -> jax.Array:
+  def attend(
+    self, q_BLNH: jax.Array, tokens: Tokens, mask: Any, parts: AttentionParts
+  ) -> jax.Array:
     """Returns (B, L, N, H)."""
     slot_S = jnp.arange(self.segment_BS.shape[1], dtype=jnp.int32)
     slot_BS = jnp.broadcast_to(slot_S, self.segment_BS.shape)
     # Who looks back asks for no more than slots and documents.
     seen = Tokens(slot_BS, slot_BS, self.segment_BS, slot_BS)
     k_BSKH, v_BSKH = (x.swapaxes(1, 2) for x in (self.k_BKSH, self.v_BKSH))
-    return attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))
+    return parts.attend(q_BLNH, k_BSKH, v_BSKH, mask(tokens, seen))

@@ -27,7 +27,14 @@ from jaxmoe.models.cache import Cache, KVCache
 from jaxmoe.models.masks import MASKS, DocumentMask
 from jaxmoe.models.norm_layers import RMSNorm
 from jaxmoe.models.rope_scaling import ROPES, PlainRope
-from jaxmoe.ops.attention import BACKENDS, Sight, attend
+from jaxmoe.ops.attention import (
+  BACKENDS,
+  SOFTMAX_PARTS,
+  AttentionPart,
+  AttentionParts,
+  Sight,
+  attend,
+)
 from jaxmoe.ops.rope import rope
 
 
@@ -144,7 +151,7 @@ class LatentAttentionLayer(nnx.Module):
     turned_BLR = dot(self.k_rope.get_value(), x_BLD, "bld,dr->blr")
     turned_BL1R = self._apply_rope(turned_BLR[:, :, None], tokens, cache.max_length(tokens))
     cache = cache.append(latent_BLC[:, :, None], turned_BL1R, tokens)
-    out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self._attend)
+    out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.parts())
     return dot(self.o.get_value(), out_BLNH, "blnh,nhd->bld"), cache, None
 
   def _queries(self, x_BLD: jax.Array, tokens: Tokens, length: int) -> jax.Array:
@@ -162,16 +169,34 @@ class LatentAttentionLayer(nnx.Module):
     gain = config.rope.gain(length)
     return rope(heads_BLNR, tokens.position, frequency_P, gain, config.neighbours)
 
-  def _attend(
-    self, q_BLNH: jax.Array, latent_BS1C: jax.Array, turned_BS1R: jax.Array, sight: Sight
-  ) -> jax.Array:
-    """Returns (B, L, N, H'), what queries find; keys and values of all tokens are made for it."""
-    latent_BSC = latent_BS1C[:, :, 0].astype(q_BLNH.dtype)
-    still_BSNH = dot(self.k.get_value(), latent_BSC, "bsc,cnh->bsnh")
-    shape = (*still_BSNH.shape[:3], turned_BS1R.shape[-1])
-    turned_BSNR = jnp.broadcast_to(turned_BS1R.astype(q_BLNH.dtype), shape)
-    k_BSNH = jnp.concatenate([still_BSNH, turned_BSNR], axis=-1)
-    v_BSNH = dot(self.v.get_value(), latent_BSC, "bsc,cnh->bsnh")
-    sight = dataclasses.replace(sight, scale=self.config.scale)
-    part = attend(self.chooser, ("attention", BACKENDS), q_BLNH, k_BSNH, v_BSNH, sight)
-    return part.out_BLNP.astype(q_BLNH.dtype)
+  def parts(self) -> AttentionParts:
+    """Returns the kind as parts of the keys, which are latents until a part is found."""
+    chooser, scale = self.chooser, self.config.scale
+    weights = self.k.get_value(), self.v.get_value()
+
+    def part(
+      weights: Any, q_BLNH: jax.Array, latent_BS1C: jax.Array, turned_BS1R: jax.Array, sight: Sight
+    ) -> AttentionPart:
+      k_BSNH, v_BSNP = _keys_and_values(weights, latent_BS1C, turned_BS1R, q_BLNH.dtype)
+      sight = dataclasses.replace(sight, scale=scale)
+      return attend(chooser, ("attention", BACKENDS), q_BLNH, k_BSNH, v_BSNP, sight)
+
+    def whole(
+      q_BLNH: jax.Array, latent_BS1C: jax.Array, turned_BS1R: jax.Array, sight: Sight
+    ) -> jax.Array:
+      found = part(weights, q_BLNH, latent_BS1C, turned_BS1R, sight)
+      return found.out_BLNP.astype(q_BLNH.dtype)
+
+    return AttentionParts(whole, part, weights, lambda total: total.out_BLNP, SOFTMAX_PARTS)
+
+
+def _keys_and_values(
+  weights: Any, latent_BS1C: jax.Array, turned_BS1R: jax.Array, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (B, S, N, H + R) keys and (B, S, N, H') values, made of latents."""
+  latent_BSC = latent_BS1C[:, :, 0].astype(dtype)
+  still_BSNH = dot(weights[0], latent_BSC, "bsc,cnh->bsnh")
+  shape = (*still_BSNH.shape[:3], turned_BS1R.shape[-1])
+  turned_BSNR = jnp.broadcast_to(turned_BS1R.astype(dtype), shape)
+  k_BSNH = jnp.concatenate([still_BSNH, turned_BSNR], axis=-1)
+  return k_BSNH, dot(weights[1], latent_BSC, "bsc,cnh->bsnh")

@@ -73,8 +73,9 @@ class LossPieces:
       num_micro: The number of microbatches.
       num_groups: On how many data-parallel devices a microbatch counts as lying.
     """
-    counted = (labels_BL >= 0, valid_BL, jnp.any(valid_BL, axis=1))
-    labels, tokens, rows = self.decoder.parallel.psum_tokens(
+    parallel = self.decoder.parallel
+    counted = (labels_BL >= 0, valid_BL, parallel.any_of_row(valid_BL))
+    labels, tokens, rows = parallel.psum_tokens(
       tuple(jnp.sum(what).astype(jnp.float32) for what in counted)
     )
     running = zero_sums(self.decoder)
@@ -170,18 +171,21 @@ class LossPieces:
     return weighted, (sums, plain)
 
   def _over_devices(self, sums: MoESums) -> MoESums:
-    """Returns a layer's sums over the tokens of all devices; by row, and statistics, of this."""
+    """Returns a layer's sums over the tokens of all devices; statistics of this one's.
+
+    Sums by row are of this device's rows, over all that have parts of them.
+    """
     mine = dataclasses.replace(sums, per_sequence=None, statistics=None, routing=None)
-    everywhere = self.decoder.parallel.psum_tokens(mine)
-    return dataclasses.replace(
-      everywhere, per_sequence=sums.per_sequence, statistics=sums.statistics
-    )
+    parallel = self.decoder.parallel
+    everywhere, rows = parallel.psum_tokens(mine), parallel.psum_context(sums.per_sequence)
+    return dataclasses.replace(everywhere, per_sequence=rows, statistics=sums.statistics)
 
   def _of_step(self, aux_loss: Any, loss_R: jax.Array) -> jax.Array:
     """Returns this device's share of a loss of all repeats."""
-    loss = jnp.sum(loss_R)
-    # Shares of rows are this device's own; every token group has the others.
-    return loss if aux_loss.per_sequence else loss / self.decoder.parallel.num_token_groups
+    loss, parallel = jnp.sum(loss_R), self.decoder.parallel
+    # Shares of rows are its context group's own; every token group has the others.
+    groups = parallel.context_size if aux_loss.per_sequence else parallel.num_token_groups
+    return loss if aux_loss.per_sequence and groups == 1 else loss / groups
 
   def _aux_losses(self) -> Iterator[tuple[str, str, Any]]:
     """Yields group, place and record of every auxiliary loss."""

@@ -1,11 +1,13 @@
 """Attention masks: which earlier tokens a token sees; records called on query and key tokens.
 
-Padding sees nothing and is seen by nothing under every mask.
+Padding sees nothing and is seen by nothing under every mask. `reach` is how many slots before its
+own a token can see at most; None where that is the whole row.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ from jaxmoe.ops.attention import NO_SLOT, NOTHING, Sight
 @dataclasses.dataclass(frozen=True)
 class DocumentMask:
   """A token sees itself and what comes before it in its document."""
+
+  reach: ClassVar[int | None] = None
 
   def __call__(self, query: Tokens, key: Tokens) -> Sight:
     """Returns what queries see of the keys of their rows, of which that of slot s has index s."""
@@ -34,15 +38,22 @@ class WindowMask:
     if self.size < 1:
       raise InputError(f"size must be at least 1: size={self.size}")
 
+  @property
+  def reach(self) -> int:
+    """How many slots before its own a token can see."""
+    return self.size - 1
+
   def __call__(self, query: Tokens, key: Tokens) -> Sight:
     """Returns what queries see of the keys of their rows, of which that of slot s has index s."""
-    near_BL = query.slot - (self.size - 1)
+    near_BL = query.slot - self.reach
     return _spans(query, key, jnp.maximum(near_BL, _document_starts(query, key)))
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalMask:
   """A token sees everything before it in its row, also across documents (GPT-2's packing)."""
+
+  reach: ClassVar[int | None] = None
 
   def __call__(self, query: Tokens, key: Tokens) -> Sight:
     """Returns what queries see of the keys of their rows, in whatever order."""

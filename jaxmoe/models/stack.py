@@ -220,7 +220,7 @@ class Stack:
       ready = gather(params)
       for j in sorted(ready, key=int):
         block, depth = nnx.merge(graphs[j], ready[j]), index + int(j)
-        cache = NoCache() if caches is None else caches[j]
+        cache = NoCache(self.parallel) if caches is None else caches[j]
         here = None if keys is None else keys.at(depth)
         x_BLD, carry, cache, found = block(x_BLD, carry, tokens.at(depth), cache, here)
         sums[j] = found.get("moe")

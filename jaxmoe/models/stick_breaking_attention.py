@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
+from jaxmoe.core.backends import Chooser
 from jaxmoe.core.init import Init
 from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.models.attention_base import AttentionBase, AttentionBaseLayer
-from jaxmoe.ops.attention import Sight, attend
-from jaxmoe.ops.stick_breaking import BACKENDS
+from jaxmoe.ops.attention import AttentionParts, Sight, attend
+from jaxmoe.ops.stick_breaking import BACKENDS, STICK_PARTS, StickPart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,26 @@ class StickBreakingLayer(AttentionBaseLayer):
     self, q_BLNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight
   ) -> jax.Array:
     """Returns (B, L, N, H), what queries find among keys."""
-    sight = dataclasses.replace(sight, scale=q_BLNH.shape[-1] ** -0.5)
-    part = attend(self.chooser, ("stick_breaking", BACKENDS), q_BLNH, k_BSKH, v_BSKH, sight)
-    return part.out_BLNP.astype(q_BLNH.dtype)
+    return self.parts().attend(q_BLNH, k_BSKH, v_BSKH, sight)
+
+  def parts(self) -> AttentionParts:
+    """Returns the kind as parts of the keys; nearer ones take their share first."""
+    return stick_parts(self.chooser)
+
+
+def stick_parts(chooser: Chooser) -> AttentionParts:
+  """Returns stick-breaking attention, whole and as parts of the keys."""
+
+  def part(weights: Any, q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight) -> StickPart:
+    del weights
+    sight = dataclasses.replace(sight, scale=q.shape[-1] ** -0.5)
+    return attend(chooser, ("stick_breaking", BACKENDS), q, k, v, sight)
+
+  def whole(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight) -> jax.Array:
+    return part((), q, k, v, sight).out_BLNP.astype(q.dtype)
+
+  def of_heads(first: jax.Array | int, number: int) -> AttentionParts:
+    del first, number  # heads are alike
+    return stick_parts(chooser)
+
+  return AttentionParts(whole, part, (), lambda total: total.out_BLNP, STICK_PARTS, of_heads)

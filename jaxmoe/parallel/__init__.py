@@ -1,6 +1,7 @@
 """Engines that spread weights, state and activations over the devices of a mesh."""
 
 from jaxmoe.parallel.automatic import AutomaticLayout, automatic_layout
+from jaxmoe.parallel.block_order import SLOT
 from jaxmoe.parallel.degrees import AXES, ROW_AXES, TOKEN_AXES, AxisNames, Parallel, make_mesh
 from jaxmoe.parallel.idle import idle_line
 from jaxmoe.parallel.layouts import make_layout, share_of_rows
@@ -13,6 +14,7 @@ __all__ = [
   "AXES",
   "GIB",
   "ROW_AXES",
+  "SLOT",
   "TOKEN_AXES",
   "AutomaticLayout",
   "AxisNames",

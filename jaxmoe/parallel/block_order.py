@@ -9,6 +9,7 @@ document zigzag (device r holds blocks r and 2n-1-r) is even to the pair; of sev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from jaxmoe.core.errors import InputError
 
 Order = Literal["plain", "zigzag", "balanced"]
+SLOT = "slot"
 MAX_ROUNDS = 64
 """Swaps that `balanced` makes at most; far more than it has been seen to."""
 
@@ -47,6 +49,22 @@ def order_blocks(segment_L: np.ndarray, context: int, order: Order) -> np.ndarra
     (_permutation(found, slots_L, context) for found in _candidates(segment_L, context)),
     key=lambda permutation: busiest_pairs(segment_L, permutation, context),
   )
+
+
+def order_batch(
+  batch: Mapping[str, np.ndarray], context: int, order: Order
+) -> dict[str, np.ndarray]:
+  """Returns a batch whose columns lie in an order, row by row, with the `slot` of each, int32.
+
+  Args:
+    batch: Arrays (B, L) in order of time, `segment` among them.
+    context: Devices along `context`.
+    order: As in `order_blocks`.
+  """
+  rows = np.asarray(batch["segment"])
+  slot_BL = np.stack([order_blocks(segment_L, context, order) for segment_L in rows])
+  ordered = {name: np.take_along_axis(rows, slot_BL, axis=1) for name, rows in batch.items()}
+  return {**ordered, SLOT: slot_BL}
 
 
 def check_order(seq_len: int, context: int, order: Order) -> None:

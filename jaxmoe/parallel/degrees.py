@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh
 from jaxmoe.core.config_io import added
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.renamed import renamed
+from jaxmoe.parallel.block_order import Order
 
 AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
 ROW_AXES = ("data", "fsdp", "expert")
@@ -46,7 +47,8 @@ class AxisNames:
 
 
 Stage = Literal[0, 1, 2, 3]
-Fold = Literal["data", "fsdp", "tensor"]
+Fold = Literal["data", "fsdp", "context", "tensor"]
+Attend = Literal["gather", "ring", "token_ring", "ulysses"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Parallel:
       same copy; a recipe whose layout makes a larger one is refused.
     context: Devices over which the tokens of a row are spread.
     pipe: Stages over which the layers are spread.
+    attend: How queries meet the keys of other context devices: every device gets the keys of all
+      (`gather`), keys travel (`ring`) or queries do (`token_ring`), one part at a time, or heads
+      are exchanged for tokens (`ulysses`).
+    order: Which tokens of a row a context device has: one stretch (`plain`), a block from either
+      end (`zigzag`), or blocks by what the documents let them see (`balanced`).
   """
 
   axes: ClassVar[AxisNames] = AxisNames()
@@ -86,6 +93,8 @@ class Parallel:
   max_replicated_gib: float = renamed("max_copy_gib", 2.0)
   context: int = added(1, before=1)
   pipe: int = added(1, before=1)
+  attend: Attend = added("gather", before="gather")
+  order: Order = added("plain", before="plain")
 
   def __post_init__(self) -> None:
     for name, degree in self.axis_sizes.items():

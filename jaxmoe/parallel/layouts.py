@@ -7,12 +7,15 @@ column and row pairs); by its stage ZeRO (Rajbhandari et al. 2019) spreads momen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import EXPERT, Layout, Role, Rules
+from jaxmoe.parallel.block_order import order_batch
 from jaxmoe.parallel.degrees import Parallel, make_mesh
 
 TENSOR_DIMS = ("heads", "kv_heads", "mlp", "vocab")
@@ -30,6 +33,8 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
   weights: Rules = {**tensor, EXPERT: parallel.expert_axes}
   stages: dict[Role, int] = {"optimizer": 1, "grads": 1, "params": 3}
   stages = {role: stage for role, stage in stages.items() if parallel.zero >= stage}
+  context = parallel.axes.context
+  length: Rules = {"length": (context,)} if parallel.context > 1 else {}
   sharded = dict.fromkeys(stages if parallel.fsdp > 1 else (), (parallel.axes.fsdp,))
   return Layout(
     make_mesh(parallel, devices),
@@ -37,11 +42,19 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
       "params": weights,
       "grads": weights,
       "optimizer": weights,
-      "activations": {"batch": parallel.row_axes},
+      "activations": {"batch": parallel.row_axes, **length},
     },
     sharded=sharded,
     may_replicate=frozenset((*UNEVEN, EXPERT)),
+    order_columns=_order(parallel),
   )
+
+
+def _order(parallel: Parallel) -> Any:
+  """Returns what puts a batch's columns in the order of context devices; None in order of time."""
+  if parallel.context == 1 or parallel.order == "plain":
+    return None
+  return functools.partial(order_batch, context=parallel.context, order=parallel.order)
 
 
 def share_of_rows(layout: Layout, batch_size: int) -> tuple[int, int]:

@@ -20,7 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.parallel_context import ParallelContext
+from jaxmoe.core.tokens import Tokens
 from jaxmoe.core.weight_formats import take_rows
+from jaxmoe.parallel.attend import ATTEND, ContextGroup
+from jaxmoe.parallel.context_rows import spread_rows, tokens_before
 from jaxmoe.parallel.degrees import Parallel
 from jaxmoe.parallel.scan_prefetch import scan_with_prefetch
 from jaxmoe.parallel.zero import ParamGatherer, ReduceScatter, save_all_but_weights
@@ -87,19 +90,76 @@ class MeshContext(ParallelContext):
     return self._tensor in self.degrees.expert_axes and self.degrees.tensor > 1
 
   @property
+  def num_row_groups(self) -> int:
+    """How many groups of devices hold other rows."""
+    return self.degrees.num_row_groups
+
+  @property
   def num_token_groups(self) -> int:
-    """How many token groups there are."""
+    """How many groups of devices hold other tokens."""
     return self.degrees.num_token_groups
 
-  def token_group(self) -> jax.Array | int:
-    """Returns which token group this device is of."""
-    axes = self._token_axes
+  @property
+  def context_size(self) -> int:
+    """The size of a context group."""
+    return self.degrees.context
+
+  def row_group(self) -> jax.Array | int:
+    """Returns which row group this device is of."""
+    sizes = self.degrees.axis_sizes
+    axes = tuple(axis for axis in self.degrees.row_axes if sizes[axis] > 1)
     return jax.lax.axis_index(axes) if axes else 0
+
+  def context_rank(self) -> jax.Array | int:
+    """Returns which device of its context group this is."""
+    return jax.lax.axis_index(self._context) if self.context_size > 1 else 0
 
   def psum_tokens(self, tree: Any) -> Any:
     """Returns sums over token groups."""
     axes = self._token_axes
     return jax.lax.psum(tree, axes) if axes else tree
+
+  def psum_context(self, tree: Any) -> Any:
+    """Returns sums over this device's context group."""
+    return jax.lax.psum(tree, self._context) if self.context_size > 1 else tree
+
+  def any_of_row(self, some_BL: jax.Array) -> jax.Array:
+    """Returns (B,) bool, whether a row has any, on the first device of a context group."""
+    some_B = super().any_of_row(some_BL)
+    if self.context_size == 1:
+      return some_B
+    total_B = jax.lax.psum(some_B.astype(jnp.float32), self._context)
+    return (total_B > 0) & (self.context_rank() == 0)
+
+  def spread_rows(self, tokens: Tokens) -> Tokens:
+    """Returns tokens whose slots are those of whole rows, of which each device knows the documents.
+
+    Sends two int32 a token to every device of a context group, once for all layers.
+    """
+    if self.context_size == 1:
+      return tokens
+    return spread_rows(tokens, self._context, self.degrees.order == "plain")
+
+  def attend(
+    self, parts: Any, arrays: tuple[jax.Array, jax.Array, jax.Array], tokens: Tokens, mask: Any
+  ) -> jax.Array:
+    """Returns what queries find among the keys of their rows, by the strategy of the degrees."""
+    if self.context_size == 1:
+      return super().attend(parts, arrays, tokens, mask)
+    group = ContextGroup(self._context, self.context_size, self.degrees.order == "plain")
+    return ATTEND[self.degrees.attend](parts, arrays, tokens, mask, group)
+
+  def all_gather_context(self, tree: Any) -> Any:
+    """Returns what each device of this context group has, in a new dim 0."""
+    if self.context_size == 1:
+      return super().all_gather_context(tree)
+    return jax.lax.all_gather(tree, self._context)
+
+  def tokens_before(self, x_BLF: jax.Array, number: int) -> jax.Array:
+    """Returns (B, number, ...) of the tokens of the devices before this one."""
+    if self.context_size == 1:
+      return super().tokens_before(x_BLF, number)
+    return tokens_before(x_BLF, number, self._context, self.context_size)
 
   def psum_tensor(self, tree: Any) -> Any:
     """Returns sums over this device's tensor group."""
@@ -160,6 +220,11 @@ class MeshContext(ParallelContext):
   def _tensor(self) -> str:
     """The axis of a tensor group."""
     return self.degrees.axes.tensor
+
+  @property
+  def _context(self) -> str:
+    """The axis of a context group."""
+    return self.degrees.axes.context
 
   @property
   def _token_axes(self) -> tuple[str, ...]:

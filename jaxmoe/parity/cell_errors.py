@@ -38,7 +38,7 @@ def cell_errors(cell: Cell, micro: int = 1) -> dict[str, float]:
     cell: What is tried, on the first devices of this process.
     micro: Microbatches of the spread step.
   """
-  groups, degree = cell.parallel.num_token_groups, cell.parallel.expert_degree
+  groups, degree = cell.parallel.num_row_groups, cell.parallel.expert_degree
   decoder = decoder_of(cell)
   in_turn = groups if any(moe.depends_on_shard for moe in decoder.config.moe_records()) else 1
   reference = _reference(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import typing
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -17,12 +18,16 @@ from jaxmoe.core.backends import Chooser
 from jaxmoe.core.config_io import component
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.block import ATTENTION
+from jaxmoe.models.masks import MASKS
 from jaxmoe.moe.dispatch import DISPATCHERS, EXCHANGES
 from jaxmoe.moe.experts import EXPERTS
 from jaxmoe.moe.layer import MoEConfig
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import AXES, Parallel
+from jaxmoe.parallel.attend import ATTEND
+from jaxmoe.parallel.block_order import Order
 from jaxmoe.parallel.degrees import Stage
+from jaxmoe.parity.context_cells import context_cells
 from jaxmoe.train.experiment import Experiment
 
 PARTITION = "partition_activations"
@@ -50,6 +55,7 @@ class Cell:
     dispatch: A key of DISPATCHERS.
     exchange: A key of EXCHANGES, or RAGGED; counts only where experts are spread.
     attention: A key of ATTENTION.
+    mask: A key of MASKS; counts only where rows are spread over context devices.
   """
 
   parallel: Parallel
@@ -58,14 +64,17 @@ class Cell:
   dispatch: str = "dropless"
   exchange: str = "all_to_all"
   attention: str = "softmax"
+  mask: str = "document"
 
   @property
   def key(self) -> str:
     """The name of what it shows, such as `data+expert/zero3/topk/swiglu/dropless/all_to_all`."""
     layout = layout_key(self.parallel)
     exchange = self.exchange if self.parallel.expert_degree > 1 else NO_EXCHANGE
-    parts = (layout, self.router, self.experts, self.dispatch, exchange)
-    return "/".join(parts) + ("" if self.attention == "softmax" else f"/{self.attention}")
+    parts: tuple[str, ...] = (layout, self.router, self.experts, self.dispatch, exchange)
+    parts += (self.attention,) * (self.attention != "softmax")
+    parts += (self.mask,) * (self.mask != "document" and self.parallel.context > 1)
+    return "/".join(parts)
 
 
 def layout_key(parallel: Parallel) -> str:
@@ -74,6 +83,9 @@ def layout_key(parallel: Parallel) -> str:
   extras = []
   if parallel.fsdp > 1:
     extras.append(f"zero{parallel.zero}")
+  if parallel.context > 1:
+    extras.append(parallel.attend)
+    extras += [parallel.order] * (parallel.order != "plain")
   if parallel.sequence:
     extras.append("sequence")
   if parallel.partition_activations:
@@ -86,8 +98,10 @@ def layout_key(parallel: Parallel) -> str:
 
 def cell_called(key: str) -> Cell | None:
   """Returns the cell of a key, on two devices of each axis; None where it is not a key."""
-  words = key.split("/")
-  size = 5 if words[-1] in ATTENTION else 4
+  *words, last = key.split("/")
+  mask = {"mask": last} if last in MASKS else {}
+  words += [] if mask else [last]
+  size = 5 if words[-1:] and words[-1] in ATTENTION else 4
   layout, names = words[:-size], words[-size:]
   if not layout or not all(name in family for name, family in zip(names, _FAMILIES)):
     return None
@@ -95,14 +109,18 @@ def cell_called(key: str) -> Cell | None:
   for extra in layout[1:]:
     if re.fullmatch("zero[0-3]", extra):
       fields["zero"] = int(extra[-1])
+    elif extra in ATTEND:
+      fields["attend"] = extra
+    elif extra in typing.get_args(Order):
+      fields["order"] = extra
     elif extra.startswith("fold_"):
       fields["fold"] = tuple(extra.removeprefix("fold_").split("_"))
     else:
       fields[extra] = True
-  known = {*AXES, "zero", "sequence", PARTITION, "fold"}
+  known = {*AXES, "zero", "sequence", PARTITION, "fold", "attend", "order"}
   if not {*fields, *fields.get("fold", ())} <= known:
     return None
-  parts = dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
+  parts = mask | dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
   if parts["exchange"] == NO_EXCHANGE:
     del parts["exchange"]
   cell = Cell(Parallel(**fields), **parts)
@@ -126,6 +144,8 @@ def smoke_cells() -> list[Cell]:
     Cell(dataclasses.replace(three, sequence=True, fold=("tensor",))),
     Cell(three, exchange="all_gather"),
     Cell(Parallel(fsdp=2, zero=1, expert=2, tensor=2), experts="zero_copy_constant"),
+    Cell(Parallel(expert=2, context=2, attend="ring", order="zigzag")),
+    Cell(Parallel(context=2, tensor=2, attend="ulysses")),
   ]
 
 
@@ -142,16 +162,22 @@ def cells_of(experiment: Experiment) -> list[str]:
   for group in experiment.model.stack:
     for block in group.pattern:
       attention = _name(ATTENTION, block.attention)
+      mask = _name(MASKS, _mask(block.attention))
       if isinstance(block.ffn, MoEConfig):
         layer = block.ffn
         names = (
           _name(ROUTERS, layer.router), _name(EXPERTS, layer.experts),
           _name(DISPATCHERS, layer.dispatch), _exchange(experiment, layer),
         )
-        keys.append(Cell(parallel, *names, attention).key)
+        keys.append(Cell(parallel, *names, attention, mask).key)
       else:
-        keys.append(Cell(parallel, attention=attention).key)
+        keys.append(Cell(parallel, attention=attention, mask=mask).key)
   return list(dict.fromkeys(keys))
+
+
+def _mask(attention: Any) -> Any:
+  """Returns the mask of a kind of attention, or of its experts' heads."""
+  return getattr(attention, "heads", attention).mask
 
 
 def _exchange(experiment: Experiment, layer: MoEConfig) -> str:
@@ -198,6 +224,7 @@ def parts_of(cell: Cell) -> dict[str, Any]:
     "dispatch": component(DISPATCHERS, "dispatch", cell.dispatch),
     "exchange": component(EXCHANGES, "exchange", _COMPONENT.get(cell.exchange, cell.exchange)),
     "attention": component(ATTENTION, "attention", cell.attention),
+    "mask": component(MASKS, "mask", cell.mask),
   }
 
 
@@ -232,6 +259,7 @@ def _every() -> Iterator[Cell]:
           layout = Parallel(fsdp=2, expert=degree, tensor=2, sequence=sequence)
           yield Cell(layout, attention=attention)
       yield Cell(Parallel(tensor=2, sequence=True), attention=attention)
+  yield from (Cell(layout, **parts) for layout, parts in context_cells())
   yield from smoke_cells()
 
 

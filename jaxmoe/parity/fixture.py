@@ -58,6 +58,8 @@ def decoder_of(cell: Cell) -> Decoder:
   attention = parts["attention"]
   if isinstance(attention, AttentionBase):
     attention = dataclasses.replace(attention, num_heads=4, num_kv_heads=2, head_dim=4)
+  if cell.mask != "document":
+    attention = dataclasses.replace(attention, mask=parts["mask"])
   block = BlockConfig(attention, moe)
   remat: Remat = "full" if cell.parallel.partition_activations else "none"
   model = TransformerConfig(dim=DIM, stack=(LayerGroup((block,), repeats=2),), remat=remat)

@@ -74,10 +74,10 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   device = jax.local_devices()[0]
   params, batch = jax.tree.map(lambda leaf: jax.device_put(_local(leaf), device), whole)
   depends_on_shard = any(moe.depends_on_shard for moe in decoder.config.moe_records())
-  groups = parallel.num_token_groups if depends_on_shard else 1
+  groups = parallel.num_row_groups if depends_on_shard else 1
   dense = _dense(decoder, parallel.expert_degree)
   oracle = make_gradients(
-    dense, train.num_micro * groups, parallel.num_token_groups // groups, compare
+    dense, train.num_micro * groups, parallel.num_row_groups // groups, compare
   )
 
   def on_one(params: Any, batch: Any, root: jax.Array) -> Any:

@@ -12,6 +12,7 @@ from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.parallel import Parallel
+from jaxmoe.train.context_rules import check_context
 
 MOST_COUNTED = 2**31 - 1
 
@@ -34,12 +35,12 @@ def check_divisibility(
     )
   if parallel.num_devices == 1:
     return
-  for axis in ("context", "pipe"):
-    if getattr(parallel, axis) > 1:
-      raise InputError(
-        f"no layout over {axis} is offered yet: parallel.{axis}={getattr(parallel, axis)}; set "
-        f"parallel.{axis}=1, and data, fsdp, expert or tensor above 1"
-      )
+  if parallel.pipe > 1:
+    raise InputError(
+      f"no layout over pipe is offered yet: parallel.pipe={parallel.pipe}; set parallel.pipe=1, "
+      "and data, fsdp, expert, context or tensor above 1"
+    )
+  check_context(parallel, model, seq_len)
   _divides(
     batch_size, parallel.num_row_groups * num_micro, "train.batch_size",
     "data * fsdp * expert * num_micro, for every device has as many rows of a microbatch",
@@ -50,7 +51,10 @@ def check_divisibility(
       f"model.remat={model.remat}; set model.remat=full, or partition_activations=false"
     )
   if parallel.sequence or parallel.partition_activations or _splits(parallel):
-    _divides(seq_len, parallel.tensor, "data.seq_len", "tensor, over which sequences are spread")
+    _divides(
+      seq_len, parallel.context * parallel.tensor, "data.seq_len",
+      "context * tensor, over which sequences are spread",
+    )
   for group in model.stack:
     for block in group.pattern:
       _check_attention(block.attention, parallel.tensor)

@@ -98,7 +98,7 @@ def make_gradients(
       running: Sums, batch: Batch, index: jax.Array | int
     ) -> tuple[Params, Metrics, Statistics]:
       known = dataclasses.replace(totals, running=running)
-      here = parallel.token_group() * num_micro + index
+      here = parallel.row_group() * num_micro + index
       (_, (metrics, statistics)), grads = share(params, batch, keys.at(here), known)
       # Those of bfloat16 parameters are bfloat16, in which sums over microbatches lose small ones.
       grads = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
@@ -126,7 +126,8 @@ def _loss(
   totals: StepTotals,
 ) -> tuple[jax.Array, tuple[Metrics, Statistics]]:
   """Returns a microbatch's share of the step's loss; its shares of metrics, and its statistics."""
-  tokens, parallel = Tokens.of_batch(batch), decoder.parallel
+  parallel = decoder.parallel
+  tokens = parallel.spread_rows(Tokens.of_batch(batch))
   if compare is not None:
     tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=compare)
   params = decoder.parallel.gather_params(params)
@@ -166,8 +167,8 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
 
   def body(total: Sums, inputs: Any) -> tuple[Sums, None]:
     batch, index = inputs
-    tokens = Tokens.of_batch(batch)
-    here = decoder.parallel.token_group() * num_micro + index
+    tokens = decoder.parallel.spread_rows(Tokens.of_batch(batch))
+    here = decoder.parallel.row_group() * num_micro + index
     ready = decoder.parallel.gather_params(params)
     x_BLD = decoder.embed(ready, tokens.id)
     _, _, sums = decoder.blocks(ready, x_BLD, tokens, keys=keys.at(here))

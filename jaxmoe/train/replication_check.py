@@ -50,12 +50,12 @@ def replicated_activations(
   kept = experiment.masters(decoder).shapes(decoder.shapes, decoder.layer_groups)
   stored = jax.tree.map(_part, kept, shardings)
   rows = train.batch_size // (parallel.num_row_groups * train.num_micro)
-  tokens = jax.ShapeDtypeStruct((rows, experiment.data.seq_len), jnp.int32)
+  tokens = jax.ShapeDtypeStruct((rows, experiment.data.seq_len // parallel.context), jnp.int32)
   batch = dict.fromkeys(NAMES, tokens)
 
   def forward(stored: Params, batch: dict[str, jax.Array], root: jax.Array) -> Any:
     params = here.parallel.gather_params(stored)
-    known = Tokens.of_batch(batch)
+    known = here.parallel.spread_rows(Tokens.of_batch(batch))
     hidden_BLD, _, sums = here.hidden(params, known, keys=Keys(root))
     return here.nll(params, hidden_BLD, batch["labels"]), sums
 

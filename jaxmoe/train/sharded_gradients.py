@@ -58,7 +58,7 @@ def sharded_gradients(
   """
   if not isinstance(context, MeshContext):
     return make_gradients(decoder, num_micro, compare=compare)
-  layout, reducer, token_axes = context.layout, context.grads, context.degrees.token_axes
+  layout, reducer, degrees = context.layout, context.grads, context.degrees
   assert layout is not None
   local = make_gradients(
     in_context(decoder, context), num_micro, compare=compare, reducer=reducer
@@ -67,8 +67,9 @@ def sharded_gradients(
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))
     for role in ("params", "grads")
   )
-  whole, tokens = PartitionSpec(), PartitionSpec(token_axes)
-  of_tokens = PartitionSpec(None, token_axes)
+  columns = () if degrees.context == 1 else (degrees.axes.context,)
+  whole, tokens = PartitionSpec(), PartitionSpec(degrees.row_axes, *columns)
+  of_tokens = PartitionSpec(None, degrees.token_axes)
 
   def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics, Statistics]:
     def on_device(

@@ -26,6 +26,7 @@ from jaxmoe.data.batches import NAMES
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.ops.soft_tree import TreeSums
 from jaxmoe.optim import Masters, apply_updates, hold, make_schedule
+from jaxmoe.parallel import SLOT
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, without
 from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
@@ -227,7 +228,8 @@ def abstract_batch(experiment: Experiment, layout: Layout) -> dict[str, jax.Shap
   shape = (experiment.train.batch_size, experiment.data.seq_len)
   rows = jax.ShapeDtypeStruct(shape, jnp.int32)
   sharding = NamedSharding(layout.mesh, layout.spec("activations", ("batch", "length")))
-  return {name: _put(rows, sharding) for name in NAMES}
+  names = NAMES if layout.order_columns is None else (*NAMES, SLOT)
+  return {name: _put(rows, sharding) for name in names}
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -87,6 +87,12 @@ class TaskRecipe:
         raise InputError(
           f"a task's activations are laid out by the compiler: parallel.{name}=True; set False"
         )
+    for axis in ("context", "pipe"):
+      if (degree := getattr(self.parallel, axis)) > 1:
+        raise InputError(
+          f"a task's rows and layers stay whole: parallel.{axis}={degree}; set it to 1, and data, "
+          "fsdp, expert or tensor above 1"
+        )
     if weight := self.optim.fairness.weight:
       raise InputError(
         f"a task has no domains to treat alike: optim.fairness.weight={weight}; set it to 0"

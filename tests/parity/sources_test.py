@@ -20,6 +20,7 @@ BESIDE = {
   "parallel/jaxpr_interpreter.py": "of it", "parallel/primitive_rules.py": "of it",
   "parallel/idle.py": "a line of text",
   "parallel/replication.py": "what is refused",
+  "train/context_rules.py": "what is refused",
   "train/divisibility.py": "what is refused",
   "train/kernels.py": "which back ends a recipe names; a cell names none",
   "train/experiment.py": "the record of a run, of which a cell has parts",

@@ -33,7 +33,7 @@ class Forced(Router):
 
   def select(self, inputs: RouterInputs) -> Selection:
     """Routes each place by itself."""
-    rows, length = inputs.tokens.slot.shape
+    rows, length = inputs.tokens.slot.shape[0], inputs.tokens.row_length
     place_BL = inputs.tokens.slot + length * jnp.arange(rows, dtype=jnp.int32)[:, None]
     place_T = place_BL.reshape(-1).astype(jnp.uint32)
     expert_TA = self.experts_at(place_T, inputs.scores_TE.shape[1], inputs.num_active)

@@ -39,7 +39,7 @@ class Noisy(TopK):
     if inputs.keys is None:
       return super().select(inputs)
     deviation_TE = jax.nn.softplus(dot(inputs.parameters["noise"], inputs.x_TD, "td,de->te"))
-    normal_TE = jax.random.normal(inputs.keys("noise"), deviation_TE.shape)
+    normal_TE = inputs.draw("noise", jax.random.normal, deviation_TE.shape[1])
     noisy_TE = inputs.logits_TE + normal_TE * deviation_TE
     expert_TA = inputs.top_k(noisy_TE, inputs.num_active)
     return Selection(
@@ -80,6 +80,6 @@ class Gumbel(TopK):
     """Routes each token by itself."""
     if inputs.keys is None:
       return super().select(inputs)
-    noise_TE = jax.random.gumbel(inputs.keys("noise"), inputs.logits_TE.shape)
+    noise_TE = inputs.draw("noise", jax.random.gumbel, inputs.logits_TE.shape[1])
     expert_TA = inputs.top_k(inputs.logits_TE + noise_TE, inputs.num_active)
     return Selection(expert_TA, self.combine_weights(inputs.scores_TE, expert_TA))

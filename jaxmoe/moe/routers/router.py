@@ -9,6 +9,8 @@ parameters and the rule's buffers, and writes to neither.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -61,6 +63,13 @@ class RouterInputs:
     sizes = {"T": rank_TE.shape[0], "E": rank_TE.shape[1], "A": num}
     backend = self.chooser.choose("top_k", top_k.BACKENDS, rank_TE.dtype, sizes)
     return backend(rank_TE, num)
+
+  def draw(
+    self, name: str, drawn: Callable[[jax.Array, tuple[int, ...]], jax.Array], *dims: int
+  ) -> jax.Array:
+    """Returns (T, ...) of a distribution of `jax.random`, by `name` and place in the row."""
+    assert self.keys is not None, "a rule that draws looks first whether it may"
+    return self.tokens.draw(functools.partial(drawn, self.keys(name)), *dims)
 
   @property
   def valid_T(self) -> jax.Array:
@@ -179,9 +188,9 @@ class Router:
     del sums, statistics
     return buffers
 
-  def gate_input(self, x_TD: jax.Array, keys: Keys | None) -> jax.Array:
+  def gate_input(self, x_TD: jax.Array, tokens: Tokens, keys: Keys | None) -> jax.Array:
     """Returns what the gate sees in place of the tokens, such as tokens with noise."""
-    del keys
+    del tokens, keys
     return x_TD
 
   def select(self, inputs: RouterInputs) -> Selection:
@@ -271,7 +280,7 @@ class RouterModule(nnx.Module):
   ) -> tuple[Routing, Any]:
     """Returns the routing of T = B * L tokens, all float32, and the logits for the next
     layer."""
-    input_TD = self.config.gate_input(x_TD, keys)
+    input_TD = self.config.gate_input(x_TD, tokens, keys)
     logits_TE, previous_logits = self.gate(input_TD, previous_logits)
     scores_TE = SCORES[self.config.score](logits_TE)
     buffers = {name: jax.lax.stop_gradient(leaf[...]) for name, leaf in self.buffers.items()}

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.rng import Keys
 from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 
 
@@ -81,16 +80,12 @@ class SparseMixer(Router):
     best_T = jnp.argmax(near_TE, axis=1)
     if inputs.keys is None:
       return best_T.astype(jnp.int32), _of(share_TE, best_T)
-    keys = inputs.keys / name
-    drawn_T = jnp.argmax(near_TE + jax.random.gumbel(keys("draw"), near_TE.shape), axis=1)
-    whole_T = (drawn_T == best_T) | _a_quarter(keys, drawn_T.shape)
+    inputs = dataclasses.replace(inputs, keys=inputs.keys / name)
+    drawn_T = jnp.argmax(near_TE + inputs.draw("draw", jax.random.gumbel, near_TE.shape[1]), axis=1)
+    whole_T = (drawn_T == best_T) | (inputs.draw("heun", jax.random.uniform) > 0.75)
     weight_T = _of(share_TE, drawn_T)
     third_T = jax.lax.stop_gradient(jnp.where(whole_T, 0, weight_T * (1 / 3 - 1)))
     return drawn_T.astype(jnp.int32), weight_T + third_T
-
-
-def _a_quarter(keys: Keys, shape: tuple[int, ...]) -> jax.Array:
-  return jax.random.uniform(keys("heun"), shape) > 0.75
 
 
 def _of(share_TE: jax.Array, expert_T: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ scores themselves (OLMoE).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.rng import Keys
+from jaxmoe.core.tokens import Tokens
 from jaxmoe.moe.routers.router import Router, RouterInputs, Selection
 
 
@@ -48,12 +50,13 @@ class Switch(TopK):
     if not 0 <= self.jitter < 1:
       raise InputError(f"jitter must lie between 0 and 1: jitter={self.jitter}; 0.01 is usual")
 
-  def gate_input(self, x_TD: jax.Array, keys: Keys | None) -> jax.Array:
+  def gate_input(self, x_TD: jax.Array, tokens: Tokens, keys: Keys | None) -> jax.Array:
     """Returns float32 tokens with noise, or the tokens where there is none."""
     if keys is None or not self.jitter:
       return x_TD
     low, high = 1 - self.jitter, 1 + self.jitter
-    return x_TD * jax.random.uniform(keys("jitter"), x_TD.shape, minval=low, maxval=high)
+    drawn = functools.partial(jax.random.uniform, keys("jitter"), minval=low, maxval=high)
+    return x_TD * tokens.draw(drawn, x_TD.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,5 +78,5 @@ class GShard(TopK):
       return chosen
     score_T2 = jnp.take_along_axis(inputs.scores_TE, chosen.expert_TA, axis=1)
     share_T = score_T2[:, 1] / jnp.maximum(jnp.sum(score_T2, axis=1), 1e-20)
-    kept_T = 2 * share_T > jax.random.uniform(inputs.keys("second"), share_T.shape)
+    kept_T = 2 * share_T > inputs.draw("second", jax.random.uniform)
     return dataclasses.replace(chosen, valid_TA=jnp.stack([kept_T | True, kept_T], axis=1))

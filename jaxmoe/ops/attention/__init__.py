@@ -11,11 +11,18 @@ Sizes of a need: B, L, S, N, K, H, P; features: `SINKS`, `ANY_MASK`, `OTHER_SIZE
 """
 
 from jaxmoe.core.backends import Backend, limited
-from jaxmoe.ops.attention.binary_linear import binarize, binary_linear, empty_state
+from jaxmoe.ops.attention.binary_linear import (
+  binarize,
+  binary_linear,
+  empty_state,
+  join_states,
+  state_after,
+)
 from jaxmoe.ops.attention.blocks import blocks, for_long_rows
 from jaxmoe.ops.attention.choice import OTHER_SIZE, attend
 from jaxmoe.ops.attention.masked_softmax import reference
 from jaxmoe.ops.attention.merge import AttentionPart, join_sink, merge
+from jaxmoe.ops.attention.parts import SOFTMAX_PARTS, AttentionParts, PartAlgebra
 from jaxmoe.ops.attention.sight import ANY_MASK, NO_SLOT, NOTHING, SINKS, Sight
 from jaxmoe.ops.attention.xla import xla
 
@@ -26,7 +33,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 __all__ = [
-  "ANY_MASK", "BACKENDS", "NOTHING", "NO_SLOT", "OTHER_SIZE", "SINKS", "AttentionPart", "Sight",
-  "attend", "binarize", "binary_linear", "blocks", "empty_state", "join_sink", "merge", "reference",
-  "xla",
+  "ANY_MASK", "BACKENDS", "NOTHING", "NO_SLOT", "OTHER_SIZE", "SINKS", "SOFTMAX_PARTS",
+  "AttentionPart", "AttentionParts", "PartAlgebra", "Sight", "attend", "binarize", "binary_linear",
+  "blocks", "empty_state", "join_sink", "join_states", "merge", "reference", "state_after", "xla",
 ]  # fmt: skip

@@ -85,6 +85,24 @@ def empty_state(batch: int, kv_heads: int, size: int) -> tuple[jax.Array, jax.Ar
   return sums, jnp.zeros(batch, jnp.int32)
 
 
+def state_after(
+  state: tuple[jax.Array, jax.Array], k_BLKH: jax.Array, v_BLKH: jax.Array, segment_BL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the state after tokens, as `binary_linear` does."""
+  k, v = _extended(binarize(k_BLKH), 1.0), _extended(v_BLKH.astype(jnp.float32), 1.0)
+  return _advance(state, k, v, segment_BL)
+
+
+def join_states(
+  state: tuple[jax.Array, jax.Array], after: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the state after later tokens too, of which `after` is the state of them alone."""
+  (sums_BKPV, last_B), (more_BKPV, new_B) = state, after
+  same_B, some_B = new_B == last_B, new_B > 0
+  kept_BKPV = jnp.where((same_B | ~some_B)[:, None, None, None], sums_BKPV, 0.0)
+  return kept_BKPV + more_BKPV, jnp.where(some_B, new_B, last_B)
+
+
 def _advance(
   state: tuple[jax.Array, jax.Array], k: jax.Array, v: jax.Array, segment_Bl: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ from jaxmoe.core.backends import Backend, limited
 from jaxmoe.ops.attention.choice import OTHER_SIZE
 from jaxmoe.ops.stick_breaking.blocks import blocks
 from jaxmoe.ops.stick_breaking.reference import reference
+from jaxmoe.ops.stick_breaking.stick_algebra import STICK_PARTS
 from jaxmoe.ops.stick_breaking.stick_part import StickPart, merge
 
 BACKENDS: dict[str, Backend] = {
@@ -20,4 +21,4 @@ BACKENDS: dict[str, Backend] = {
   "reference": Backend(reference),
 }
 
-__all__ = ["BACKENDS", "StickPart", "blocks", "merge", "reference"]
+__all__ = ["BACKENDS", "STICK_PARTS", "StickPart", "blocks", "merge", "reference"]

@@ -36,12 +36,13 @@ def test_a_rule_that_knows_one_number_of_experts_refuses_others():
 
 def test_jitter_multiplies_each_entry_of_the_gate_input_within_its_bounds_in_training_alone():
   x, keys = jnp.ones((500, D), jnp.bfloat16), Keys.from_seed(0)
-  factor = np.asarray(Switch(jitter=0.25).gate_input(x, keys))
+  tokens = Tokens.of_ids(jnp.zeros((5, 100), jnp.int32))
+  factor = np.asarray(Switch(jitter=0.25).gate_input(x, tokens, keys))
   assert factor.dtype == np.float32
   assert 0.75 <= factor.min() < 0.76 and 1.24 < factor.max() <= 1.25
   np.testing.assert_allclose(factor.mean(0), 1, atol=4 * 0.25 / np.sqrt(3 * 500))
-  assert Switch(jitter=0.25).gate_input(x, None) is x
-  assert Switch().gate_input(x, keys) is x
+  assert Switch(jitter=0.25).gate_input(x, tokens, None) is x
+  assert Switch().gate_input(x, tokens, keys) is x
 
 
 @pytest.mark.parametrize("second", [0.02, 0.5, 0.98])
