@@ -132,19 +132,19 @@ class LossPieces:
 
     Args:
       nll: Of the labels.
-      runs: Those of all pieces, in order; all layers.
+      runs: Those of all pieces, in order; of a stage, whose share it then is, its own.
       losses: Of each run.
       totals: Of the step.
     """
     joined, total = join_runs(runs, losses), nll.sum / totals.labels
-    for s, place, aux_loss in self._aux_losses():
+    for s, place, aux_loss in self._aux_losses(joined):
       total = total + self._of_step(aux_loss, joined[s][place][aux_loss.name])
     return total
 
   def balance(self, runs: Sequence[LayerRun], reports: Reports) -> dict[str, jax.Array]:
     """Returns each auxiliary loss by name, summed over layers, without its weight."""
     joined, balance = join_runs(runs, reports), dict[str, Any]()
-    for s, place, aux_loss in self._aux_losses():
+    for s, place, aux_loss in self._aux_losses(joined):
       share = self._of_step(aux_loss, joined[s][place][1][aux_loss.name])
       balance[aux_loss.name] = balance.get(aux_loss.name, 0.0) + share
     return balance
@@ -187,11 +187,11 @@ class LossPieces:
     groups = parallel.context_size if aux_loss.per_sequence else parallel.num_token_groups
     return loss if aux_loss.per_sequence and groups == 1 else loss / groups
 
-  def _aux_losses(self) -> Iterator[tuple[str, str, Any]]:
-    """Yields group, place and record of every auxiliary loss."""
+  def _aux_losses(self, found: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yields group, place and record of every auxiliary loss of places that were found."""
     for s, places in self.decoder.routed_layers().items():
       for place, layer in places.items():
-        for aux_loss in layer.balance:
+        for aux_loss in layer.balance if place in found.get(s, {}) else ():
           yield s, place, aux_loss
 
 

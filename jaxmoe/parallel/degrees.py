@@ -72,12 +72,14 @@ class Parallel:
     max_replicated_gib: How large an activation may be, in GiB, of which several devices hold the
       same copy; a recipe whose layout makes a larger one is refused.
     context: Devices over which the tokens of a row are spread.
-    pipe: Stages over which the layers are spread.
     attend: How queries meet the keys of other context devices: every device gets the keys of all
       (`gather`), keys travel (`ring`) or queries do (`token_ring`), one part at a time, or heads
       are exchanged for tokens (`ulysses`).
     order: Which tokens of a row a context device has: one stretch (`plain`), a block from either
       end (`zigzag`), or blocks by what the documents let them see (`balanced`).
+    pipe: Devices over which the layers are spread in stages.
+    pipeline: The order of a stage's passes, a name of PIPELINES (`parallel/pipelines`).
+    stages: How many layers each stage has, in order; none to cut them by the FLOPs of products.
   """
 
   axes: ClassVar[AxisNames] = AxisNames()
@@ -95,6 +97,8 @@ class Parallel:
   pipe: int = added(1, before=1)
   attend: Attend = added("gather", before="gather")
   order: Order = added("plain", before="plain")
+  pipeline: str = added("1f1b", before="1f1b")
+  stages: tuple[int, ...] = added((), before=())
 
   def __post_init__(self) -> None:
     for name, degree in self.axis_sizes.items():
@@ -111,6 +115,11 @@ class Parallel:
         f"tensor={self.tensor}, sequence={self.sequence}; "
         + ("set tensor above 1" if self.tensor == 1 else "sequence=true spreads it already")
         + ", or partition_activations=false"
+      )
+    if self.stages and self.pipe == 1:
+      raise InputError(
+        f"stages cuts layers over pipe devices, of which there is one: stages={self.stages}; set "
+        "pipe above 1, or stages=()"
       )
     if not self.max_replicated_gib > 0:
       raise InputError(

@@ -2,7 +2,8 @@
 
 Experts lie over the expert axes; heads, hidden units and the vocabulary over `tensor` (Megatron's
 column and row pairs); by its stage ZeRO (Rajbhandari et al. 2019) spreads moments (1), gradients
-(2) and parameters (3) over `fsdp`, each leaf along its largest dim that is free and divides.
+(2) and parameters (3) over `fsdp`, each leaf along its largest dim that is free and divides. Layers
+lie over `pipe`, in the order and with the empty places that `parallel/stages.py` gives them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.core.layout import EXPERT, Layout, Role, Rules
+from jaxmoe.core.layout import EXPERT, LAYER, Layout, Role, Rules
 from jaxmoe.parallel.block_order import order_batch
 from jaxmoe.parallel.degrees import Parallel, make_mesh
 
@@ -31,6 +32,8 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
   """
   tensor = dict.fromkeys(TENSOR_DIMS, (parallel.axes.tensor,))
   weights: Rules = {**tensor, EXPERT: parallel.expert_axes}
+  if parallel.pipe > 1:
+    weights = {**weights, LAYER: (parallel.axes.pipe,)}
   stages: dict[Role, int] = {"optimizer": 1, "grads": 1, "params": 3}
   stages = {role: stage for role, stage in stages.items() if parallel.zero >= stage}
   context = parallel.axes.context

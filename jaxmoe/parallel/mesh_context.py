@@ -69,6 +69,11 @@ class MeshContext(ParallelContext):
     return self.degrees.partition_activations
 
   @property
+  def stage_axis(self) -> str | None:
+    """The axis over whose devices stages of layers lie; None where each device has all layers."""
+    return self.degrees.axes.pipe if self.degrees.pipe > 1 else None
+
+  @property
   def tensor_size(self) -> int:
     """The size of a tensor group."""
     return self.degrees.tensor

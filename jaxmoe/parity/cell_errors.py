@@ -18,8 +18,9 @@ from jaxmoe.optim import AdamW, Constant, Optim, make_optimizer, state_dims
 from jaxmoe.parallel import make_layout
 from jaxmoe.parity.cells import Cell
 from jaxmoe.parity.exchange_drops import with_exchange_drops
-from jaxmoe.parity.fixture import VOCAB, batch_of, decoder_of, params_of
+from jaxmoe.parity.fixture import ROWS, VOCAB, batch_of, decoder_of, params_of
 from jaxmoe.train.gradients import Batch, Gradients, make_gradients
+from jaxmoe.train.pipeline_stages import placed_groups
 from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
 
 # An element may differ by 1e-5 of itself and 1e-7 of the norm of all: a leaf whose true gradient
@@ -31,13 +32,17 @@ LIMITS = {"loss": 1e-6, "balance": 1e-6, "drops": 0.0}
 OPTIM = Optim(AdamW(eps=1e-3), Constant(), learning_rate=1e-2)
 
 
-def cell_errors(cell: Cell, micro: int = 1) -> dict[str, float]:
+def cell_errors(cell: Cell, micro: int | None = None) -> dict[str, float]:
   """Returns the largest error of each quantity of a cell; see LIMITS.
 
   Args:
     cell: What is tried, on the first devices of this process.
-    micro: Microbatches of the spread step.
+    micro: Microbatches of the spread step; by default one, and of a pipeline four or as many as
+      there are rows.
   """
+  if micro is None:
+    rows = ROWS // cell.parallel.num_row_groups
+    micro = 1 if cell.parallel.pipe == 1 else min(rows, max(4, cell.parallel.pipe))
   groups, degree = cell.parallel.num_row_groups, cell.parallel.expert_degree
   decoder = decoder_of(cell)
   in_turn = groups if any(moe.depends_on_shard for moe in decoder.config.moe_records()) else 1
@@ -121,11 +126,13 @@ def _reference(model: TransformerConfig, micro: int, groups: int) -> dict[str, A
 
 
 def _spread(cell: Cell, micro: int) -> dict[str, Any]:
-  decoder = decoder_of(cell)
+  plain = decoder_of(cell)
+  groups = placed_groups(cell.parallel, plain.config, VOCAB)
+  decoder = Decoder(plain.config, VOCAB, plain.parallel, groups)
   layout = make_layout(cell.parallel, jax.devices())
   gradients = sharded_gradients(decoder, micro, context_of(decoder, cell.parallel, layout))
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
-  params = jax.device_put(params_of(decoder), shardings)
+  params = jax.device_put(_placed(params_of(plain), plain, decoder), shardings)
   return _run(decoder, gradients, params, layout.put_batch(batch_of()), layout)
 
 
@@ -157,18 +164,33 @@ def _run(
   grads, metrics, moved, moments = jax.device_get(run(params, batch, keys.root))
   silent = {**batch, "labels": jnp.full_like(batch["labels"], -1)}
   balance_grads, *_ = jax.device_get(run(params, silent, keys.root))
-  drops = [
-    layer.dropped for blocks in metrics["layers"].values() for layer in blocks.values() if layer
-  ]
+  drops = {
+    part: {
+      depth: of.dropped
+      for depth, of in param_names.by_layer(metrics["layers"], decoder.layer_groups, part).items()
+    }
+    for part in (param_names.MOE, param_names.ATTENTION)
+  }
+
+  def named(tree: Any) -> dict[str, Any]:
+    return param_names.unstack(param_names.flatten(tree), decoder.layer_groups)
+
   return {
     "loss": {"total": metrics["total_loss"], "nll": metrics["loss"].value},
     "balance": metrics["balance"],
-    "drops": dict(enumerate(drops)),
-    "grads": grads,
-    "balance_grads": balance_grads,
-    "params": moved,
-    "moments": moments,
+    "drops": drops,
+    "grads": named(grads),
+    "balance_grads": named(balance_grads),
+    "params": named(moved),
+    "moments": named(moments),
   }
+
+
+def _placed(params: Params, plain: Decoder, placed: Decoder) -> Params:
+  """Returns parameters as they lie in the memory of another decoder of the same model."""
+  named = param_names.unstack(param_names.flatten(params), plain.layer_groups)
+  flat = param_names.stack(named, list(param_names.flatten(placed.shapes)), placed.layer_groups)
+  return param_names.unflatten(placed.shapes, flat)
 
 
 def _shardings(decoder: Decoder, layout: Layout, role: Any) -> Any:

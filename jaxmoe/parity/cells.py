@@ -27,8 +27,10 @@ from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parallel.attend import ATTEND
 from jaxmoe.parallel.block_order import Order
 from jaxmoe.parallel.degrees import Stage
+from jaxmoe.parallel.pipelines import PIPELINES
 from jaxmoe.parity.context_cells import context_cells
 from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.pipeline_stages import OFFERED
 
 PARTITION = "partition_activations"
 _WHOLE_ROWS = ("data", "fsdp", "expert", "tensor")
@@ -80,7 +82,7 @@ class Cell:
 def layout_key(parallel: Parallel) -> str:
   """Returns the part of a key that is about the layout; degrees of 1 are not named."""
   axes = "+".join(axis for axis in AXES if parallel.axis_sizes[axis] > 1)
-  extras = []
+  extras = [parallel.pipeline] if parallel.pipe > 1 else []
   if parallel.fsdp > 1:
     extras.append(f"zero{parallel.zero}")
   if parallel.context > 1:
@@ -107,7 +109,9 @@ def cell_called(key: str) -> Cell | None:
     return None
   fields: dict[str, Any] = dict.fromkeys(layout[0].split("+"), 2)
   for extra in layout[1:]:
-    if re.fullmatch("zero[0-3]", extra):
+    if extra in PIPELINES:
+      fields["pipeline"] = extra
+    elif re.fullmatch("zero[0-3]", extra):
       fields["zero"] = int(extra[-1])
     elif extra in ATTEND:
       fields["attend"] = extra
@@ -117,7 +121,7 @@ def cell_called(key: str) -> Cell | None:
       fields["fold"] = tuple(extra.removeprefix("fold_").split("_"))
     else:
       fields[extra] = True
-  known = {*AXES, "zero", "sequence", PARTITION, "fold", "attend", "order"}
+  known = {*AXES, "pipeline", "zero", "sequence", PARTITION, "fold", "attend", "order"}
   if not {*fields, *fields.get("fold", ())} <= known:
     return None
   parts = mask | dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
@@ -260,7 +264,37 @@ def _every() -> Iterator[Cell]:
           yield Cell(layout, attention=attention)
       yield Cell(Parallel(tensor=2, sequence=True), attention=attention)
   yield from (Cell(layout, **parts) for layout, parts in context_cells())
+  yield from pipe_cells()
   yield from smoke_cells()
+
+
+def pipe_cells() -> Iterator[Cell]:
+  """Yields the cells of pipelines: each with each axis, and of one of them all other choices."""
+  for pipeline in OFFERED:
+    one = Parallel(pipe=2, pipeline=pipeline)
+    for more in (
+      {}, {"data": 2}, {"expert": 2}, {"fsdp": 2}, {"tensor": 2}, {"tensor": 2, "sequence": True}
+    ):  # fmt: skip
+      yield Cell(dataclasses.replace(one, **more))  # type: ignore[arg-type]
+  one = Parallel(pipe=2)
+  stages: tuple[Stage, ...] = (0, 1, 2)
+  for zero in stages:
+    yield Cell(dataclasses.replace(one, fsdp=2, zero=zero))
+  for axes in itertools.combinations(_WHOLE_ROWS, 2):
+    yield Cell(dataclasses.replace(one, **dict.fromkeys(axes, 2)))  # type: ignore[arg-type]
+  for router in ROUTERS:
+    yield Cell(one, router=router)
+  expert = dataclasses.replace(one, expert=2)
+  for dispatch in DISPATCHERS:
+    yield Cell(one, dispatch=dispatch)
+    yield Cell(expert, dispatch=dispatch)
+  for exchange in _EXCHANGES:
+    levels = {"data": 2, "fold": ("data",)} if exchange == "all_to_all_two_level" else {}
+    yield Cell(dataclasses.replace(expert, **levels), exchange=exchange)  # type: ignore[arg-type]
+  for experts in EXPERTS:
+    yield Cell(one, experts=experts)
+  for attention in ATTENTION:
+    yield Cell(one, attention=attention)
 
 
 def layouts() -> Iterator[Parallel]:

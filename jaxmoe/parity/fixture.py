@@ -37,7 +37,10 @@ BALANCE = (
 
 
 def decoder_of(cell: Cell) -> Decoder:
-  """Returns the model of a cell's components on one device: two layers, a shared expert."""
+  """Returns the model of a cell's components on one device, with a shared expert.
+
+  It has two layers; of a pipeline five, which no number of stages above one divides.
+  """
   parts = parts_of(cell)
   dispatch = parts["dispatch"]
   if isinstance(dispatch, Limited):  # with its usual room it would drop none of so few tokens
@@ -62,7 +65,8 @@ def decoder_of(cell: Cell) -> Decoder:
     attention = dataclasses.replace(attention, mask=parts["mask"])
   block = BlockConfig(attention, moe)
   remat: Remat = "full" if cell.parallel.partition_activations else "none"
-  model = TransformerConfig(dim=DIM, stack=(LayerGroup((block,), repeats=2),), remat=remat)
+  layers = 2 if cell.parallel.pipe == 1 else 5
+  model = TransformerConfig(dim=DIM, stack=(LayerGroup((block,), repeats=layers),), remat=remat)
   return Decoder(model, VOCAB, ParallelContext(chooser=chooser_of(cell)))
 
 

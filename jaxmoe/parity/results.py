@@ -39,11 +39,17 @@ _SOURCES = (
   "parallel/degrees.py",
   "parallel/layouts.py",
   "parallel/mesh_context.py",
+  "parallel/pipelines/*.py",
   "parallel/stages.py",
+  "parallel/tick_scan.py",
   "parallel/zero.py",
   "parity/*.py",
   "train/gradients.py",
+  "train/pipeline_gradients.py",
+  "train/pipeline_stages.py",
+  "train/pipeline_state.py",
   "train/sharded_gradients.py",
+  "train/stage_program.py",
 )
 """What the numbers of a cell depend on, under `jaxmoe/`."""
 

@@ -13,6 +13,7 @@ from jaxmoe.moe.dispatch import AllToAll
 from jaxmoe.moe.dispatch.capacity import Limited
 from jaxmoe.parallel import Parallel
 from jaxmoe.train.context_rules import check_context
+from jaxmoe.train.pipeline_stages import stages_of, table_of
 
 MOST_COUNTED = 2**31 - 1
 
@@ -35,12 +36,10 @@ def check_divisibility(
     )
   if parallel.num_devices == 1:
     return
-  if parallel.pipe > 1:
-    raise InputError(
-      f"no layout over pipe is offered yet: parallel.pipe={parallel.pipe}; set parallel.pipe=1, "
-      "and data, fsdp, expert, context or tensor above 1"
-    )
   check_context(parallel, model, seq_len)
+  if parallel.pipe > 1:
+    table_of(parallel, num_micro)
+    stages_of(parallel, model, vocab_size=0)
   _divides(
     batch_size, parallel.num_row_groups * num_micro, "train.batch_size",
     "data * fsdp * expert * num_micro, for every device has as many rows of a microbatch",

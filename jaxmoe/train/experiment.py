@@ -23,6 +23,7 @@ from jaxmoe.optim.freeze import Masks
 from jaxmoe.parallel import Parallel
 from jaxmoe.train.divisibility import check_divisibility
 from jaxmoe.train.kernels import MOVED, Kernels
+from jaxmoe.train.pipeline_stages import placed_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,12 +220,15 @@ class Experiment:
     """Returns the functions of the model; its vocabulary is the tokenizer's.
 
     Args:
-      layout: Of the devices that programs of it are for; None for those of this process.
+      layout: Of the devices that programs of it are for, over whose stages layers then lie; None
+        for those of this process, with layers in order.
       strict: Whether back ends that are asked for and do not fit are refused; else `auto`.
       log: Where choices of back ends are told.
     """
     parallel = ParallelContext(chooser=self.kernels.chooser(layout, strict, log))
-    return Decoder(self.model, self.data.tokenizer.vocab_size, parallel)
+    size = self.data.tokenizer.vocab_size
+    groups = None if layout is None else placed_groups(self.parallel, self.model, size)
+    return Decoder(self.model, size, parallel, groups)
 
   def frozen(self, decoder: Decoder) -> Masks:
     """Returns which entries of the decoder's parameters do not move.

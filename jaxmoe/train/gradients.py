@@ -110,7 +110,7 @@ def make_gradients(
       grads, metrics, statistics = _accumulate(one, totals.running, micro, num_micro)
     layers = metrics.pop("layers")
     metrics = {**parallel.psum_tokens(metrics), "layers": layers}
-    corrections = _corrections(decoder, metrics, count_first)
+    corrections = balance_corrections(decoder, metrics, count_first)
     metrics = {**metrics, "tokens": totals.tokens, **corrections}
     return reducer.finalize(grads), metrics, statistics
 
@@ -146,7 +146,7 @@ def _accumulate(
     batch, index = inputs
     total, running = carry
     grads, metrics, statistics = one(running, batch, index)
-    running = jax.tree.map(jnp.add, running, _router_sums(metrics["layers"]))
+    running = jax.tree.map(jnp.add, running, router_sums(metrics["layers"]))
     return (jax.tree.map(jnp.add, total, (grads, metrics)), running), statistics
 
   def joined(leaf_MRT: jax.Array) -> jax.Array:
@@ -172,7 +172,7 @@ def _count(decoder: Decoder, params: Params, micro: Batch, keys: Keys) -> Sums:
     ready = decoder.parallel.gather_params(params)
     x_BLD = decoder.embed(ready, tokens.id)
     _, _, sums = decoder.blocks(ready, x_BLD, tokens, keys=keys.at(here))
-    return jax.tree.map(jnp.add, total, _router_sums(sums)), None
+    return jax.tree.map(jnp.add, total, router_sums(sums)), None
 
   num_micro = micro["ids"].shape[0]
   with jax.named_scope("count_choices"):
@@ -202,15 +202,26 @@ def _aux_losses(layers: Layers) -> Iterator[tuple[str, str, Routed, Any]]:
         yield s, j, moe, aux_loss
 
 
-def _router_sums(layers: Any) -> Sums:
+def router_sums(layers: Any) -> Sums:
+  """Returns the router's sums of each MoE layer, by group and place."""
   return {
     s: {j: sums.router for j, sums in blocks.items() if sums is not None}
     for s, blocks in layers.items()
   }
 
 
-def _corrections(decoder: Decoder, metrics: Metrics, counted: bool) -> Metrics:
-  """Returns what only the sums of the whole step tell: exact values, and errors from them."""
+def balance_corrections(
+  decoder: Decoder, metrics: Metrics, counted: bool,
+  over_stages: Callable[[Any], Any] = lambda values: values,
+) -> Metrics:
+  """Returns what only the sums of the whole step tell: exact values, and errors from them.
+
+  Args:
+    decoder: The model.
+    metrics: Of the step; layers' sums are those of the layers that are here.
+    counted: Whether the exact values were known before the gradient pass.
+    over_stages: Sums over the devices that have other layers.
+  """
   balance = dict(metrics["balance"])
   exact: dict[str, Any] = {}
   for s, j, layer, aux_loss in _aux_losses(decoder.routed_layers()):
@@ -218,6 +229,7 @@ def _corrections(decoder: Decoder, metrics: Metrics, counted: bool) -> Metrics:
       of_layer = jax.vmap(functools.partial(aux_loss.loss, layer=layer))
       value = jnp.sum(of_layer(metrics["layers"][s][j].router))
       exact[aux_loss.name] = exact.get(aux_loss.name, 0.0) + value
+  exact = over_stages(exact)
   running = {name for name in exact if name.endswith("_running")}
   if not counted:  # of weight 0: microbatches did not know the whole
     balance.update({name: exact[name] for name in exact.keys() - running})

@@ -35,7 +35,7 @@ def replicated_activations(
   """Returns the activations of a forward pass that devices hold alike, the largest first.
 
   Traced from shapes, for one microbatch of one device. The backward pass is not looked at, nor what
-  is kept for it.
+  is kept for it. Stages of a pipeline hold those of their own layers: all layers are looked at.
 
   Args:
     experiment: The recipe.
@@ -43,6 +43,10 @@ def replicated_activations(
     layout: `make_layout` of its degrees.
   """
   parallel, train = experiment.parallel, experiment.train
+  if parallel.pipe > 1:
+    parallel = dataclasses.replace(parallel, pipe=1, stages=())
+    decoder = Decoder(decoder.config, decoder.vocab_size, decoder.parallel)
+    layout = make_layout(parallel, list(layout.mesh.devices.flat)[: parallel.num_devices])
   if parallel.num_devices == 1:
     return ()
   here = in_context(decoder, context_of(decoder, parallel, layout))

@@ -17,6 +17,8 @@ from jaxmoe.core.tokens import Compare
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.train.gradients import Batch, Gradients, Metrics, Statistics, make_gradients
+from jaxmoe.train.pipeline_gradients import PipelineGradients
+from jaxmoe.train.pipeline_stages import stages_of, table_of
 
 
 def context_of(decoder: Decoder, parallel: Parallel, layout: Layout) -> ParallelContext:
@@ -58,28 +60,47 @@ def sharded_gradients(
   """
   if not isinstance(context, MeshContext):
     return make_gradients(decoder, num_micro, compare=compare)
-  layout, reducer, degrees = context.layout, context.grads, context.degrees
+  layout, degrees = context.layout, context.degrees
   assert layout is not None
-  local = make_gradients(
-    in_context(decoder, context), num_micro, compare=compare, reducer=reducer
-  )
-  params, grads = (
+  local = _on_device(decoder, num_micro, context, compare)
+  params, grads_spec = (
     jax.tree.map(lambda one: one.spec, layout.shardings(role, decoder.dims, decoder.shapes))
     for role in ("params", "grads")
   )
   columns = () if degrees.context == 1 else (degrees.axes.context,)
   whole, tokens = PartitionSpec(), PartitionSpec(degrees.row_axes, *columns)
-  of_tokens = PartitionSpec(None, degrees.token_axes)
+  of_metrics = {"layers": PartitionSpec(context.stage_axis), "rest": whole}
+  of_tokens = PartitionSpec(context.stage_axis, degrees.token_axes)
+  apart = context.stage_axis is not None
 
   def gradients(stored: Params, batch: Batch, keys: Keys) -> tuple[Params, Metrics, Statistics]:
     def on_device(
       stored: Params, batch: Batch, root: jax.Array
     ) -> tuple[Params, Metrics, Statistics]:
-      return local(stored, batch, Keys(root, keys.path))
+      grads, metrics, statistics = local(stored, batch, Keys(root, keys.path))
+      if apart:  # a stage has sums of its own layers
+        metrics = {"layers": metrics.pop("layers"), "rest": metrics}
+      return grads, metrics, statistics
 
-    return jax.shard_map(
+    grads, metrics, statistics = jax.shard_map(
       on_device, mesh=layout.mesh, in_specs=(params, tokens, whole),
-      out_specs=(grads, whole, of_tokens), check_vma=False,
+      out_specs=(grads_spec, of_metrics if apart else whole, of_tokens), check_vma=False,
     )(stored, batch, keys.root)  # fmt: skip
+    if apart:
+      metrics = {**metrics["rest"], "layers": metrics["layers"]}
+    return grads, metrics, statistics
 
   return gradients
+
+
+def _on_device(
+  decoder: Decoder, num_micro: int, context: MeshContext, compare: Compare | None
+) -> Gradients:
+  """Returns what each device does: the program of one device, or of a stage of a pipeline."""
+  here, reducer, degrees = in_context(decoder, context), context.grads, context.degrees
+  if context.stage_axis is None:
+    return make_gradients(here, num_micro, compare=compare, reducer=reducer)
+  assert reducer is not None
+  table = table_of(degrees, num_micro)
+  stages = stages_of(degrees, decoder.config, decoder.vocab_size)
+  return PipelineGradients(here, table, stages, context.stage_axis, reducer, compare)

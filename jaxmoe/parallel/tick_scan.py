@@ -1,0 +1,178 @@
+"""The engine of pipelines: one scan over the ticks of static columns, whatever the table.
+
+At every tick a device does the pass of its column in a branch, and then all of them take part in
+every permute, outside of branches; who has nothing to send sends zeros. In a branch that not all
+devices take a permute waits for who never comes, or on CPU hands out wrong numbers without a word:
+a pass that has one is refused by name. Sums, gathers and exchanges over other axes are between
+devices of one stage, which take the same branch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.parallel.pipelines import Columns
+
+Row = dict[str, jax.Array]
+"""The columns of one tick on one device, scalars by name."""
+_PERMUTES = frozenset(("ppermute", "pshuffle", "collective_permute"))
+_READS = {"f_input": "inputs", "b_input": "inputs", "b_grad": "grads"}
+_WRITES = {"forward": "inputs", "backward": "grads"}
+
+
+class PassResult(NamedTuple):
+  """What a pass makes.
+
+  Attributes:
+    state: What the device carries from tick to tick.
+    forward: The message to the next stage; None for none.
+    backward: The gradient of the message from the stage before; None for none.
+  """
+
+  state: Any
+  forward: Any = None
+  backward: Any = None
+
+
+Pass = Callable[[Row, dict[str, Any], Any], PassResult]
+"""From a row, the messages it reads by column (`f_input`, `b_input`, `b_grad`), and the state."""
+
+
+def scan_ticks(
+  columns: Columns,
+  axis: str,
+  passes: Sequence[tuple[str, Pass]],
+  which_PK: np.ndarray,
+  message: Any,
+  state: Any,
+) -> Any:
+  """Returns the state after all ticks; for use inside `shard_map`.
+
+  Args:
+    columns: What each device does at each tick.
+    axis: The mesh axis of the stages.
+    passes: The branches, with names for errors. The first is for who is idle.
+    which_PK: Which of them each device takes at each tick.
+    message: Shapes of the message from stage to stage, a tree.
+    state: Of this device before the first tick.
+
+  Raises:
+    InputError: a pass has a permute inside.
+  """
+  nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), message)
+  branches = [_branch(name, does, nothing) for name, does in passes]
+  rows = _rows(columns, axis, which_PK)
+  pools = {
+    pool: jax.tree.map(functools.partial(_slots, count), message)
+    for pool, count in (("inputs", columns.slots.inputs), ("grads", columns.slots.grads))
+    if count
+  }
+
+  def tick(carry: tuple[Any, Any], row: Row) -> tuple[tuple[Any, Any], None]:
+    pools, state = carry
+    taken = {
+      column: _read(pools[pool], row[column]) if pool in pools else nothing
+      for column, pool in _READS.items()
+    }
+    made = PassResult(*jax.lax.switch(row["pass"], branches, row, taken, state))
+    for number, channel in enumerate(columns.channels):
+      sent = made.forward if channel.flow == "forward" else made.backward
+      sends = row[f"sends{number}"]
+      sent = jax.tree.map(lambda leaf, sends=sends: jnp.where(sends, leaf, 0), sent)
+      came = _moved(sent, axis, channel.route, columns.placement.num_devices)
+      pool = _WRITES[channel.flow]
+      if pool in pools:  # of a forward pass alone nobody may read what comes
+        pools = {**pools, pool: _written(pools[pool], row[f"slot{number}"], came)}
+    return (pools, made.state), None
+
+  (_, state), _ = jax.lax.scan(tick, (pools, state), rows)
+  return state
+
+
+def _rows(columns: Columns, axis: str, which_PK: np.ndarray) -> Row:
+  """Returns this device's columns, (K,) each."""
+  names = ("f_stage", "f_micro", "f_input", "b_stage", "b_micro", "b_input", "b_grad")
+  tables = {name: getattr(columns, name) for name in names}
+  tables["pass"] = which_PK.astype(np.int32)
+  for number, channel in enumerate(columns.channels):
+    tables[f"sends{number}"], tables[f"slot{number}"] = channel.sends_PK, channel.slot_PK
+  device = jax.lax.axis_index(axis)
+  return {name: jnp.asarray(table)[device] for name, table in tables.items()}
+
+
+def _branch(name: str, does: Pass, nothing: Any) -> Callable[..., tuple[Any, Any, Any]]:
+  """Returns a pass as a branch: all its outputs are there, and no permute is inside."""
+
+  def full(row: Row, taken: dict[str, Any], state: Any) -> tuple[Any, Any, Any]:
+    made = does(row, taken, state)
+    forward, backward = (
+      nothing if sent is None else sent for sent in (made.forward, made.backward)
+    )
+    return made.state, forward, backward
+
+  def branch(row: Row, taken: dict[str, Any], state: Any) -> tuple[Any, Any, Any]:
+    program, shapes = jax.make_jaxpr(full, return_shape=True)(row, taken, state)
+    check_no_permute(name, program.jaxpr)
+    flat = jaxpr_as_fun(program)(*jax.tree.leaves((row, taken, state)))
+    return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+
+  return branch
+
+
+def check_no_permute(name: str, program: Any) -> None:
+  """Refuses a traced pass that has a permute inside.
+
+  Raises:
+    InputError: which pass.
+  """
+  found = sorted(_PERMUTES & set(_primitives(program)))
+  if found:
+    raise InputError(
+      f"the pass {name} of a pipeline has a permute inside ({found[0]}), which devices of other "
+      "stages do not take part in; use an exchange or attend that gathers"
+    )
+
+
+def _primitives(program: Any) -> Iterator[str]:
+  """Yields the names of all primitives of a program, those of programs inside included."""
+  for equation in program.eqns:
+    yield equation.primitive.name
+    for inner in jaxprs_in_params(equation.params):
+      yield from _primitives(inner)
+
+
+def _slots(count: int, leaf: Any) -> jax.Array:
+  return jnp.zeros((count, *leaf.shape), leaf.dtype)
+
+
+def _moved(sent: Any, axis: str, route: str, size: int) -> Any:
+  """Returns what came to this device."""
+  if route == "here":
+    return sent
+  step = 1 if route == "right" else -1
+  ring = [(device, (device + step) % size) for device in range(size)]
+  return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, axis, ring), sent)
+
+
+def _read(pool: Any, slot: jax.Array) -> Any:
+  return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, slot, keepdims=False), pool)
+
+
+def _written(pool: Any, slot: jax.Array, came: Any) -> Any:
+  """Returns a pool with what came in its slot; as it was where that is -1."""
+
+  def put(slots: jax.Array, leaf: jax.Array) -> jax.Array:
+    here = jnp.maximum(slot, 0)
+    before = jax.lax.dynamic_index_in_dim(slots, here, keepdims=False)
+    kept = jnp.where(slot >= 0, leaf, before)
+    return jax.lax.dynamic_update_index_in_dim(slots, kept, here, 0)
+
+  return jax.tree.map(put, pool, came)
