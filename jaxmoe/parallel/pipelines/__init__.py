@@ -15,6 +15,7 @@ from jaxmoe.parallel.pipelines.one_f_one_b import one_f_one_b
 from jaxmoe.parallel.pipelines.stage_placement import Placement, straight, v_shape
 from jaxmoe.parallel.pipelines.table import Table, Vocabulary
 from jaxmoe.parallel.pipelines.v_half import v_half
+from jaxmoe.parallel.pipelines.vocabulary_passes import with_vocabulary
 from jaxmoe.parallel.pipelines.zb_h1 import zb_h1
 from jaxmoe.parallel.pipelines.zb_v import zb_v
 
@@ -43,4 +44,5 @@ __all__ = [
   "named_table",
   "straight",
   "v_shape",
+  "with_vocabulary",
 ]

@@ -159,7 +159,8 @@ class _Replay:
     if device == self.placement.device_of[self.last]:
       self.read("f_input", "inputs", where, ("input", self.last + 1, micro))
     slot = self.at("vocabulary", device, tick)
-    self.write("vocabulary", where, slot, ("vocabulary", -1, micro))
+    if slot >= 0:
+      self.write("vocabulary", where, slot, ("vocabulary", -1, micro))
     self.gradient_of_head(device, tick, micro)
 
   def do_T(self, device: int, tick: int, stage: int, micro: int) -> None:

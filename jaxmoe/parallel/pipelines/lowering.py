@@ -41,6 +41,7 @@ class _Lowering:
     self.table, self.keep = table, keep
     self.placement: Placement = table.placement
     self.last = self.placement.num_stages - 1
+    self.head_device = self.placement.device_of[self.last]
     self.needs = Dependencies(table)
     self.grid: Grid = place_in_ticks(table)
     self.tick: dict[Pass, int] = {
@@ -148,7 +149,7 @@ class _Lowering:
     values = {f"{half}_micro": micro}
     if kind in ("S", "T"):
       values["vocabulary"] = self.slot("vocabulary", -1, micro)
-      if kind == "S" and device == self.placement.device_of[self.last]:
+      if kind == "S" and device == self.head_device:
         values["f_input"] = self.slot("inputs", self.last + 1, micro)
     else:
       values[f"{half}_stage"] = self.placement.local(stage)
@@ -184,7 +185,12 @@ class _Lowering:
       self.deliver("forward", (stage, stage + 1), tick, micro)
     elif kind in ("B", "BW") and stage:
       self.deliver("backward", (stage, stage - 1), tick, micro)
-    elif kind in ("S", "T") and found == self.needs.gradient_of_head(micro):
+    elif stage < 0 and device == self.head_device and self.slot("grads", self.last, micro) >= 0:
+      self.deliver_head(found, tick, micro)
+
+  def deliver_head(self, found: Pass, tick: int, micro: int) -> None:
+    """Marks the gradient of the last stage's output, if this `S` or `T` makes it."""
+    if found == self.needs.gradient_of_head(micro):
       self.deliver("backward", (self.last + 1, self.last), tick, micro)
 
   def deliver(self, flow: Direction, way: tuple[int, int], tick: int, micro: int) -> None:
