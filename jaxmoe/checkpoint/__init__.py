@@ -6,6 +6,9 @@ store.py             the protocol, and how the newest intact step is found
 store_kinds.py       the visible dict, and the store of a folder by what is there
 directory_store.py   steps as folders, whatever they hold
 orbax_store.py       such a directory, through Orbax
+step_reader.py       a step read array by array on the host
+step_listing.py      the steps of a folder, whole or not
+step_difference.py   two steps told apart array by array
 step_deleter.py      old steps, gone, or why they stay
 streaming_writer.py  a step of Orbax's, written array by array
 npz_store.py         such a directory, of plain files, for one process

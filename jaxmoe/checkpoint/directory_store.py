@@ -5,9 +5,13 @@ import os
 import pathlib
 from typing import ClassVar
 
+from jaxmoe.checkpoint.step_reader import StepReader
 from jaxmoe.checkpoint.store import DAMAGED
 from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError, InputError
+
+WHY = "WHY.txt"
+"""Says, in a step that was set aside, why."""
 
 
 class DirectoryStore:
@@ -30,6 +34,15 @@ class DirectoryStore:
   def __str__(self) -> str:
     return str(self._path)
 
+  @property
+  def folder(self) -> pathlib.Path:
+    """The directory, absolute; it need not be there."""
+    return self._path
+
+  def open_step(self, step: int) -> StepReader:
+    """Returns what reads a step array by array on the host."""
+    raise NotImplementedError
+
   def steps(self) -> list[int]:
     """Returns the steps wholly written and not set aside, oldest first."""
     with multihost.raise_on_all():
@@ -48,7 +61,7 @@ class DirectoryStore:
         count += 1
         target = self._path / f"{step}.{kind}.{count}"
       source.rename(target)
-      (target / "WHY.txt").write_text(why + "\n")
+      (target / WHY).write_text(why + "\n")
     multihost.all_gather_text(
       ""
     )  # process 0 renames: without this another one might look at what was

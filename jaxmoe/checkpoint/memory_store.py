@@ -15,6 +15,7 @@ from jaxmoe.checkpoint.manifest import (
   make_manifest,
   parse_manifest,
 )
+from jaxmoe.checkpoint.step_reader import StepReader
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, LazyArray, Record, nothing
 from jaxmoe.core.errors import CheckpointError, InputError
 
@@ -69,6 +70,11 @@ class MemoryStore:
     arrays = {name: jax.device_put(held[name], x.sharding) for name, x in like.items()}
     check_digests(manifest, arrays, where)
     return arrays, manifest.record
+
+  def open_step(self, step: int) -> StepReader:
+    """Returns what reads a step array by array."""
+    manifest = self._manifest(step)
+    return StepReader(manifest, f"step {step} in {self}", self._held[step][1].__getitem__)
 
   def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of the arrays of a step by name."""

@@ -29,6 +29,7 @@ from jaxmoe.checkpoint.manifest import (
   parse_manifest,
 )
 from jaxmoe.checkpoint.read_error import one_line, read_error
+from jaxmoe.checkpoint.step_reader import StepReader
 from jaxmoe.checkpoint.store import Arrays, LazyArray, Record, nothing
 from jaxmoe.core import multihost
 from jaxmoe.core.errors import CheckpointError, InputError
@@ -146,6 +147,20 @@ class NpzStore(DirectoryStore):
       raise read_error(path / ARRAYS, error) from error
     check_digests(manifest, arrays, str(path))
     return arrays, manifest.record
+
+  def open_step(self, step: int) -> StepReader:
+    """Returns what reads a step array by array on the host."""
+    path, manifest = self._path / str(step), self._manifest(step)
+
+    def fetch(name: str) -> np.ndarray:
+      entry = manifest.arrays[name]
+      try:
+        with open(path / ARRAYS, "rb") as file, np.load(file, allow_pickle=False) as held:
+          return held[name].view(jnp.dtype(entry.dtype)).reshape(entry.shape)
+      except (*_DAMAGE, zlib.error) as error:
+        raise read_error(path / ARRAYS, error) from error
+
+    return StepReader(manifest, str(path), fetch)
 
   def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of the arrays of a step by name, without reading any."""

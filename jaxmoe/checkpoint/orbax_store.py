@@ -8,6 +8,7 @@ files, so what counts as intact is decided by the manifest alone, after every re
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ from jaxmoe.checkpoint.manifest import (
 )
 from jaxmoe.checkpoint.read_error import one_line, read_error
 from jaxmoe.checkpoint.step_deleter import TolerantDeleter
+from jaxmoe.checkpoint.step_reader import StepReader
 from jaxmoe.checkpoint.store import DAMAGED, Arrays, LazyArray, Record, nothing
 from jaxmoe.checkpoint.streaming_writer import stream_arrays
 from jaxmoe.core import multihost
@@ -126,6 +128,12 @@ class OrbaxStore(DirectoryStore):
     arrays |= {name: _empty(x) for name, x in like.items() if name not in stored}
     check_digests(manifest, arrays, str(path))
     return arrays, manifest.record
+
+  def open_step(self, step: int) -> StepReader:
+    """Returns what reads a step array by array on the host."""
+    path = self._path / str(step)
+    manifest = self._read_manifest(path, self.steps())
+    return StepReader(manifest, str(path), functools.partial(_fetch, path / "arrays"))
 
   def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of the arrays of a step by name, without reading any."""
@@ -272,6 +280,20 @@ def _restore(path: pathlib.Path, like: dict[str, jax.ShapeDtypeStruct]) -> Array
     if not isinstance(arrays.get(name), jax.Array):
       raise DamagedStepError(f"{path}: {name} is missing")
   return arrays
+
+
+def _fetch(path: pathlib.Path, name: str) -> np.ndarray:
+  """The named array, on the host."""
+  one = ocp.RestoreArgs(restore_type=np.ndarray)
+  args = ocp.args.PyTreeRestore(item={name: 0}, restore_args={name: one}, partial_restore=True)
+  try:
+    with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
+      array = checkpointer.restore(path, args=args)[name]
+  except Exception as error:
+    raise read_error(path, error) from error
+  if not isinstance(array, np.ndarray):
+    raise DamagedStepError(f"{path}: {name} is missing")
+  return array
 
 
 class _PatientArrayHandler(type_handlers.ArrayHandler):

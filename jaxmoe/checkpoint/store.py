@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxmoe.checkpoint.manifest import DamagedStepError
+from jaxmoe.checkpoint.step_reader import StepReader
 from jaxmoe.core.errors import CheckpointError
 
 DAMAGED = "damaged"
@@ -66,6 +67,12 @@ class Store(Protocol):
     `like` must name all arrays whose names start with `under` and no others, with their shapes,
     dtypes and the shardings to read them in; else InputError. Raises DamagedStepError if the
     step is not intact, CheckpointError if it is not there or cannot be read at present.
+    """
+
+  def open_step(self, step: int) -> StepReader:
+    """Returns what reads a step array by array on the host, in one process, without a layout.
+
+    Raises DamagedStepError or CheckpointError as `read` does.
     """
 
   def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:

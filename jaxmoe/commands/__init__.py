@@ -8,6 +8,7 @@ COMMANDS = {
   "generate": "continues prompts, or answers in a chat",
   "score": "scores given token ids, and records or replays routing",
   "convert": "makes a run of a public checkpoint, or a public checkpoint of a run",
+  "checkpoints": "lists the checkpoints of a run, verifies them, and tells two apart",
   "surgery": "makes a new run of a trained one: insert, open, prune, clone or upcycle experts",
   "oracle": "searches the best expert of each layer for single tokens",
   "explain": "says what a recipe needs before it runs: arrays, collectives, FLOPs, memory",

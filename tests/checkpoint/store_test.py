@@ -241,3 +241,14 @@ def test_what_making_an_array_raises_passes_through_and_leaves_no_step(store, st
   assert store.steps() == [] and not list(tmp_path.glob("checkpoints/*"))
   store.write_streamed(1, lazily(state), {})
   assert store.steps() == [1]
+
+
+def test_a_step_is_read_array_by_array_on_the_host(store, state, record, same):
+  store.write(3, state, record)
+  store.wait()
+  reader = store.open_step(3)
+  read = {name: reader.read(name) for name in reader.manifest.arrays}
+  assert same(read, state) and reader.manifest.record == record
+  assert all(type(array) is np.ndarray for array in read.values())
+  with pytest.raises(CheckpointError, match="no step 1"):
+    store.open_step(1)
