@@ -26,6 +26,7 @@ from jaxmoe.ops.cross_entropy import all_logits
 from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.parity import Cell, cell_errors, is_green
 from jaxmoe.train import gradients
+from tests.planted_faults_of_context import FAULTS_OF_CONTEXT
 
 DATA, EXPERT, TENSOR = Cell(Parallel(data=2)), Cell(Parallel(expert=2)), Cell(Parallel(tensor=2))
 BOTH = Cell(Parallel(data=2, expert=2))
@@ -372,6 +373,7 @@ FAULTS = {
   "the router is detached by an all-gather": Fault(
     GATHERED, exchange.DeviceGroup, "gather", weights_detached
   ),
+  **{name: Fault(*fault) for name, fault in FAULTS_OF_CONTEXT.items()},
 }
 
 

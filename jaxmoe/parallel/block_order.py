@@ -10,7 +10,7 @@ document zigzag (device r holds blocks r and 2n-1-r) is even to the pair; of sev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -65,6 +65,15 @@ def order_batch(
   slot_BL = np.stack([order_blocks(segment_L, context, order) for segment_L in rows])
   ordered = {name: np.take_along_axis(rows, slot_BL, axis=1) for name, rows in batch.items()}
   return {**ordered, SLOT: slot_BL}
+
+
+def in_time(batch: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the batch that `order_batch` was given; one in order of time as it is."""
+  if SLOT not in batch:
+    return dict(batch)
+  back_BL = batch[SLOT].argsort(axis=1)
+  rows = {name: rows for name, rows in batch.items() if name != SLOT}
+  return {name: of[np.arange(len(of))[:, None], back_BL] for name, of in rows.items()}
 
 
 def check_order(seq_len: int, context: int, order: Order) -> None:

@@ -20,6 +20,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.attention_base import AttentionBase
 from jaxmoe.models.block import BlockConfig
+from jaxmoe.models.rope_scaling import DynamicRope
 from jaxmoe.models.stack import LayerGroup, Remat
 from jaxmoe.models.transformer import Decoder, Params, TransformerConfig
 from jaxmoe.moe.balance import LoadBalance, RouterZ
@@ -61,6 +62,9 @@ def decoder_of(cell: Cell) -> Decoder:
   attention = parts["attention"]
   if isinstance(attention, AttentionBase):
     attention = dataclasses.replace(attention, num_heads=4, num_kv_heads=2, head_dim=4)
+  if cell.parallel.context > 1 and cell.attention == "qk_norm":
+    # Its angles depend on the length of the row, so that the length of a part would show.
+    attention = dataclasses.replace(attention, rope=DynamicRope(original=4))
   if cell.mask != "document":
     attention = dataclasses.replace(attention, mask=parts["mask"])
   block = BlockConfig(attention, moe)

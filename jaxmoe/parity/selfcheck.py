@@ -16,6 +16,7 @@ from jaxmoe.core.rng import Keys
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.moe.dispatch import Dense
+from jaxmoe.parallel.block_order import in_time
 from jaxmoe.parity.cell_errors import tree_error
 from jaxmoe.parity.exchange_drops import ExchangeBounded, with_exchange_drops
 from jaxmoe.train.experiment import Experiment
@@ -73,6 +74,7 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   whole = jax.jit(lambda tree: tree, out_shardings=layout.replicated)((params, batch))
   device = jax.local_devices()[0]
   params, batch = jax.tree.map(lambda leaf: jax.device_put(_local(leaf), device), whole)
+  batch = in_time(batch)
   depends_on_shard = any(moe.depends_on_shard for moe in decoder.config.moe_records())
   groups = parallel.num_row_groups if depends_on_shard else 1
   dense = _dense(decoder, parallel.expert_degree)

@@ -103,7 +103,7 @@ def activations(experiment: Experiment, decoder: Decoder, layout: Layout) -> Act
   whole = (train.batch_size // train.num_micro, length, model.dim)
   dims: Dims = ("batch", "length", "embed")
   local = layout.sharding("activations", dims, whole).shard_shape(whole)
-  rows = local[0]
+  rows, length = local[:2]
   tokens = rows * length
   columns = -(-decoder.vocab_size // _degree(layout, "params", "vocab"))
   return Activations(

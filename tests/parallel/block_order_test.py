@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from jaxmoe.core.errors import InputError
-from jaxmoe.parallel.block_order import busiest_pairs, imbalance, order_blocks, visible_pairs
+from jaxmoe.parallel.block_order import (
+  busiest_pairs,
+  imbalance,
+  in_time,
+  order_batch,
+  order_blocks,
+  visible_pairs,
+)
 
 ORDERS = ("plain", "zigzag", "balanced")
 
@@ -77,3 +84,15 @@ def test_a_row_of_padding_and_a_row_of_one_token_have_orders():
 def test_rows_that_do_not_divide_into_blocks_are_told_which_would(order, message):
   with pytest.raises(InputError, match=message):
     order_blocks(np.ones(58, np.int32), 4, order)
+
+
+def test_a_batch_is_ordered_row_by_row_with_its_slots_and_put_back():
+  segment = np.array([[1] * 16, [1] * 3 + [2] * 9 + [0] * 4])
+  batch = {"ids": np.arange(32).reshape(2, 16), "segment": segment}
+  for order in ("plain", "zigzag", "balanced"):
+    found = order_batch(batch, 2, order)
+    assert np.array_equal(found["ids"], found["slot"] + np.array([[0], [16]]))
+    back = in_time(found)
+    assert back.keys() == batch.keys()
+    assert all(np.array_equal(back[name], batch[name]) for name in batch)
+  assert in_time(batch) == batch
