@@ -71,7 +71,7 @@ def scan_ticks(
   branches = [_branch(name, does, nothing) for name, does in passes]
   rows = _rows(columns, axis, which_PK)
   pools = {
-    pool: jax.tree.map(functools.partial(_slots, count), message)
+    pool: jax.tree.map(functools.partial(empty_slots, count), message)
     for pool, count in (("inputs", columns.slots.inputs), ("grads", columns.slots.grads))
     if count
   }
@@ -79,7 +79,7 @@ def scan_ticks(
   def tick(carry: tuple[Any, Any], row: Row) -> tuple[tuple[Any, Any], None]:
     pools, state = carry
     taken = {
-      column: _read(pools[pool], row[column]) if pool in pools else nothing
+      column: read_slot(pools[pool], row[column]) if pool in pools else nothing
       for column, pool in _READS.items()
     }
     made = PassResult(*jax.lax.switch(row["pass"], branches, row, taken, state))
@@ -90,7 +90,7 @@ def scan_ticks(
       came = _moved(sent, axis, channel.route, columns.placement.num_devices)
       pool = _WRITES[channel.flow]
       if pool in pools:  # of a forward pass alone nobody may read what comes
-        pools = {**pools, pool: _written(pools[pool], row[f"slot{number}"], came)}
+        pools = {**pools, pool: write_slot(pools[pool], row[f"slot{number}"], came)}
     return (pools, made.state), None
 
   (_, state), _ = jax.lax.scan(tick, (pools, state), rows)
@@ -99,7 +99,8 @@ def scan_ticks(
 
 def _rows(columns: Columns, axis: str, which_PK: np.ndarray) -> Row:
   """Returns this device's columns, (K,) each."""
-  names = ("f_stage", "f_micro", "f_input", "b_stage", "b_micro", "b_input", "b_grad")
+  forward, backward = ("stage", "micro", "input"), ("stage", "micro", "input", "grad", "deferred")
+  names = [*(f"f_{name}" for name in forward), *(f"b_{name}" for name in backward)]
   tables = {name: getattr(columns, name) for name in names}
   tables["pass"] = which_PK.astype(np.int32)
   for number, channel in enumerate(columns.channels):
@@ -149,7 +150,8 @@ def _primitives(program: Any) -> Iterator[str]:
       yield from _primitives(inner)
 
 
-def _slots(count: int, leaf: Any) -> jax.Array:
+def empty_slots(count: int, leaf: Any) -> jax.Array:
+  """Returns zeros for so many of a leaf of this shape."""
   return jnp.zeros((count, *leaf.shape), leaf.dtype)
 
 
@@ -162,11 +164,12 @@ def _moved(sent: Any, axis: str, route: str, size: int) -> Any:
   return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, axis, ring), sent)
 
 
-def _read(pool: Any, slot: jax.Array) -> Any:
+def read_slot(pool: Any, slot: jax.Array) -> Any:
+  """Returns what lies in a slot of a pool; of slot -1 whatever lies in the first."""
   return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, slot, keepdims=False), pool)
 
 
-def _written(pool: Any, slot: jax.Array, came: Any) -> Any:
+def write_slot(pool: Any, slot: jax.Array, came: Any) -> Any:
   """Returns a pool with what came in its slot; as it was where that is -1."""
 
   def put(slots: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -30,7 +30,6 @@ from jaxmoe.parallel.degrees import Stage
 from jaxmoe.parallel.pipelines import PIPELINES
 from jaxmoe.parity.context_cells import context_cells
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.pipeline_stages import OFFERED
 
 PARTITION = "partition_activations"
 _WHOLE_ROWS = ("data", "fsdp", "expert", "tensor")
@@ -270,7 +269,7 @@ def _every() -> Iterator[Cell]:
 
 def pipe_cells() -> Iterator[Cell]:
   """Yields the cells of pipelines: each with each axis, and of one of them all other choices."""
-  for pipeline in OFFERED:
+  for pipeline in PIPELINES:
     one = Parallel(pipe=2, pipeline=pipeline)
     for more in (
       {}, {"data": 2}, {"expert": 2}, {"fsdp": 2}, {"tensor": 2}, {"tensor": 2, "sequence": True}

@@ -10,8 +10,9 @@ the embedding and the head, has its gradient on those that use it; the reducer s
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,15 @@ from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.moe.balance import StepTotals
 from jaxmoe.parallel.pipelines import KINDS, Columns, Table, forward_only, lower
 from jaxmoe.parallel.stages import Stages
-from jaxmoe.parallel.tick_scan import Pass, PassResult, Row, scan_ticks
+from jaxmoe.parallel.tick_scan import (
+  Pass,
+  PassResult,
+  Row,
+  empty_slots,
+  read_slot,
+  scan_ticks,
+  write_slot,
+)
 from jaxmoe.train.gradients import (
   Batch,
   GradientReducer,
@@ -49,6 +58,26 @@ class _Step:
   micro: Batch
   keys: Keys
   totals: StepTotals
+
+
+class _Deferred(NamedTuple):
+  """What the gradient of a stage's weights is made of where it is put off.
+
+  Attributes:
+    handed: The stage's input, from which it is made again.
+    d_handed: The gradient of its output.
+    running: The router sums that its losses knew.
+  """
+
+  handed: Any
+  d_handed: Any
+  running: Any
+
+
+def _loss(stage: StageProgram, given: StageInputs, weights: Any, handed: Any) -> Any:
+  """Returns `StageProgram.loss`, as the function of what has a gradient."""
+  of_layers, outer = weights
+  return stage.loss(of_layers, outer, handed, given)
 
 
 class PipelineGradients:
@@ -123,15 +152,16 @@ class PipelineGradients:
 
   def _gradient_pass(self, kind: str, shapes: Shapes, step: _Step) -> Pass:
     """Returns a pass of a training step."""
-    assert kind in ("F", "BW", "FB"), kind
     ahead, back = (StageProgram(self.pieces, shape) if shape else None for shape in shapes)
 
     def does(row: Row, taken: dict[str, Any], state: PipelineState) -> PassResult:
       forward = backward = None
       if ahead and not ahead.shape.last:  # the last stage's is made where its loss is
         forward = self._forward(ahead, step, row, taken)[0]
-      if back:
-        state, backward = self._backward(back, step, row, taken, state)
+      if back and kind == "W":
+        state = self._weights(back, step, row, state)
+      elif back:
+        state, backward = self._backward(back, step, row, taken, state, put_off=kind == "B")
       return PassResult(state, forward, backward)
 
     return does
@@ -142,32 +172,51 @@ class PipelineGradients:
     return stage.forward(weights, outer, taken["f_input"], given)
 
   def _backward(
-    self, stage: StageProgram, step: _Step, row: Row, taken: dict[str, Any], state: PipelineState
-  ) -> tuple[PipelineState, Any]:
-    """Returns the state with what a stage found of a microbatch, and the gradient of its input."""
-    given = self._given(step, row, "b", router_sums(state.layers))
-    weights, outer = self._parameters(stage, step)
+    self, stage: StageProgram, step: _Step, row: Row, taken: dict[str, Any], state: PipelineState,
+    put_off: bool,
+  ) -> tuple[PipelineState, Any]:  # fmt: skip
+    """Returns the state with what a stage found of a microbatch, and the gradient of its input.
 
-    def loss(weights: Any, outer: Any, handed: Any) -> Any:
-      return stage.loss(weights, outer, handed, given)
-
+    Gradients of weights that are put off leave in a slot what they will be made of.
+    """
+    running = router_sums(state.layers)
+    given, weights = self._given(step, row, "b", running), self._parameters(stage, step)
     (handed, share), back, (metrics, reports) = jax.vjp(
-      loss, weights, outer, taken["b_input"], has_aux=True
+      functools.partial(_loss, stage, given), weights, taken["b_input"], has_aux=True
     )
     later = jax.tree.map(jnp.zeros_like, handed) if stage.shape.last else taken["b_grad"]
-    d_weights, d_outer, d_handed = back((later, jnp.ones_like(share)))
-    state = dataclasses.replace(state, grads=self._added(stage, state.grads, d_weights, d_outer))
+    d_weights, d_handed = back((later, jnp.ones_like(share)))
+    if put_off:
+      left = _Deferred(taken["b_input"], taken["b_grad"], running)
+      kept = write_slot(state.deferred, row["b_deferred"], left)
+      state = dataclasses.replace(state, deferred=kept)
+    else:
+      state = self._added(stage, state, d_weights)
     state = state.with_metrics(metrics).with_reports(stage.shape, reports, row["b_micro"])
     return state, None if stage.shape.first else d_handed
 
-  def _added(self, stage: StageProgram, grads: Params, d_weights: Any, d_outer: Any) -> Params:
-    """Returns the gradients with those of one microbatch."""
-    wide = self._reduced(d_outer)
+  def _weights(
+    self, stage: StageProgram, step: _Step, row: Row, state: PipelineState
+  ) -> PipelineState:
+    """Returns the state with the gradients of weights that were put off."""
+    left = read_slot(state.deferred, row["b_deferred"])
+    given = self._given(step, row, "b", left.running)
+    (handed, share), back, _ = jax.vjp(
+      lambda weights: _loss(stage, given, weights, left.handed),
+      self._parameters(stage, step), has_aux=True,
+    )  # fmt: skip
+    later = jax.tree.map(jnp.zeros_like, handed) if stage.shape.last else left.d_handed
+    return self._added(stage, state, back((later, jnp.ones_like(share)))[0])
+
+  def _added(self, stage: StageProgram, state: PipelineState, found: Any) -> PipelineState:
+    """Returns the state with the gradients of a stage's weights in a microbatch."""
+    d_weights, d_outer = found
+    wide, grads = self._reduced(d_outer), state.grads
     grads = {**grads, **jax.tree.map(jnp.add, {name: grads[name] for name in wide}, wide)}
-    for run, found in zip(stage.shape.runs, d_weights, strict=True):
-      mine = self._reduced({"stack": {run.group: found}})["stack"][run.group]
+    for run, of_run in zip(stage.shape.runs, d_weights, strict=True):
+      mine = self._reduced({"stack": {run.group: of_run}})["stack"][run.group]
       grads["stack"] = stage.shape.put(run, grads["stack"], mine)
-    return grads
+    return dataclasses.replace(state, grads=grads)
 
   def _reduced(self, grads: Any) -> Any:
     """Returns a microbatch's gradients as they are accumulated, see `make_gradients`."""
@@ -232,7 +281,10 @@ class PipelineGradients:
 
       found.append((shape, *jax.eval_shape(reported, handed)))
     grads = jax.eval_shape(self._reduced, step.params)
-    return empty_state(step.params, grads, found, self.num_micro)
+    state = empty_state(step.params, grads, found, self.num_micro)
+    left = _Deferred(handed, handed, step.totals.running)
+    slots = functools.partial(empty_slots, self.columns.slots.deferred)
+    return dataclasses.replace(state, deferred=jax.tree.map(slots, left))
 
 
 _FIRST: Any = {name: np.int32(0) for name in ("b_stage", "b_micro")}

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.param_names import LayerGroupSizes
 from jaxmoe.models.stack import layer_group_sizes
 from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.parallel import Parallel
-from jaxmoe.parallel.pipelines import PIPELINES, Table
+from jaxmoe.parallel.pipelines import PIPELINES, Table, named_table
+from jaxmoe.parallel.pipelines.csv_notation import read_table
 from jaxmoe.parallel.stages import Stages, check_counts, cut_by_cost
 
-OFFERED = ("gpipe", "1f1b", "interleaved")
-"""Pipelines whose backward passes make both gradients at once."""
+OFFERED = frozenset(("F", "B", "W", "BW"))
+"""The passes that tables may have; side by side, too."""
 
 
 def table_of(parallel: Parallel, num_micro: int) -> Table:
   """Returns the table of the degrees' pipeline.
 
   Raises:
-    InputError: the pipeline has another name, or there are too few microbatches for it.
+    InputError: there is no such pipeline, or there are too few microbatches for it.
   """
-  pipelines: Mapping[str, Callable[[int, int], Table]] = PIPELINES
-  if parallel.pipeline not in pipelines:
-    raise InputError(
-      f"parallel.pipeline must be one of {', '.join(pipelines)}: "
-      f"parallel.pipeline={parallel.pipeline}"
-    )
-  if parallel.pipeline not in OFFERED:
-    raise InputError(
-      f"pipeline {parallel.pipeline} puts gradients of weights off, which is not offered yet: set "
-      f"parallel.pipeline to one of {', '.join(OFFERED)}"
-    )
+  pipelines: dict[str, Callable[[int, int], Table]] = {**PIPELINES}
+  table = named_table(parallel.pipeline, parallel.pipe, num_micro, pipelines)
   if num_micro < parallel.pipe:
     raise InputError(
       f"a pipeline of {parallel.pipe} devices needs as many microbatches or more, for with fewer "
       f"some always idle: train.num_micro={num_micro}; set train.num_micro={parallel.pipe} or more"
     )
-  return pipelines[parallel.pipeline](parallel.pipe, num_micro)
+  kinds = {part.kind for order in table.orders for action in order for part in action.parts}
+  if kinds - OFFERED:
+    raise InputError(
+      f"{parallel.pipeline} has passes {', '.join(sorted(kinds - OFFERED))}, which are not offered "
+      f"yet; those that are: {', '.join(sorted(OFFERED))}"
+    )
+  return table
 
 
 def stages_of(parallel: Parallel, model: TransformerConfig, vocab_size: int) -> Stages:
@@ -47,7 +45,10 @@ def stages_of(parallel: Parallel, model: TransformerConfig, vocab_size: int) -> 
   Raises:
     InputError: there are fewer layers than stages, or not those that are asked for.
   """
-  placement = table_of(parallel, 2 * parallel.pipe).placement
+  if parallel.pipeline.endswith(".csv"):
+    placement = read_table(parallel.pipeline).placement
+  else:
+    placement = table_of(parallel, 2 * parallel.pipe).placement
   stages, layers = placement.num_stages, model.num_layers
   if layers < stages:
     raise InputError(

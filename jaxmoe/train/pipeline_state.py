@@ -18,7 +18,7 @@ from jaxmoe.train.stage_program import StageShape
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["grads", "metrics", "layers", "statistics"], meta_fields=[],
+  data_fields=["grads", "metrics", "layers", "statistics", "deferred"], meta_fields=[],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class PipelineState:
@@ -29,12 +29,14 @@ class PipelineState:
     metrics: Loss, total and each balance loss by name: shares of this device's stages.
     layers: `MoESums` by group and place, stacked over this device's rows.
     statistics: Of each token, by group and place, (rows, M, ...).
+    deferred: Slots of what gradients of weights that are put off will need.
   """
 
   grads: Params
   metrics: Metrics
   layers: Any
   statistics: Statistics
+  deferred: Any = None
 
   def with_metrics(self, metrics: Metrics) -> PipelineState:
     """Returns the state with a stage's metrics added; it has no balance losses of other layers."""

@@ -25,7 +25,6 @@ from jaxmoe.runs.recipe_loading import load_recipe
     ("tiny.py", ("pipe=4", "train.num_micro=4"), "4 stages.*the model has 2; set parallel.pipe"),
     ("tiny.py", ("pipe=2", "pipeline=interleaved", "train.num_micro=2"), "has 4 stages"),
     ("tiny.py", ("pipe=2", "pipeline=later", "train.num_micro=2"), "must be one of gpipe, 1f1b"),
-    ("tiny.py", ("pipe=2", "pipeline=zb_v", "train.num_micro=2"), "not offered yet.*gpipe, 1f1b"),
     ("tiny.py", ("pipe=2", "stages=(2,1)", "train.num_micro=2"), "give 2 numbers that sum to 2"),
     ("tiny.py", ("stages=(2,1)",), "set pipe above 1, or stages"),
     ("tiny.py", ("context=3",), "seq_len must be a multiple of 6, 2 \\* context.*60 or 66"),

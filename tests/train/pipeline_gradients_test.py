@@ -59,6 +59,8 @@ def cases():
     (first, Parallel(pipe=3, stages=(2, 1, 4))),
     (second, Parallel(pipe=2)),
     (second, Parallel(pipe=4, pipeline="gpipe")),
+    (first, Parallel(pipe=3, pipeline="zb_h1")),
+    (third, Parallel(pipe=2, pipeline="dualpipe_v")),
     (third, Parallel(pipe=2)),
     (third, Parallel(pipe=4)),
   ):
