@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.tokens import SpreadRows, Tokens
+from jaxmoe.parallel.attend import ContextGroup
 
 LENGTH = 1  # the dim of (B, L, ...) along which a row lies
 
@@ -32,16 +33,16 @@ def spread_rows(tokens: Tokens, axis: str, in_order: bool) -> Tokens:
   return dataclasses.replace(tokens, rows=SpreadRows(segment_BS, slot_BS))
 
 
-def tokens_before(x_BLF: jax.Array, number: int, axis: str, size: int) -> jax.Array:
+def tokens_before(x_BLF: jax.Array, number: int, group: ContextGroup) -> jax.Array:
   """Returns (B, number, ...) of the tokens before a device's own; zeros before the first of a row.
 
   Of a part as long as that, only its last tokens are sent, to the next device.
   """
   length = x_BLF.shape[LENGTH]
   if number <= length:
-    pairs = [(at, at + 1) for at in range(size - 1)]
-    return jax.lax.ppermute(x_BLF[:, length - number :], axis, pairs)
-  whole = jax.lax.all_gather(x_BLF, axis, axis=LENGTH, tiled=True)
+    before = group.shift(x_BLF[:, length - number :], 1)
+    return jnp.where(group.rank() > 0, before, jnp.zeros_like(before))
+  whole = jax.lax.all_gather(x_BLF, group.axis, axis=LENGTH, tiled=True)
   padded = jnp.pad(whole, [(0, 0), (number, 0)] + [(0, 0)] * (x_BLF.ndim - 2))
-  start = jax.lax.axis_index(axis) * length
+  start = group.rank() * length
   return jax.lax.dynamic_slice_in_dim(padded, start, number, axis=LENGTH)

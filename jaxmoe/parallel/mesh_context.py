@@ -151,8 +151,7 @@ class MeshContext(ParallelContext):
     """Returns what queries find among the keys of their rows, by the strategy of the degrees."""
     if self.context_size == 1:
       return super().attend(parts, arrays, tokens, mask)
-    group = ContextGroup(self._context, self.context_size, self.degrees.order == "plain")
-    return ATTEND[self.degrees.attend](parts, arrays, tokens, mask, group)
+    return ATTEND[self.degrees.attend](parts, arrays, tokens, mask, self._context_group)
 
   def all_gather_context(self, tree: Any) -> Any:
     """Returns what each device of this context group has, in a new dim 0."""
@@ -164,7 +163,7 @@ class MeshContext(ParallelContext):
     """Returns (B, number, ...) of the tokens of the devices before this one."""
     if self.context_size == 1:
       return super().tokens_before(x_BLF, number)
-    return tokens_before(x_BLF, number, self._context, self.context_size)
+    return tokens_before(x_BLF, number, self._context_group)
 
   def psum_tensor(self, tree: Any) -> Any:
     """Returns sums over this device's tensor group."""
@@ -230,6 +229,12 @@ class MeshContext(ParallelContext):
   def _context(self) -> str:
     """The axis of a context group."""
     return self.degrees.axes.context
+
+  @property
+  def _context_group(self) -> ContextGroup:
+    """The devices that have parts of the same rows."""
+    in_order, apart = self.degrees.order == "plain", self.degrees.pipe > 1
+    return ContextGroup(self._context, self.context_size, in_order, permutes=not apart)
 
   @property
   def _token_axes(self) -> tuple[str, ...]:

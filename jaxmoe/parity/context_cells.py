@@ -16,6 +16,7 @@ from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import Parallel
 from jaxmoe.parallel.attend import ATTEND
 from jaxmoe.parallel.block_order import Order
+from jaxmoe.parallel.pipelines import PIPELINES
 
 Components = dict[str, str]
 """Names of components by field of a cell."""
@@ -26,6 +27,7 @@ _ALONE, _BESIDE = Parallel(context=4), Parallel(context=2)
 def context_cells() -> Iterator[tuple[Parallel, Components]]:
   """Yields the layouts over context and what is tried with each."""
   yield from ((layout, {}) for layout in _layouts())
+  yield from stage_cells()
   for attention, attend in itertools.product(ATTENTION, ATTEND):
     if not (attend == "ulysses" and attention == "latent"):  # latents are one head
       yield dataclasses.replace(_ALONE, attend=attend), {"attention": attention}  # type: ignore
@@ -45,6 +47,20 @@ def context_cells() -> Iterator[tuple[Parallel, Components]]:
     if not issubclass(kind, Limited):
       yield with_experts, {"dispatch": dispatch}
   yield with_experts, {"exchange": "all_gather"}
+
+
+def stage_cells() -> Iterator[tuple[Parallel, Components]]:
+  """Yields the layouts over context and stages, and what is tried with each."""
+  for attend in ATTEND:
+    yield Parallel(pipe=2, context=2, attend=attend), {}  # type: ignore
+  for pipeline in PIPELINES:
+    yield Parallel(pipe=2, context=2, attend="ring", pipeline=pipeline), {}
+  for size in (1, 2):
+    for axes in itertools.combinations(OTHERS, size):
+      yield Parallel(pipe=2, context=2, attend="ring", **dict.fromkeys(axes, 2)), {}  # type: ignore
+  yield Parallel(pipe=2, context=2, attend="ring", order="zigzag"), {}
+  for attention in ("latent", "stick_breaking", "binary_linear"):
+    yield Parallel(pipe=2, context=2, attend="ring"), {"attention": attention}
 
 
 def _layouts() -> Iterator[Parallel]:

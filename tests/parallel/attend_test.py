@@ -31,6 +31,7 @@ SEGMENT = np.stack([
 ]).astype(np.int32)  # fmt: skip
 SINK = np.array([0.3, -1.0, 0.5, 2.0], np.float32)
 MASKS = {"document": DocumentMask(), "window": WindowMask(size=3), "causal": CausalMask()}
+GROUP = ContextGroup("context", N, True)
 ORDERS = typing.get_args(Order)
 CASES = [
   *itertools.product(ATTEND, ["plain"], MASKS),
@@ -52,10 +53,10 @@ def laid(order, given):
   return tuple(np.take_along_axis(x, at, axis=1) for x in given), batch["slot"], batch["segment"]
 
 
-def spread(attend, order, mask, kind="softmax", weigh=None):
+def spread(attend, order, mask, kind="softmax", weigh=None, permutes=True):
   """Returns the jitted function of arrays in order of devices, and of the sink."""
   mesh = Mesh(np.array(jax.devices()[:N]), ("context",), axis_types=(AxisType.Auto,))
-  group = ContextGroup("context", N, order == "plain")
+  group = GROUP._replace(in_order=order == "plain", permutes=permutes)
 
   def on_device(q, k, v, slot, segment, sink):
     tokens = Tokens(slot, slot, segment, slot)
@@ -183,6 +184,18 @@ def test_a_token_ring_sends_queries_and_returns_what_they_found_with_its_log_sum
   assert permuted("token_ring") == sorted([queries, *found] * (N - 1))
 
 
+@pytest.mark.parametrize("attend", ATTEND)
+def test_in_stages_of_a_pipeline_nothing_is_a_permute(attend):
+  (q, k, v), slot, segment = laid("plain", arrays())
+  run = spread(attend, "plain", "document", permutes=False)
+  mesh = Mesh(np.array(jax.devices()[:N]), ("context",), axis_types=(AxisType.Auto,))
+  found = collectives_of_lowered(run.lower(q, k, v, slot, segment, SINK), mesh)
+  assert not [one for one in found if one.kind == "collective-permute"]
+  if attend == "ring":
+    out = run(q, k, v, slot, segment, SINK)
+    np.testing.assert_allclose(out, right("document"), rtol=1e-4, atol=2e-6)
+
+
 def test_ulysses_exchanges_heads_for_tokens_and_repeats_the_key_heads_that_are_fewer():
   found = [one.total_wire_bytes for one in sent("ulysses") if one.kind == "all-to-all"]
   assert found == [PART * HEADS * SIZE * (N - 1) / N] * 4
@@ -193,12 +206,13 @@ def test_tokens_before_a_part_are_those_of_the_devices_before_it():
   mesh = Mesh(np.array(jax.devices()[:N]), ("context",), axis_types=(AxisType.Auto,))
   rows = PartitionSpec(None, "context")
 
-  def before(number):
+  def before(number, group=GROUP):
     run = jax.shard_map(
-      lambda x: tokens_before(x, number, "context", N), mesh=mesh, in_specs=rows, out_specs=rows,
+      lambda x: tokens_before(x, number, group), mesh=mesh, in_specs=rows, out_specs=rows,
       check_vma=False,
     )  # fmt: skip
     return np.asarray(jax.jit(run)(x)).reshape(N, number).tolist()
 
   assert before(2) == [[0, 0], [2, 3], [5, 6], [8, 9]]
+  assert before(2, GROUP._replace(permutes=False)) == before(2)
   assert before(4) == [[0, 0, 0, 0], [0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]

@@ -19,11 +19,15 @@ class ContextGroup(NamedTuple):
     axis: Of the mesh.
     size: How many devices it has.
     in_order: Whether each device has one stretch of a row, in order of time.
+    permutes: Whether what is sent to one device is a permute. In a stage of a pipeline it is
+      gathered by all instead: stages pass different branches, in which XLA's permutes on CPU give
+      wrong numbers without a word, while gathers are exact.
   """
 
   axis: str
   size: int
   in_order: bool
+  permutes: bool = True
 
   def hops(self, mask: Any, length: int) -> int:
     """Returns how many devices before its own have keys that a query of `length` a device sees."""
@@ -35,6 +39,9 @@ class ContextGroup(NamedTuple):
     """Returns what the device that is `by` places before this one has, around the ring."""
     if by % self.size == 0:
       return tree
+    if not self.permutes:
+      source = (self.rank() - by) % self.size
+      return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, self.axis)[source], tree)
     pairs = [(at, (at + by) % self.size) for at in range(self.size)]
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, self.axis, pairs), tree)
 
