@@ -8,7 +8,7 @@ here was measured.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -71,7 +71,11 @@ class StrategyTime:
 
 
 def context_times(
-  rows: Sequence[np.ndarray], context: int, work: AttentionWork, links: LinkProfile
+  rows: Sequence[np.ndarray],
+  context: int,
+  work: AttentionWork,
+  links: LinkProfile,
+  rule: Callable[[str, str], str | None] = lambda attend, order: None,
 ) -> tuple[StrategyTime, ...]:
   """Returns the strategies' times, in each order of blocks where that matters, the least first.
 
@@ -80,6 +84,8 @@ def context_times(
     context: Devices over which a row is spread.
     work: Of one layer.
     links: How devices are joined.
+    rule: Says of a strategy and an order why they are refused, None where they are not; for what
+      heads do not tell.
 
   Raises:
     InputError: Rows do not divide into blocks, or the links are of other devices.
@@ -91,7 +97,11 @@ def context_times(
     for order in orders
   }
   found = [
-    _mean_time(attend, order, pairs[order], len(rows[0]) // context, work, links)
+    _mean_time(
+      _Case(attend, order, refusal(attend, work, context) or rule(attend, order)),
+      pairs[order],
+      _Times(len(rows[0]) // context, context, work, links),
+    )
     for attend in STRATEGIES
     for order in (orders if attend != "ulysses" else orders[:1])
   ]
@@ -116,7 +126,8 @@ def choice_text(times: Sequence[StrategyTime]) -> str:
   waits = "without waiting for links" if best.waits_s < 0.01 * best.seconds else (
     f"{best.waits_s / best.seconds:.0%} of it waiting for links"
   )  # fmt: skip
-  text = f"attend={best.attend} order={best.order} takes least, {best.seconds * 1e3:.3g} ms {waits}"
+  text = f"attend={best.attend} order={best.order} takes least: {best.seconds * 1e3:.3g} ms"
+  text += f", {waits}"
   if second is None:
     return text
   more = "products of its busiest devices" if (
@@ -125,34 +136,35 @@ def choice_text(times: Sequence[StrategyTime]) -> str:
   return f"{text}; {second.attend} takes {second.seconds / best.seconds:.2f} times that, by {more}"
 
 
-def _mean_time(
-  attend: str,
-  order: str,
-  pairs: Sequence[np.ndarray],
-  tokens: int,
-  work: AttentionWork,
-  links: LinkProfile,
-) -> StrategyTime:
+@dataclasses.dataclass(frozen=True)
+class _Case:
+  """A strategy, an order, and why they are refused."""
+
+  attend: str
+  order: str
+  refused: str | None
+
+
+def _mean_time(case: _Case, pairs: Sequence[np.ndarray], times: _Times) -> StrategyTime:
   """Returns one strategy's time over rows."""
-  size = len(pairs[0])
-  why = refusal(attend, work, size)
-  even = float(np.mean([each.sum() / size for each in pairs]))
+  even = float(np.mean([each.sum() / times.size for each in pairs]))
   steps = np.mean([each.max(axis=0) for each in pairs], axis=0)
-  busiest = {
-    "ulysses": even, "gather": float(np.mean([each.sum(axis=1).max() for each in pairs])),
-  }.get(attend, float(steps.sum()))  # fmt: skip
-  products = busiest * work.flops_per_pair / work.flops_per_s * (1 + BACKWARD)
-  times = _Times(tokens, size, work, links)
-  if why:
+  whole = float(np.mean([each.sum(axis=1).max() for each in pairs]))
+  busiest = {"ulysses": even, "gather": whole}.get(case.attend, float(steps.sum()))
+  pair_s = times.work.flops_per_pair / times.work.flops_per_s
+  products = busiest * pair_s * (1 + BACKWARD)
+  if case.refused:
     seconds = float("inf")
-  elif attend == "gather":
+  elif case.attend == "gather":
     seconds = products + times.gather()
-  elif attend == "ulysses":
+  elif case.attend == "ulysses":
     seconds = products + times.ulysses()
+  elif case.attend == "ring":
+    seconds = times.ring(steps * pair_s)
   else:
-    each = steps * work.flops_per_pair / work.flops_per_s
-    seconds = times.ring(each) if attend == "ring" else times.token_ring(each)
-  return StrategyTime(attend, order, seconds, products, busiest / max(even, 1.0), why)
+    seconds = times.token_ring(steps * pair_s)
+  uneven = busiest / max(even, 1.0)
+  return StrategyTime(case.attend, case.order, seconds, products, uneven, case.refused)
 
 
 @dataclasses.dataclass(frozen=True)

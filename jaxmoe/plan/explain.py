@@ -22,6 +22,7 @@ from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.parallel import Replicated
 from jaxmoe.plan.activations import Activations, activations
+from jaxmoe.plan.pipeline_summary import PipelineSummary, pipeline_summary
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.replication_check import check_replication
 from jaxmoe.train.step import abstract_batch, abstract_state, lower_step
@@ -117,6 +118,7 @@ class Explanation:
     compiled: What the compiler says; None where it was not asked.
     room: Bytes of memory that a device has, where that is known.
     kernels: The back ends that the step is computed by, and why.
+    pipeline: Ticks, slots and bubble of the pipeline; None without one.
   """
 
   mesh: dict[str, int]
@@ -130,6 +132,7 @@ class Explanation:
   compiled: Compiled | None
   room: int | None = None
   kernels: tuple[Choice, ...] = ()
+  pipeline: PipelineSummary | None = None
 
   @property
   def fits(self) -> bool | None:
@@ -202,6 +205,7 @@ def explain(
     compiled=found,
     room=room,
     kernels=kernels,
+    pipeline=pipeline_summary(experiment, decoder.vocab_size, made.stream),
   )
 
 

@@ -101,3 +101,25 @@ def test_a_slice_that_does_not_exist_is_one_line(alone, tiny):
   result = alone("explain", tiny, "--topology=v5e:3x3")
   assert result.code == 2
   assert "give a slice such as v5e:4x4" in result.err.splitlines()[-1]
+
+
+def test_a_pipeline_and_links_between_context_devices_are_told(here, tiny, tmp_path):
+  links, file = tmp_path / "links.json", tmp_path / "told.json"
+  way = {"latency_s": 1e-6, "bytes_per_s": 1e10}
+  links.write_text(json.dumps({"topology": "full_mesh", "right": way, "left": way}))
+  flags = ("--devices=4", "--nocompile", f"--json={file}", *SMALL)
+  degrees = ("--config.parallel.pipe=2", "--config.parallel.context=2")
+  degrees += ("--config.train.num_micro=2",)
+  result = here("explain", tiny, *flags, *degrees, f"--links={links}")
+  assert result.code == 0, result.err
+  assert "pipeline 1f1b: 2 devices, 2 microbatches, 6 ticks" in result.out
+  assert "over 2 context devices" in result.out and "takes least" in result.out
+  assert all(len(line) <= 80 for line in result.out.splitlines())
+  found = json.loads(file.read_text())
+  assert found["pipeline"]["own"]["ticks"] == 6
+  assert len(found["context"][0]["times"]) == 10
+  del way["latency_s"]
+  links.write_text(json.dumps({"topology": "full_mesh", "right": way, "left": way}))
+  result = here("explain", tiny, *flags, *degrees, f"--links={links}")
+  assert result.code == 2 and "has no right.latency_s" in result.err
+  assert len(result.err.strip().splitlines()) == 1

@@ -1,0 +1,147 @@
+"""Summary of a recipe's pipeline: ticks, slots, what is in flight, the bubble; and of its rivals.
+
+Durations are counted FLOPs of a mean stage, all stages alike and without the head; the engine keeps
+a stage's input alone, so that a backward pass makes the stage again. Simulated, not measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxmoe.core.errors import InputError
+from jaxmoe.models.transformer import TransformerConfig
+from jaxmoe.parallel.pipelines import PIPELINES, Columns, Table, lower
+from jaxmoe.parallel.pipelines.simulation import Durations, simulate, simulate_ticks
+from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.pipeline_stages import stages_of, table_of
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSummary:
+  """A table, simulated.
+
+  Attributes:
+    pipeline: Its name.
+    ticks: Of a step.
+    slots: By pool, on a device.
+    in_flight: Microbatches whose activations the fullest device holds at once.
+    bubble: The share of devices' time without a pass, with true dependencies.
+    bubble_in_ticks: That in lock-step ticks, as the engine runs.
+    time, time_in_ticks: Of a step, over that of its passes on an even split without bubble.
+  """
+
+  pipeline: str
+  ticks: int
+  slots: dict[str, int]
+  in_flight: float
+  bubble: float
+  bubble_in_ticks: float
+  time: float
+  time_in_ticks: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineSummary:
+  """A recipe's pipeline.
+
+  Attributes:
+    own: Its table.
+    rivals: The other tables of PIPELINES for as many devices and microbatches.
+    devices: Along `pipe`.
+    num_micro: Microbatches.
+    stages: Layers of each stage.
+    flops: By kind of pass, of a mean stage and microbatch on one device of `pipe`.
+    sent: Bytes of the residual stream that permutes send in a step, by direction, a device.
+  """
+
+  own: TableSummary
+  rivals: tuple[TableSummary, ...]
+  devices: int
+  num_micro: int
+  stages: tuple[int, ...]
+  flops: dict[str, float]
+  sent: dict[str, int]
+
+
+def pipeline_summary(
+  experiment: Experiment, vocab_size: int, stream_bytes: int
+) -> PipelineSummary | None:
+  """Returns the summary; None of a recipe without a pipeline.
+
+  Args:
+    experiment: The recipe.
+    vocab_size: Of its tokenizer.
+    stream_bytes: Of a microbatch's residual stream on one device.
+
+  Raises:
+    InputError: The recipe's pipeline is none, or has too few microbatches or layers.
+  """
+  parallel, num_micro = experiment.parallel, experiment.train.num_micro
+  if parallel.pipe == 1:
+    return None
+  table = table_of(parallel, num_micro)
+  stages = stages_of(parallel, experiment.model, vocab_size)
+  tokens = experiment.train.batch_size // num_micro * experiment.data.seq_len
+  flops = _flops(experiment.model, experiment.data.seq_len, tokens)
+  return PipelineSummary(
+    own=_summary(parallel.pipeline, table, flops),
+    rivals=tuple(_rivals(parallel.pipeline, parallel.pipe, num_micro, flops)),
+    devices=parallel.pipe,
+    num_micro=num_micro,
+    stages=stages.counts,
+    flops={kind: value / len(stages.counts) for kind, value in flops.items()},
+    sent=sent_bytes(lower(table), stream_bytes),
+  )
+
+
+def sent_bytes(columns: Columns, stream_bytes: int) -> dict[str, int]:
+  """Returns what permutes send in a step, by direction: every tick, idle devices zeros."""
+  sent = {"right": 0, "left": 0}
+  for channel in columns.channels:
+    if channel.route != "here":
+      sent[channel.route] += columns.num_ticks * stream_bytes
+  return sent
+
+
+def _flops(model: TransformerConfig, seq_len: int, tokens: int) -> dict[str, float]:
+  """Returns FLOPs by pass of all layers, of one microbatch.
+
+  A product with weights takes as much for its output as for either gradient; what attention mixes
+  with takes twice as much backward, all of it in `B`. Backward passes begin with `F` again.
+  """
+  blocks = [block for group in model.stack for _ in range(group.repeats) for block in group.pattern]
+  weights = tokens * sum(2.0 * block.active_params(model.dim) for block in blocks)
+  mixing = tokens * sum(block.attention.mixing_flops(seq_len) / 3 for block in blocks)
+  forward, backward = weights + mixing, weights + mixing + weights + 2 * mixing
+  return {"F": forward, "B": backward, "W": weights, "BW": backward + weights}
+
+
+def _summary(name: str, table: Table, flops: dict[str, float]) -> TableSummary:
+  """Returns a table's summary; time is in steps of even work."""
+  durations = Durations(forward=flops["F"], backward=flops["B"], weights=flops["W"])
+  true, ticks = simulate(table, durations), simulate_ticks(table, durations)
+  columns = lower(table)
+  busy = sum(true.busy) / len(true.busy)
+  return TableSummary(
+    pipeline=name,
+    ticks=columns.num_ticks,
+    slots=dataclasses.asdict(columns.slots),
+    in_flight=max(true.in_flight),
+    bubble=true.bubble,
+    bubble_in_ticks=ticks.bubble,
+    time=true.time / busy,
+    time_in_ticks=ticks.time / busy,
+  )
+
+
+def _rivals(
+  own: str, num_devices: int, num_micro: int, flops: dict[str, float]
+) -> list[TableSummary]:
+  """Returns the other tables, those that have too few microbatches left out."""
+  found = []
+  for name, build in PIPELINES.items():
+    try:
+      found += [_summary(name, build(num_devices, num_micro), flops)] if name != own else []
+    except InputError:
+      continue
+  return found

@@ -1,0 +1,56 @@
+import dataclasses
+
+import pytest
+
+from configs.tiny import get_config
+from jaxmoe.core.errors import InputError
+from jaxmoe.parallel import Parallel
+from jaxmoe.parallel.pipelines import PIPELINES, lower
+from jaxmoe.plan.advice_text import pipeline_text
+from jaxmoe.plan.pipeline_summary import pipeline_summary, sent_bytes
+
+
+def recipe(num_micro=4, **degrees):
+  found = get_config()
+  return dataclasses.replace(
+    found,
+    parallel=Parallel(**degrees),
+    train=dataclasses.replace(found.train, batch_size=4, num_micro=num_micro),
+  )
+
+
+def test_a_pipeline_is_told_with_its_rivals():
+  found = pipeline_summary(recipe(pipe=2), 259, 1024)
+  assert found.own.pipeline == "1f1b" and found.own.ticks == 2 * 4 + 2
+  assert {table.pipeline for table in found.rivals} == set(PIPELINES) - {"1f1b"}
+  # (p - 1) of m + p - 1 units idle; in flight p.
+  assert found.own.bubble == pytest.approx(1 / 5) and found.own.in_flight == 2
+  assert found.own.time == pytest.approx(1 / (1 - found.own.bubble))
+  assert all(table.time_in_ticks >= table.time for table in (found.own, *found.rivals))
+  lines = list(pipeline_text(found))
+  assert any("zb_v" in line for line in lines) and all(len(line) <= 80 for line in lines)
+
+
+def test_flops_of_all_passes_are_those_of_training_with_one_forward_more():
+  experiment = recipe(pipe=2)
+  found = pipeline_summary(experiment, 259, 1024)
+  model, length = experiment.model, experiment.data.seq_len
+  head = 6.0 * model.dim * 259
+  step = (model.train_flops_per_token(259, length) - head) * length
+  stages = len(found.stages)
+  assert stages * found.flops["BW"] == pytest.approx(step)
+  assert found.flops["B"] + found.flops["W"] == found.flops["BW"]
+
+
+def test_permutes_send_the_stream_every_tick_in_both_directions():
+  straight = lower(PIPELINES["1f1b"](3, 6))
+  assert sent_bytes(straight, 100) == {"right": 1600, "left": 1600}
+  # Both flows of a V go both ways, and turn within the last device.
+  turned = lower(PIPELINES["zb_v"](3, 6))
+  assert sent_bytes(turned, 100) == dict.fromkeys(("right", "left"), 200 * turned.num_ticks)
+
+
+def test_there_is_none_without_a_pipeline_and_a_bad_one_is_one_line():
+  assert pipeline_summary(recipe(), 259, 1024) is None
+  with pytest.raises(InputError, match="at least one layer"):
+    pipeline_summary(recipe(pipe=4), 259, 1024)
