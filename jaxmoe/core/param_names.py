@@ -12,7 +12,7 @@ it then has an order of its own, and empty places where a device has fewer layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -79,9 +79,14 @@ class LayerAddress(NamedTuple):
     return f"{self.path}/router/gate"
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-  """Returns {path: leaf} of nested dicts, tuples and records, pieces joined by '/'."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+  """Returns {path: leaf} of nested dicts, tuples and records, pieces joined by '/'.
+
+  Args:
+    tree: What is flattened.
+    is_leaf: What is not to be looked into.
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
   return {"/".join(_piece(entry) for entry in path): leaf for path, leaf in leaves}
 
 

@@ -1,4 +1,4 @@
-"""Weight formats, and the one seam for weights: `dot`, `grouped_dot`, `take_rows`.
+"""Weight formats, and the one seam for weights: `dot`, `grouped_dot`, `multiply`, `take_rows`.
 
 Model code never multiplies by a weight itself. A plain array is handled here. Any other format
 (a low-rank update over another weight, quantized, shared shards) is a registered pytree class from
@@ -13,7 +13,7 @@ exchange. A row without a token has zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -94,6 +94,23 @@ def token_values(weights: Any) -> tuple[str, ...]:
   return tuple(sorted({name for each in formats for name in each.token_values}))
 
 
+def multiply(
+  function: Callable[..., jax.Array], weights: tuple[Any, ...], *inputs: jax.Array
+) -> jax.Array:
+  """Returns `function(*weights, *inputs)` for weights that `is_plain` lets through.
+
+  Args:
+    function: Several products at once; linear in no weight alone, and without arrays of its own.
+    weights: What it multiplies by.
+    inputs: The other arrays.
+  """
+  if isinstance(weights[0], jax.Array):
+    return function(*weights, *inputs)
+  return weights[0].multiply(function, weights, *inputs)
+
+
 def is_plain(*weights: Any) -> bool:
-  """True where every weight is a plain array, which a fused back end may read directly."""
-  return all(isinstance(weight, jax.Array) for weight in weights)
+  """True where every weight is a plain array, which a fused back end may read by `multiply`."""
+  return all(
+    isinstance(weight, jax.Array) or getattr(weight, "arrays_inside", False) for weight in weights
+  )

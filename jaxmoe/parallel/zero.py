@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxmoe.core import param_names
+from jaxmoe.core.deferred_products import is_format
 from jaxmoe.core.layout import LAYER, ONCE, Layout, dims_by_path
 from jaxmoe.parallel.degrees import Parallel
 from jaxmoe.parallel.layouts import UNEVEN
@@ -86,11 +87,16 @@ class ParamGatherer:
     return {j: self._ready(part, f"{param_names.STACK}/{group}/{j}") for j, part in params.items()}
 
   def _ready(self, tree: Any, prefix: str) -> Any:
-    flat = param_names.flatten(tree)
-    ready = {
-      path: self._gather(leaf, self._leaves[f"{prefix}/{path}"]) for path, leaf in flat.items()
-    }
-    return param_names.unflatten(tree, ready)
+    flat = param_names.flatten(tree, is_format)
+
+    def gathered(path: str, leaf: Any) -> Any:
+      how = self._leaves[f"{prefix}/{path}"]
+      if is_format(leaf):
+        return dataclasses.replace(leaf, weight=self._gather(leaf.weight, how))
+      return self._gather(leaf, how)
+
+    structure = jax.tree.structure(tree, is_leaf=is_format)
+    return jax.tree.unflatten(structure, [gathered(path, leaf) for path, leaf in flat.items()])
 
   def _gather(self, leaf: jax.Array, how: LeafGather) -> jax.Array:
     if how.gather is not None:

@@ -19,6 +19,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _SOURCES = (
   "core/backends.py",
   "core/decimals.py",
+  "core/deferred_products.py",
   "core/first_values.py",
   "core/init.py",
   "core/layout.py",
@@ -44,6 +45,7 @@ _SOURCES = (
   "parallel/tick_scan.py",
   "parallel/zero.py",
   "parity/*.py",
+  "train/deferred_weights.py",
   "train/gradients.py",
   "train/pipeline_gradients.py",
   "train/pipeline_stages.py",

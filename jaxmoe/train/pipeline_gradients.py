@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from jaxmoe.parallel.tick_scan import (
   scan_ticks,
   write_slot,
 )
+from jaxmoe.train.deferred_weights import DeferredWeights, FlatSlot, find_deferred
 from jaxmoe.train.gradients import (
   Batch,
   GradientReducer,
@@ -58,26 +59,14 @@ class _Step:
   micro: Batch
   keys: Keys
   totals: StepTotals
+  deferred: Mapping[StageShape, DeferredWeights] = dataclasses.field(default_factory=dict)
 
-
-class _Deferred(NamedTuple):
-  """What the gradient of a stage's weights is made of where it is put off.
-
-  Attributes:
-    handed: The stage's input, from which it is made again.
-    d_handed: The gradient of its output.
-    running: The router sums that its losses knew.
-  """
-
-  handed: Any
-  d_handed: Any
-  running: Any
-
-
-def _loss(stage: StageProgram, given: StageInputs, weights: Any, handed: Any) -> Any:
-  """Returns `StageProgram.loss`, as the function of what has a gradient."""
-  of_layers, outer = weights
-  return stage.loss(of_layers, outer, handed, given)
+  def slot(self, params: Params) -> FlatSlot:
+    """Returns the slots of what gradients of weights that are put off are made of."""
+    return FlatSlot.of([
+      jax.eval_shape(lambda of=of, shape=shape: of.taps(shape.weights(params)))
+      for shape, of in self.deferred.items()
+    ])  # fmt: skip
 
 
 class PipelineGradients:
@@ -122,6 +111,7 @@ class PipelineGradients:
     if self.count_first:
       whole = self._count(step, zeros)
       step = dataclasses.replace(step, totals=dataclasses.replace(step.totals, whole=whole))
+    step = dataclasses.replace(step, deferred=self._put_off(step))
     state = self._scan(self.columns, step, self._gradient_pass, self._empty(step))
     metrics = {**self._over_stages(parallel.psum_tokens(state.metrics)), "layers": state.layers}
     corrections = balance_corrections(self.decoder, metrics, self.count_first, self._over_stages)
@@ -179,19 +169,25 @@ class PipelineGradients:
 
     Gradients of weights that are put off leave in a slot what they will be made of.
     """
-    running = router_sums(state.layers)
-    given, weights = self._given(step, row, "b", running), self._parameters(stage, step)
+    given = self._given(step, row, "b", router_sums(state.layers))
+    weights, outer = self._parameters(stage, step)
+    off = step.deferred[stage.shape] if put_off else None
+    taps = off.taps(weights) if off else []
+
+    def loss(weights: Any, outer: Any, taps: Any, handed: Any) -> Any:
+      of_layers = off.tapped(off.kept_off(weights), taps) if off else weights
+      return stage.loss(of_layers, outer, handed, given)
+
     (handed, share), back, (metrics, reports) = jax.vjp(
-      functools.partial(_loss, stage, given), weights, taken["b_input"], has_aux=True
+      loss, weights, outer, taps, taken["b_input"], has_aux=True
     )
     later = jax.tree.map(jnp.zeros_like, handed) if stage.shape.last else taken["b_grad"]
-    d_weights, d_handed = back((later, jnp.ones_like(share)))
-    if put_off:
-      left = _Deferred(taken["b_input"], taken["b_grad"], running)
+    d_weights, d_outer, d_taps, d_handed = back((later, jnp.ones_like(share)))
+    state = self._added(stage, state, d_weights, d_outer)
+    if off:
+      left = step.slot(step.params).pack(d_taps)
       kept = write_slot(state.deferred, row["b_deferred"], left)
       state = dataclasses.replace(state, deferred=kept)
-    else:
-      state = self._added(stage, state, d_weights)
     state = state.with_metrics(metrics).with_reports(stage.shape, reports, row["b_micro"])
     return state, None if stage.shape.first else d_handed
 
@@ -199,18 +195,16 @@ class PipelineGradients:
     self, stage: StageProgram, step: _Step, row: Row, state: PipelineState
   ) -> PipelineState:
     """Returns the state with the gradients of weights that were put off."""
+    off, (weights, _) = step.deferred[stage.shape], self._parameters(stage, step)
     left = read_slot(state.deferred, row["b_deferred"])
-    given = self._given(step, row, "b", left.running)
-    (handed, share), back, _ = jax.vjp(
-      lambda weights: _loss(stage, given, weights, left.handed),
-      self._parameters(stage, step), has_aux=True,
-    )  # fmt: skip
-    later = jax.tree.map(jnp.zeros_like, handed) if stage.shape.last else left.d_handed
-    return self._added(stage, state, back((later, jnp.ones_like(share)))[0])
+    like = jax.eval_shape(lambda: off.taps(weights))
+    d_weights = off.gradients(weights, step.slot(step.params).unpack(left, like))
+    return self._added(stage, state, d_weights, {})
 
-  def _added(self, stage: StageProgram, state: PipelineState, found: Any) -> PipelineState:
+  def _added(
+    self, stage: StageProgram, state: PipelineState, d_weights: list[Params], d_outer: Params
+  ) -> PipelineState:
     """Returns the state with the gradients of a stage's weights in a microbatch."""
-    d_weights, d_outer = found
     wide, grads = self._reduced(d_outer), state.grads
     grads = {**grads, **jax.tree.map(jnp.add, {name: grads[name] for name in wide}, wide)}
     for run, of_run in zip(stage.shape.runs, d_weights, strict=True):
@@ -282,9 +276,29 @@ class PipelineGradients:
       found.append((shape, *jax.eval_shape(reported, handed)))
     grads = jax.eval_shape(self._reduced, step.params)
     state = empty_state(step.params, grads, found, self.num_micro)
-    left = _Deferred(handed, handed, step.totals.running)
     slots = functools.partial(empty_slots, self.columns.slots.deferred)
-    return dataclasses.replace(state, deferred=jax.tree.map(slots, left))
+    deferred = jax.tree.map(slots, step.slot(step.params).shapes())
+    return dataclasses.replace(state, deferred=deferred)
+
+  def _put_off(self, step: _Step) -> dict[StageShape, DeferredWeights]:
+    """Returns which weights' gradients stages put off; none where the table puts none off."""
+    if not self.columns.slots.deferred:
+      return {}
+    handed, found = self._message(step), {}
+    for shape in dict.fromkeys(self._shape_of):
+      stage = StageProgram(self.pieces, shape)
+      weights, outer = self._parameters(stage, step)
+
+      def trace(weights: list[Params], stage: StageProgram = stage, outer: Any = outer) -> Any:
+        given = self._given(step, _FIRST, "b", step.totals.running)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), handed)
+        return stage.loss(weights, outer, zeros, given)[0]
+
+      gathers = [
+        functools.partial(self.decoder.parallel.gather_layer, run.group) for run in shape.runs
+      ]
+      found[shape] = find_deferred(trace, weights, gathers)
+    return found
 
 
 _FIRST: Any = {name: np.int32(0) for name in ("b_stage", "b_micro")}

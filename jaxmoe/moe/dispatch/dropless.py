@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.backends import Chooser
+from jaxmoe.core.weight_formats import multiply
 from jaxmoe.moe.dispatch.dispatcher import WHOLE, Counts, DispatchContext, Dispatcher
 from jaxmoe.moe.dispatch.plan import ExpertFunction, Plan, Ragged, place_choices, tokens_of_rows
 from jaxmoe.moe.routing import Routing
@@ -50,11 +51,15 @@ class Dropless(Dispatcher):
     among = round(routing.num_among * slot_TA.shape[1] / routing.num_active)
     sizes = dict(zip("TASDGF", (*slot_TA.shape, *plain.gate_up.shape), strict=True))
     layer = context.chooser.choose("expert_mlp", expert_mlp.BACKENDS, x_TD.dtype, sizes)
-    y_TD = layer(
-      x_TD, plain.gate_up, plain.down, slot_TA, routing.weight_TA, plain.activation, among,
-      _matmul(context.chooser),
-    )
-    return y_TD, Counts({}, {})
+    rest = plain.activation, among, _matmul(context.chooser)
+
+    def products(
+      gate_up: jax.Array, down: jax.Array, x_TD: jax.Array, slot_TA: jax.Array, weight_TA: jax.Array
+    ) -> jax.Array:
+      return layer(x_TD, gate_up, down, slot_TA, weight_TA, *rest)
+
+    weights = plain.gate_up, plain.down
+    return multiply(products, weights, x_TD, slot_TA, routing.weight_TA), Counts({}, {})
 
 
 def _matmul(chooser: Chooser) -> grouped_matmul.GroupedMatmul:
