@@ -53,6 +53,23 @@ def test_two_processes_train_as_one_and_one_device_goes_on(
   assert digest(workdir) == before, "one device restored other bits than two processes saved"
 
 
+@pytest.mark.slow
+def test_a_row_lies_over_two_processes_and_one_device_goes_on(
+  train_on, here, again, trained, tmp_path
+):
+  workdir, flags = tmp_path / "run", ("--allow_unproven",)
+  spread = ("data=1", "context=4", "attend=ring", "order=zigzag")
+  changes = (*QUICK, *(f"parallel.{field}" for field in spread))
+  code, _, err = train_on(2, 2, workdir, *flags, changes=changes)
+  assert code == 0, err
+  np.testing.assert_allclose(losses(workdir), losses(trained), rtol=1e-5)
+  before = digest(workdir)
+  result = here("train", *again, f"--workdir={workdir}")
+  assert result.code == 0, result
+  assert "nothing to do" in result.out
+  assert digest(workdir) == before, "one device restored other bits than two processes saved"
+
+
 def test_a_bad_config_ends_all_with_one_line_and_writes_nothing(train_on, tmp_path):
   wrong = {
     ("train.num_steps=0",): "at least 1",
