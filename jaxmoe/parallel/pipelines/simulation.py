@@ -27,6 +27,7 @@ class Durations:
     overlapped: `FB`; None is F + BW, nothing hidden.
     scores, head_weights: `S` and `T`, on one device.
     hop: From the end of a pass until another device has its message.
+    scale: By stage, what its passes take over those of a mean one; none is 1 for all.
   """
 
   forward: float = 1.0
@@ -38,6 +39,7 @@ class Durations:
   scores: float = 0.0
   head_weights: float = 0.0
   hop: float = 0.0
+  scale: tuple[float, ...] = ()
 
   def of(self, action: Action) -> float:
     """Returns the time of a pass."""
@@ -47,7 +49,10 @@ class Durations:
       "FB": self.forward + both if self.overlapped is None else self.overlapped,
       "S": self.scores, "T": self.head_weights,
     }  # fmt: skip
-    return times[action.kind]
+    if not self.scale or action.stage < 0:
+      return times[action.kind]
+    scales = [self.scale[part.stage] for part in action.parts]
+    return times[action.kind] * sum(scales) / len(scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +100,21 @@ def simulate_ticks(table: Table, durations: Durations) -> Simulated:
   Raises:
     TableError: If devices wait for each other for ever.
   """
+  return _simulated(table, tick_spans(table, durations))
+
+
+def tick_spans(table: Table, durations: Durations | None = None) -> list[list[Span]]:
+  """Returns by device when each pass starts and ends in lock step; without durations in ticks."""
   spans: list[list[Span]] = [[] for _ in table.orders]
   start = 0.0
   for row in place_in_ticks(table):
-    longest = max(durations.of(action) for action in row if action)
+    times = [durations.of(action) if durations and action else 1.0 for action in row]
     for device, action in enumerate(row):
       if action:
-        spans[device].append((start, start + durations.of(action), action))
-    start += longest + durations.hop
-  return _simulated(table, spans)
+        spans[device].append((start, start + times[device], action))
+    start += max(time for time, action in zip(times, row) if action)
+    start += durations.hop if durations else 0.0
+  return spans
 
 
 def true_spans(table: Table, durations: Durations) -> list[list[Span]]:

@@ -10,16 +10,18 @@ flight (section 5).
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from jaxmoe.parallel.pipelines.action import Action, overlapped
+from jaxmoe.parallel.pipelines.simulation import Durations, tick_spans, true_spans
 from jaxmoe.parallel.pipelines.table import Table, Vocabulary
-from jaxmoe.parallel.pipelines.ticks import place_in_ticks
 
+Clock = Literal["ticks", "true"]
 _ORDER = ("B", "BW", "FB", "R", "W", "F", "S", "T")
 """Of passes that fall on one time: gradients first, which others wait for and which free memory."""
 
 
-def with_vocabulary(table: Table, vocabulary: Vocabulary) -> Table:
+def with_vocabulary(table: Table, vocabulary: Vocabulary, clock: Clock = "ticks") -> Table:
   """Returns a table of stages with `S` and `T` of every microbatch on every device.
 
   `S(i)` comes right after the last stage's forward pass. `T(i)` is half an interval later, so that
@@ -29,20 +31,22 @@ def with_vocabulary(table: Table, vocabulary: Vocabulary) -> Table:
   Args:
     table: One whose last stage has the head so far.
     vocabulary: Which algorithm.
+    clock: By what time passes are ordered: the engine's ticks, in which all devices do `S` at once,
+      or true dependencies with F = B = W.
   """
   assert table.vocabulary is None, "a table has one head"
-  interval = _interval(table)
+  ticks = clock == "ticks"
+  interval = _interval(table, ticks)
   trains = any(action.kind in ("B", "BW", "FB") for order in table.orders for action in order)
   timed: list[list[tuple[float, Action]]] = [[] for _ in table.orders]
-  last = table.placement.num_stages - 1
-  for tick, row in enumerate(place_in_ticks(table)):
-    for device, action in enumerate(row):
-      if action is not None:
-        timed[device] += _moved(action, tick, vocabulary.barriers * interval)
-      if action is not None and action.stage == last and action.kind in ("F", "FB"):
-        later = interval / 2 if vocabulary.algorithm == 2 else interval
-        shared = [(tick + 0.5, Action(-1, "S", action.micro))]
-        shared += [(tick + 0.5 + later, Action(-1, "T", action.micro))] if trains else []
+  for device, row in enumerate(tick_spans(table) if ticks else true_spans(table, Durations())):
+    for start, end, action in row:
+      timed[device] += _moved(action, start, vocabulary.barriers * interval)
+      if action.stage == table.placement.num_stages - 1 and action.kind in ("F", "FB"):
+        first = end - 0.5 if ticks else end
+        second = first + interval / vocabulary.algorithm
+        shared = [(first, Action(-1, "S", action.micro))]
+        shared += [(second, Action(-1, "T", action.micro))] if trains else []
         for each in timed:
           each.extend(shared)
   pairs = any(action.kind == "FB" for order in table.orders for action in order)
@@ -68,15 +72,15 @@ def _by_time(timed: tuple[float, Action]) -> tuple[float, int, int]:
   return timed[0], _ORDER.index(timed[1].kind), timed[1].micro
 
 
-def _interval(table: Table) -> int:
-  """Returns the ticks between microbatches in steady state: the passes of a device's stages."""
+def _interval(table: Table, ticks: bool) -> int:
+  """Returns the time between microbatches in steady state: that of a device's passes."""
   kinds = {action.kind for order in table.orders for action in order}
-  passes = 1 if "FB" in kinds else 3 if "W" in kinds else 2
-  return passes * table.placement.num_local
+  passes = 3 if not ticks or "W" in kinds else 2
+  return table.placement.num_local * (1 if ticks and "FB" in kinds else passes)
 
 
-def _moved(action: Action, tick: int, later: int) -> list[tuple[float, Action]]:
+def _moved(action: Action, start: float, later: float) -> list[tuple[float, Action]]:
   """Returns a pass and its time, backward ones later; the halves of an `FB` part."""
   if action.back is not None:
-    return [(tick, action.parts[0]), (tick + later, action.back)]
-  return [(tick if action.kind == "F" else tick + later, action)]
+    return [(start, action.parts[0]), (start + later, action.back)]
+  return [(start if action.kind == "F" else start + later, action)]

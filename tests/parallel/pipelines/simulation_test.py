@@ -68,6 +68,14 @@ def test_a_message_takes_its_hop_between_devices_and_none_on_one():
   assert simulate(PIPELINES["gpipe"](1, 2), Durations(hop=0.25)).time == 6.0
 
 
+def test_a_stage_that_takes_twice_as_long_sets_the_pace():
+  table = PIPELINES["1f1b"](3, 8)
+  made = simulate(table, Durations(both=2.0, scale=(1.0, 1.0, 2.0)))
+  assert made.busy == (24.0, 24.0, 48.0)
+  # The last stage waits for the first microbatch, and its last gradient goes back.
+  assert made.time == 2 * 1.0 + 48.0 + 2 * 2.0
+
+
 def test_what_is_in_flight_is_counted_by_the_share_of_a_stage():
   made = simulate(PIPELINES["interleaved"](2, 4), Durations())
   assert made.in_flight == (2.5, 1.5)

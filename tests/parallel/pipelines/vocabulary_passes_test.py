@@ -13,13 +13,14 @@ from jaxmoe.parallel.pipelines.table_checks import check_table
 from jaxmoe.parallel.pipelines.vocabulary_passes import with_vocabulary
 
 ALGORITHMS = (1, 2)
+CLOCKS = ("ticks", "true")
 SOME = [(2, 2), (2, 7), (3, 5), (4, 8), (5, 12)]
 ALL = [(size, micro) for size in range(2, 9) for micro in range(size, 4 * size + 1, 3)]
 
 
-def check(name, size, algorithm):
+def check(name, size, algorithm, clock):
   """Checks a table with its head, and that all devices do S and T of one microbatch at once."""
-  table = with_vocabulary(PIPELINES[name](*size), Vocabulary(algorithm))
+  table = with_vocabulary(PIPELINES[name](*size), Vocabulary(algorithm), clock)
   check_table(table)
   columns = lower(table, "residuals")
   ticks = collections.defaultdict(set)
@@ -38,7 +39,8 @@ def check(name, size, algorithm):
 @pytest.mark.parametrize("size", SOME, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_table_takes_a_head_over_all_devices(name, size, algorithm):
-  check(name, size, algorithm)
+  for clock in CLOCKS:
+    check(name, size, algorithm, clock)
 
 
 @pytest.mark.slow
@@ -46,28 +48,38 @@ def test_every_table_takes_a_head_over_all_devices(name, size, algorithm):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_table_takes_a_head_over_all_devices_for_all_sizes(name, algorithm):
   for size in ALL:
-    check(name, size, algorithm)
+    for clock in CLOCKS:
+      check(name, size, algorithm, clock)
 
 
+@pytest.mark.parametrize("clock", CLOCKS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name != "gpipe"])
-def test_a_barrier_costs_one_microbatch_in_flight(name, algorithm):
+def test_a_barrier_costs_one_microbatch_in_flight(name, algorithm, clock):
   table, durations = PIPELINES[name](4, 16), Durations(scores=0.4, head_weights=0.2)
   before = max(simulate(table, durations).in_flight)
   vocabulary = Vocabulary(algorithm)
-  after = max(simulate(with_vocabulary(table, vocabulary), durations).in_flight)
+  after = max(simulate(with_vocabulary(table, vocabulary, clock), durations).in_flight)
   assert after == before + vocabulary.barriers == before + (3 - algorithm)
 
 
-def test_the_bubble_of_one_f_one_b_stays_with_one_barrier():
-  table, durations = PIPELINES["1f1b"](4, 16), Durations(scores=0.4, head_weights=0.2)
-  made = simulate(with_vocabulary(table, Vocabulary(2)), durations)
-  assert max(made.idle) == pytest.approx(max(simulate(table, durations).idle)) == 9.0
+@pytest.mark.parametrize("size", [(4, 16), (8, 32)])
+@pytest.mark.parametrize("name", ["1f1b", "interleaved", "zb_h1"])
+def test_with_one_barrier_the_bubble_stays(name, size):
+  table, durations = PIPELINES[name](*size), Durations(scores=0.4, head_weights=0.2)
+  made = simulate(with_vocabulary(table, Vocabulary(2), "true"), durations)
+  assert max(made.idle) == pytest.approx(max(simulate(table, durations).idle))
+
+
+def test_in_ticks_a_head_adds_its_own_and_those_of_one_interval():
+  """1F1B has 2 m + 2 (p - 1) ticks; S and T add 2 m, and nothing waits for the barrier."""
+  table = with_vocabulary(PIPELINES["1f1b"](4, 16), Vocabulary(2))
+  assert lower(table).num_ticks == 2 * 16 + 2 * 3 + 2 * 16
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_passes_of_the_head_are_evenly_spaced_and_wait_for_each_other(algorithm):
-  table = with_vocabulary(PIPELINES["1f1b"](4, 16), Vocabulary(algorithm))
+  table = with_vocabulary(PIPELINES["1f1b"](4, 16), Vocabulary(algorithm), "true")
   durations = Durations(scores=1.0, head_weights=1.0)
   ends, starts = {}, {}
   for device, row in enumerate(true_spans(table, durations)):
