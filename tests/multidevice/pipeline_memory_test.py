@@ -1,0 +1,60 @@
+"""Memory and programs of pipelines: as large for many microbatches as for few."""
+
+import re
+
+import jax
+import pytest
+
+from jaxmoe.core.rng import Keys
+from jaxmoe.models.attention import SoftmaxAttention
+from jaxmoe.models.block import BlockConfig, MLPConfig
+from jaxmoe.models.stack import LayerGroup
+from jaxmoe.models.transformer import Decoder, TransformerConfig
+from jaxmoe.parallel import Parallel, make_layout
+from jaxmoe.train.pipeline_stages import placed_groups
+from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
+
+VOCAB, LENGTH, DIM = 32, 64, 32
+BLOCK = BlockConfig(SoftmaxAttention(2, 1, 8), MLPConfig(32))
+
+
+def compiled(pipeline, num_micro):
+  """Returns the gradient of rows that pass a pipeline of two devices one by one, compiled."""
+  parallel = Parallel(pipe=2, pipeline=pipeline)
+  config = TransformerConfig(dim=DIM, stack=(LayerGroup((BLOCK,), 4),))
+  decoder = Decoder(config, VOCAB, layer_groups=placed_groups(parallel, config, VOCAB))
+  layout = make_layout(parallel)
+  gradients = sharded_gradients(decoder, num_micro, context_of(decoder, parallel, layout))
+  lies = layout.shardings("params", decoder.dims, decoder.shapes)
+  params = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    decoder.shapes, lies,
+  )  # fmt: skip
+  rows = jax.ShapeDtypeStruct((num_micro, LENGTH), "int32", sharding=layout.replicated)
+  batch = dict.fromkeys(("ids", "labels", "position", "segment"), rows)
+  run = jax.jit(lambda params, batch: gradients(params, batch, Keys.from_seed(0))[0])
+  return run.lower(params, batch).compile()
+
+
+def size(program):
+  """Returns bytes of temporaries and the number of instructions."""
+  text = program.as_text()
+  return program.memory_analysis().temp_size_in_bytes, len(re.findall(r"^ +\S+ = ", text, re.M))
+
+
+@pytest.mark.parametrize(
+  "pipeline",
+  ["1f1b", *(pytest.param(name, marks=pytest.mark.slow)
+             for name in ("interleaved", "zb_h1", "zb_v", "v_half", "dualpipe_v"))],
+)  # fmt: skip
+def test_memory_and_instructions_do_not_grow_with_microbatches(pipeline):
+  few, many = (size(compiled(pipeline, num_micro)) for num_micro in (4, 32))
+  message, tokens = LENGTH * DIM * 4, 28 * LENGTH * 4 * 4
+  assert many[0] - few[0] < message + tokens, (few, many)
+  assert many[1] <= few[1] * 1.02, (few, many)
+
+
+@pytest.mark.slow
+def test_gpipe_keeps_the_input_of_every_microbatch():
+  few, many = (size(compiled("gpipe", num_micro)) for num_micro in (4, 32))
+  assert many[0] - few[0] > 28 * LENGTH * DIM * 4, (few, many)
