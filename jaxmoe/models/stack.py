@@ -128,7 +128,7 @@ class Stack:
       return self._run_apart(graphs, params, state, tokens, caches, keys)
     if self._placed:
       assert caches is None, "caches of layers that lie over stages are apart"
-      return self._run_apart(graphs, self.apart(params), state, tokens, None, keys)
+      return self._run_placed(graphs, params, state, tokens, keys)
     new_caches, sums, depth = {}, {}, 0
     for s in sorted(params, key=int):  # as text 10 would come before 2
       group_params = params[s]
@@ -157,6 +157,27 @@ class Stack:
     A product reads a layer's own leaf as fast as memory goes; out of stacked ones it is copied.
     """
     return tuple(run.take(tree) for run in repeats_apart(self.layer_groups))
+
+  def _run_placed(
+    self, graphs: dict[str, dict[str, Any]], params: Any, state: Handed, tokens: Tokens,
+    keys: Keys | None,
+  ) -> tuple[jax.Array, Any, Any]:  # fmt: skip
+    """Does what `run` does, of parameters in an order of their own that lie over devices.
+
+    A layer is taken out of its stacked leaves by a product with a one in its row, so that it goes
+    over devices as a sum of parts, of which all but one are zeros: no device holds more than its
+    own layers and this one. Weights must be finite.
+    """
+    sums, depth = {}, 0
+    for s in sorted(params, key=int):
+      width, repeats, rows = self.layer_groups[int(s)]  # type: ignore[misc]
+      at = {str(j): jnp.array([rows[j].index(r) for r in range(repeats)]) for j in range(width)}
+      gather = functools.partial(_taken, params[s])
+      step = self._step(s, graphs[s], tokens, keys, gather)
+      inputs = (at, None, depth + jnp.arange(repeats) * width)
+      state, (_, sums[s]) = (jax.lax.scan if self.scan else _unrolled)(step, state, inputs)
+      depth += repeats * width
+    return state[0], None, in_memory_order(sums, self.layer_groups)
 
   def _run_apart(
     self, graphs: dict[str, dict[str, Any]], params: tuple[Any, ...], state: Handed, tokens: Tokens,
@@ -258,6 +279,16 @@ def _sharded_residual(step: Any, parallel: ParallelContext) -> Any:
 
   again.defvjp(forward, backward)
   return again
+
+
+def _taken(stacked: dict[str, Any], rows: dict[str, jax.Array]) -> dict[str, Any]:
+  """Returns the leaves that lie in these rows, by position of a pattern."""
+
+  def take(row: jax.Array, leaf: jax.Array) -> jax.Array:
+    one = (jnp.arange(leaf.shape[0]) == row).astype(leaf.dtype)
+    return jnp.tensordot(one, leaf, 1, precision=jax.lax.Precision.HIGHEST)
+
+  return {j: jax.tree.map(functools.partial(take, row), stacked[j]) for j, row in rows.items()}
 
 
 def _numbered(step: Any, first: int, state: Any, params: Any, number: jax.Array) -> Any:
