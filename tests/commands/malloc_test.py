@@ -1,5 +1,6 @@
 import ctypes
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -41,3 +42,28 @@ def test_temporaries_larger_than_the_heap_of_a_thread_are_mapped_once():
   command = [sys.executable, "-c", PROGRAM]
   done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
   assert float(done.stdout) < 0.1
+
+
+HEAP = """
+import re
+
+from jaxmoe.commands.process.malloc import keep_freed_memory
+
+keep_freed_memory()
+some = bytearray(2**28)
+areas = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read())
+heap = [area for area in areas if "[heap]" in area]
+flags = [re.search(r"VmFlags:(.*)", area)[1].split() for area in heap]
+sizes = [int(re.search(r"(?m)^Rss: +([0-9]+)", area)[1]) for area in heap]
+print(sum(size for size, has in zip(sizes, flags) if "hg" in has) / sum(sizes))
+"""
+
+
+@pytest.mark.skipif(
+  not pathlib.Path("/sys/kernel/mm/transparent_hugepage").exists()
+  or not hasattr(ctypes.CDLL(None), "mallopt"),
+  reason="no large pages to ask for, or not glibc",
+)
+def test_the_heap_asks_for_large_pages():
+  done = subprocess.run([sys.executable, "-c", HEAP], check=True, capture_output=True, text=True)
+  assert float(done.stdout) > 0.9
