@@ -19,6 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+_LARGE = 2**18  # entries of an activation
+
 
 class Groups(Protocol):
   """Rows in order of their slot, how to multiply each by its slot's matrix, and their tokens."""
@@ -63,8 +65,23 @@ def dot(weight: Any, x: jax.Array, spec: str) -> jax.Array:
   if not isinstance(weight, jax.Array):
     return weight.dot(x, spec)
   wide = jnp.promote_types(x.dtype, jnp.float32)
-  product = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=wide)
+  product = _product(spec, x, weight.astype(x.dtype), wide)
   return product.astype(x.dtype)
+
+
+def _product(spec: str, x: jax.Array, weight: jax.Array, dtype: Any) -> jax.Array:
+  """Returns the einsum, as a product of two matrices where it is one with dims of weights joined.
+
+  Of more dims XLA on CPU turns operands round before the products of the backward pass, entry by
+  entry: both of `td,dnh->tnh`. That sums in another order, so what is small enough for it not to
+  matter stays as runs of before have it.
+  """
+  names, out = spec.split("->")
+  left, right = names.split(",")
+  if x.ndim != 2 or x.size < _LARGE or left[1] != right[0] or out != left[0] + right[1:]:
+    return jnp.einsum(spec, x, weight, preferred_element_type=dtype)
+  product = jnp.dot(x, weight.reshape(x.shape[1], -1), preferred_element_type=dtype)
+  return product.reshape(-1, *weight.shape[1:])
 
 
 def grouped_dot(weight: Any, rows_RD: jax.Array, groups: Groups) -> jax.Array:

@@ -101,11 +101,11 @@ class SoftmaxAttentionLayer(AttentionBaseLayer):
     self.o_bias = init.zeros((dim,), (ONCE,)) if config.bias == "all" else None
     self.sink_bias = init.zeros((queries,), ("heads",)) if config.sinks else None
 
-  def project(self, x_BLD: jax.Array, which: str) -> jax.Array:
+  def project(self, x_TD: jax.Array, which: str) -> jax.Array:
     """Returns queries, keys or values of tokens, values within the limit."""
     bias = getattr(self, f"{which}_bias")
-    heads_BLNH = _plus(super().project(x_BLD, which), bias)
-    return self._clip(heads_BLNH) if which == "v" else heads_BLNH
+    heads_TNH = _plus(super().project(x_TD, which), bias)
+    return self._clip(heads_TNH) if which == "v" else heads_TNH
 
   def apply_rope(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
     """Returns heads normalised, within the limit and turned by their positions."""

@@ -109,20 +109,29 @@ class AttentionBaseLayer(nnx.Module):
   ) -> tuple[jax.Array, Cache, None]:
     """Returns (B, L, D) in x.dtype, the cache with these tokens in it, and no sums."""
     del keys
-    q_BLNH = self.apply_rope(self.project(x_BLD, "q"), tokens, "q", cache.max_length(tokens))
-    cache = self.update_cache(x_BLD, tokens, cache)
+    # Tokens in one dim, once for the three products: each keeps what it multiplied.
+    x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    q_BLNH = self._heads(x_TD, "q", tokens)
+    q_BLNH = self.apply_rope(q_BLNH, tokens, "q", cache.max_length(tokens))
+    cache = self.update_cache(x_TD, tokens, cache)
     out_BLNH = cache.attend(q_BLNH, tokens, self.config.mask, self.parts())
     return self.project_out(out_BLNH, tokens), cache, None
 
-  def update_cache(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
+  def update_cache(self, x_TD: jax.Array, tokens: Tokens, cache: Cache) -> Cache:
     """Returns the cache with the keys and values of these tokens in it."""
-    k_BLKH = self.apply_rope(self.project(x_BLD, "k"), tokens, "k", cache.max_length(tokens))
-    return cache.append(k_BLKH, self.project(x_BLD, "v"), tokens)
+    k_BLKH = self._heads(x_TD, "k", tokens)
+    k_BLKH = self.apply_rope(k_BLKH, tokens, "k", cache.max_length(tokens))
+    return cache.append(k_BLKH, self._heads(x_TD, "v", tokens), tokens)
 
-  def project(self, x_BLD: jax.Array, which: str) -> jax.Array:
+  def _heads(self, x_TD: jax.Array, which: str, tokens: Tokens) -> jax.Array:
+    """Returns what `project` does, as (B, L, heads, H)."""
+    heads_TNH = self.project(x_TD, which)
+    return heads_TNH.reshape(tokens.id.shape[0], -1, *heads_TNH.shape[1:])
+
+  def project(self, x_TD: jax.Array, which: str) -> jax.Array:
     """Returns queries (`which` is q), keys (k) or values (v) of tokens."""
     letter = "n" if which == "q" else "k"
-    return dot(getattr(self, which).get_value(), x_BLD, f"bld,d{letter}h->bl{letter}h")
+    return dot(getattr(self, which).get_value(), x_TD, f"td,d{letter}h->t{letter}h")
 
   def apply_rope(self, heads_BLNH: jax.Array, tokens: Tokens, which: str, length: int) -> jax.Array:
     """Returns queries (`which` is q) or keys (k) as they meet in rows of so many tokens."""

@@ -150,7 +150,7 @@ class AttentionExpertsLayer(nnx.Module):
     choices = routing.expert_TA.size
     q_RNH = grouped_dot(self.experts.q.get_value(), plan.move(x_TD), plan.groups)
     q_TANH = q_RNH.at[plan.row_TA].get(mode="fill", fill_value=0)
-    cache = self.experts.update_cache(x_BLD, tokens, cache)
+    cache = self.experts.update_cache(x_TD, tokens, cache)
     out_TANH = self._attend(q_TANH, tokens, cache)
     rows_RP = jnp.zeros((choices, q_RNH[0].size), x_BLD.dtype)
     rows_RP = rows_RP.at[plan.row_TA.reshape(-1)].set(

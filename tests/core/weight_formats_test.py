@@ -62,3 +62,25 @@ def test_an_id_outside_a_table_gives_nan_and_never_another_row():
   rows = weight_formats.take_rows(table, jnp.array([[0, 3], [4, -1]]), jnp.float32)
   np.testing.assert_array_equal(rows[0], np.asarray(table)[[0, 3]])
   assert np.isnan(rows[1]).all()
+
+
+def test_a_large_product_turns_neither_operand_round_on_the_way_back():
+  shapes = (1024, 256), (256, 4, 64), (1024, 4, 64)
+  x, weight, back = (jax.random.normal(jax.random.key(at), of) for at, of in enumerate(shapes))
+
+  def both_ways(x, weight, back):
+    out, pull = jax.vjp(lambda x, w: weight_formats.dot(w, x, "td,dnh->tnh"), x, weight)
+    return out, *pull(back)
+
+  step = jax.jit(both_ways).lower(x, weight, back).compile()
+  if jax.default_backend() == "cpu":
+    turned = [line for line in step.as_text().splitlines() if " transpose(" in line]
+    assert not turned
+  x64, weight64, back64 = (np.float64(array) for array in (x, weight, back))
+  expected = (
+    np.einsum("td,dnh->tnh", x64, weight64),
+    np.einsum("tnh,dnh->td", back64, weight64),
+    np.einsum("td,tnh->dnh", x64, back64),
+  )
+  for got, right in zip(step(x, weight, back), expected, strict=True):
+    np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-4)  # of sums of 1,024 near 0
