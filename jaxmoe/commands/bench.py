@@ -4,6 +4,7 @@ jaxmoe bench step|decode [--shape=NAME,...] [--rivals=torch,llama_cpp] [--count]
 jaxmoe bench attention|kernels [--rivals=torch,tokamax] [--count] [--json=FILE]
 jaxmoe bench start|scaling [--count] [--json=FILE]
 jaxmoe bench page --out=bench.html FILE...
+jaxmoe bench links --out=links.json [--topology=ring --devices=4 --repeats=9]
 jaxmoe bench experts [--tokens=1024 --dim=512 --mlp_dim=512 --num_experts=8
   --num_active=2 --dtype=float32 --repeats=7 --skew=0 --json=FILE]
 jaxmoe bench latency --experts=dense,shift,low_rank,identity --num_experts=4
@@ -14,6 +15,7 @@ rival, in values and gradients, is not timed, and the exit code is 1. With --cou
 compiled, and their work is counted beside the least that is needed; nothing is timed. A suite that
 was killed goes on from the file that --json names; `page` makes one page of such files.
 
+`links` measures latency and bytes a second between devices, for `jaxmoe explain --links`.
 `experts` compares expert layers with a dense one of equal FLOPs; without sizes it runs 8 experts
 top-2, 64 top-8 and 128 top-8. `latency` measures what a row costs at each expert, and prints it for
 LatencyAware(latency=...).
@@ -42,6 +44,8 @@ from jaxmoe.commands.process import command_line
 from jaxmoe.commands.process.malloc import keep_freed_memory
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
+from jaxmoe.cost.link_probe import measure_links
+from jaxmoe.cost.links import write_links
 from jaxmoe.cost.peak import best_memory_rate, best_peak
 
 FLAGS = flags.FlagValues()
@@ -56,7 +60,15 @@ flags.DEFINE_string(
   "experts", "swiglu", "Experts of `latency`: a name of EXPERTS, or kinds.", flag_values=FLAGS
 )
 flags.DEFINE_string("json", None, "A file for the results.", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "The page to write.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "The page, or link profile, to write.", flag_values=FLAGS)
+flags.DEFINE_enum(
+  "topology", "full_mesh", ["full_mesh", "ring"], "Of `links`: how devices are joined.",
+  flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+  "devices", 0, "Of `links`: virtual devices of this CPU; 0 for those there are.",
+  lower_bound=0, upper_bound=1 << 10, flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string("shape", None, "Of a suite: NAME,...", flag_values=FLAGS)
 flags.DEFINE_string("rivals", None, "Of a suite: NAME,...; empty for none.", flag_values=FLAGS)
 flags.DEFINE_bool("count", False, "Whether work is counted and nothing timed.", flag_values=FLAGS)
@@ -70,7 +82,7 @@ def main(arguments: list[str]) -> int:
   """Runs the command; returns the exit code."""
   if arguments[:1] == ["page"]:
     return write_page(arguments[1:])
-  names = (*SUITES, *LAYERS, "page")
+  names = (*SUITES, *LAYERS, "links", "page")
   if len(arguments) != 1 or arguments[0] not in names:
     got = " ".join(arguments) or "none"
     raise InputError(f"expected one suite, {', '.join(names[:-1])} or {names[-1]}, got {got}")
@@ -80,6 +92,8 @@ def main(arguments: list[str]) -> int:
     raise InputError(f"--repeats={FLAGS.repeats} must be at least 1")
   if FLAGS.json:
     check_output(FLAGS.json, f"--json={FLAGS.json}")
+  if arguments == ["links"]:
+    return write_profile()
   if arguments[0] in SUITES:
     return race_suite(arguments[0])
   keep_freed_memory()
@@ -122,6 +136,22 @@ def write_page(paths: list[str]) -> int:
   files = result_files.read_files(paths)
   page_file = importlib.import_module("jaxmoe.bench.page.page_file")
   write_output(FLAGS.out, f"--out={FLAGS.out}", page_file.bench_page(files))
+  print(f"wrote {FLAGS.out}")
+  return 0
+
+
+def write_profile() -> int:
+  """Measures links between devices and writes their profile; returns the exit code."""
+  if not FLAGS.out:
+    raise InputError("--out is missing: the profile to write, such as --out=links.json")
+  check_output(FLAGS.out, f"--out={FLAGS.out}")
+  if FLAGS.devices:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", FLAGS.devices)
+  profile = measure_links(jax.devices(), FLAGS.topology, FLAGS.repeats or 9)
+  write_output(FLAGS.out, f"--out={FLAGS.out}", write_links(profile))
+  for side, way in (("right", profile.right), ("left", profile.left)):
+    print(f"{side}: {way.latency_s * 1e6:.1f} us, {way.bytes_per_s / 1e9:.2f} GB/s")
   print(f"wrote {FLAGS.out}")
   return 0
 
@@ -171,7 +201,7 @@ def run() -> None:
   """Runs the command as this process does, and exits."""
   files = [word for word in sys.argv[2:] if not word.startswith("-")]
   files = files if sys.argv[1:2] == ["page"] else []
-  command_line.run(main, FLAGS, __doc__, takes=(*SUITES, *LAYERS, "page", *files))
+  command_line.run(main, FLAGS, __doc__, takes=(*SUITES, *LAYERS, "links", "page", *files))
 
 
 if __name__ == "__main__":
