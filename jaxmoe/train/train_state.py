@@ -26,6 +26,7 @@ from jaxmoe.core.layout import Layout
 from jaxmoe.core.rng import Keys, check_seed
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.optim import Masters, state_dims
+from jaxmoe.train.stage_arrays import is_staged, layer_shardings, put_together, take_apart
 
 Arrays = dict[str, jax.Array]
 Abstract = dict[str, jax.ShapeDtypeStruct]
@@ -161,7 +162,7 @@ class StateSpec:
 
   def to_arrays(self, state: State) -> Arrays:
     """Returns the leaves by canonical name, one a layer, each in its own dtype."""
-    arrays = _unstack(param_names.flatten(state), self.layer_groups)
+    arrays = unstacked(param_names.flatten(state), self.layer_groups)
     own = {name: leaf.dtype for name, leaf in self.abstract_params().items()}
     return {
       name: leaf.astype(own[name]) if name in own and leaf.dtype != own[name] else leaf
@@ -177,10 +178,12 @@ class StateSpec:
     for path, leaf in flat.items():
       stacked = param_names.layer_names(path, self.layer_groups)
       sharding, shape = shardings[path], leaf.shape
+      lie = [sharding]
       if stacked is not None:
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[1:]))
-        shape = shape[1:]
-      for name in filter(None, stacked or [path]):
+        lie, shape = _of_layers(sharding, len(stacked)), shape[1:]
+      for name, sharding in zip(stacked or [path], lie, strict=True):
+        if not name:
+          continue
         dtype = leaf.dtype
         if path in declared:
           dtype = self.masters.of(name.removeprefix(PARAMS), declared[path].dtype)
@@ -206,17 +209,33 @@ class StateSpec:
     Parameters alone get fresh moments.
     """
     if all(name.startswith(PARAMS) for name in arrays):
-      params = self.cast(params_from_arrays(self.decoder, arrays))
+      only = {"params": self.shapes.params}
+      flat = self._stacked(arrays, param_names.flatten(only))
+      params = param_names.unflatten(only, flat)["params"]
       return self.fresh(jax.device_put(params, self.shardings.params))
-    paths = param_names.flatten(self.shapes)
+    flat = self._stacked(arrays, param_names.flatten(self.shapes))
+    return jax.device_put(param_names.unflatten(self.shapes, flat), self.shardings)
+
+  def _stacked(self, arrays: Arrays, paths: Mapping[str, Any]) -> Arrays:
+    """Returns the leaves at `paths` of arrays by canonical name, in the dtypes in memory."""
+    shardings = param_names.flatten(self.shardings)
+    names = {path: param_names.layer_names(path, self.layer_groups) for path in paths}
+    staged = {path: several for path, several in names.items()
+              if several is not None and is_staged(shardings[path])}  # fmt: skip
+    rest = [path for path in paths if path not in staged]
 
     def stacked(named: Arrays) -> Arrays:
       first = {name: jnp.zeros((), jnp.int32) for name in _LATER}
-      flat = param_names.stack({**first, **named}, list(paths), self.layer_groups)
+      flat = param_names.stack({**first, **named}, rest, self.layer_groups)
       return {path: leaf.astype(paths[path].dtype) for path, leaf in flat.items()}
 
-    flat = jax.jit(stacked)(arrays)
-    return jax.device_put(param_names.unflatten(self.shapes, flat), self.shardings)
+    used = {name for several in staged.values() for name in several}
+    apart = {
+      path: put_together(arrays, several, paths[path], shardings[path])
+      for path, several in staged.items()
+    }
+    whole = {name: leaf for name, leaf in arrays.items() if name not in used}
+    return {**jax.jit(stacked)(whole), **apart}
 
 
 def in_float32(decoder: Decoder) -> Decoder:
@@ -303,7 +322,26 @@ def params_from_arrays(decoder: Decoder, arrays: Arrays) -> Params:
 
 def unstack_params(decoder: Decoder, params: Params) -> Arrays:
   """Returns parameters by canonical name, one a layer."""
-  return _unstack(param_names.flatten({"params": params}), decoder.layer_groups)
+  return unstacked(param_names.flatten({"params": params}), decoder.layer_groups)
+
+
+def unstacked(flat: Arrays, layer_groups: param_names.LayerGroupSizes) -> Arrays:
+  """Returns leaves by canonical name, one a layer; over stages each where its stage is."""
+  apart: Arrays = {}
+  for path, leaf in flat.items():
+    names = param_names.layer_names(path, layer_groups)
+    if names is not None and is_staged(leaf.sharding):
+      apart.update(take_apart(leaf, names))
+      flat = {other: of for other, of in flat.items() if other != path}
+  return {**_unstack(flat, layer_groups), **apart}
+
+
+def _of_layers(sharding: Any, rows: int) -> list[Any]:
+  """Returns where each layer of a stacked leaf lies by itself."""
+  if is_staged(sharding):
+    return list(layer_shardings(sharding, rows))
+  rest = PartitionSpec(*tuple(sharding.spec)[1:])
+  return [NamedSharding(sharding.mesh, rest)] * rows
 
 
 @functools.partial(jax.jit, static_argnums=1)
