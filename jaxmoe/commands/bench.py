@@ -148,6 +148,7 @@ def write_profile() -> int:
   if FLAGS.devices:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", FLAGS.devices)
+  importlib.import_module("jaxmoe.commands.process.jax_settings").set_up_jax()
   profile = measure_links(jax.devices(), FLAGS.topology, FLAGS.repeats or 9)
   write_output(FLAGS.out, f"--out={FLAGS.out}", write_links(profile))
   for side, way in (("right", profile.right), ("left", profile.left)):
