@@ -1,10 +1,12 @@
 """Orders of F and B beside those of torch.distributed.pipelining, weight gradients aside."""
 
+import csv
 import types
 
 import pytest
 
 from jaxmoe.parallel.pipelines import PIPELINES
+from jaxmoe.parallel.pipelines.csv_notation import read_table, write_table
 
 schedules = pytest.importorskip("torch.distributed.pipelining.schedules")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -31,12 +33,17 @@ def asked_stage(index, num_stages, num_devices):
   )
 
 
-def theirs(name, num_devices, num_micro):
-  """Returns by device what torch does: (kind, stage, microbatch), an overlap as two."""
+def schedule(name, num_devices, num_micro):
+  """Returns the schedule of torch; it makes the orders of all devices."""
   num_stages = 2 * num_devices
   placed = PIPELINES[name](num_devices, num_micro).placement
   own = [asked_stage(index, num_stages, num_devices) for index in placed.stages_on(0)]
-  made = getattr(schedules, THEIRS[name])(own, num_micro, loss_fn=lambda *_: None)
+  return getattr(schedules, THEIRS[name])(own, num_micro, loss_fn=lambda *_: None)
+
+
+def theirs(name, num_devices, num_micro):
+  """Returns by device what torch does: (kind, stage, microbatch), an overlap as two."""
+  made = schedule(name, num_devices, num_micro)
   orders = []
   for device in range(num_devices):
     actions = [action for action in made.pipeline_order[device] if action is not None]
@@ -53,6 +60,11 @@ def theirs(name, num_devices, num_micro):
 
 def ours(name, num_devices, num_micro):
   """Returns by device what our table does, in their words."""
+  return passes_of(PIPELINES[name](num_devices, num_micro))
+
+
+def passes_of(table):
+  """Returns by device what a table does, in the words of torch."""
   words = {"F": "FORWARD", "B": "BACKWARD_INPUT", "BW": "FULL_BACKWARD"}
   return [
     [
@@ -61,7 +73,7 @@ def ours(name, num_devices, num_micro):
       for part in action.parts
       if part.kind != "W"
     ]
-    for order in PIPELINES[name](num_devices, num_micro).orders
+    for order in table.orders
   ]
 
 
@@ -78,3 +90,23 @@ def test_orders_are_those_of_torch_wherever_torch_has_one(name, num_devices):
     assert ours(name, num_devices, num_micro) == expected
     compared += 1
   assert compared >= 4
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_file_that_torch_writes_is_read(name, tmp_path):
+  path = str(tmp_path / "torch.csv")
+  schedule(name, 3, 6)._dump_csv(path, "compute_only")
+  table = read_table(path)
+  assert (table.placement, table.num_micro) == (PIPELINES[name](3, 6).placement, 6)
+  assert passes_of(table) == ours(name, 3, 6)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_file_that_we_write_is_read_by_torch(name, tmp_path):
+  path = tmp_path / "ours.csv"
+  path.write_text(write_table(PIPELINES[name](3, 6)))
+  with open(path) as file:
+    actions = [[schedules._Action.from_str(cell) for cell in row] for row in csv.reader(file)]
+  assert [[str(action) for action in row] for row in actions] == [
+    line.split(",") for line in path.read_text().splitlines()
+  ]
