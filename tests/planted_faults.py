@@ -27,6 +27,7 @@ from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.parity import Cell, cell_errors, is_green
 from jaxmoe.train import gradients
 from tests.planted_faults_of_context import FAULTS_OF_CONTEXT
+from tests.planted_faults_of_pipe import FAULTS_OF_PIPE
 
 DATA, EXPERT, TENSOR = Cell(Parallel(data=2)), Cell(Parallel(expert=2)), Cell(Parallel(tensor=2))
 BOTH = Cell(Parallel(data=2, expert=2))
@@ -373,7 +374,7 @@ FAULTS = {
   "the router is detached by an all-gather": Fault(
     GATHERED, exchange.DeviceGroup, "gather", weights_detached
   ),
-  **{name: Fault(*fault) for name, fault in FAULTS_OF_CONTEXT.items()},
+  **{name: Fault(*fault) for name, fault in (FAULTS_OF_CONTEXT | FAULTS_OF_PIPE).items()},
 }
 
 

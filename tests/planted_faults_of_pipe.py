@@ -1,0 +1,86 @@
+"""Faults planted in stages of a pipeline; see `tests/planted_faults.py`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoe.parallel import Parallel, ReduceScatter, tick_scan
+from jaxmoe.parallel.pipelines import lowering
+from jaxmoe.parity import Cell
+from jaxmoe.train.pipeline_gradients import PipelineGradients
+from jaxmoe.train.stage_program import StageShape
+
+STAGES = Cell(Parallel(pipe=2))
+HANDING_ON = dataclasses.replace(STAGES, router="residual")
+LATE = Cell(Parallel(pipe=2, pipeline="zb_h1"))
+
+
+def without_carry(original: Any) -> Any:
+  """Messages whose second part, what gates hand on, stays behind."""
+
+  def moved(sent: Any, *how: Any) -> Any:
+    stream, carry = original(sent, *how)
+    return stream, jax.tree.map(jnp.zeros_like, carry)
+
+  return moved
+
+
+def freed_early(original: Any) -> Any:
+  """Slots that may be written a tick before they are read for the last time."""
+
+  def assign(stays: Any) -> Any:
+    early = [
+      dataclasses.replace(stay, last_read=max(stay.last_read - 1, stay.written)) for stay in stays
+    ]
+    return original(early)
+
+  return assign
+
+
+def kept_where_empty(original: Any) -> Any:
+  """Gradients of a stage's last layer, added to the last place of its device, too."""
+
+  def put(self: Any, run: Any, stack: Any, found: Any) -> Any:
+    stack = original(self, run, stack, found)
+    more = jax.tree.map(
+      lambda all_of, leaf: all_of.at[-1].add(leaf[-1] * (all_of.shape[0] > leaf.shape[0])),
+      {place: stack[run.group][place] for place in found}, found,
+    )  # fmt: skip
+    return {**stack, run.group: {**stack[run.group], **more}}
+
+  return put
+
+
+def embedding_twice(original: Any) -> Any:
+  """The embedding's gradient, counted once for each stage."""
+
+  def finalize(self: Any, grads: Any) -> Any:
+    found = original(self, grads)
+    return {**found, "embed": jax.tree.map(lambda leaf: 2 * leaf, found["embed"])}
+
+  return finalize
+
+
+FAULTS_OF_PIPE = {
+  "a carry is not sent": (HANDING_ON, tick_scan, "_moved", without_carry),
+  "messages go the other way": (
+    Cell(Parallel(pipe=4)), tick_scan, "_moved",
+    lambda of: lambda sent, axis, route, size: of(
+      sent, axis, {"right": "left", "left": "right"}.get(route, route), size
+    ),
+  ),
+  "one slot for all messages": (
+    STAGES, tick_scan, "read_slot", lambda of: lambda pool, slot: of(pool, 0 * slot)
+  ),
+  "a slot is freed a tick early": (STAGES, lowering, "assign_slots", freed_early),
+  "a gradient that was put off is dropped": (
+    LATE, PipelineGradients, "_weights", lambda _: lambda self, stage, step, row, state: state
+  ),
+  "an embedding's gradient is counted by stage": (
+    STAGES, ReduceScatter, "finalize", embedding_twice
+  ),
+  "an empty place keeps a gradient": (STAGES, StageShape, "put", kept_where_empty),
+}  # fmt: skip
+"""By name: the cell, and where what stands in the place of what."""
