@@ -71,6 +71,12 @@ def anywhere(need: Need) -> str | None:
   return None
 
 
+def unmeasured(need: Need) -> str | None:
+  """Meant for no need by itself: a kernel whose speed nobody has measured is asked for by name."""
+  del need
+  return "has not been measured on a device; ask for it by name"
+
+
 def limited(
   platforms: Iterable[str] | None = None,
   features: Iterable[str] | None = None,

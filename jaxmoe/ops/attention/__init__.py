@@ -10,7 +10,7 @@ products stay finite.
 Sizes of a need: B, L, S, N, K, H, P; features: `SINKS`, `ANY_MASK`, `OTHER_SIZE`.
 """
 
-from jaxmoe.core.backends import Backend, limited
+from jaxmoe.core.backends import Backend, limited, unmeasured
 from jaxmoe.ops.attention.binary_linear import (
   binarize,
   binary_linear,
@@ -22,14 +22,17 @@ from jaxmoe.ops.attention.blocks import blocks, for_long_rows
 from jaxmoe.ops.attention.choice import OTHER_SIZE, attend
 from jaxmoe.ops.attention.masked_softmax import reference
 from jaxmoe.ops.attention.merge import AttentionPart, join_sink, merge
+from jaxmoe.ops.attention.mosaic_tpu import mosaic_tpu
 from jaxmoe.ops.attention.parts import SOFTMAX_PARTS, AttentionParts, PartAlgebra
 from jaxmoe.ops.attention.sight import ANY_MASK, NO_SLOT, NOTHING, SINKS, Sight
+from jaxmoe.ops.attention.tpu_walk import fits_tpu
 from jaxmoe.ops.attention.xla import xla
 
 BACKENDS: dict[str, Backend] = {
   "blocks": Backend(blocks, limited(features=(SINKS, OTHER_SIZE)), for_long_rows),
   "reference": Backend(reference),
   "xla": Backend(xla, limited(features=(ANY_MASK,))),
+  "mosaic_tpu": Backend(mosaic_tpu, fits_tpu((SINKS, OTHER_SIZE)), unmeasured),
 }
 
 __all__ = [

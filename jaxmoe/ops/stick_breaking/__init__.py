@@ -9,9 +9,11 @@ A back end is `(q_BLNH, k_BSKH, v_BSKP, sight) -> StickPart`, as in `ops/attenti
 order of time. Sizes and features of a need are the same, too.
 """
 
-from jaxmoe.core.backends import Backend, limited
+from jaxmoe.core.backends import Backend, limited, unmeasured
 from jaxmoe.ops.attention.choice import OTHER_SIZE
+from jaxmoe.ops.attention.tpu_walk import fits_tpu
 from jaxmoe.ops.stick_breaking.blocks import blocks
+from jaxmoe.ops.stick_breaking.mosaic_tpu import mosaic_tpu
 from jaxmoe.ops.stick_breaking.reference import reference
 from jaxmoe.ops.stick_breaking.stick_algebra import STICK_PARTS
 from jaxmoe.ops.stick_breaking.stick_part import StickPart, merge
@@ -19,6 +21,7 @@ from jaxmoe.ops.stick_breaking.stick_part import StickPart, merge
 BACKENDS: dict[str, Backend] = {
   "blocks": Backend(blocks, limited(features=(OTHER_SIZE,))),
   "reference": Backend(reference),
+  "mosaic_tpu": Backend(mosaic_tpu, fits_tpu((OTHER_SIZE,)), unmeasured),
 }
 
-__all__ = ["BACKENDS", "STICK_PARTS", "StickPart", "blocks", "merge", "reference"]
+__all__ = ["BACKENDS", "STICK_PARTS", "StickPart", "blocks", "merge", "mosaic_tpu", "reference"]

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.ops.attention import BACKENDS, NO_SLOT, NOTHING, Sight
+from jaxmoe.ops.attention import BACKENDS, NO_SLOT, NOTHING, Sight, mosaic_tpu
 from jaxmoe.ops.attention.blocks import Blocks, blocks
+from jaxmoe.ops.attention.tpu_walk import Tiles
 from tests.ops.attention import attention_oracle
 
 SCALE, L = 0.3, 11
 # Blocks of 4, so that rows make several, the last ones not full.
 FORMS = {
-  **BACKENDS,
+  **{name: backend for name, backend in BACKENDS.items() if not name.startswith("mosaic")},
+  "mosaic_tpu of 4": functools.partial(mosaic_tpu, tiles=Tiles(4, 4, interpret=True)),
   "blocks of 4": functools.partial(blocks, cut=Blocks(4, 4, 1)),
 }
 form = pytest.mark.parametrize("form", FORMS)
@@ -100,7 +102,7 @@ def test_values_and_gradients_are_those_of_the_float64_loop(form, name):
   check(form, draw(), SIGHTS[name])
 
 
-@pytest.mark.parametrize("form", ["reference", "blocks", "blocks of 4"])
+@pytest.mark.parametrize("form", ["reference", "blocks", "blocks of 4", "mosaic_tpu of 4"])
 @pytest.mark.parametrize("name", ["documents that end inside a block", "nothing"])
 def test_a_sink_takes_its_share_and_has_its_gradient(form, name):
   check(form, draw(), SIGHTS[name], np.array([-40.0, 0.5, 2.0, 60.0]))

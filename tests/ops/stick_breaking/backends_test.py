@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from jaxmoe.ops.attention import NO_SLOT, NOTHING, Sight
-from jaxmoe.ops.stick_breaking import BACKENDS, blocks, merge
+from jaxmoe.ops.attention.tpu_walk import Tiles
+from jaxmoe.ops.stick_breaking import BACKENDS, blocks, merge, mosaic_tpu
 
 SCALE, B, L, S, H = 0.3, 2, 11, 13, 4
 # Blocks of 4, so that 11 queries and 13 keys make several, the last ones not full.
 FORMS = {
-  "reference": BACKENDS["reference"], "blocks of 4": functools.partial(blocks, block=4)
-}  # fmt: skip
+  "reference": BACKENDS["reference"],
+  "blocks of 4": functools.partial(blocks, block=4),
+  "mosaic_tpu of 4": functools.partial(mosaic_tpu, tiles=Tiles(4, 4, interpret=True)),
+}
+HERE = {name: backend for name, backend in BACKENDS.items() if not name.startswith("mosaic")}
 form = pytest.mark.parametrize("attention", FORMS.values(), ids=FORMS.keys())
 
 
@@ -95,7 +99,7 @@ def test_gradients_equal_the_loop_in_finite_differences(attention):
 def test_the_blocks_have_the_gradients_of_the_reference_entry_by_entry():
   arrays = cast(*inputs(seed=5))
   _, right = graded(FORMS["reference"])(*arrays)
-  for name, attention in {**FORMS, **BACKENDS}.items():
+  for name, attention in {**FORMS, **HERE}.items():
     _, found = graded(attention)(*arrays)
     for one, other in zip(found, right, strict=True):
       # Sums over keys in another order.
@@ -182,7 +186,7 @@ def test_the_blocks_hold_no_array_over_all_queries_and_keys():
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 3 + [Sight(*spans, SCALE)]
   temporary = {
     name: graded(BACKENDS[name]).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
-    for name in BACKENDS
+    for name in HERE
   }
   scores = 4 * long * long * 4
   assert temporary["reference"] > scores
@@ -223,6 +227,6 @@ def test_parts_of_the_stick_merge_in_any_grouping_nearer_keys_first(attention):
 
 def test_heads_that_do_not_divide_are_refused():
   arrays = cast(*inputs(3))
-  for attention in BACKENDS.values():
+  for attention in FORMS.values():
     with pytest.raises(ValueError, match="divide"):
       attention(*arrays)
