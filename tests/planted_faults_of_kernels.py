@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxmoe.ops.attention import tpu_walk
 
 # The packages have functions of the names of these modules.
-attention, sticks = (
+SOFTMAX, STICKS, LOSS = "attention", "stick_breaking", "cross_entropy"
+attention, sticks, losses = (
   importlib.import_module(f"jaxmoe.ops.{operation}.mosaic_tpu")
-  for operation in ("attention", "stick_breaking")
+  for operation in (SOFTMAX, STICKS, LOSS)
 )
-SOFTMAX, STICKS = "attention", "stick_breaking"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,22 @@ def _nothing_is_left(right: Any) -> Any:
   return backward
 
 
+def _all_there(right: Any) -> Any:
+  return lambda grid, columns, *refs: right(grid, [jnp.int32(2**30)], *refs)
+
+
+def _sum_of_the_last(right: Any) -> Any:
+  def add(sum_ref: Any, out: Any, one: Any) -> None:
+    sum_ref[...] = jnp.zeros_like(sum_ref)
+    right(sum_ref, out, one)
+
+  return add
+
+
+def _row_before(right: Any) -> Any:
+  return lambda self, lanes=False: right(self, lanes) + 1
+
+
 FAULTS = {
   "a walk ends a block early": KernelFault(SOFTMAX, tpu_walk, "_range", _block_too_few),
   "a walk begins a block late": KernelFault(SOFTMAX, attention, "upward", _one_on),
@@ -98,6 +114,9 @@ FAULTS = {
   ),
   "a key takes of what it left itself": KernelFault(STICKS, sticks, "_earlier", _own_too),
   "a block breaks a whole stick": KernelFault(STICKS, sticks, "_shares", _sums_of_a_block),
+  "columns past the vocabulary count": KernelFault(LOSS, losses, "_forward_kernel", _all_there),
+  "a sum forgets the tiles before": KernelFault(LOSS, losses, "_add", _sum_of_the_last),
+  "columns are one off": KernelFault(LOSS, losses._Grid, "column", _row_before),
   "a walk down stops above the last": KernelFault(STICKS, sticks, "downward", _one_on),
 }
 """By what is wrong."""

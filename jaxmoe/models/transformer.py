@@ -24,7 +24,7 @@ from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.param_names import LayerAddress, LayerGroupSizes, layer_depths
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weight_formats import dot
+from jaxmoe.core.weight_formats import dot, is_plain
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.embedding import Embed
@@ -34,7 +34,7 @@ from jaxmoe.models.param_tree import Params, dims_of, values_of
 from jaxmoe.models.residual import NormKind, ResidualStream
 from jaxmoe.models.stack import LayerGroup, Remat, Stack
 from jaxmoe.ops.cross_entropy import BACKENDS as LOSSES
-from jaxmoe.ops.cross_entropy import VocabShard
+from jaxmoe.ops.cross_entropy import FORMAT, PARTS, TIED, VocabShard
 
 Routed = MoEConfig | AttentionExperts
 DType = Literal["float32", "bfloat16"]
@@ -365,7 +365,7 @@ class Decoder:
     )
     chunk = self.config.loss_chunk
     sizes = {"T": hidden_TD.shape[0], "D": hidden_TD.shape[1], "C": chunk}
-    asked = {"parts of the vocabulary": part is not None, "tied": self.config.tied}
+    asked = {PARTS: part is not None, TIED: self.config.tied, FORMAT: not is_plain(weight)}
     features = [name for name, wanted in asked.items() if wanted]
     loss = self.parallel.chooser.choose("cross_entropy", LOSSES, hidden_TD.dtype, sizes, features)
     nll_T, _ = loss(hidden_TD, weight, spec, labels_BL.reshape(-1), chunk, part)

@@ -1,6 +1,8 @@
 """What kernels for accelerators owe where there is none: a lowering, no races, no fault unseen."""
 
 import functools
+import importlib
+import pkgutil
 from unittest import mock
 
 import jax
@@ -9,102 +11,106 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxmoe import ops
 from jaxmoe.core.backends import Devices, Need
-from jaxmoe.ops import attention, stick_breaking
+from jaxmoe.ops import attention, cross_entropy, stick_breaking
 from jaxmoe.ops.attention import Sight
 from jaxmoe.ops.attention.tpu_walk import Tiles
-from tests.ops.attention import attention_oracle
+from jaxmoe.ops.cross_entropy.mosaic_tpu import LogitTiles
 from tests.planted_faults_of_kernels import FAULTS
 
-OPERATIONS = {"attention": attention, "stick_breaking": stick_breaking}
-KERNELS = [(name, "mosaic_tpu") for name in OPERATIONS]
-kernel = pytest.mark.parametrize(("operation", "backend"), KERNELS)
-TINY = Tiles(4, 4, interpret=True)
+KERNELS = ("attention", "cross_entropy", "stick_breaking")
+ATTENTION = {"attention": attention, "stick_breaking": stick_breaking}
+LOSS = functools.partial(cross_entropy.mosaic_tpu, spec="td,vd->tv", chunk=5)
+REFERENCE_LOSS = functools.partial(cross_entropy.reference, spec="td,vd->tv", chunk=5)
+kernel = pytest.mark.parametrize("operation", KERNELS)
 
 
 def test_every_kernel_is_here():
+  names = (each.name for each in pkgutil.iter_modules(ops.__path__, "jaxmoe.ops."))
+  packages = map(importlib.import_module, names)
   found = {
-    (name, backend)
-    for name, package in OPERATIONS.items()
-    for backend in package.BACKENDS
-    if backend.startswith("mosaic")
+    package.__name__.rpartition(".")[2]
+    for package in packages
+    if "mosaic_tpu" in getattr(package, "BACKENDS", ())
   }
   assert found == set(KERNELS)
 
 
-def sizes(**more):
-  return {"B": 1, "L": 512, "S": 512, "N": 4, "K": 2, "H": 64, "P": 64, **more}
+def backend_of(operation):
+  return importlib.import_module(f"jaxmoe.ops.{operation}").BACKENDS["mosaic_tpu"]
 
 
 @kernel
-def test_a_kernel_is_for_its_platform_and_no_other(operation, backend):
-  fits = OPERATIONS[operation].BACKENDS[backend].fits
-  assert fits(Need(Devices("tpu"), sizes=sizes())) is None
-  assert "the devices are cpu" in fits(Need(Devices("cpu"), sizes=sizes()))
-  assert "at most 256" in fits(Need(Devices("tpu"), sizes=sizes(H=512)))
-  wrong = Need(Devices("tpu"), sizes=sizes(), features=frozenset({attention.ANY_MASK}))
-  assert "has no masks that are no span" in fits(wrong)
+def test_a_kernel_is_for_tpus_and_is_asked_for_by_name(operation):
+  sizes = {"B": 1, "L": 512, "S": 512, "N": 4, "K": 2, "H": 64, "P": 64, "T": 8, "D": 8, "C": 8}
+  backend = backend_of(operation)
+  need = Need(Devices("tpu"), sizes=sizes)
+  assert backend.fits(need) is None and "ask for it by name" in backend.auto(need)
+  assert "the devices are cpu" in backend.fits(Need(Devices("cpu"), sizes=sizes))
+  wrong = {attention.ANY_MASK, cross_entropy.FORMAT}
+  assert "has no heads in a weight" in backend.fits(Need(Devices("tpu"), "float32", sizes, wrong))
+  if operation in ATTENTION:
+    large = Need(Devices("tpu"), sizes={**sizes, "H": 512})
+    assert "at most 256" in backend.fits(large)
 
 
 @kernel
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_kernel_and_its_gradients_lower_for_its_platform(operation, backend, dtype):
-  call = OPERATIONS[operation].BACKENDS[backend]
-  array = lambda heads, size: jax.ShapeDtypeStruct((1, 600, heads, size), dtype)  # noqa: E731
-  spans = [jax.ShapeDtypeStruct((1, 600), jnp.int32)] * 3
-
-  args = array(4, 64), array(2, 64), array(2, 32), *spans
-  both = functools.partial(_both, call)
-  text = jax.jit(both).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
-  assert text.count("tpu_custom_call") == 3
-
-
-def _both(call, q, k, v, *spans):
-  part, vjp = jax.vjp(lambda *x: call(*x, Sight(*spans, 0.1)), q, k, v)
-  return vjp(jax.tree.map(jnp.ones_like, part))
+def test_a_kernel_and_its_gradients_lower_for_tpus(operation, dtype):
+  if operation == "cross_entropy":
+    call, shapes = loss, ((600, 64), (1000, 64))
+  else:
+    call = attend(ATTENTION[operation].mosaic_tpu, 600)
+    shapes = (1, 600, 4, 64), (1, 600, 2, 64), (1, 600, 2, 32)
+  args = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+  traced = jax.jit(functools.partial(both_ways, call)).trace(*args)
+  assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 3
 
 
-def inputs():
-  """Returns arrays of two rows of 11, of documents that end inside blocks."""
+def both_ways(call, *arrays):
+  """Returns what a function of arrays finds, and the gradients of its product with some numbers."""
+  found, vjp = jax.vjp(call, *arrays)
+  leaves, treedef = jax.tree.flatten(found)
+  numbers = [jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) for x in leaves]
+  return *leaves, *vjp(jax.tree.unflatten(treedef, numbers))
+
+
+def attend(call, length):
+  """Returns a function of q, k and v of two rows, of documents of 3, 7 and more tokens."""
+  slot = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (1, length))
+  first = jnp.where(slot < 3, 0, jnp.where(slot < 10, 3, 10))
+  return lambda *arrays: call(*arrays, Sight(first, slot, slot, 0.3))
+
+
+def loss(hidden_TD, head_VD, call=LOSS):
+  labels_T = (jnp.arange(hidden_TD.shape[0]) * 7) % head_VD.shape[0] - 1
+  return call(hidden_TD, head_VD, labels_T=labels_T)
+
+
+def differ(operation, interpret=True):
+  """Returns whether a kernel in tiles of 4 and `reference` differ by more than rounding."""
   rng = np.random.default_rng(0)
-  arrays = [rng.normal(size=(2, 11, heads, 8)) for heads in (4, 2, 2)]
-  slot = np.broadcast_to(np.arange(11), (2, 11))
-  first = np.stack([np.array([0] * 3 + [3] * 7 + [10]), np.zeros(11, int)])
-  return arrays, Sight(*(jnp.asarray(x, jnp.int32) for x in (first, slot, slot)), 0.3)
-
-
-def found(operation, tiles):
-  """Returns what a kernel finds and all gradients, and what `reference` does."""
-  arrays, sight = inputs()
-  arrays = [jnp.asarray(x, jnp.float32) for x in arrays]
-  rng = np.random.default_rng(1)
-  shapes = (2, 11, 4, 8), (2, 11, 4)
-  cotangents = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-  package = OPERATIONS[operation]
-  calls = functools.partial(package.mosaic_tpu, tiles=tiles), package.BACKENDS["reference"]
-  made = []
-  for call in calls:
-    part, vjp = jax.vjp(lambda *x, call=call: call(*x, sight), *arrays)
-    made.append((*part, *vjp(type(part)(*cotangents))))
-  return made
-
-
-def differ(operation, tiles=TINY):
-  """Returns whether a kernel and `reference` differ by more than rounding."""
-  return any(
-    not np.allclose(one, other, rtol=1e-4, atol=1e-4)
-    for one, other in zip(*found(operation, tiles), strict=True)
-  )
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+  if operation == "cross_entropy":
+    arrays, tiles = (draw(11, 8), draw(13, 8)), LogitTiles(4, 4, interpret)
+    one = functools.partial(loss, call=functools.partial(LOSS, tiles=tiles))
+    other = functools.partial(loss, call=REFERENCE_LOSS)
+  else:
+    package, tiles = ATTENTION[operation], Tiles(4, 4, interpret)
+    arrays = draw(1, 11, 4, 8), draw(1, 11, 2, 8), draw(1, 11, 2, 8)
+    one = attend(functools.partial(package.mosaic_tpu, tiles=tiles), 11)
+    other = attend(package.BACKENDS["reference"], 11)
+  found, right = both_ways(one, *arrays), both_ways(other, *arrays)
+  return not all(map(functools.partial(np.allclose, rtol=1e-4, atol=1e-4), found, right))
 
 
 @pytest.mark.slow
 @kernel
-def test_cores_that_share_the_blocks_do_not_race(operation, backend):
+def test_cores_that_share_the_blocks_do_not_race(operation):
   from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # it is told nowhere else
 
-  del backend
-  params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-  assert not differ(operation, Tiles(4, 4, params))
+  assert not differ(operation, pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2))
   assert not interpret_pallas_call.races.races_found
 
 
@@ -114,14 +120,7 @@ def test_a_fault_in_a_kernel_shows(name):
   fault = FAULTS[name]
   assert not differ(fault.operation)
   jax.clear_caches()
-  right = fault.owner.__dict__[fault.name]
-  right = right.__get__(None, fault.owner) if isinstance(right, classmethod) else right
+  right = getattr(fault.owner, fault.name)
   with mock.patch.object(fault.owner, fault.name, fault.planted(right)):
     assert differ(fault.operation)
   jax.clear_caches()
-
-
-def test_the_oracle_of_kernels_is_that_of_a_float64_loop():
-  arrays, sight = inputs()
-  out, _ = attention_oracle.find(arrays, np.asarray(sight.dense()), 0.3)
-  np.testing.assert_allclose(found("attention", TINY)[1][0], out, rtol=1e-5, atol=1e-5)

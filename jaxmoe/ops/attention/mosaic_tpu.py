@@ -20,13 +20,12 @@ from jaxmoe.ops.attention.tpu_walk import (
   Steps,
   Tiles,
   Walk,
-  call,
-  dot,
   heads_first,
   heads_last,
   mask,
   upward,
 )
+from jaxmoe.ops.tpu_kernel import call, dot
 
 CHIP = Tiles()
 _LOWEST = jnp.finfo(jnp.float32).min
@@ -60,7 +59,6 @@ def _forward(q: Any, k: Any, v: Any, walk: Walk, scale: float, tiles: Tiles) -> 
   out, lse = call(
     functools.partial(_forward_kernel, scale),
     (batch, heads, length // tiles.queries, k.shape[2] // tiles.keys),
-    tiles,
     walk.keys_of,
     [
       *zip(walk.masks, steps.spans(), strict=True),
@@ -68,6 +66,7 @@ def _forward(q: Any, k: Any, v: Any, walk: Walk, scale: float, tiles: Tiles) -> 
     ],
     [(rows, steps.query_rows(values)), (numbers, steps.query_numbers())],
     [(values, tiles.queries), (1, tiles.queries), (1, tiles.queries)],
+    tiles.interpret,
   )  # fmt: skip
   return (out, lse), (q, k, v, walk, out, lse)
 
@@ -134,11 +133,11 @@ def _query_gradients(
   (dq,) = call(
     functools.partial(_query_gradient_kernel, scale),
     (batch, heads, length // tiles.queries, k.shape[2] // tiles.keys),
-    tiles,
     walk.keys_of,
     _inputs(steps, q, k, v, walk, given),
     [(jax.ShapeDtypeStruct(q.shape, q.dtype), steps.query_rows(size))],
     [(size, tiles.queries)],
+    tiles.interpret,
   )
   return dq
 
@@ -184,7 +183,6 @@ def _key_gradients(
   return call(
     functools.partial(_key_gradient_kernel, scale, blocks),
     (batch, kv_heads, slots // tiles.keys, group * blocks),
-    tiles,
     walk.queries_of,
     _inputs(steps, q, k, v, walk, given),
     [
@@ -192,6 +190,7 @@ def _key_gradients(
       (jax.ShapeDtypeStruct(v.shape, v.dtype), steps.key_rows(values)),
     ],
     [(tiles.keys, size), (tiles.keys, values)],
+    tiles.interpret,
   )
 
 

@@ -9,17 +9,17 @@ steps past its end stay at the last block, which is not fetched again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from jaxmoe.core.backends import Fits, Need, limited
 from jaxmoe.ops.attention.seen_blocks import cut_spans, seen_blocks
 from jaxmoe.ops.attention.sight import Sight
+from jaxmoe.ops.tpu_kernel import Interpret
 
 Index = Callable[..., tuple[Any, ...]]
 _MOST_HEAD = 256
@@ -32,12 +32,12 @@ class Tiles:
   Attributes:
     queries: Of a block; a multiple of 128 on a chip.
     keys: Likewise.
-    interpret: Whether an interpreter runs kernels, which it can on any platform, or its parameters.
+    interpret: Whether an interpreter runs kernels, see `tpu_kernel`.
   """
 
   queries: int = 256
   keys: int = 256
-  interpret: pltpu.InterpretParams | bool = False
+  interpret: Interpret = False
 
 
 def fits_tpu(features: Iterable[str]) -> Fits:
@@ -190,53 +190,3 @@ def heads_first(x_BLNH: jax.Array, block: int) -> jax.Array:
 def heads_last(x_BNLH: jax.Array, length: int) -> jax.Array:
   """Undoes `heads_first`."""
   return x_BNLH[:, :, :length].swapaxes(1, 2)
-
-
-def dot(spec: str, one: jax.Array, other: jax.Array) -> jax.Array:
-  """Returns the product of two matrices over the letter they share, summed in float32.
-
-  The matrix unit rounds float32 to bfloat16 unless it is told not to.
-  """
-  left, right = spec.split(",")
-  (over,) = set(left) & set(right)
-  dims = ((left.index(over),), (right.index(over),)), ((), ())
-  exact = jax.lax.Precision.HIGHEST if one.dtype == jnp.float32 else None
-  return jax.lax.dot_general(one, other, dims, exact, jnp.float32)
-
-
-def call(
-  kernel: Callable[..., None],
-  grid: tuple[int, ...],
-  tiles: Tiles,
-  scalars: Sequence[jax.Array],
-  inputs: Sequence[tuple[jax.Array, pl.BlockSpec]],
-  outputs: Sequence[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
-  scratch: Sequence[tuple[int, ...]],
-) -> Any:
-  """Returns what a kernel makes, step by step along the last dim of the grid.
-
-  Args:
-    kernel: Takes refs: scalars, inputs, outputs, scratch.
-    grid: Steps; all dims but the last are of blocks that do not know each other.
-    tiles: Where it runs.
-    scalars: What index maps read.
-    inputs: Arrays and their blocks.
-    outputs: Shapes and their blocks.
-    scratch: Shapes of float32 memory that lasts from step to step.
-  """
-  spec = pltpu.PrefetchScalarGridSpec(
-    num_scalar_prefetch=len(scalars),
-    grid=grid,
-    in_specs=[block for _, block in inputs],
-    out_specs=[block for _, block in outputs],
-    scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-  )
-  order: list[Any] = ["parallel"] * (len(grid) - 1) + ["arbitrary"]
-  run = pl.pallas_call(
-    kernel,
-    grid_spec=spec,
-    out_shape=[shape for shape, _ in outputs],
-    compiler_params=pltpu.CompilerParams(dimension_semantics=order),
-    interpret=tiles.interpret,
-  )
-  return run(*scalars, *(array for array, _ in inputs))

@@ -13,13 +13,25 @@ any type of hidden states.
   part: Where the head's columns lie on several devices, inside `shard_map`; every device gets the
     same (T,). O(T) numbers are exchanged, never logits (Shoeybi et al. 2019, section 3).
 
-Sizes of a need: T, D, C (the chunk); features: `parts of the vocabulary`, `tied`.
+Sizes of a need: T, D, C (the chunk); features: `PARTS`, `TIED`, `FORMAT`.
 """
 
-from jaxmoe.core.backends import Backend
+from jaxmoe.core.backends import Backend, limited, unmeasured
 from jaxmoe.ops.cross_entropy.all_logits import VocabShard, reference
 from jaxmoe.ops.cross_entropy.chunks import chunks
+from jaxmoe.ops.cross_entropy.mosaic_tpu import mosaic_tpu
 
-BACKENDS: dict[str, Backend] = {"chunks": Backend(chunks), "reference": Backend(reference)}
+PARTS, TIED, FORMAT = "parts of the vocabulary", "tied", "heads in a weight format"
+"""What a need is said to have that not every back end has."""
 
-__all__ = ["BACKENDS", "VocabShard", "chunks", "reference"]
+BACKENDS: dict[str, Backend] = {
+  "chunks": Backend(chunks),
+  "reference": Backend(reference),
+  "mosaic_tpu": Backend(
+    mosaic_tpu, limited(("tpu",), (PARTS, TIED), ("bfloat16", "float32")), unmeasured
+  ),
+}
+
+__all__ = [
+  "BACKENDS", "FORMAT", "PARTS", "TIED", "VocabShard", "chunks", "mosaic_tpu", "reference",
+]  # fmt: skip

@@ -20,8 +20,6 @@ from jaxmoe.ops.attention.tpu_walk import (
   Steps,
   Tiles,
   Walk,
-  call,
-  dot,
   downward,
   heads_first,
   heads_last,
@@ -29,6 +27,7 @@ from jaxmoe.ops.attention.tpu_walk import (
   upward,
 )
 from jaxmoe.ops.stick_breaking.stick_part import StickPart
+from jaxmoe.ops.tpu_kernel import call, dot
 
 CHIP = Tiles()
 
@@ -64,7 +63,6 @@ def _forward(q: Any, k: Any, v: Any, walk: Walk, scale: float, tiles: Tiles) -> 
   found = call(
     functools.partial(_forward_kernel, scale),
     (batch, heads, length // tiles.queries, k.shape[2] // tiles.keys),
-    tiles,
     walk.keys_of,
     [
       *zip(walk.masks, steps.spans(), strict=True),
@@ -72,6 +70,7 @@ def _forward(q: Any, k: Any, v: Any, walk: Walk, scale: float, tiles: Tiles) -> 
     ],
     [(rows, steps.query_rows(values)), (numbers, steps.query_numbers())],
     [(values, tiles.queries), (1, tiles.queries)],
+    tiles.interpret,
   )  # fmt: skip
   return tuple(found), (q, k, v, walk)
 
@@ -155,7 +154,6 @@ def _query_gradients(
   return call(
     functools.partial(_query_gradient_kernel, scale, blocks),
     (batch, heads, length // tiles.queries, 2 * blocks),
-    tiles,
     walk.keys_of,
     [
       *zip(walk.masks, steps.spans(), strict=True),
@@ -167,6 +165,7 @@ def _query_gradients(
       (pairs, up.pair_numbers()), (pairs, up.pair_numbers()),
     ],
     [(size, tiles.queries), (1, tiles.queries), (1, tiles.queries), (blocks, 1, tiles.queries)],
+    tiles.interpret,
   )  # fmt: skip
 
 
@@ -227,7 +226,6 @@ def _key_gradients(
   return call(
     functools.partial(_key_gradient_kernel, scale, blocks),
     (batch, kv_heads, slots // tiles.keys, group * blocks),
-    tiles,
     walk.queries_of,
     [
       *zip(walk.masks, steps.spans(), strict=True),
@@ -240,6 +238,7 @@ def _key_gradients(
       (jax.ShapeDtypeStruct(v.shape, v.dtype), steps.key_rows(values)),
     ],
     [(tiles.keys, size), (tiles.keys, values)],
+    tiles.interpret,
   )  # fmt: skip
 
 

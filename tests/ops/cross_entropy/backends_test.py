@@ -6,9 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.ops.cross_entropy import BACKENDS, chunks
+from jaxmoe.ops.cross_entropy import BACKENDS, VocabShard, chunks, mosaic_tpu
+from jaxmoe.ops.cross_entropy.mosaic_tpu import LogitTiles
 
-backend = pytest.mark.parametrize("loss_of", BACKENDS.values(), ids=BACKENDS.keys())
+PLAIN = {name: BACKENDS[name] for name in ("chunks", "reference")}
+TILED = functools.partial(mosaic_tpu, tiles=LogitTiles(4, 8, interpret=True))
+FORMS = {**PLAIN, "mosaic_tpu": TILED}
+backend = pytest.mark.parametrize("loss_of", FORMS.values(), ids=FORMS.keys())
 T, D, V = 22, 8, 37
 CHUNKS = [1, 4, 5, 11, 21, 22, 100]
 
@@ -74,7 +78,7 @@ def test_tokens_without_label_give_and_get_exact_zeros(loss_of):
 def test_bfloat16_hidden_states_give_float32_losses_of_the_rounded_numbers(loss_of):
   hidden, head, labels = inputs()
   rounded = [jnp.asarray(x, jnp.bfloat16) for x in (hidden, head)]
-  nll, _ = loss_of(*rounded, "td,dv->tv", jnp.asarray(labels), 5)
+  nll, _ = jax.jit(lambda *x: loss_of(*x, "td,dv->tv", jnp.asarray(labels), 5))(*rounded)
   assert nll.dtype == jnp.float32
   wide = [np.asarray(x, np.float64) for x in rounded]
   expected = oracle(*wide, labels, np.zeros(T), np.zeros(T))[0]
@@ -85,6 +89,38 @@ def test_bfloat16_hidden_states_give_float32_losses_of_the_rounded_numbers(loss_
 def test_a_label_past_the_vocabulary_is_loud(loss_of):
   nll, _ = loss_of(jnp.ones((2, D)), jnp.ones((D, V)), "td,dv->tv", jnp.asarray([V, 0]), 4)
   assert np.isnan(nll[0]) and np.isfinite(nll[1])
+
+
+@backend
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_head_over_devices_has_the_loss_and_the_gradients_of_one(loss_of, devices):
+  hidden, head, labels = inputs()
+  labels = jnp.asarray(labels)
+  room = -(-V // devices)
+  padded = np.pad(head, [(0, 0), (0, devices * room - V)], constant_values=7.0)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("tensor",))
+  hidden = jnp.asarray(hidden, jnp.float32)
+
+  def graded(part, hidden, head):
+    def loss(hidden, head):
+      return jnp.sum(jnp.sin(sum(loss_of(hidden, head, "td,dv->tv", labels, 5, part))))
+
+    value, (d_hidden, d_head) = jax.value_and_grad(loss, (0, 1))(hidden, head)
+    # The cotangent of a sum over devices is that sum's on each of them.
+    return (value, jax.lax.psum(d_hidden, "tensor"), d_head) if part else (value, d_hidden, d_head)
+
+  part, columns = VocabShard("tensor", V), jax.P(None, "tensor")
+  found = jax.jit(jax.shard_map(
+    functools.partial(graded, part), mesh=mesh, in_specs=(jax.P(), columns),
+    out_specs=(jax.P(), jax.P(), columns), check_vma=False,
+  ))(hidden, jnp.asarray(padded, jnp.float32))  # fmt: skip
+  value, d_hidden, d_head = jax.jit(functools.partial(graded, None))(
+    hidden, jnp.asarray(head, jnp.float32)
+  )
+  np.testing.assert_allclose(found[0], value, rtol=1e-5)
+  np.testing.assert_allclose(found[1] / devices, d_hidden, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found[2][:, :V] / devices, d_head, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(found[2][:, V:], 0)
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +138,7 @@ class Doubled:
     raise NotImplementedError
 
 
-@backend
+@pytest.mark.parametrize("loss_of", PLAIN.values(), ids=PLAIN.keys())
 @pytest.mark.parametrize("chunk", [5, T])
 def test_any_weight_format_works_through_its_dot(loss_of, chunk):
   hidden, head, labels = (jnp.asarray(x) for x in inputs())
