@@ -113,7 +113,7 @@ def attention_work(attention: Any, itemsize: int, flops_per_s: float) -> Attenti
     key_heads=kept,
     query_bytes=heads * query * itemsize,
     key_bytes=keys * itemsize,
-    found_bytes=4.0 * heads * (value + 1),
+    found_bytes=heads * (value * itemsize + 4.0),
     flops_per_pair=attention.mixing_flops(1) / 3,
     flops_per_s=flops_per_s,
     gradient_bytes=4 / itemsize,

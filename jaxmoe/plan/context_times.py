@@ -29,7 +29,7 @@ class AttentionWork:
     query_bytes: Of a token's queries.
     key_bytes: Of a token's keys and values, or its latent.
     found_bytes: Of what a query found: output and log-sum-exp, as they are sent.
-    gradient_bytes: Of gradients of queries, over `query_bytes` (float32 over bfloat16 is 2).
+    gradient_bytes: Of gradients of keys, over `key_bytes` (float32 over bfloat16 is 2).
     flops_per_pair: Of all heads, forward.
     flops_per_s: What a device does.
   """
@@ -207,7 +207,7 @@ class _Times:
   def token_ring(self, products: np.ndarray) -> float:
     """Returns the time in which queries go around and what they find goes back."""
     work, last = self.work, self.size - 1
-    gradients = work.query_bytes * work.gradient_bytes
+    gradients = work.query_bytes
     total = max(products[0], self.shift(work.query_bytes, -last))
     total += self.shift(2 * work.query_bytes, -last)
     for back in range(last, 0, -1):

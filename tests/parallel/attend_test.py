@@ -76,7 +76,7 @@ def spread(attend, order, mask, kind="softmax", weigh=None, permutes=True):
 
   def both(q, k, v, slot, segment, sink, weight):
     found, pull = jax.vjp(lambda q, k, v: run(q, k, v, slot, segment, sink), q, k, v)
-    return found, pull(weight)
+    return found, pull(weight.astype(found.dtype))
 
   return jax.jit(both)
 
@@ -155,9 +155,10 @@ def test_the_last_quarter_of_a_row_leaves_what_is_before_it_as_it_was_bit_for_bi
   assert not np.array_equal(out[:, 24:], other[:, 24:])
 
 
-def sent(attend, mask="document"):
+def sent(attend, mask="document", dtype=jnp.float32):
   """Returns the bytes of each permute and exchange of the forward program, by kind and distance."""
-  (q, k, v), slot, segment = laid("plain", arrays())
+  given, slot, segment = laid("plain", arrays())
+  q, k, v = (jnp.asarray(x, dtype) for x in given)
   lowered = spread(attend, "plain", mask).lower(q, k, v, slot, segment, SINK)
   mesh = Mesh(np.array(jax.devices()[:N]), ("context",), axis_types=(AxisType.Auto,))
   return [one for one in collectives_of_lowered(lowered, mesh) if one.total_wire_bytes]
@@ -166,9 +167,9 @@ def sent(attend, mask="document"):
 PART = 4 * SEGMENT.shape[0] * LENGTH // N  # bytes of a number of each token of a part
 
 
-def permuted(attend, mask="document"):
-  found = [one.total_wire_bytes for one in sent(attend, mask) if one.kind == "collective-permute"]
-  return sorted(found)
+def permuted(attend, mask="document", dtype=jnp.float32):
+  found = sent(attend, mask, dtype)
+  return sorted(one.total_wire_bytes for one in found if one.kind == "collective-permute")
 
 
 def test_a_ring_sends_n_less_1_parts_of_keys_and_values():
@@ -182,6 +183,28 @@ def test_a_window_stops_the_ring_after_the_hops_it_needs():
 def test_a_token_ring_sends_queries_and_returns_what_they_found_with_its_log_sum_exp():
   queries, found = PART * HEADS * SIZE, (PART * HEADS, PART * HEADS * SIZE)
   assert permuted("token_ring") == sorted([queries, *found] * (N - 1))
+
+
+def test_all_but_log_sum_exps_is_sent_in_the_dtype_of_queries():
+  assert permuted("ring", dtype=jnp.bfloat16) == [PART * KEY_HEADS * SIZE // 2] * 2 * (N - 1)
+  one_way = PART * HEADS * SIZE // 2
+  right = sorted([one_way, one_way, PART * HEADS] * (N - 1))
+  assert permuted("token_ring", dtype=jnp.bfloat16) == right
+
+
+@pytest.mark.parametrize("attend", ["ring", "token_ring"])
+@pytest.mark.parametrize("kind", ["softmax", "stick_breaking"])
+def test_in_bfloat16_a_strategy_is_as_near_as_one_device_is(attend, kind):
+  narrow = tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays())
+  wide = tuple(np.asarray(x, np.float32) for x in narrow)
+  found, exact = (
+    found_of(name, "plain", "document", kind, given)
+    for name, given in ((attend, narrow), ("gather", wide))
+  )
+  one = found_of("gather", "plain", "document", kind, narrow)
+  for mine, theirs, true in zip(*map(jax.tree.leaves, (found, one, exact)), strict=True):
+    errors = [np.abs(np.asarray(x, np.float32) - true).mean() for x in (mine, theirs)]
+    assert 0 < errors[0] < 2 * errors[1]
 
 
 @pytest.mark.parametrize("attend", ATTEND)

@@ -12,6 +12,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmoe.core.tokens import Tokens
 from jaxmoe.ops.attention import AttentionParts
@@ -24,8 +25,9 @@ def token_ring(
 ) -> jax.Array:
   """Returns what queries find among the keys of whole rows, wherever these are.
 
-  Sends `hops` parts of queries one way and as many of what they found, float32, the other, forward;
-  backward queries and gradients of what was found one way, gradients of queries the other.
+  Sends `hops` parts of queries one way and as many of what they found the other, forward; backward
+  queries and gradients of what was found one way, gradients of queries the other. All of it in the
+  dtype of queries, as a ring sends keys and values, but for log-sum-exps, which are float32.
   """
   trip = Trip.of(parts, arrays[0], mask, group)
   return run(functools.partial(_token_ring, trip), parts, arrays, tokens, mask)
@@ -45,7 +47,7 @@ def _forward(trip: Trip, weights: Any, q: Any, k: Any, v: Any, spans: RowSpans) 
     here = moving
     if back > 1:
       moving = shift(here, 1)
-    part = shift(trip.find(spans, -back, 0)(weights, here, k, v), back)
+    part = trip.shift_part(trip.find(spans, -back, 0)(weights, here, k, v), back, q.dtype)
     found.insert(1, part)
     far = trip.merge(part, far)
   total = trip.merge(found[0], far)
@@ -57,17 +59,17 @@ def _backward(trip: Trip, saved: Any, dtotal: Any) -> Any:
   algebra, shift, far = trip.algebra, trip.group.shift, None
   ready = [algebra.ready(one, dtotal) for one in kept]
   sums, dq = zeros((weights, k, v)), zeros(q)
-  moving = shift((q, dtotal.out_BLNP), -trip.hops)
+  moving = shift((q, dtotal.out_BLNP.astype(q.dtype)), -trip.hops)
   for back in range(trip.hops, -1, -1):
     here_q, dout = moving if back else (q, dtotal.out_BLNP)
     if back > 1:
-      moving = shift((here_q, dout), 1)
+      moving = shift(moving, 1)
     part, pull = jax.vjp(trip.find(spans, -back, 0), weights, here_q, k, v)
-    dpart = algebra.pull(part, dout, shift(ready[back], -back), far)
+    dpart = algebra.pull(part, dout.astype(jnp.float32), shift(ready[back], -back), far)
     dweights, more, dk, dv = pull(dpart)
     sums, dq = add(sums, (dweights, dk, dv)), add(dq, shift(more, back))
     # What is farther goes on with the queries, to the next nearer keys.
-    far = shift(trip.merge(part, far), 1) if algebra.ordered else None
+    far = trip.shift_part(trip.merge(part, far), 1, q.dtype) if algebra.ordered else None
   dweights, dk, dv = like(sums, (weights, k, v))
   return dweights, like(dq, q), dk, dv, None
 

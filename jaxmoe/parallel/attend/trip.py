@@ -44,6 +44,12 @@ class Trip(NamedTuple):
     sight = spans.sight(rank - queries, rank - keys, self.group.size)
     return lambda weights, q, k, v: self.part(weights, q, k, v, sight)
 
+  def shift_part(self, part: Any, by: int, dtype: Any) -> Any:
+    """Returns another device's part, see `ContextGroup.shift`; what it found goes in `dtype`."""
+    sent = part._replace(out_BLNP=part.out_BLNP.astype(dtype))
+    came = self.group.shift(sent, by)
+    return came._replace(out_BLNP=came.out_BLNP.astype(jnp.float32))
+
   def merge(self, near: Any, far: Any) -> Any:
     """Returns the part of two, of which `far` may be none yet."""
     return near if far is None else self.algebra.merge(near, far)
