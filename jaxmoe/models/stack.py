@@ -127,8 +127,7 @@ class Stack:
     if isinstance(params, tuple):
       return self._run_apart(graphs, params, state, tokens, caches, keys)
     if self._placed:
-      assert caches is None, "caches of layers that lie over stages are apart"
-      return self._run_placed(graphs, params, state, tokens, keys)
+      return self._run_placed(graphs, params, state, tokens, caches, keys)
     new_caches, sums, depth = {}, {}, 0
     for s in sorted(params, key=int):  # as text 10 would come before 2
       group_params = params[s]
@@ -151,33 +150,40 @@ class Stack:
       for s, group in enumerate(self.groups)
     }
 
-  def apart(self, tree: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+  def apart(self, tree: dict[str, dict[str, Any]]) -> Any:
     """Returns what is stacked over repeats as arrays of one repeat each, in order of depth.
 
     A product reads a layer's own leaf as fast as memory goes; out of stacked ones it is copied.
+    Layers that lie over stages stay as they are, for no device has room for all.
     """
+    if self._placed:
+      return tree
     return tuple(run.take(tree) for run in repeats_apart(self.layer_groups))
 
   def _run_placed(
     self, graphs: dict[str, dict[str, Any]], params: Any, state: Handed, tokens: Tokens,
-    keys: Keys | None,
+    caches: Any, keys: Keys | None,
   ) -> tuple[jax.Array, Any, Any]:  # fmt: skip
     """Does what `run` does, of parameters in an order of their own that lie over devices.
+
+    Caches are in order of depth, as `empty_caches` makes them.
 
     A layer is taken out of its stacked leaves by a product with a one in its row, so that it goes
     over devices as a sum of parts, of which all but one are zeros: no device holds more than its
     own layers and this one. Weights must be finite.
     """
-    sums, depth = {}, 0
+    new_caches, sums, depth = {}, {}, 0
     for s in sorted(params, key=int):
       width, repeats, rows = self.layer_groups[int(s)]  # type: ignore[misc]
       at = {str(j): jnp.array([rows[j].index(r) for r in range(repeats)]) for j in range(width)}
       gather = functools.partial(_taken, params[s])
       step = self._step(s, graphs[s], tokens, keys, gather)
-      inputs = (at, None, depth + jnp.arange(repeats) * width)
-      state, (_, sums[s]) = (jax.lax.scan if self.scan else _unrolled)(step, state, inputs)
+      inputs = (at, None if caches is None else caches[s], depth + jnp.arange(repeats) * width)
+      runs = jax.lax.scan if self.scan else _unrolled
+      state, (new_caches[s], sums[s]) = runs(step, state, inputs)
       depth += repeats * width
-    return state[0], None, in_memory_order(sums, self.layer_groups)
+    in_order = in_memory_order(sums, self.layer_groups)
+    return state[0], None if caches is None else new_caches, in_order
 
   def _run_apart(
     self, graphs: dict[str, dict[str, Any]], params: tuple[Any, ...], state: Handed, tokens: Tokens,
