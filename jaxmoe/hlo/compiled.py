@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmoe.hlo.dot_flops import dot_flops
-from jaxmoe.hlo.replica_groups import ReplicaGroups, mesh_axes, replica_groups
+from jaxmoe.hlo.replica_groups import ReplicaGroups, mesh_axes, permute_pairs, replica_groups
 from jaxmoe.hlo.text import ArrayShape, parse_program
 from jaxmoe.hlo.trip_counts import Visit, visits
 
@@ -44,6 +44,7 @@ class Collective:
     known: Whether all loops around it have a known length.
     sometimes: Whether it stands in a branch of a conditional; it counts as if it were taken.
     scope: The names of the code that made it.
+    pairs: Of a permute, which device sends to which; empty of all others.
   """
 
   kind: str
@@ -56,6 +57,7 @@ class Collective:
   known: bool = True
   sometimes: bool = False
   scope: str = ""
+  pairs: ReplicaGroups = ()
 
   @property
   def group_size(self) -> int:
@@ -183,6 +185,7 @@ def _collective(visit: Visit, kind: str, mesh: Mesh) -> Collective:
     known=visit.known,
     sometimes=visit.sometimes,
     scope=instruction.scope,
+    pairs=permute_pairs(instruction),
   )
 
 

@@ -63,11 +63,17 @@ def groups_along(
   return tuple(tuple(number for _, number in sorted(group)) for group in groups.values())
 
 
+def permute_pairs(instruction: Instruction) -> ReplicaGroups:
+  """Returns which device sends to which in a permute; nothing for other collectives."""
+  pairs = instruction.attribute(r"source_target_pairs=\{((?:\{[\d,]*\},?)*)\}")
+  return _lists(pairs) if pairs else ()
+
+
 def replica_groups(instruction: Instruction, num_devices: int) -> ReplicaGroups:
   """Returns who exchanges with whom, from any of the notations of HLO."""
-  pairs = instruction.attribute(r"source_target_pairs=\{((?:\{[\d,]*\},?)*)\}")
-  if pairs is not None:
-    return connected_devices(_lists(pairs))
+  pairs = permute_pairs(instruction)
+  if pairs:
+    return connected_devices(pairs)
   listed = instruction.attribute(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
   if listed:
     return _lists(listed)

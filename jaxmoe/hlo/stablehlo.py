@@ -68,7 +68,8 @@ def _collectives(operation: Any, around: _Context) -> Iterator[Collective]:
 
 def _collective(operation: Any, kind: str, around: _Context) -> Collective:
   shapes = [_shape(str(result.type)) for result in operation.operation.results]
-  groups = _groups(operation, around.mesh)
+  listed, is_pairs = _groups(operation, around.mesh)
+  groups = connected_devices(listed) if is_pairs else listed
   return Collective(
     kind=kind,
     axes=mesh_axes(groups, around.mesh),
@@ -80,11 +81,12 @@ def _collective(operation: Any, kind: str, around: _Context) -> Collective:
     known=around.known,
     sometimes=around.sometimes,
     scope=str(operation.operation.location),
+    pairs=listed if is_pairs else (),
   )
 
 
-def _groups(operation: Any, mesh: Mesh) -> ReplicaGroups:
-  """Returns who exchanges with whom; a short group is filled with -1."""
+def _groups(operation: Any, mesh: Mesh) -> tuple[ReplicaGroups, bool]:
+  """Returns who exchanges with whom, or pairs of a permute, and which; -1 fills short groups."""
   attributes = operation.operation.attributes
   if operation.operation.name == "stablehlo.custom_call":  # a ragged all-to-all is written as one
     attributes = attributes["backend_config"]
@@ -92,16 +94,14 @@ def _groups(operation: Any, mesh: Mesh) -> ReplicaGroups:
   found = attributes["source_target_pairs" if is_pairs else "replica_groups"]
   if "mesh_axes" in str(found):  # jax 0.11 names axes where earlier ones list devices
     axes = re.findall(r'name = "(\w+)"', str(found))
-    return groups_along(mesh.shape, [(axis, 1, mesh.shape[axis]) for axis in axes])
+    return groups_along(mesh.shape, [(axis, 1, mesh.shape[axis]) for axis in axes]), False
   rows, columns = map(int, re.findall(r"\d+", str(found.type))[:2])
   flat = [int(value) for value in found]
   groups = tuple(
     tuple(place for place in flat[row * columns : (row + 1) * columns] if place >= 0)
     for row in range(rows)
   )
-  if is_pairs:
-    return connected_devices(groups)
-  return groups or (tuple(range(mesh.devices.size)),)
+  return groups or (tuple(range(mesh.devices.size)),), is_pairs
 
 
 def _shape(text: str) -> ArrayShape:
