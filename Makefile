@@ -63,9 +63,11 @@ test-hf: $(HF_VENV)/installed-hf
 	$(HF_VENV)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow' $(LIVE)
 
 # The tiny training step on 16 TPU chips that are not there; not 0 if it does not compile or fit.
+# Then whether rings hide what they send on 8 of them.
 look-ahead: $(TPU_VENV)/installed-tpu
 	$(TPU_VENV)/bin/python -m launch.explain --config=configs/tiny.py --topology=v5e:4x4 \
 	  --config.parallel.data=4 --config.parallel.fsdp=4 --config.train.batch_size=16
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(TPU_VENV)/bin/python -m pytest -q tests/parallel/look_ahead_test.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -89,7 +91,7 @@ $(HF_VENV)/installed-hf: setup.cfg pyproject.toml | $(VENV)/bin/python
 $(TPU_VENV)/installed-tpu: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(TPU_VENV)
-	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tpu]'
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tpu]'
 	@touch $@
 
 $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
