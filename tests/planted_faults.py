@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.core.errors import InputError
 from jaxmoe.models.loss_pieces import LossPieces
 from jaxmoe.moe import expert_outputs
 from jaxmoe.moe.dispatch import exchange, row_exchange
@@ -379,7 +381,7 @@ FAULTS = {
 
 
 def shown(name: str) -> dict[str, float]:
-  """Returns what a fault makes wrong in its cell.
+  """Returns what a fault makes wrong in its cell, or the line that refuses it.
 
   Raises:
     AssertionError: the cell is red without the fault, or green with it.
@@ -388,7 +390,10 @@ def shown(name: str) -> dict[str, float]:
   before = wrong_without(fault.cell)
   assert not before, f"{fault.cell.key} is red without a fault: {before}"
   with fault.planted():
-    found = wrong(fault.cell)
+    try:
+      found = wrong(fault.cell)
+    except InputError as refusal:
+      found = {str(refusal): math.inf}
   assert found, f"{fault.cell.key} stays green where {name}"
   return found
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.parallel import Parallel, ReduceScatter, tick_scan
+from jaxmoe.parallel import MeshContext, Parallel, ReduceScatter, tick_scan
 from jaxmoe.parallel.pipelines import lowering
 from jaxmoe.parity import Cell
 from jaxmoe.train.pipeline_gradients import PipelineGradients
@@ -14,6 +14,7 @@ from jaxmoe.train.stage_program import StageShape
 
 STAGES = Cell(Parallel(pipe=2))
 HANDING_ON = dataclasses.replace(STAGES, router="residual")
+RING = Cell(Parallel(context=2, pipe=2, attend="ring"))
 LATE = Cell(Parallel(pipe=2, pipeline="zb_h1"))
 
 
@@ -63,6 +64,18 @@ def embedding_twice(original: Any) -> Any:
   return finalize
 
 
+def mean_of_means(original: Any) -> Any:
+  """Losses that are means over a microbatch's labels; the step's is the mean of these."""
+
+  def given(self: Any, *where: Any) -> Any:
+    found = original(self, *where)
+    mine = self.decoder.parallel.psum_tokens(jnp.sum(found.labels_BL >= 0).astype(jnp.float32))
+    labels = jnp.maximum(self.num_micro * mine, 1)
+    return dataclasses.replace(found, totals=dataclasses.replace(found.totals, labels=labels))
+
+  return given
+
+
 FAULTS_OF_PIPE = {
   "a carry is not sent": (HANDING_ON, tick_scan, "_moved", without_carry),
   "messages go the other way": (
@@ -80,6 +93,13 @@ FAULTS_OF_PIPE = {
   ),
   "an embedding's gradient is counted by stage": (
     STAGES, ReduceScatter, "finalize", embedding_twice
+  ),
+  "a step's loss is the mean of its microbatches' means": (
+    STAGES, PipelineGradients, "_given", mean_of_means
+  ),
+  "a permute stands in a branch": (
+    RING, MeshContext, "_context_group",
+    lambda of: property(lambda self: of.fget(self)._replace(permutes=True)),
   ),
   "an empty place keeps a gradient": (STAGES, StageShape, "put", kept_where_empty),
 }  # fmt: skip
