@@ -10,12 +10,14 @@ from jaxmoe.parallel import MeshContext, Parallel, ReduceScatter, tick_scan
 from jaxmoe.parallel.pipelines import lowering
 from jaxmoe.parity import Cell
 from jaxmoe.train.pipeline_gradients import PipelineGradients
+from jaxmoe.train.spread_head import SpreadHead
 from jaxmoe.train.stage_program import StageShape
 
 STAGES = Cell(Parallel(pipe=2))
 HANDING_ON = dataclasses.replace(STAGES, router="residual")
 RING = Cell(Parallel(context=2, pipe=2, attend="ring"))
 LATE = Cell(Parallel(pipe=2, pipeline="zb_h1"))
+SPREAD = Cell(Parallel(pipe=2, head="one_barrier"))
 
 
 def without_carry(original: Any) -> Any:
@@ -76,6 +78,39 @@ def mean_of_means(original: Any) -> Any:
   return given
 
 
+def unembedded_twice(original: Any) -> Any:
+  """The gradient of a spread embedding, counted once for each stage."""
+
+  def unembed(self: Any, *given: Any) -> Any:
+    return jax.tree.map(lambda leaf: 2 * leaf, original(self, *given))
+
+  return unembed
+
+
+def after_the_step(original: Any) -> Any:
+  """Head passes of which that of the first microbatch comes too late for the step's gradient."""
+
+  def backward(self: Any, head: Any, step: Any, row: Any, taken: Any, state: Any) -> Any:
+    made = original(self, head, step, row, taken, state)
+    grads = jax.tree.map(
+      lambda before, after: jnp.where(row["b_micro"] == 0, before, after),
+      state.grads, made.state.grads,
+    )  # fmt: skip
+    return made._replace(state=dataclasses.replace(made.state, grads=grads))
+
+  return backward
+
+
+def all_of_a_loss(original: Any) -> Any:
+  """A loss that all devices find, whole in each one's share."""
+
+  def loss(self: Any, *given: Any) -> Any:
+    share, nll = original(self, *given)
+    return share * self.share, nll
+
+  return loss
+
+
 FAULTS_OF_PIPE = {
   "a carry is not sent": (HANDING_ON, tick_scan, "_moved", without_carry),
   "messages go the other way": (
@@ -102,5 +137,10 @@ FAULTS_OF_PIPE = {
     lambda of: property(lambda self: of.fget(self)._replace(permutes=True)),
   ),
   "an empty place keeps a gradient": (STAGES, StageShape, "put", kept_where_empty),
+  "an embedding's gradient is counted by device": (SPREAD, SpreadHead, "unembed", unembedded_twice),
+  "a gradient of the head comes after the step": (
+    SPREAD, PipelineGradients, "_head_backward", after_the_step
+  ),
+  "a head's loss is counted by device": (SPREAD, SpreadHead, "loss", all_of_a_loss),
 }  # fmt: skip
 """By name: the cell, and where what stands in the place of what."""

@@ -184,8 +184,8 @@ class ParallelContext:
     return False
 
   @property
-  def vocab_axis(self) -> str | None:
-    """The axis over which the head is spread along the vocabulary."""
+  def vocab_axis(self) -> str | tuple[str, ...] | None:
+    """The axis, or axes, over which embedding and head are spread along the vocabulary."""
     return None
 
 

@@ -119,11 +119,13 @@ class LossPieces:
           losses[-1][place], reports[-1][place] = self._reported(run, place, of_place, totals)
     return (handed, losses), reports
 
-  def head(self, params: Params, x_BLD: jax.Array, labels_BL: jax.Array) -> Mean:
+  def head(
+    self, params: Params, x_BLD: jax.Array, labels_BL: jax.Array, chunk: int | None = None
+  ) -> Mean:
     """Returns the negative log-likelihood of labels; reads `final_norm` and `head` or `embed`."""
     x_BLD = self.decoder.final_norm(params, x_BLD)
     with jax.named_scope("loss"):
-      return Mean.of(self.decoder.nll(params, x_BLD, labels_BL), labels_BL >= 0)
+      return Mean.of(self.decoder.nll(params, x_BLD, labels_BL, chunk), labels_BL >= 0)
 
   def total(
     self, nll: Mean, runs: Sequence[LayerRun], losses: AuxLosses, totals: StepTotals

@@ -24,7 +24,7 @@ from jaxmoe.core.parallel_context import ONE_DEVICE, ParallelContext
 from jaxmoe.core.param_names import LayerAddress, LayerGroupSizes, layer_depths
 from jaxmoe.core.rng import Keys
 from jaxmoe.core.tokens import Tokens
-from jaxmoe.core.weight_formats import dot, is_plain
+from jaxmoe.core.weight_formats import dot
 from jaxmoe.models.attention_experts import AttentionExperts
 from jaxmoe.models.block import MLPConfig, MoEConfig
 from jaxmoe.models.embedding import Embed
@@ -354,8 +354,17 @@ class Decoder:
     logits_TV = dot(weight, hidden_TD.astype(jnp.float32), spec)
     return logits_TV.reshape(*hidden_BLD.shape[:2], -1)
 
-  def nll(self, params: Params, hidden_BLD: jax.Array, labels_BL: jax.Array) -> jax.Array:
-    """Returns (B, L) float32 nats, 0 where the label is negative; never holds (B, L, V)."""
+  def nll(
+    self, params: Params, hidden_BLD: jax.Array, labels_BL: jax.Array, chunk: int | None = None
+  ) -> jax.Array:
+    """Returns (B, L) float32 nats, 0 where the label is negative; never holds (B, L, V).
+
+    Args:
+      params: Those of the head.
+      hidden_BLD: The normalised stream.
+      labels_BL: The right ids.
+      chunk: Tokens whose logits exist at a time; None for what the model has.
+    """
     weight, spec = self.head(params)
     hidden_TD = self._scaled(
       self.parallel.all_gather_sequence(hidden_BLD).reshape(-1, hidden_BLD.shape[-1])
@@ -363,9 +372,11 @@ class Decoder:
     part = (
       VocabShard(self.parallel.vocab_axis, self.vocab_size) if self.parallel.vocab_axis else None
     )
-    chunk = self.config.loss_chunk
+    chunk = chunk or self.config.loss_chunk
     sizes = {"T": hidden_TD.shape[0], "D": hidden_TD.shape[1], "C": chunk}
-    asked = {PARTS: part is not None, TIED: self.config.tied, FORMAT: not is_plain(weight)}
+    asked = {
+      PARTS: part is not None, TIED: self.config.tied, FORMAT: not isinstance(weight, jax.Array)
+    }  # fmt: skip
     features = [name for name, wanted in asked.items() if wanted]
     loss = self.parallel.chooser.choose("cross_entropy", LOSSES, hidden_TD.dtype, sizes, features)
     nll_T, _ = loss(hidden_TD, weight, spec, labels_BL.reshape(-1), chunk, part)

@@ -49,6 +49,7 @@ class AxisNames:
 Stage = Literal[0, 1, 2, 3]
 Fold = Literal["data", "fsdp", "context", "tensor"]
 Attend = Literal["gather", "ring", "token_ring", "ulysses"]
+HeadPlace = Literal["last", "one_barrier", "two_barriers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,9 @@ class Parallel:
     pipe: Devices over which the layers are spread in stages.
     pipeline: The order of a stage's passes, a name of PIPELINES (`parallel/pipelines`).
     stages: How many layers each stage has, in order; none to cut them by the FLOPs of products.
+    head: Where the vocabulary lies under a pipeline: embedding on the first stage and head on the
+      `last`, or both over all devices of `pipe` and `tensor` (Yeung et al. 2024), which wait for
+      each other at `one_barrier` of a microbatch (algorithm 2) or at `two_barriers` (1).
   """
 
   axes: ClassVar[AxisNames] = AxisNames()
@@ -99,6 +103,7 @@ class Parallel:
   order: Order = added("plain", before="plain")
   pipeline: str = added("1f1b", before="1f1b")
   stages: tuple[int, ...] = added((), before=())
+  head: HeadPlace = added("last", before="last")
 
   def __post_init__(self) -> None:
     for name, degree in self.axis_sizes.items():
@@ -120,6 +125,11 @@ class Parallel:
       raise InputError(
         f"stages cuts layers over pipe devices, of which there is one: stages={self.stages}; set "
         "pipe above 1, or stages=()"
+      )
+    if self.head != "last" and self.pipe == 1:
+      raise InputError(
+        f"head={self.head} spreads the vocabulary over pipe devices, of which there is one: "
+        "pipe=1; set pipe above 1, or head=last"
       )
     if not self.max_replicated_gib > 0:
       raise InputError(
@@ -173,6 +183,12 @@ class Parallel:
   def expert_axes(self) -> tuple[str, ...]:
     """The axes experts are spread over, outermost first."""
     return tuple(getattr(self.axes, axis) for axis in AXES if axis in ("expert", *self.fold))
+
+  @property
+  def vocab_axes(self) -> tuple[str, ...]:
+    """The axes of the mesh over which the vocabulary is spread, outermost first."""
+    axes = (self.axes.pipe,) * (self.head != "last") + (self.axes.tensor,)
+    return tuple(axis for axis in axes if self.axis_sizes[axis] > 1)
 
   @property
   def expert_degree(self) -> int:

@@ -1,9 +1,10 @@
 """The Layout of a recipe's degrees: where parameters, gradients, moments and batches lie.
 
 Experts lie over the expert axes; heads, hidden units and the vocabulary over `tensor` (Megatron's
-column and row pairs); by its stage ZeRO (Rajbhandari et al. 2019) spreads moments (1), gradients
-(2) and parameters (3) over `fsdp`, each leaf along its largest dim that is free and divides. Layers
-lie over `pipe`, in the order and with the empty places that `parallel/stages.py` gives them.
+column and row pairs), the vocabulary over `pipe`, too, where `head` says so; by its stage ZeRO
+(Rajbhandari et al. 2019) spreads moments (1), gradients (2) and parameters (3) over `fsdp`, each
+leaf along its largest dim that is free and divides. Layers lie over `pipe`, in the order and with
+the empty places that `parallel/stages.py` gives them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from jaxmoe.core.layout import EXPERT, LAYER, Layout, Role, Rules
 from jaxmoe.parallel.block_order import order_batch
 from jaxmoe.parallel.degrees import Parallel, make_mesh
 
-TENSOR_DIMS = ("heads", "kv_heads", "mlp", "vocab")
-UNEVEN = ("kv_heads", "vocab")
+VOCAB = "vocab"
+TENSOR_DIMS = ("heads", "kv_heads", "mlp", VOCAB)
+UNEVEN = ("kv_heads", VOCAB)
 """Dims that are kept whole and cut where they are used if they do not divide by `tensor`."""
 
 
@@ -31,7 +33,7 @@ def make_layout(parallel: Parallel, devices: Sequence[jax.Device] | None = None)
     InputError: as `make_mesh`.
   """
   tensor = dict.fromkeys(TENSOR_DIMS, (parallel.axes.tensor,))
-  weights: Rules = {**tensor, EXPERT: parallel.expert_axes}
+  weights: Rules = {**tensor, VOCAB: parallel.vocab_axes, EXPERT: parallel.expert_axes}
   if parallel.pipe > 1:
     weights = {**weights, LAYER: (parallel.axes.pipe,)}
   stages: dict[Role, int] = {"optimizer": 1, "grads": 1, "params": 3}

@@ -196,24 +196,28 @@ class MeshContext(ParallelContext):
     return jax.lax.all_gather(y_BLD, self._tensor, axis=LENGTH, tiled=True)
 
   def embed(self, table: Any, ids_BL: jax.Array, dtype: Any, vocab_size: int) -> jax.Array:
-    """Returns rows of a table of which each device holds V / t rows, the last ones maybe beyond V.
+    """Returns rows of a table of which each device holds V / n rows, the last ones maybe beyond V.
 
     All but one device add zeros, so that the sum is exact.
     """
-    if self.tensor_size == 1:
+    if self.vocab_axis is None:
       return take_rows(table, ids_BL, dtype)
     size = table.shape[0]
-    first = jax.lax.axis_index(self._tensor) * size
+    first = jax.lax.axis_index(self.vocab_axis) * size
     here_BL = (ids_BL >= first) & (ids_BL < jnp.minimum(first + size, vocab_size))
     rows_BLD = take_rows(table, jnp.where(here_BL, ids_BL - first, 0), dtype)
     known_BL1 = ((ids_BL >= 0) & (ids_BL < vocab_size))[..., None]
     missing_BL1 = jnp.where(known_BL1, 0, jnp.nan).astype(dtype)
-    return self.reduce_tensor(jnp.where(here_BL[..., None], rows_BLD, missing_BL1))
+    rows_BLD = jnp.where(here_BL[..., None], rows_BLD, missing_BL1)
+    if self.stage_axis in self.degrees.vocab_axes:
+      rows_BLD = jax.lax.psum(rows_BLD, self.stage_axis)
+    return self.reduce_tensor(rows_BLD)
 
   @property
-  def vocab_axis(self) -> str | None:
-    """The axis over which the head is spread along the vocabulary."""
-    return self._tensor if self.tensor_size > 1 else None
+  def vocab_axis(self) -> str | tuple[str, ...] | None:
+    """The axis, or axes, over which embedding and head are spread along the vocabulary."""
+    axes = self.degrees.vocab_axes
+    return axes[0] if len(axes) == 1 else axes or None
 
   @property
   def _gathers(self) -> bool:

@@ -21,10 +21,12 @@ class Stages:
   Attributes:
     counts: How many layers each stage has.
     device_of: On which device of `pipe` it lies.
+    spread_vocabulary: Whether embedding and head lie over all devices, and are of no stage.
   """
 
   counts: tuple[int, ...]
   device_of: tuple[int, ...]
+  spread_vocabulary: bool = False
 
   @property
   def num_devices(self) -> int:

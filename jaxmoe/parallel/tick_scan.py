@@ -28,6 +28,22 @@ _READS = {"f_input": "inputs", "b_input": "inputs", "b_grad": "grads"}
 _WRITES = {"forward": "inputs", "backward": "grads"}
 
 
+class VocabularyEnds(NamedTuple):
+  """What all devices do together before the passes of a tick and after them.
+
+  Attributes:
+    device: Where the first stage lies.
+    embed: Returns the first stage's input of a microbatch, on every device.
+    unembed: Returns the state with what the embedding's gradient gets of a microbatch, from the
+      gradient of the first stage's input; it is zeros on all devices but that stage's. None of
+      forward passes alone.
+  """
+
+  device: int
+  embed: Callable[[jax.Array], Any]
+  unembed: Callable[[jax.Array, Any, Any], Any] | None = None
+
+
 class PassResult(NamedTuple):
   """What a pass makes.
 
@@ -53,6 +69,7 @@ def scan_ticks(
   which_PK: np.ndarray,
   message: Any,
   state: Any,
+  ends: VocabularyEnds | None = None,
 ) -> Any:
   """Returns the state after all ticks; for use inside `shard_map`.
 
@@ -63,6 +80,7 @@ def scan_ticks(
     which_PK: Which of them each device takes at each tick.
     message: Shapes of the message from stage to stage, a tree.
     state: Of this device before the first tick.
+    ends: Where the vocabulary lies over all devices.
 
   Raises:
     InputError: a pass has a permute inside.
@@ -78,6 +96,8 @@ def scan_ticks(
 
   def tick(carry: tuple[Any, Any], row: Row) -> tuple[tuple[Any, Any], None]:
     pools, state = carry
+    if ends is not None:
+      pools = {**pools, "inputs": _embedded(ends, axis, row, pools["inputs"], nothing)}
     taken = {
       column: read_slot(pools[pool], row[column]) if pool in pools else nothing
       for column, pool in _READS.items()
@@ -91,17 +111,39 @@ def scan_ticks(
       pool = _WRITES[channel.flow]
       if pool in pools:  # of a forward pass alone nobody may read what comes
         pools = {**pools, pool: write_slot(pools[pool], row[f"slot{number}"], came)}
-    return (pools, made.state), None
+    state = made.state
+    if ends is not None and ends.unembed is not None:
+      state = _unembedded(ends, axis, row, made.backward, state)
+    return (pools, state), None
 
   (_, state), _ = jax.lax.scan(tick, (pools, state), rows)
   return state
+
+
+def _embedded(ends: VocabularyEnds, axis: str, row: Row, inputs: Any, nothing: Any) -> Any:
+  """Returns the slots of inputs with what the first stage takes at this tick, if anything."""
+  micro = row["embed"]
+  came = jax.lax.cond(micro >= 0, lambda: ends.embed(jnp.maximum(micro, 0)), lambda: nothing)
+  here = (jax.lax.axis_index(axis) == ends.device) & (micro >= 0)
+  return write_slot(inputs, jnp.where(here, row["f_input"], -1), came)
+
+
+def _unembedded(ends: VocabularyEnds, axis: str, row: Row, backward: Any, state: Any) -> Any:
+  """Returns the state with the embedding's gradient of what the first stage took, if anything."""
+  micro, here = row["unembed"], jax.lax.axis_index(axis) == ends.device
+  own = jax.tree.map(lambda leaf: jnp.where(here, leaf, 0), backward)
+  assert ends.unembed is not None
+  add = functools.partial(ends.unembed, jnp.maximum(micro, 0), own)
+  return jax.lax.cond(micro >= 0, add, lambda state: state, state)
 
 
 def _rows(columns: Columns, axis: str, which_PK: np.ndarray) -> Row:
   """Returns this device's columns, (K,) each."""
   forward, backward = ("stage", "micro", "input"), ("stage", "micro", "input", "grad", "deferred")
   names = [*(f"f_{name}" for name in forward), *(f"b_{name}" for name in backward)]
-  tables = {name: getattr(columns, name) for name in names}
+  tables = {name: getattr(columns, name) for name in (*names, "vocabulary")}
+  for name in ("embed", "unembed"):  # of all devices alike
+    tables[name] = np.broadcast_to(getattr(columns, name), which_PK.shape)
   tables["pass"] = which_PK.astype(np.int32)
   for number, channel in enumerate(columns.channels):
     tables[f"sends{number}"], tables[f"slot{number}"] = channel.sends_PK, channel.slot_PK

@@ -9,6 +9,7 @@ hold copies, and scatters what stages 1 and 2 keep in shards.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxmoe.core import param_names
 from jaxmoe.core.deferred_products import is_format
 from jaxmoe.core.layout import LAYER, ONCE, Layout, dims_by_path
 from jaxmoe.parallel.degrees import Parallel
-from jaxmoe.parallel.layouts import UNEVEN
+from jaxmoe.parallel.layouts import UNEVEN, VOCAB
 
 # What is cheap to make again of a gathered weight: were it kept, so would be the weight.
 _VIEWS = frozenset((
@@ -53,7 +54,7 @@ class ParamGatherer:
   """Makes the weights of a layer, or of what surrounds the stack, ready on every device."""
 
   def __init__(self, parallel: Parallel, layout: Layout, dims: Any, shapes: Any):
-    self._tensor, self._axes = parallel.tensor, parallel.axes
+    self._parallel, self._axes = parallel, parallel.axes
     bare = dataclasses.replace(layout, sharded={})
     flat_dims = dims_by_path(dims, shapes)
     self._leaves: dict[str, LeafGather] = {}
@@ -64,7 +65,7 @@ class ParamGatherer:
       moved = [at for at in range(len(of)) if stored[at] != used[at]]
       cut = next(
         ((at - first, dim) for at, dim in enumerate(of)
-         if dim in UNEVEN and used[at] is None and parallel.tensor > 1), None
+         if dim in UNEVEN and used[at] is None and self._cut_axes(dim)), None
       )  # fmt: skip
       # Experts that lie over the tensor group, too, have whole products there, and no parts.
       once = ONCE in of and parallel.tensor > 1 and parallel.axes.tensor not in _axes(used)
@@ -107,14 +108,20 @@ class ParamGatherer:
       leaf = jnp.where(jax.lax.axis_index(self._axes.tensor) == 0, leaf, jnp.zeros((), leaf.dtype))
     return leaf
 
+  def _cut_axes(self, kind: str) -> tuple[str, ...]:
+    """Returns the axes over which parts of a dim that does not divide are used."""
+    tensor = (self._axes.tensor,) if self._parallel.tensor > 1 else ()
+    return self._parallel.vocab_axes if kind == VOCAB else tensor
+
   def _cut(self, leaf: jax.Array, dim: int, kind: str) -> jax.Array:
-    """Returns a device's part of a leaf that its tensor group has whole.
+    """Returns a device's part of a leaf that all devices of a group have whole.
 
     Of fewer key heads than devices each has the one that its query heads read; of a vocabulary
     that does not divide the last device has zeros past the end.
     """
-    degree, size = self._tensor, leaf.shape[dim]
-    rank = jax.lax.axis_index(self._axes.tensor)
+    axes, size = self._cut_axes(kind), leaf.shape[dim]
+    degree = math.prod(self._parallel.axis_sizes[axis] for axis in axes)
+    rank = jax.lax.axis_index(axes)
     if kind == "kv_heads":
       return jax.lax.dynamic_slice_in_dim(leaf, rank * size // degree, 1, axis=dim)
     part = -(-size // degree)

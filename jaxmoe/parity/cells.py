@@ -26,7 +26,7 @@ from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parallel.attend import ATTEND
 from jaxmoe.parallel.block_order import Order
-from jaxmoe.parallel.degrees import Stage
+from jaxmoe.parallel.degrees import HeadPlace, Stage
 from jaxmoe.parallel.pipelines import PIPELINES
 from jaxmoe.parity.context_cells import context_cells
 from jaxmoe.train.experiment import Experiment
@@ -82,6 +82,7 @@ def layout_key(parallel: Parallel) -> str:
   """Returns the part of a key that is about the layout; degrees of 1 are not named."""
   axes = "+".join(axis for axis in AXES if parallel.axis_sizes[axis] > 1)
   extras = [parallel.pipeline] if parallel.pipe > 1 else []
+  extras += [parallel.head] * (parallel.head != "last")
   if parallel.fsdp > 1:
     extras.append(f"zero{parallel.zero}")
   if parallel.context > 1:
@@ -116,11 +117,13 @@ def cell_called(key: str) -> Cell | None:
       fields["attend"] = extra
     elif extra in typing.get_args(Order):
       fields["order"] = extra
+    elif extra in typing.get_args(HeadPlace):
+      fields["head"] = extra
     elif extra.startswith("fold_"):
       fields["fold"] = tuple(extra.removeprefix("fold_").split("_"))
     else:
       fields[extra] = True
-  known = {*AXES, "pipeline", "zero", "sequence", PARTITION, "fold", "attend", "order"}
+  known = {*AXES, "pipeline", "zero", "sequence", PARTITION, "fold", "attend", "order", "head"}
   if not {*fields, *fields.get("fold", ())} <= known:
     return None
   parts = mask | dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
@@ -275,6 +278,7 @@ def pipe_cells() -> Iterator[Cell]:
       {}, {"data": 2}, {"expert": 2}, {"fsdp": 2}, {"tensor": 2}, {"tensor": 2, "sequence": True}
     ):  # fmt: skip
       yield Cell(dataclasses.replace(one, **more))  # type: ignore[arg-type]
+  yield from spread_head_cells()
   one = Parallel(pipe=2)
   stages: tuple[Stage, ...] = (0, 1, 2)
   for zero in stages:
@@ -294,6 +298,24 @@ def pipe_cells() -> Iterator[Cell]:
     yield Cell(one, experts=experts)
   for attention in ATTENTION:
     yield Cell(one, attention=attention)
+
+
+def spread_head_cells() -> Iterator[Cell]:
+  """Yields the cells of a vocabulary that lies over all devices of a pipeline."""
+  one = Parallel(pipe=2, head="one_barrier")
+  two = Parallel(pipe=2, head="two_barriers")
+  for pipeline in PIPELINES:
+    yield Cell(dataclasses.replace(one, pipeline=pipeline))
+  for axes in (("data",), ("expert",), ("fsdp",), ("tensor",), ("data", "fsdp")):
+    yield Cell(dataclasses.replace(one, **dict.fromkeys(axes, 2)))  # type: ignore[arg-type]
+  yield Cell(dataclasses.replace(one, tensor=2, sequence=True))
+  yield Cell(dataclasses.replace(one, context=2, attend="ring"))
+  yield Cell(dataclasses.replace(one, fsdp=2, zero=2))
+  for pipeline in ("1f1b", "zb_v", "dualpipe_v"):
+    yield Cell(dataclasses.replace(two, pipeline=pipeline))
+  for axis in ("expert", "fsdp", "tensor", "context"):
+    attend = {"attend": "ring"} if axis == "context" else {}
+    yield Cell(dataclasses.replace(two, **{axis: 2}, **attend))  # type: ignore[arg-type]
 
 
 def layouts() -> Iterator[Parallel]:

@@ -51,6 +51,7 @@ _SOURCES = (
   "train/pipeline_stages.py",
   "train/pipeline_state.py",
   "train/sharded_gradients.py",
+  "train/spread_head.py",
   "train/stage_program.py",
 )
 """What the numbers of a cell depend on, under `jaxmoe/`."""

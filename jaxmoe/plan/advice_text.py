@@ -28,6 +28,9 @@ def pipeline_text(found: PipelineSummary | None) -> Iterator[str]:
   yield from _wrapped(f"FLOPs of a mean stage and microbatch: {flops}")
   sent = ", ".join(f"{way} {size(count)}" for way, count in found.sent.items())
   yield from _wrapped(f"permutes of the stream in a step, a device: {sent}")
+  if found.summed:
+    summed = size(round(found.summed))
+    yield from _wrapped(f"sums of the stream for the vocabulary, a device: {summed}")
   yield "  simulated, of equal stages   bubble   in ticks   step   in ticks   in flight"
   for table in (own, *found.rivals):
     yield _row(table)

@@ -1,7 +1,8 @@
 """Summary of a recipe's pipeline: ticks, slots, what is in flight, the bubble; and of its rivals.
 
-Durations are counted FLOPs of a mean stage, all stages alike and without the head; the engine keeps
-a stage's input alone, so that a backward pass makes the stage again. Simulated, not measured.
+Durations are counted FLOPs of a mean stage, all stages alike; a head on the last stage is left out,
+one over all devices is in `S` and `T`. The engine keeps a stage's input alone, so that a backward
+pass makes the stage again. Simulated, not measured.
 """
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ import dataclasses
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.transformer import TransformerConfig
-from jaxmoe.parallel.pipelines import PIPELINES, Columns, Table, lower
+from jaxmoe.parallel.pipelines import (
+  PIPELINES,
+  Columns,
+  Table,
+  Vocabulary,
+  lower,
+  with_vocabulary,
+)
 from jaxmoe.parallel.pipelines.simulation import Durations, simulate, simulate_ticks
 from jaxmoe.train.experiment import Experiment
-from jaxmoe.train.pipeline_stages import stages_of, table_of
+from jaxmoe.train.pipeline_stages import stages_of, table_of, vocabulary_of
+from jaxmoe.train.spread_head import STREAM_SUMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +59,11 @@ class PipelineSummary:
     devices: Along `pipe`.
     num_micro: Microbatches.
     stages: Layers of each stage.
-    flops: By kind of pass, of a mean stage and microbatch on one device of `pipe`.
+    flops: By kind of pass, of a mean stage and microbatch on one device of `pipe`; of `S` and `T`
+      a device's share.
     sent: Bytes of the residual stream that permutes send in a step, by direction, a device.
+    summed: Bytes of it that a device sends, in rings, so that all know what a vocabulary that lies
+      over all of them takes and gives.
   """
 
   own: TableSummary
@@ -61,6 +73,7 @@ class PipelineSummary:
   stages: tuple[int, ...]
   flops: dict[str, float]
   sent: dict[str, int]
+  summed: float = 0.0
 
 
 def pipeline_summary(
@@ -83,14 +96,25 @@ def pipeline_summary(
   stages = stages_of(parallel, experiment.model, vocab_size)
   tokens = experiment.train.batch_size // num_micro * experiment.data.seq_len
   flops = _flops(experiment.model, experiment.data.seq_len, tokens)
+  summed = 0.0
+  if (vocabulary := vocabulary_of(parallel)) is not None:
+    flops |= _head_flops(vocabulary, 2.0 * tokens * experiment.model.dim * vocab_size)
+    ring = 2 * (parallel.pipe - 1) / parallel.pipe
+    summed = num_micro * STREAM_SUMS[vocabulary.algorithm] * ring * stream_bytes
+  names = [name for name in PIPELINES if name != parallel.pipeline]
+  rivals = _rivals(names, parallel.pipe, num_micro, flops, vocabulary)
   return PipelineSummary(
     own=_summary(parallel.pipeline, table, flops),
-    rivals=tuple(_rivals(parallel.pipeline, parallel.pipe, num_micro, flops)),
+    rivals=tuple(rivals),
     devices=parallel.pipe,
     num_micro=num_micro,
     stages=stages.counts,
-    flops={kind: value / len(stages.counts) for kind, value in flops.items()},
+    flops={
+      kind: value / (parallel.pipe if kind in ("S", "T") else len(stages.counts))
+      for kind, value in flops.items()
+    },
     sent=sent_bytes(lower(table), stream_bytes),
+    summed=summed,
   )
 
 
@@ -116,9 +140,21 @@ def _flops(model: TransformerConfig, seq_len: int, tokens: int) -> dict[str, flo
   return {"F": forward, "B": backward, "W": weights, "BW": backward + weights}
 
 
+def _head_flops(vocabulary: Vocabulary, product: float) -> dict[str, float]:
+  """Returns FLOPs of the head's passes, of one microbatch on all devices; see `SpreadHead`."""
+  if vocabulary.algorithm == 2:
+    return {"S": 2 * product, "T": product}
+  return {"S": product, "T": 3 * product}
+
+
 def _summary(name: str, table: Table, flops: dict[str, float]) -> TableSummary:
   """Returns a table's summary; time is in steps of even work."""
-  durations = Durations(forward=flops["F"], backward=flops["B"], weights=flops["W"])
+  stages, devices = table.placement.num_stages, table.placement.num_devices
+  of_head = {kind: flops.get(kind, 0.0) * stages / devices for kind in ("S", "T")}
+  durations = Durations(
+    forward=flops["F"], backward=flops["B"], weights=flops["W"],
+    scores=of_head["S"], head_weights=of_head["T"],
+  )  # fmt: skip
   true, ticks = simulate(table, durations), simulate_ticks(table, durations)
   columns = lower(table)
   busy = sum(true.busy) / len(true.busy)
@@ -135,13 +171,19 @@ def _summary(name: str, table: Table, flops: dict[str, float]) -> TableSummary:
 
 
 def _rivals(
-  own: str, num_devices: int, num_micro: int, flops: dict[str, float]
+  names: list[str],
+  num_devices: int,
+  num_micro: int,
+  flops: dict[str, float],
+  vocabulary: Vocabulary | None,
 ) -> list[TableSummary]:
-  """Returns the other tables, those that have too few microbatches left out."""
+  """Returns the other tables with a head like this one's; too few microbatches are left out."""
   found = []
-  for name, build in PIPELINES.items():
+  for name in names:
     try:
-      found += [_summary(name, build(num_devices, num_micro), flops)] if name != own else []
+      table = PIPELINES[name](num_devices, num_micro)
     except InputError:
       continue
+    table = table if vocabulary is None else with_vocabulary(table, vocabulary)
+    found.append(_summary(name, table, flops))
   return found

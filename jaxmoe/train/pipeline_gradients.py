@@ -23,12 +23,21 @@ from jaxmoe.core.tokens import Compare, Tokens
 from jaxmoe.models.loss_pieces import LossPieces
 from jaxmoe.models.transformer import Decoder, Params
 from jaxmoe.moe.balance import StepTotals
-from jaxmoe.parallel.pipelines import KINDS, Columns, Table, forward_only, lower
+from jaxmoe.parallel.pipelines import (
+  KINDS,
+  Columns,
+  Table,
+  Vocabulary,
+  forward_only,
+  lower,
+  with_vocabulary,
+)
 from jaxmoe.parallel.stages import Stages
 from jaxmoe.parallel.tick_scan import (
   Pass,
   PassResult,
   Row,
+  VocabularyEnds,
   empty_slots,
   read_slot,
   scan_ticks,
@@ -45,6 +54,7 @@ from jaxmoe.train.gradients import (
   router_sums,
 )
 from jaxmoe.train.pipeline_state import PipelineState, empty_state, local_zero_sums
+from jaxmoe.train.spread_head import SpreadHead
 from jaxmoe.train.stage_program import StageInputs, StageProgram, StageShape
 
 Shapes = tuple[StageShape | None, StageShape | None]
@@ -90,8 +100,14 @@ class PipelineGradients:
   ):  # fmt: skip
     self.decoder, self.axis, self.reducer, self.compare = decoder, axis, reducer, compare
     self.pieces, self.num_micro = LossPieces(decoder), table.num_micro
-    self.columns = lower(table)
-    self._counting = lower(forward_only(table.placement, table.num_micro))
+    self.columns, forward = lower(table), forward_only(table.placement, table.num_micro)
+    self.head = None
+    if table.vocabulary is not None:
+      last = table.placement.device_of[-1]
+      share = decoder.parallel.tensor_size * table.placement.num_devices
+      self.head = SpreadHead(self.pieces, table.vocabulary, axis, last, share)
+      forward = with_vocabulary(forward, Vocabulary())  # which has no T to wait for
+    self._counting = lower(forward)
     self.count_first = counts_first(decoder, table.num_micro)
     depths = [[stages.bounds(stage)[0] for stage in row] for row in self.columns.stages_PN]
     self._depth_PN = np.array(depths, np.int32)
@@ -112,7 +128,9 @@ class PipelineGradients:
       whole = self._count(step, zeros)
       step = dataclasses.replace(step, totals=dataclasses.replace(step.totals, whole=whole))
     step = dataclasses.replace(step, deferred=self._put_off(step))
-    state = self._scan(self.columns, step, self._gradient_pass, self._empty(step))
+    state = self._scan(
+      self.columns, step, self._gradient_pass, self._empty(step), self._ends(step, grads=True)
+    )
     metrics = {**self._over_stages(parallel.psum_tokens(state.metrics)), "layers": state.layers}
     corrections = balance_corrections(self.decoder, metrics, self.count_first, self._over_stages)
     metrics = {**metrics, "tokens": totals.tokens, **corrections}
@@ -122,8 +140,9 @@ class PipelineGradients:
     return jax.lax.psum(tree, self.axis)
 
   def _scan(
-    self, columns: Columns, step: _Step, make: Callable[[str, Shapes, _Step], Pass], state: Any
-  ) -> Any:
+    self, columns: Columns, step: _Step, make: Callable[[str, Shapes, _Step], Pass], state: Any,
+    ends: VocabularyEnds | None,
+  ) -> Any:  # fmt: skip
     """Returns the state after all ticks of these columns, whose passes `make` makes."""
     found: dict[tuple[str, Shapes], int] = {("idle", (None, None)): 0}
     passes: list[tuple[str, Pass]] = [("idle", lambda row, taken, state: PassResult(state))]
@@ -138,10 +157,28 @@ class PipelineGradients:
         found[key] = len(passes)
         passes.append((key[0], make(*key, step)))
       which_PK[device, tick] = found[key]
-    return scan_ticks(columns, self.axis, passes, which_PK, self._message(step), state)
+    return scan_ticks(columns, self.axis, passes, which_PK, self._message(step), state, ends)
+
+  def _ends(self, step: _Step, grads: bool) -> VocabularyEnds | None:
+    """Returns what all devices do with the embedding where it lies over all of them."""
+    if (head := self.head) is None:
+      return None
+
+    def embed(micro: jax.Array) -> Any:
+      return head.embed(step.params, self._tokens(step, micro)[0])
+
+    def unembed(micro: jax.Array, gradient: Any, state: PipelineState) -> PipelineState:
+      found = head.unembed(step.params, self._tokens(step, micro)[0], gradient)
+      return self._with_outer(state, found)
+
+    device = self.columns.placement.device_of[0]
+    return VocabularyEnds(device, embed, unembed if grads else None)
 
   def _gradient_pass(self, kind: str, shapes: Shapes, step: _Step) -> Pass:
     """Returns a pass of a training step."""
+    if self.head is not None and kind in ("S", "T"):
+      of_head = self._head_forward if kind == "S" else self._head_backward
+      return functools.partial(of_head, self.head, step)
     ahead, back = (StageProgram(self.pieces, shape) if shape else None for shape in shapes)
 
     def does(row: Row, taken: dict[str, Any], state: PipelineState) -> PassResult:
@@ -191,6 +228,33 @@ class PipelineGradients:
     state = state.with_metrics(metrics).with_reports(stage.shape, reports, row["b_micro"])
     return state, None if stage.shape.first else d_handed
 
+  def _head_forward(
+    self, head: SpreadHead, step: _Step, row: Row, taken: dict[str, Any], state: PipelineState
+  ) -> PassResult:
+    """Does `S`: its loss counts on the last stage's device, whose gradient it may be, too."""
+    outer, labels_BL = head.outer(step.params), self._tokens(step, row["f_micro"])[1]
+    nll, left, d_outer, d_handed = head.forward(
+      outer, taken["f_input"], labels_BL, step.totals.labels
+    )
+    here = (jax.lax.axis_index(self.axis) == head.device).astype(jnp.float32)
+    nll = jax.tree.map(lambda sum: here * sum, nll)
+    none = dict.fromkeys(state.metrics["balance"], 0.0)
+    found = {"loss": nll, "total_loss": nll.sum / step.totals.labels, "balance": none}
+    state = self._with_outer(state, d_outer).with_metrics(found)
+    slots = write_slot(state.vocabulary, row["vocabulary"], left)
+    return PassResult(dataclasses.replace(state, vocabulary=slots), None, d_handed)
+
+  def _head_backward(
+    self, head: SpreadHead, step: _Step, row: Row, taken: dict[str, Any], state: PipelineState
+  ) -> PassResult:
+    """Does `T`."""
+    outer, labels_BL = head.outer(step.params), self._tokens(step, row["b_micro"])[1]
+    left = read_slot(state.vocabulary, row["vocabulary"])
+    d_outer, d_handed = head.backward(
+      outer, left, taken["b_grad"], labels_BL, step.totals.labels
+    )
+    return PassResult(self._with_outer(state, d_outer), None, d_handed)
+
   def _weights(
     self, stage: StageProgram, step: _Step, row: Row, state: PipelineState
   ) -> PipelineState:
@@ -205,11 +269,19 @@ class PipelineGradients:
     self, stage: StageProgram, state: PipelineState, d_weights: list[Params], d_outer: Params
   ) -> PipelineState:
     """Returns the state with the gradients of a stage's weights in a microbatch."""
-    wide, grads = self._reduced(d_outer), state.grads
-    grads = {**grads, **jax.tree.map(jnp.add, {name: grads[name] for name in wide}, wide)}
+    state = self._with_outer(state, d_outer)
+    grads = {**state.grads}
     for run, of_run in zip(stage.shape.runs, d_weights, strict=True):
       mine = self._reduced({"stack": {run.group: of_run}})["stack"][run.group]
       grads["stack"] = stage.shape.put(run, grads["stack"], mine)
+    return dataclasses.replace(state, grads=grads)
+
+  def _with_outer(self, state: PipelineState, found: Params) -> PipelineState:
+    """Returns the state with gradients of parameters beside the stack, or of some leaves."""
+    grads = {**state.grads}
+    for name, wide in self._reduced(found).items():
+      mine = {leaf: grads[name][leaf] for leaf in wide}
+      grads[name] = {**grads[name], **jax.tree.map(jnp.add, mine, wide)}
     return dataclasses.replace(state, grads=grads)
 
   def _reduced(self, grads: Any) -> Any:
@@ -224,25 +296,33 @@ class PipelineGradients:
   def _given(self, step: _Step, row: Row, half: str, running: Any) -> StageInputs:
     """Returns what a stage is given in the forward (f) or backward (b) half of a pass."""
     micro, device = row[f"{half}_micro"], jax.lax.axis_index(self.axis)
+    tokens, labels_BL = self._tokens(step, micro)
+    here = self.decoder.parallel.row_group() * self.num_micro + micro
+    totals = dataclasses.replace(step.totals, running=running)
+    depth = jnp.asarray(self._depth_PN)[device, row[f"{half}_stage"]]
+    return StageInputs(depth, tokens, labels_BL, step.keys.at(here), totals)
+
+  def _tokens(self, step: _Step, micro: jax.Array) -> tuple[Tokens, jax.Array]:
+    """Returns what is known of a microbatch's tokens, and their labels."""
     batch = jax.tree.map(
       lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), step.micro
     )
     tokens = self.decoder.parallel.spread_rows(Tokens.of_batch(batch))
     if self.compare is not None:
       tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=self.compare)
-    here = self.decoder.parallel.row_group() * self.num_micro + micro
-    totals = dataclasses.replace(step.totals, running=running)
-    depth = jnp.asarray(self._depth_PN)[device, row[f"{half}_stage"]]
-    return StageInputs(depth, tokens, batch["labels"], step.keys.at(here), totals)
+    return tokens, batch["labels"]
 
   def _count(self, step: _Step, zeros: Any) -> Any:
     """Returns the router sums of the whole step, by a table of forward passes alone."""
     with jax.named_scope("count_choices"):
-      sums = self._scan(self._counting, step, self._counting_pass, zeros)
+      ends = self._ends(step, grads=False)
+      sums = self._scan(self._counting, step, self._counting_pass, zeros, ends)
     return jax.lax.stop_gradient(self.decoder.parallel.psum_tokens(sums))
 
   def _counting_pass(self, kind: str, shapes: Shapes, step: _Step) -> Pass:
     """Returns a forward pass whose state are the sums of routers."""
+    if kind == "S":  # no router is in the head
+      return lambda row, taken, sums: PassResult(sums)
     assert shapes[0] is not None, kind
     stage = StageProgram(self.pieces, shapes[0])
 
@@ -278,7 +358,13 @@ class PipelineGradients:
     state = empty_state(step.params, grads, found, self.num_micro)
     slots = functools.partial(empty_slots, self.columns.slots.deferred)
     deferred = jax.tree.map(slots, step.slot(step.params).shapes())
-    return dataclasses.replace(state, deferred=deferred)
+    if self.head is None:
+      return dataclasses.replace(state, deferred=deferred)
+    labels_BL = self._tokens(step, np.int32(0))[1]
+    left = self.head.leaves(self.head.outer(step.params), labels_BL, handed)
+    count = self.columns.slots.vocabulary
+    vocabulary = jax.tree.map(functools.partial(empty_slots, count), left)
+    return dataclasses.replace(state, deferred=deferred, vocabulary=vocabulary)
 
   def _put_off(self, step: _Step) -> dict[StageShape, DeferredWeights]:
     """Returns which weights' gradients stages put off; none where the table puts none off."""

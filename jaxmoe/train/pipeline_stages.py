@@ -9,11 +9,17 @@ from jaxmoe.core.param_names import LayerGroupSizes
 from jaxmoe.models.stack import layer_group_sizes
 from jaxmoe.models.transformer import TransformerConfig
 from jaxmoe.parallel import Parallel
-from jaxmoe.parallel.pipelines import PIPELINES, Table, named_table
+from jaxmoe.parallel.pipelines import (
+  PIPELINES,
+  Table,
+  Vocabulary,
+  named_table,
+  with_vocabulary,
+)
 from jaxmoe.parallel.pipelines.csv_notation import read_table
 from jaxmoe.parallel.stages import Stages, check_counts, cut_by_cost
 
-OFFERED = frozenset(("F", "B", "W", "BW"))
+OFFERED = frozenset(("F", "B", "W", "BW", "S", "T"))
 """The passes that tables may have; side by side, too."""
 
 
@@ -24,12 +30,15 @@ def table_of(parallel: Parallel, num_micro: int) -> Table:
     InputError: there is no such pipeline, or there are too few microbatches for it.
   """
   pipelines: dict[str, Callable[[int, int], Table]] = {**PIPELINES}
-  table = named_table(parallel.pipeline, parallel.pipe, num_micro, pipelines)
+  vocabulary = vocabulary_of(parallel)
+  table = named_table(parallel.pipeline, parallel.pipe, num_micro, pipelines, vocabulary)
   if num_micro < parallel.pipe:
     raise InputError(
       f"a pipeline of {parallel.pipe} devices needs as many microbatches or more, for with fewer "
       f"some always idle: train.num_micro={num_micro}; set train.num_micro={parallel.pipe} or more"
     )
+  if vocabulary is not None and table.vocabulary is None:
+    table = with_vocabulary(table, vocabulary)
   kinds = {part.kind for order in table.orders for action in order for part in action.parts}
   if kinds - OFFERED:
     raise InputError(
@@ -39,6 +48,12 @@ def table_of(parallel: Parallel, num_micro: int) -> Table:
   return table
 
 
+def vocabulary_of(parallel: Parallel) -> Vocabulary | None:
+  """Returns how the head over all devices works; None where it is on the last stage."""
+  algorithms = {"one_barrier": 2, "two_barriers": 1}
+  return None if parallel.head == "last" else Vocabulary(algorithms[parallel.head])
+
+
 def stages_of(parallel: Parallel, model: TransformerConfig, vocab_size: int) -> Stages:
   """Returns the stages of a model: those that are asked for, or cut by the FLOPs of products.
 
@@ -46,10 +61,10 @@ def stages_of(parallel: Parallel, model: TransformerConfig, vocab_size: int) -> 
     InputError: there are fewer layers than stages, or not those that are asked for.
   """
   if parallel.pipeline.endswith(".csv"):
-    placement = read_table(parallel.pipeline).placement
+    placement = read_table(parallel.pipeline, vocabulary_of(parallel)).placement
   else:
     placement = table_of(parallel, 2 * parallel.pipe).placement
-  stages, layers = placement.num_stages, model.num_layers
+  stages, layers, spread = placement.num_stages, model.num_layers, parallel.head != "last"
   if layers < stages:
     raise InputError(
       f"pipeline {parallel.pipeline} of {parallel.pipe} devices has {stages} stages of at least "
@@ -57,13 +72,13 @@ def stages_of(parallel: Parallel, model: TransformerConfig, vocab_size: int) -> 
     )
   if parallel.stages:
     check_counts(parallel.stages, layers, stages)
-    return Stages(parallel.stages, placement.device_of)
+    return Stages(parallel.stages, placement.device_of, spread)
   costs = [
     float(block.active_params(model.dim))
     for group in model.stack for _ in range(group.repeats) for block in group.pattern
   ]  # fmt: skip
-  costs[-1] += model.dim * vocab_size  # the head's, which lies on the last stage
-  return Stages(cut_by_cost(costs, stages), placement.device_of)
+  costs[-1] += 0.0 if spread else model.dim * vocab_size  # the head's, on the last stage
+  return Stages(cut_by_cost(costs, stages), placement.device_of, spread)
 
 
 def placed_groups(

@@ -18,7 +18,8 @@ from jaxmoe.train.stage_program import StageShape
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["grads", "metrics", "layers", "statistics", "deferred"], meta_fields=[],
+  data_fields=["grads", "metrics", "layers", "statistics", "deferred", "vocabulary"],
+  meta_fields=[],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class PipelineState:
@@ -30,6 +31,7 @@ class PipelineState:
     layers: `MoESums` by group and place, stacked over this device's rows.
     statistics: Of each token, by group and place, (rows, M, ...).
     deferred: Slots of what gradients of weights that are put off will need.
+    vocabulary: Likewise of a head that lies over all devices.
   """
 
   grads: Params
@@ -37,6 +39,7 @@ class PipelineState:
   layers: Any
   statistics: Statistics
   deferred: Any = None
+  vocabulary: Any = None
 
   def with_metrics(self, metrics: Metrics) -> PipelineState:
     """Returns the state with a stage's metrics added; it has no balance losses of other layers."""

@@ -42,7 +42,8 @@ class StageShape:
   def of(cls, stages: Stages, stage: int, placed: LayerGroupSizes) -> StageShape:
     """Returns that of a stage, whose layers lie in memory as `placed` says."""
     start, stop = stages.bounds(stage)
-    first, last = stage == 0, stage == len(stages.counts) - 1
+    ends = not stages.spread_vocabulary
+    first, last = ends and stage == 0, ends and stage == len(stages.counts) - 1
     runs = (_local(run, start, placed, stages) for run in layer_runs(placed, start, stop))
     return cls(tuple(runs), first, last)
 

@@ -42,6 +42,23 @@ def test_flops_of_all_passes_are_those_of_training_with_one_forward_more():
   assert found.flops["B"] + found.flops["W"] == found.flops["BW"]
 
 
+@pytest.mark.parametrize("head, passes", (("one_barrier", (2, 1)), ("two_barriers", (1, 3))))
+def test_a_head_over_all_devices_has_passes_of_its_own(head, passes):
+  experiment = recipe(pipe=2, head=head)
+  found = pipeline_summary(experiment, 259, 1024)
+  product = 2.0 * experiment.data.seq_len * experiment.model.dim * 259
+  assert (found.flops["S"], found.flops["T"]) == tuple(each * product / 2 for each in passes)
+  assert found.own.slots["vocabulary"] == {"one_barrier": 1, "two_barriers": 2}[head]
+  # In flight p + 1 with one barrier, p + 2 with two.
+  assert found.own.in_flight == {"one_barrier": 3, "two_barriers": 4}[head]
+  sums = {"one_barrier": 4, "two_barriers": 5}[head]
+  assert found.summed == 4 * sums * 1024  # a ring of two sends all that is summed
+  assert {table.pipeline for table in found.rivals} == set(PIPELINES) - {"1f1b"}
+  lines = list(pipeline_text(found))
+  assert any("vocabulary, a device" in line for line in lines)
+  assert all(len(line) <= 80 for line in lines)
+
+
 def test_permutes_send_the_stream_every_tick_in_both_directions():
   straight = lower(PIPELINES["1f1b"](3, 6))
   assert sent_bytes(straight, 100) == {"right": 1600, "left": 1600}

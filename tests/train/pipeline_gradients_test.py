@@ -44,16 +44,17 @@ MODELS = {
     dim=8, remat="full", stack=(LayerGroup((block("aux_free"), block("quantile")), 3),)
   ),
   "noise, experts in attention, a head with a bias": TransformerConfig(
-    dim=8, scan=False, head_bias=True, norm="layer",
+    dim=8, scan=False, head_bias=True, norm="layer", logit_scale=0.5,
     stack=(LayerGroup((block("noisy", AttentionExperts(3, 2, SOFTMAX)),), 5),),
   ),
 }  # fmt: skip
 
 
 def cases():
-  """Yields models with degrees; all but the first are slow."""
+  """Yields models with degrees; all but the first two are slow."""
   first, second, third = MODELS
   yield first, Parallel(pipe=3)
+  yield first, Parallel(pipe=3, head="one_barrier")  # a tied table of 13 rows for 3 devices
   for name, parallel in (
     (first, Parallel(pipe=2, pipeline="gpipe", stages=(1, 6))),
     (first, Parallel(pipe=3, stages=(2, 1, 4))),
@@ -63,6 +64,10 @@ def cases():
     (third, Parallel(pipe=2, pipeline="dualpipe_v")),
     (third, Parallel(pipe=2)),
     (third, Parallel(pipe=4)),
+    (first, Parallel(pipe=2, tensor=2, head="two_barriers")),
+    (second, Parallel(pipe=2, pipeline="v_half", head="one_barrier")),
+    (third, Parallel(pipe=2, tensor=2, head="one_barrier")),
+    (third, Parallel(pipe=4, pipeline="zb_h1", head="two_barriers")),
   ):
     yield pytest.param(name, parallel, marks=pytest.mark.slow)
 
@@ -78,12 +83,12 @@ def placed(params, plain, decoder):
   return param_names.unflatten(decoder.shapes, flat)
 
 
-def close(found, true, what):
+def close(found, true, what, limit=1e-6):
   assert found.keys() == true.keys(), what
   scale = np.sqrt(sum(np.sum(np.square(np.float64(leaf))) for leaf in jax.tree.leaves(true)))
   for path, leaf in true.items():
     np.testing.assert_allclose(
-      found[path], leaf, rtol=1e-5, atol=1e-6 * (1 + scale), err_msg=f"{what} {path}"
+      found[path], leaf, rtol=1e-5, atol=limit * (1 + scale), err_msg=f"{what} {path}"
     )
 
 
@@ -106,7 +111,8 @@ def test_gradients_metrics_sums_and_statistics_are_those_of_one_device(name, par
   spread = sharded_gradients(decoder, MICRO, context)
   mine = jax.device_put(placed(params, plain, decoder), lies)
   found = of(spread, mine, layout.put_batch(jax.device_get(batch)))
-  close(named(found[0], decoder), named(true[0], plain), "gradient")
+  limit = 1e-6 if parallel.tensor == 1 else 2e-6  # sums of heads on two devices, with either head
+  close(named(found[0], decoder), named(true[0], plain), "gradient", limit)
   plain_metrics, metrics = true[1], found[1]
   for part in (param_names.MOE, param_names.ATTENTION):
     sums = (

@@ -11,14 +11,14 @@ from jaxmoe.core.weight_formats import dot
 
 @dataclasses.dataclass(frozen=True)
 class VocabShard:
-  """A head of which each device along a mesh axis has as many columns, those of its index.
+  """A head of which each device along mesh axes has as many columns, those of its index.
 
   Attributes:
-    axis: The axis.
+    axis: The axis, or axes, outermost first.
     vocab_size: V; columns past it, on the last devices, count for nothing.
   """
 
-  axis: str
+  axis: str | tuple[str, ...]
   vocab_size: int
 
 
