@@ -30,6 +30,7 @@ from jaxmoe.sinks import make_sinks
 from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.goodput import goodput
+from jaxmoe.train.held_table import hold_table
 from jaxmoe.train.profile import Profiler, parse_steps
 from jaxmoe.train.run_log import NoRunLog, RunLog, read_lines
 from jaxmoe.train.run_options import RunOptions
@@ -73,7 +74,7 @@ def train(clock: WallClock, overrides: list[str]) -> int:
     workdir = run_flags.need_workdir(FLAGS.workdir)
     asked, begun = load_recipe(FLAGS.config, overrides), workdir.begun()
     kept = load_recipe(FLAGS.config, overrides, begun) if begun else asked
-    experiment = settle_chat_date(kept, begun)
+    experiment = settle_chat_date(hold_table(kept), begun)
     check_run(experiment, workdir, FLAGS.allow_unproven, say)
     if multihost.is_main_process() and kept != asked:
       print(kept_line(asked, kept))

@@ -79,7 +79,8 @@ class Parallel:
     order: Which tokens of a row a context device has: one stretch (`plain`), a block from either
       end (`zigzag`), or blocks by what the documents let them see (`balanced`).
     pipe: Devices over which the layers are spread in stages.
-    pipeline: The order of a stage's passes, a name of PIPELINES (`parallel/pipelines`).
+    pipeline: The order of a stage's passes: a name of PIPELINES (`parallel/pipelines`), a CSV file,
+      or the text of one, which the config.json of a run has in its place.
     stages: How many layers each stage has, in order; none to cut them by the FLOPs of products.
     head: Where the vocabulary lies under a pipeline: embedding on the first stage and head on the
       `last`, or both over all devices of `pipe` and `tensor` (Yeung et al. 2024), which wait for

@@ -27,7 +27,7 @@ from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parallel.attend import ATTEND
 from jaxmoe.parallel.block_order import Order
 from jaxmoe.parallel.degrees import HeadPlace, Stage
-from jaxmoe.parallel.pipelines import PIPELINES
+from jaxmoe.parallel.pipelines import PIPELINES, shown
 from jaxmoe.parity.context_cells import context_cells
 from jaxmoe.train.experiment import Experiment
 
@@ -81,7 +81,7 @@ class Cell:
 def layout_key(parallel: Parallel) -> str:
   """Returns the part of a key that is about the layout; degrees of 1 are not named."""
   axes = "+".join(axis for axis in AXES if parallel.axis_sizes[axis] > 1)
-  extras = [parallel.pipeline] if parallel.pipe > 1 else []
+  extras = [shown(parallel.pipeline)] if parallel.pipe > 1 else []
   extras += [parallel.head] * (parallel.head != "last")
   if parallel.fsdp > 1:
     extras.append(f"zero{parallel.zero}")

@@ -17,6 +17,7 @@ from jaxmoe.parallel.pipelines import (
   Table,
   Vocabulary,
   lower,
+  shown,
   with_vocabulary,
 )
 from jaxmoe.parallel.pipelines.simulation import Durations, simulate, simulate_ticks
@@ -104,7 +105,7 @@ def pipeline_summary(
   names = [name for name in PIPELINES if name != parallel.pipeline]
   rivals = _rivals(names, parallel.pipe, num_micro, flops, vocabulary)
   return PipelineSummary(
-    own=_summary(parallel.pipeline, table, flops),
+    own=_summary(shown(parallel.pipeline), table, flops),
     rivals=tuple(rivals),
     devices=parallel.pipe,
     num_micro=num_micro,

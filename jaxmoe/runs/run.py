@@ -39,6 +39,7 @@ from jaxmoe.runs.run_loading import LoadedRun, nothing, read_run
 from jaxmoe.runs.scoring import Scores, check_ids, score_ids
 from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.experiment import Experiment
+from jaxmoe.train.held_table import hold_table
 from jaxmoe.train.routing_record import check_choices, experts_by_depth
 from jaxmoe.train.run_options import RunOptions
 from jaxmoe.train.workdir import Workdir
@@ -307,7 +308,7 @@ def fit(
   folder = Workdir(as_path(workdir, "workdir"))
   begun = folder.begun()
   kept = as_begun(experiment, begun) if begun else experiment
-  settled = settle_chat_date(kept, begun)
+  settled = settle_chat_date(hold_table(kept), begun)
   options = RunOptions(listeners=(StepCallback(on_step),) if on_step else ())
   try:
     check_run(settled, folder, allow_unproven, print)

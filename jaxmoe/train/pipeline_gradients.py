@@ -302,7 +302,7 @@ class PipelineGradients:
     depth = jnp.asarray(self._depth_PN)[device, row[f"{half}_stage"]]
     return StageInputs(depth, tokens, labels_BL, step.keys.at(here), totals)
 
-  def _tokens(self, step: _Step, micro: jax.Array) -> tuple[Tokens, jax.Array]:
+  def _tokens(self, step: _Step, micro: jax.Array | np.int32) -> tuple[Tokens, jax.Array]:
     """Returns what is known of a microbatch's tokens, and their labels."""
     batch = jax.tree.map(
       lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), step.micro

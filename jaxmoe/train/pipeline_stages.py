@@ -14,9 +14,10 @@ from jaxmoe.parallel.pipelines import (
   Table,
   Vocabulary,
   named_table,
+  own_table,
+  shown,
   with_vocabulary,
 )
-from jaxmoe.parallel.pipelines.csv_notation import read_table
 from jaxmoe.parallel.stages import Stages, check_counts, cut_by_cost
 
 OFFERED = frozenset(("F", "B", "W", "BW", "S", "T"))
@@ -42,8 +43,8 @@ def table_of(parallel: Parallel, num_micro: int) -> Table:
   kinds = {part.kind for order in table.orders for action in order for part in action.parts}
   if kinds - OFFERED:
     raise InputError(
-      f"{parallel.pipeline} has passes {', '.join(sorted(kinds - OFFERED))}, which are not offered "
-      f"yet; those that are: {', '.join(sorted(OFFERED))}"
+      f"{shown(parallel.pipeline)} has passes {', '.join(sorted(kinds - OFFERED))}, which are not "
+      f"offered yet; those that are: {', '.join(sorted(OFFERED))}"
     )
   return table
 
@@ -60,15 +61,15 @@ def stages_of(parallel: Parallel, model: TransformerConfig, vocab_size: int) -> 
   Raises:
     InputError: there are fewer layers than stages, or not those that are asked for.
   """
-  if parallel.pipeline.endswith(".csv"):
-    placement = read_table(parallel.pipeline, vocabulary_of(parallel)).placement
-  else:
-    placement = table_of(parallel, 2 * parallel.pipe).placement
+  own = own_table(parallel.pipeline, vocabulary_of(parallel))
+  table = own if own is not None else table_of(parallel, 2 * parallel.pipe)
+  placement = table.placement
   stages, layers, spread = placement.num_stages, model.num_layers, parallel.head != "last"
   if layers < stages:
     raise InputError(
-      f"pipeline {parallel.pipeline} of {parallel.pipe} devices has {stages} stages of at least "
-      f"one layer, and the model has {layers}; set parallel.pipe lower, or take another pipeline"
+      f"pipeline {shown(parallel.pipeline)} of {parallel.pipe} devices has {stages} stages of at "
+      f"least one layer, and the model has {layers}; set parallel.pipe lower, or take another "
+      "pipeline"
     )
   if parallel.stages:
     check_counts(parallel.stages, layers, stages)

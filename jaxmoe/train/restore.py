@@ -20,6 +20,7 @@ from jaxmoe.models.transformer import Decoder
 from jaxmoe.optim import make_schedule
 from jaxmoe.train.changed_definitions import mended
 from jaxmoe.train.experiment import Experiment, unsafe_changes
+from jaxmoe.train.held_table import changed_table
 from jaxmoe.train.hooks import SamplesHook
 from jaxmoe.train.observers import Observers
 from jaxmoe.train.run_log import CutLines, RunLog
@@ -120,10 +121,14 @@ def tell_changes(
 ) -> None:  # fmt: skip
   """Tells of what goes on otherwise than the checkpoint with `record` would have."""
   update = int(state.step - state.skipped - state.unlabelled)
-  rates = redrawn(from_plain(Experiment, record["config"]), experiment, update)
+  saved = from_plain(Experiment, record["config"])
+  rates = redrawn(saved, experiment, update)
   if rates is not None:
     observers.log.event("learning_rate", step=step, due=rates[0], now=rates[1])
     observers.display.say(rates[2])
+  if what := changed_table(saved, experiment):
+    observers.log.event("pipeline_table", step=step)
+    observers.display.say(f"from step {step} on, {what}")
   for name, what in mended(record, decoder).items():
     observers.log.event("mended", step=step, definition=name, what=what)
     observers.display.say(f"from step {step} on, {what}")

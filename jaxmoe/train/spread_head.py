@@ -82,7 +82,7 @@ class SpreadHead:
     return jax.vjp(lambda table: self.embed(table, tokens), table)[1](gradient)[0]
 
   def loss(
-    self, outer: Params, handed: Handed, labels_BL: jax.Array, labels: jax.Array
+    self, outer: Params, handed: Handed, labels_BL: jax.Array, labels: jax.Array | float
   ) -> tuple[jax.Array, Mean]:
     """Returns this device's share of a microbatch's loss, and the sum that all of them find.
 
@@ -106,7 +106,7 @@ class SpreadHead:
     return jax.eval_shape(functools.partial(self._taps, outer, labels_BL), message)
 
   def forward(
-    self, outer: Params, handed: Handed, labels_BL: jax.Array, labels: jax.Array
+    self, outer: Params, handed: Handed, labels_BL: jax.Array, labels: jax.Array | float
   ) -> tuple[Mean, Any, Params, Handed | None]:
     """Does `S`.
 
@@ -132,7 +132,7 @@ class SpreadHead:
     return nll, d_taps, d_outer, d_handed
 
   def backward(
-    self, outer: Params, left: Any, handed: Handed, labels_BL: jax.Array, labels: jax.Array
+    self, outer: Params, left: Any, handed: Handed, labels_BL: jax.Array, labels: jax.Array | float
   ) -> tuple[Params, Handed | None]:
     """Does `T`.
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxmoe.parallel.pipelines import PIPELINES, write_table
 from tests.commands.conftest import CHANGES, TINY
 
 STAGES = ("parallel.pipe=2", "parallel.pipeline=zb_h1")
@@ -13,6 +14,30 @@ STAGES = ("parallel.pipe=2", "parallel.pipeline=zb_h1")
 def losses(workdir):
   lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
   return np.array([line["loss"] for line in lines])
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_table_of_a_file(here, tmp_path):
+  file, workdir = tmp_path / "own.csv", tmp_path / "run"
+  file.write_text(write_table(PIPELINES["1f1b"](2, 4)))
+
+  def train(steps, config=TINY, *changes):
+    said = [f"train.num_steps={steps}", "train.num_micro=4", *CHANGES[1:], *changes]
+    flags = [f"--config.{change}" for change in said]
+    return here("train", config, *flags, f"--workdir={workdir}", "--allow_unproven")
+
+  table = ("parallel.pipe=2", f"parallel.pipeline={file}")
+  assert train(6, TINY, *table).code == 0
+  ends = "optim.schedule.earlier_ends=6"
+  file.write_text(write_table(PIPELINES["gpipe"](2, 4)))
+  edited = train(7, TINY, *table, ends)
+  assert edited.code == 0 and "goes by another table than the run had" in edited.out
+  file.unlink()
+  moved = train(8, TINY, *table, f"{ends},7")
+  assert moved.code == 2 and "config.json of a run has its table" in moved.err
+  kept = train(8, f"--config={workdir / 'config.json'}", f"{ends},7")
+  assert kept.code == 0 and "another table" not in kept.out
+  assert len(losses(workdir)) == 8
 
 
 @pytest.mark.slow

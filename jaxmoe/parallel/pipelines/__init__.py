@@ -6,11 +6,12 @@ line to PIPELINES, and the contract test runs it. All of this is of the host: Nu
 
 from jaxmoe.parallel.pipelines.action import KINDS, Action
 from jaxmoe.parallel.pipelines.columns import Columns, Delivery, Slots
+from jaxmoe.parallel.pipelines.csv_notation import write_table
 from jaxmoe.parallel.pipelines.dualpipe_v import dualpipe_v
 from jaxmoe.parallel.pipelines.gpipe import forward_only, gpipe
 from jaxmoe.parallel.pipelines.interleaved import interleaved
 from jaxmoe.parallel.pipelines.lowering import lower
-from jaxmoe.parallel.pipelines.named_table import named_table
+from jaxmoe.parallel.pipelines.named_table import named_table, own_table, shown
 from jaxmoe.parallel.pipelines.one_f_one_b import one_f_one_b
 from jaxmoe.parallel.pipelines.stage_placement import Placement, straight, v_shape
 from jaxmoe.parallel.pipelines.table import Table, Vocabulary
@@ -42,7 +43,10 @@ __all__ = [
   "forward_only",
   "lower",
   "named_table",
+  "own_table",
+  "shown",
   "straight",
   "v_shape",
   "with_vocabulary",
+  "write_table",
 ]

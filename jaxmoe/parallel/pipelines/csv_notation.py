@@ -28,17 +28,34 @@ MAX_PASSES = 1_000_000
 
 
 def read_table(path: str, vocabulary: Vocabulary | None = None) -> Table:
-  """Returns the table of a file, checked.
+  """Returns the table of a file, checked; see `parse_table`.
+
+  Raises:
+    InputError: As `parse_table`; or the file cannot be read.
+  """
+  try:
+    text = pathlib.Path(path).read_text("utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(
+      f"parallel.pipeline={path} is no CSV file that can be read ({error}); see that it is there; "
+      "the config.json of a run has its table"
+    ) from None
+  return parse_table(text, path, vocabulary)
+
+
+def parse_table(text: str, path: str, vocabulary: Vocabulary | None = None) -> Table:
+  """Returns the table of a CSV text, checked.
 
   Args:
-    path: A CSV file.
-    vocabulary: The head over all devices, where the file has its `S` and `T`.
+    text: The text.
+    path: Its file, or what else it is called.
+    vocabulary: The head over all devices, where the text has its `S` and `T`.
 
   Raises:
     InputError: One line with file, line and column: no pass, one that is missing or doubled, a
       stage on two devices or far from its neighbours, a deadlock.
   """
-  lines = _cells(path)
+  lines = _cells(text, path)
   orders: list[tuple[Action, ...]] = []
   columns: list[list[int]] = []
   for number, cells in enumerate(lines):
@@ -70,15 +87,12 @@ def write_table(table: Table) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _cells(path: str) -> list[list[str]]:
+def _cells(text: str, path: str) -> list[list[str]]:
   """Returns the cells of each line that has any."""
   try:
-    text = pathlib.Path(path).read_text("utf-8")
     lines = [line for line in csv.reader(text.splitlines(), strict=True) if line]
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise InputError(
-      f"parallel.pipeline={path} is no CSV file that can be read ({error}); see that it is there"
-    ) from None
+  except csv.Error as error:
+    raise InputError(f"parallel.pipeline={path} is no CSV file ({error}); mend it") from None
   if sum(map(len, lines)) > MAX_PASSES:
     raise InputError(f"{path} has more than {MAX_PASSES} cells; give a table of one step")
   if not any(cell.strip() for line in lines for cell in line):
