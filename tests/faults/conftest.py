@@ -86,9 +86,9 @@ class Case:
       shutil.rmtree(self.workdir)
     raise AssertionError(f"no moment of {phase} was met")
 
-  def recover(self, torn=False):
+  def recover(self, torn=False, **options):
     """Runs the same command to its end, which must be that of the undisturbed run."""
-    ended = self.run()
+    ended = self.run(**options)
     assert ended.code == 0, ended
     assert "Traceback" not in ended.err, ended.err
     assert runs.left_behind(self.workdir, torn) == runs.left_behind(self._reference)
