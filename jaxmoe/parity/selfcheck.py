@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoe.core import param_names
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout
 from jaxmoe.core.parallel_context import ParallelContext
@@ -73,11 +74,12 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
   found = jax.jit(on_all, out_shardings=layout.replicated)(params, batch, keys.root)
   whole = jax.jit(lambda tree: tree, out_shardings=layout.replicated)((params, batch))
   device = jax.local_devices()[0]
-  params, batch = jax.tree.map(lambda leaf: jax.device_put(_local(leaf), device), whole)
-  batch = in_time(batch)
+  params, batch = jax.tree.map(_local, whole)
   depends_on_shard = any(moe.depends_on_shard for moe in decoder.config.moe_records())
   groups = parallel.num_row_groups if depends_on_shard else 1
   dense = _dense(decoder, parallel.expert_degree)
+  params = jax.device_put(_in_stacks_of(dense, params, decoder), device)
+  batch = in_time(jax.device_put(batch, device))
   oracle = make_gradients(
     dense, train.num_micro * groups, parallel.num_row_groups // groups, compare
   )
@@ -86,7 +88,17 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
     return oracle(_exact(params), batch, Keys(root))[0]
 
   true = jax.jit(on_one)(params, batch, jax.device_put(keys.root, device))
-  return jax.tree.map(_local, found), jax.tree.map(_local, true)
+  found = _in_stacks_of(dense, jax.tree.map(_local, found), decoder)
+  return found, jax.tree.map(_local, true)
+
+
+def _in_stacks_of(wanted: Decoder, params: Any, decoder: Decoder) -> Any:
+  """Returns parameters, whose layers may lie in the order of stages, as another decoder has them."""
+  if wanted.layer_groups == decoder.layer_groups:
+    return params
+  flat = param_names.unstack(param_names.flatten(params), decoder.layer_groups)
+  stacked = param_names.stack(flat, list(param_names.flatten(wanted.shapes)), wanted.layer_groups)
+  return param_names.unflatten(wanted.shapes, stacked)
 
 
 def _in_float32(decoder: Decoder) -> Decoder:

@@ -10,12 +10,14 @@ from jaxmoe.parallel import MeshContext, make_layout
 from jaxmoe.parity import selfcheck
 from jaxmoe.parity.fixture import batch_of
 from jaxmoe.runs.recipe_loading import load_recipe
+from jaxmoe.train.stage_program import StageShape
 
 
 def given(*changes, recipe="configs/tiny.py"):
   changes = [*changes, "train.batch_size=8"]
   experiment = load_recipe(recipe, [f"--config.{change}" for change in changes])
-  layout, decoder = make_layout(experiment.parallel), experiment.decoder()
+  layout = make_layout(experiment.parallel)
+  decoder = experiment.decoder(layout)
   shardings = layout.shardings("params", decoder.dims, decoder.shapes)
   params = jax.device_put(decoder.init(Keys.from_seed(0)), shardings)
   return experiment, layout, params, layout.put_batch(batch_of())
@@ -38,3 +40,19 @@ def test_what_is_drawn_or_dropped_on_a_device_is_no_difference():
   assert "on 4 devices equal" in selfcheck(
     *given("parallel.data=2", "parallel.expert=2", bound, recipe=recipe)
   )
+
+
+STAGES = ("parallel.pipe=2", "train.num_micro=4", "model.stack.0.repeats=3")
+ROWS = ("parallel.context=2", "parallel.attend=ring", "parallel.order=zigzag")
+
+
+@pytest.mark.parametrize("changes", (
+  STAGES,
+  pytest.param((*STAGES, *ROWS, "parallel.head=one_barrier"), marks=pytest.mark.slow),
+), ids=str)  # fmt: skip
+def test_stages_and_parts_of_rows_are_compared_too(changes, monkeypatch):
+  args = given(*changes)
+  assert f"on {2 ** sum('=2' in change for change in changes)} devices equal" in selfcheck(*args)
+  monkeypatch.setattr(StageShape, "put", lambda self, run, stack, found: stack)
+  with pytest.raises(InputError, match="differ from those of one"):
+    selfcheck(*args)
