@@ -22,6 +22,7 @@ from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.dispatch import DISPATCHERS
 from jaxmoe.moe.experts import EXPERTS
+from jaxmoe.moe.experts.mlp import PlainMLP
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.train.deferred_weights import FlatSlot, find_deferred
 
@@ -57,7 +58,10 @@ def cases():
       except TypeError:
         config = None
       if config is not None:
-        yield pytest.param(config, {"0/attention/q"}, id=f"{field} {name}", marks=SLOW)
+        found = {"0/attention/q"}
+        if field == "experts" and isinstance(record, PlainMLP):
+          found |= {"0/moe/experts/up", "0/moe/experts/down"}
+        yield pytest.param(config, found, id=f"{field} {name}", marks=SLOW)
   for name, (_, record) in ATTENTION.items():
     yield pytest.param(model(attention=record), {"1/mlp/down"}, id=f"attention {name}", marks=SLOW)
 

@@ -49,14 +49,14 @@ class Dropless(Dispatcher):
     slot_TA = jnp.where(routing.valid_TA, routing.expert_TA, num_experts)
     # Of many choices that do not count, each slot has its share, too.
     among = round(routing.num_among * slot_TA.shape[1] / routing.num_active)
-    sizes = dict(zip("TASDGF", (*slot_TA.shape, *plain.gate_up.shape), strict=True))
+    sizes = dict(zip("TASDGF", (*slot_TA.shape, *plain.gated_shape), strict=True))
     layer = context.chooser.choose("expert_mlp", expert_mlp.BACKENDS, x_TD.dtype, sizes)
     rest = plain.activation, among, _matmul(context.chooser)
 
     def products(
       gate_up: jax.Array, down: jax.Array, x_TD: jax.Array, slot_TA: jax.Array, weight_TA: jax.Array
     ) -> jax.Array:
-      return layer(x_TD, gate_up, down, slot_TA, weight_TA, *rest)
+      return layer(x_TD, gate_up.reshape(plain.gated_shape), down, slot_TA, weight_TA, *rest)
 
     weights = plain.gate_up, plain.down
     return multiply(products, weights, x_TD, slot_TA, routing.weight_TA), Counts({}, {})

@@ -88,7 +88,7 @@ class MLPExperts(ExpertFamily):
   def plain_weights(self) -> PlainWeights | None:
     """Returns the weights if they are plain arrays, so that a fused back end may read them."""
     up, down = self._seen()
-    return PlainWeights(up[:, :, None], down, self.activation) if is_plain(up, down) else None
+    return PlainWeights(up, down, self.activation) if is_plain(up, down) else None
 
   def _seen(self) -> tuple[Any, Any]:
     see = self.view or (lambda weight: weight)

@@ -24,11 +24,17 @@ def swiglu(gate_up_GF: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class PlainWeights:
-  """What a fused back end reads: (S, D, G, F) and (S, F, D) arrays and the function between."""
+  """What a fused back end reads: (S, D, G, F), or (S, D, F), and (S, F, D), and what is between."""
 
   gate_up: jax.Array
   down: jax.Array
   activation: Callable[[jax.Array], jax.Array]
+
+  @property
+  def gated_shape(self) -> tuple[int, int, int, int]:
+    """(S, D, G, F), with G = 1 of experts without gates."""
+    slots, dim, *gates, width = self.gate_up.shape
+    return slots, dim, gates[0] if gates else 1, width
 
 
 @dataclasses.dataclass(frozen=True)
