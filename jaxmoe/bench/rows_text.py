@@ -8,6 +8,8 @@ from rich.table import Table
 
 from jaxmoe.bench.results import Row
 
+VISITED = ("blocks", "x mean", "pairs x mean", "MB a hop", "MB sent")
+"""Of rows over context devices: blocks of the busiest, its pairs over the ring's steps, bytes."""
 UNTIMED = ("missing", "unfit", "wrong", "failed")
 """What a row says instead of a time: not installed, not for these devices, not right, or ended."""
 
@@ -16,6 +18,8 @@ def rows_text(title: str, rows: Sequence[Row]) -> Table:
   """Returns the table of a race: seconds of the processor and ratios, or what is counted."""
   if any("traces" in row for row in rows):
     return _events(title, rows)
+  if any("hop_bytes" in row for row in rows):
+    return _strategies(title, rows)
   timed = any("cpu_seconds" in row for row in rows)
   for row in rows:
     if "fits" in row:
@@ -33,6 +37,22 @@ def rows_text(title: str, rows: Sequence[Row]) -> Table:
     cells = _untimed(row) or (_timed(row) if timed else counted(row))
     table.add_row(row["name"], *cells[: len(headings)])
   return table
+
+
+def _strategies(title: str, rows: Sequence[Row]) -> Table:
+  """Returns the table of rows over context devices: what the busiest visits, and what it sends."""
+  table = Table("", title=title, title_justify="left", min_width=78)
+  for heading in VISITED:
+    table.add_column(heading, justify="right")
+  for row in rows:
+    table.add_row(row["name"], *visited(row))
+  return table
+
+
+def visited(row: Row) -> list[str]:
+  """Returns what a row over context devices has under the headings of VISITED."""
+  blocks, sent = row["blocks"], (row["hop_bytes"] / 1e6, row["sent_bytes"] / 1e6)
+  return list(map(short, (blocks, blocks / row["mean_blocks"], row["busiest_pairs"], *sent)))
 
 
 def _events(title: str, rows: Sequence[Row]) -> Table:

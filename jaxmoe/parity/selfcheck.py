@@ -93,7 +93,7 @@ def _gradients(experiment: Experiment, layout: Layout, params: Any, batch: Any) 
 
 
 def _in_stacks_of(wanted: Decoder, params: Any, decoder: Decoder) -> Any:
-  """Returns parameters, whose layers may lie in the order of stages, as another decoder has them."""
+  """Returns parameters, whose layers may lie as stages have them, as another decoder has them."""
   if wanted.layer_groups == decoder.layer_groups:
     return params
   flat = param_names.unstack(param_names.flatten(params), decoder.layer_groups)

@@ -1,4 +1,4 @@
-"""A run over stages of a pipeline, killed, goes on as if nothing had happened, or without stages."""
+"""A run over stages of a pipeline, killed, goes on as if nothing had happened, or over others."""
 
 import json
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jaxmoe.bench.page.growth_curves import charts, exponents
 from jaxmoe.bench.page.published import published
-from jaxmoe.bench.page.race_bars import STYLE, counts, races
+from jaxmoe.bench.page.race_bars import STYLE, counts, races, strategies
 from jaxmoe.bench.page.result_files import ResultFile
 from jaxmoe.bench.page.rooflines import rooflines
 from jaxmoe.report.card_grid import grid
@@ -28,6 +28,7 @@ def bench_page(files: Sequence[ResultFile]) -> Html:
     "Races": join(tag("p", RACES), grid(*raced)) if raced else None,
     "Rooflines": grid(*found) if (found := rooflines(files)) else None,
     "Work of programs": counts(files),
+    "Rows over devices": strategies(files),
     "How cost grows": join(*(join(grid(*charts(file)), exponents(file)) for file in swept))
     if swept else None,
     "Published by others": published(),

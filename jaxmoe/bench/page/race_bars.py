@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jaxmoe.bench.page.result_files import ResultFile
 from jaxmoe.bench.results import Row
-from jaxmoe.bench.rows_text import UNTIMED, counted, short
+from jaxmoe.bench.rows_text import UNTIMED, VISITED, counted, short, visited
 from jaxmoe.report.html import Html, join, table, tag
 
 STYLE = """
@@ -43,6 +43,15 @@ def counts(files: Sequence[ResultFile]) -> Html | None:
   head = ["program", "MFLOP", "of the least", "MB", "of the least", "temporary MB", "fusions"]
   note = "≥: of a loop whose length is found while it runs one pass is counted."
   return join(table(head, rows), tag("p", note, class_="note")) if rows else None
+
+
+def strategies(files: Sequence[ResultFile]) -> Html | None:
+  """Returns the table of rows over context devices; None where none is counted."""
+  rows = [
+    [f"{row['race']}, {row['name']}", *visited(row)]
+    for file in files for row in file.rows if "hop_bytes" in row
+  ]  # fmt: skip
+  return table(["attention", *VISITED], rows) if rows else None
 
 
 def _race(title: str, rows: Sequence[Row]) -> Html:

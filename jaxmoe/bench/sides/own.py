@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmoe.bench import cut_rows
 from jaxmoe.bench.ideal_work import step_work
 from jaxmoe.bench.model_shapes import experiment_of, small
 from jaxmoe.bench.program_counts import counted_draw, counted_row
@@ -161,6 +162,7 @@ def handlers() -> dict[str, Any]:
   return {
     "prepare": prepare,
     "on_devices": on_devices,
+    "sent": cut_rows.sent,
     "first": lambda: made[-1].first(),
     "steps": lambda number: made[-1].steps(number),
     "counts": lambda **fields: made[-1].counts(**fields),

@@ -1,7 +1,8 @@
 """Attention alone, forward and backward: one row, 8 heads of 64, causal, in float32.
 
 Back ends of `ops/attention` are held against `reference`, values and gradients, and so are
-PyTorch's SDPA and tokamax. Counted are temporaries, too, at lengths that nobody runs.
+PyTorch's SDPA and tokamax. Counted are temporaries, too, at lengths that nobody runs, and of rows
+over four devices what each strategy and order visits and sends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.bench import cut_rows
 from jaxmoe.bench.benchmark import TOLERANCES, largest_error
 from jaxmoe.bench.ideal_work import Work
 from jaxmoe.bench.kernel_cases import attention_call, both_ways, fitting
@@ -20,6 +22,7 @@ from jaxmoe.bench.program_counts import counted_row
 from jaxmoe.bench.race import Run, race, timed
 from jaxmoe.bench.results import Row, RowFile
 from jaxmoe.bench.rival_operations import rivals_of
+from jaxmoe.bench.sides.process import OWN, Side
 from jaxmoe.bench.suite import Asked
 from jaxmoe.ops import attention
 
@@ -37,9 +40,29 @@ def run(asked: Asked, results: RowFile) -> None:
     if not results.has(name):
       asked.say(f"attention over {name} ...")
       results.add(name, _counted(length) if asked.count else _raced(asked, length))
-  if not results.has("documents"):
+  if asked.count:
+    _cut(asked, results)
+  elif not results.has("documents"):
     asked.say("attention over documents ...")
-    results.add("documents", [] if asked.count else _documents(asked))
+    results.add("documents", _documents(asked))
+
+
+def _cut(asked: Asked, results: RowFile) -> None:
+  """Counts rows over context devices, virtual ones of a process of its own."""
+  names = [f"{documents}, {cut_rows.DEVICES} devices" for documents in cut_rows.DOCUMENTS]
+  if all(map(results.has, names)):
+    return
+  asked.say(f"attention over {cut_rows.DEVICES} context devices ...")
+  number = str(cut_rows.DEVICES)
+  env = {**asked.env, "JAX_NUM_CPU_DEVICES": number, "JAX_PLATFORMS": "cpu"}
+  with Side(OWN, asked.pythons[0], env) as own:
+    sent = {
+      f"{attend} {order}": own.ask("sent", attend=attend, order=order)
+      for attend, order in cut_rows.CHOICES
+    }
+  for name, documents in zip(names, cut_rows.DOCUMENTS, strict=True):
+    if not results.has(name):
+      results.add(name, cut_rows.rows_of(documents, sent))
 
 
 def arrays(length: int) -> tuple[jax.Array, ...]:
