@@ -288,7 +288,11 @@ def _sharded_residual(step: Any, parallel: ParallelContext) -> Any:
 
 
 def _taken(stacked: dict[str, Any], rows: dict[str, jax.Array]) -> dict[str, Any]:
-  """Returns the leaves that lie in these rows, by position of a pattern."""
+  """Returns the leaves that lie in these rows, by position of a pattern.
+
+  A product, of which each device makes its own rows' share and one layer is sent: so a weight that
+  is not finite spoils what is taken of every layer, as it would spoil what comes out at last.
+  """
 
   def take(row: jax.Array, leaf: jax.Array) -> jax.Array:
     one = (jnp.arange(leaf.shape[0]) == row).astype(leaf.dtype)
