@@ -152,6 +152,8 @@ def smoke_cells() -> list[Cell]:
     Cell(Parallel(fsdp=2, zero=1, expert=2, tensor=2), experts="zero_copy_constant"),
     Cell(Parallel(expert=2, context=2, attend="ring", order="zigzag")),
     Cell(Parallel(context=2, tensor=2, attend="ulysses")),
+    Cell(Parallel(pipe=2, expert=2, pipeline="zb_v")),
+    Cell(Parallel(pipe=2, tensor=2, head="one_barrier")),
   ]
 
 

@@ -27,9 +27,9 @@ def spread(decoder, layout):
   )  # fmt: skip
 
 
-def compiled(pipeline, num_micro):
+def compiled(pipeline, num_micro, head="last"):
   """Returns the gradient of rows that pass a pipeline of two devices one by one, compiled."""
-  parallel = Parallel(pipe=2, pipeline=pipeline)
+  parallel = Parallel(pipe=2, pipeline=pipeline, head=head)
   config = TransformerConfig(dim=DIM, stack=(LayerGroup((BLOCK,), 4),))
   decoder = Decoder(config, VOCAB, layer_groups=placed_groups(parallel, config, VOCAB))
   layout = make_layout(parallel)
@@ -46,13 +46,18 @@ def size(program):
   return program.memory_analysis().temp_size_in_bytes, len(re.findall(r"^ +\S+ = ", text, re.M))
 
 
+CASES = [
+  *((name, "last") for name in ("interleaved", "zb_h1", "zb_v", "v_half", "dualpipe_v")),
+  *((name, head) for name in ("1f1b", "zb_v") for head in ("one_barrier", "two_barriers")),
+]
+
+
 @pytest.mark.parametrize(
-  "pipeline",
-  ["1f1b", *(pytest.param(name, marks=pytest.mark.slow)
-             for name in ("interleaved", "zb_h1", "zb_v", "v_half", "dualpipe_v"))],
+  "pipeline, head",
+  [("1f1b", "last"), *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES)],
 )  # fmt: skip
-def test_memory_and_instructions_do_not_grow_with_microbatches(pipeline):
-  few, many = (size(compiled(pipeline, num_micro)) for num_micro in (4, 32))
+def test_memory_and_instructions_do_not_grow_with_microbatches(pipeline, head):
+  few, many = (size(compiled(pipeline, num_micro, head)) for num_micro in (4, 32))
   message, tokens = LENGTH * DIM * 4, 28 * LENGTH * 4 * 4
   assert many[0] - few[0] < message + tokens, (few, many)
   assert many[1] <= few[1] * 1.02, (few, many)
