@@ -67,7 +67,10 @@ test-hf: $(HF_VENV)/installed-hf
 look-ahead: $(TPU_VENV)/installed-tpu
 	$(TPU_VENV)/bin/python -m launch.explain --config=configs/tiny.py --topology=v5e:4x4 \
 	  --config.parallel.data=4 --config.parallel.fsdp=4 --config.train.batch_size=16
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(TPU_VENV)/bin/python -m pytest -q tests/parallel/look_ahead_test.py
+	$(TPU_VENV)/bin/python -m launch.explain --config=configs/tiny.py --topology=h200:1x1x8 \
+	  --config.parallel.data=4 --config.parallel.expert=2 --config.train.batch_size=8
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(TPU_VENV)/bin/python -m pytest -q tests/parallel/look_ahead_test.py \
+	  tests/plan/topology_test.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -92,6 +95,10 @@ $(TPU_VENV)/installed-tpu: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(TPU_VENV)
 	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tpu]'
+	# Of the extra [cuda] what compiles, and none of what runs (2 GB more).
+	version=$$($(TPU_VENV)/bin/python -c 'import jax; print(jax.__version__)') && \
+	  $(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-nvvm
 	@touch $@
 
 $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python

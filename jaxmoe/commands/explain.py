@@ -1,6 +1,7 @@
 """Says what a recipe needs before it runs: arrays, collectives, FLOPs, memory. Allocates nothing.
 
-With --topology it compiles for TPU chips that are not there, and exits with 1 if it does not fit.
+With --topology it compiles for TPU chips or GPUs that are not there, and exits with 1 if it does
+not fit.
 On the devices that are there it says whether it does.
 
 jaxmoe explain --config=configs/tiny.py --devices=8 --config.parallel.data=8 \\
@@ -44,7 +45,8 @@ flags.DEFINE_integer(
   upper_bound=1 << 16, flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-  "topology", None, "As if on a TPU slice, such as v5e:4x4; needs libtpu, no chip.",
+  "topology", None,
+  "As if on a TPU slice, such as v5e:4x4, or GPUs, such as h200:1x1x8; needs their compiler.",
   flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_bool("compile", True, "Whether to compile; --nocompile for tables alone.",
@@ -108,10 +110,10 @@ def context_advice(experiment: Experiment) -> tuple[ContextSummary, ...]:
 
 
 def slice_of(name: str) -> list[jax.Device]:
-  """Returns the devices of a TPU slice that is not there, of which libtpu is not to look for any.
+  """Returns the devices of a slice or of GPUs that are not there, of which nobody looks for any.
 
   Raises:
-    InputError: libtpu is not installed, or does not know the slice.
+    InputError: As `topology_devices`.
   """
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   jax.config.update("jax_platforms", "cpu")
