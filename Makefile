@@ -58,7 +58,8 @@ same-numbers: $(VENV)/installed-dev
 LIVE = tests/models/pretrained/live_test.py tests/models/public_attention_test.py \
   tests/moe/public_test.py tests/contracts/ropes_test.py tests/commands/convert_live_test.py \
   tests/data/chat_template_test.py tests/data/template_training_test.py \
-  tests/bench/torch_operations_test.py tests/parallel/pipelines/public_orders_test.py
+  tests/bench/torch_operations_test.py tests/parallel/pipelines/public_orders_test.py \
+  tests/checkpoint/torch_live_test.py
 test-hf: $(HF_VENV)/installed-hf
 	$(HF_VENV)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow' $(LIVE)
 

@@ -14,6 +14,8 @@ streaming_writer.py  a step of Orbax's, written array by array
 npz_store.py         such a directory, of plain files, for one process
 read_error.py        damage, or a reason that may pass
 memory_store.py      the memory of this process
+inert_pickle.py      pickles read as plain data, nothing run
+torch_file.py        tensors in what torch.save wrote
 """
 
 from jaxmoe.checkpoint.memory_store import MemoryStore

@@ -100,8 +100,8 @@ def of_ints(folder):
 @pytest.mark.parametrize(
   ("spoil", "words"),
   [
-    (drop_weights, ("needs *.safetensors (there is none)",)),
-    (pickled, ("pytorch_model.bin, a pickle, which is never opened",)),
+    (drop_weights, ("needs *.safetensors or pytorch_model.bin (there is none)",)),
+    (pickled, ("pytorch_model.bin: no whole file of torch.save",)),
     (truncated, ("not a whole safetensors file",)),
     (escaping, ("no file beside it; not opened",)),
     (listed_wrong, ("holds other tensors than", "more")),

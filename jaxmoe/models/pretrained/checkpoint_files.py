@@ -1,26 +1,88 @@
-"""The safetensors files of a checkpoint: one, or shards with an index. Nothing else is opened."""
+"""The files of a checkpoint with tensors by name: one, or shards with an index.
+
+They are safetensors, or where there are none what torch.save wrote, of which nothing is run.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from jaxmoe.checkpoint.torch_file import TorchFile, TorchTensor
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.tensor_mapping import Shape, some
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ".bin", ".pt", ".pth", ".ckpt"
+WHOLE, TORCH_WHOLE = "model.safetensors", "pytorch_model.bin"
+INDEX = f"{WHOLE}.index.json"
 DTYPES = {
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(jnp.bfloat16),
 }
+
+
+class TensorFile(Protocol):
+  """One file of a checkpoint; its tensors are read when asked for."""
+
+  def tensors(self) -> Mapping[str, tuple[Shape, np.dtype | str]]:
+    """Returns shape and dtype of each tensor by name; of a dtype not handled what it is called."""
+
+  def read(self, name: str) -> np.ndarray:
+    """Returns a copy of a tensor."""
+
+
+class Safetensors:
+  """A safetensors file, mapped."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads the header; raises OSError or SafetensorError of a file that is none."""
+    self._file = safetensors.safe_open(path, framework="numpy")
+
+  def tensors(self) -> dict[str, tuple[Shape, np.dtype | str]]:
+    """Returns shape and dtype of each tensor."""
+    parts = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+    return {
+      name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+      for name, part in parts.items()
+    }
+
+  def read(self, name: str) -> np.ndarray:
+    """Returns a copy of a tensor."""
+    return self._file.get_tensor(name)
+
+
+class TorchTensors:
+  """A file that torch.save wrote of a dict of tensors; nothing in it is run."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads what is in it but for numbers.
+
+    Raises:
+      InputError: it is none, is damaged, or holds something else.
+    """
+    tree = TorchFile(path).tree
+    if not isinstance(tree, dict) or not all(isinstance(of, TorchTensor) for of in tree.values()):
+      raise InputError(f"{path}: holds something else than tensors by name; save a state_dict")
+    self._tree: dict[str, TorchTensor] = {str(name): of for name, of in tree.items()}
+
+  def tensors(self) -> dict[str, tuple[Shape, np.dtype | str]]:
+    """Returns shape and dtype of each tensor."""
+    known = set(DTYPES.values())
+    return {
+      name: (of.shape, of.dtype if of.dtype in known else of.dtype.name)
+      for name, of in self._tree.items()
+    }
+
+  def read(self, name: str) -> np.ndarray:
+    """Returns a copy of a tensor."""
+    return self._tree[name].read()
 
 
 class CheckpointFiles:
@@ -40,67 +102,68 @@ class CheckpointFiles:
         handled.
     """
     self.path = pathlib.Path(path)
-    self._files: dict[str, Any] = {}
+    self._files: dict[str, TensorFile] = {}
     self.shapes: dict[str, Shape] = {}
     self.dtypes: dict[str, np.dtype] = {}
-    for file, expected in _listed(self.path).items():
-      self._open(file, expected)
+    index, files = _listed(self.path)
+    for file, expected in files.items():
+      self._open(file, expected, index)
     self.num_bytes = sum(
       int(np.prod(shape)) * self.dtypes[name].itemsize for name, shape in self.shapes.items()
     )
 
   def read(self, name: str) -> np.ndarray:
     """Returns a copy of a tensor."""
-    return self._files[name].get_tensor(name)
+    return self._files[name].read(name)
 
   def close(self) -> None:
     """Closes the files."""
     self._files.clear()
 
-  def _open(self, path: pathlib.Path, expected: set[str] | None) -> None:
+  def _open(self, path: pathlib.Path, expected: set[str] | None, index: str) -> None:
     """Takes the tensors of a file; `expected` are those the index says it has."""
     try:
-      file = safetensors.safe_open(path, framework="numpy")
-      names = set(file.keys())
+      file: TensorFile = (TorchTensors if path.suffix == ".bin" else Safetensors)(path)
     except (OSError, safetensors.SafetensorError) as error:
       raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
-    if expected is not None and names != expected:
+    found = file.tensors()
+    if expected is not None and found.keys() != expected:
       raise InputError(
-        f"{path}: holds other tensors than {INDEX} says: {some(sorted(names ^ expected))}; fetch "
-        "the checkpoint again"
+        f"{path}: holds other tensors than {index} says: {some(sorted(found.keys() ^ expected))}; "
+        "fetch the checkpoint again"
       )
-    for name in names:
+    for name, (shape, dtype) in found.items():
       if name in self._files:
         raise InputError(f"{path}: {name} is in another file, too; keep one")
-      part = file.get_slice(name)
-      if part.get_dtype() not in DTYPES:
+      if isinstance(dtype, str):
         raise InputError(
-          f"{path}: {name} is {part.get_dtype()}, only {', '.join(DTYPES)} are handled; save the "
-          "checkpoint in one of them"
+          f"{path}: {name} is {dtype}, only {', '.join(DTYPES)} are handled; save the checkpoint "
+          "in one of them"
         )
-      self._files[name] = file
-      self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
+      self._files[name], self.shapes[name], self.dtypes[name] = file, shape, dtype
 
 
-def _listed(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
-  """Returns the files of a checkpoint, and which tensors the index says each has."""
-  if (folder / INDEX).exists():
-    return _indexed(folder)
-  if (folder / WHOLE).exists():
-    return {folder / WHOLE: None}
-  files = sorted(folder.glob("*.safetensors"))
-  if not files:
-    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-    why = f"there is {pickled[0]}, a pickle, which is never opened" if pickled else "there is none"
-    raise InputError(f"{folder}: needs *.safetensors ({why}); save the checkpoint as safetensors")
-  if len(files) > 1:
-    raise InputError(f"{folder}: several *.safetensors and no {INDEX}; fetch the index, too")
-  return dict.fromkeys(files)
+def _listed(folder: pathlib.Path) -> tuple[str, dict[pathlib.Path, set[str] | None]]:
+  """Returns the index, files of a checkpoint, and which tensors the index says each has."""
+  for whole in (WHOLE, TORCH_WHOLE):
+    index = f"{whole}.index.json"
+    if (folder / index).exists():
+      return index, _indexed(folder / index)
+    if (folder / whole).exists():
+      return "", {folder / whole: None}
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) > 1:
+      raise InputError(f"{folder}: several *.safetensors and no {index}; fetch the index, too")
+    if others:
+      return "", dict.fromkeys(others)
+  raise InputError(
+    f"{folder}: needs *.safetensors or {TORCH_WHOLE} (there is none); save the checkpoint as "
+    "safetensors"
+  )
 
 
-def _indexed(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
-  """Returns what the index says."""
-  path = folder / INDEX
+def _indexed(path: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+  """Returns what an index says."""
   try:
     weight_map = json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"]
     pairs = sorted(weight_map.items())
@@ -110,5 +173,5 @@ def _indexed(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
   for name, file in pairs:
     if not isinstance(file, str) or pathlib.Path(file).name != file:
       raise InputError(f"{path}: {name} lies in {file!r}, which is no file beside it; not opened")
-    files.setdefault(folder / file, set()).add(name)
+    files.setdefault(path.parent / file, set()).add(name)
   return files
