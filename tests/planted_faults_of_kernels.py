@@ -11,9 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmoe.ops.attention import tpu_walk
+from jaxmoe.ops.grouped_matmul.visits import SlotVisit, Visits
 
 # The packages have functions of the names of these modules.
 SOFTMAX, STICKS, LOSS = "attention", "stick_breaking", "cross_entropy"
+GROUPED = "grouped_matmul"
 attention, sticks, losses = (
   importlib.import_module(f"jaxmoe.ops.{operation}.mosaic_tpu")
   for operation in (SOFTMAX, STICKS, LOSS)
@@ -99,6 +101,19 @@ def _row_before(right: Any) -> Any:
   return lambda self, lanes=False: right(self, lanes) + 1
 
 
+def _one_more(right: Any) -> Any:
+  return property(lambda self: (right.fget(self)[0], right.fget(self)[1] + 1))
+
+
+def _any_end(right: Any) -> Any:
+  del right
+  return property(lambda self: (self.range[0] <= 0) & (self.range[1] > 0))
+
+
+def _of_other_sizes(right: Any) -> Any:
+  return classmethod(lambda cls, sizes, *rest: right(jnp.roll(sizes, 1), *rest))
+
+
 FAULTS = {
   "a walk ends a block early": KernelFault(SOFTMAX, tpu_walk, "_range", _block_too_few),
   "a walk begins a block late": KernelFault(SOFTMAX, attention, "upward", _one_on),
@@ -117,6 +132,9 @@ FAULTS = {
   "columns past the vocabulary count": KernelFault(LOSS, losses, "_forward_kernel", _all_there),
   "a sum forgets the tiles before": KernelFault(LOSS, losses, "_add", _sum_of_the_last),
   "columns are one off": KernelFault(LOSS, losses._Grid, "column", _row_before),
+  "a slot ends a row late": KernelFault(GROUPED, SlotVisit, "range", _one_more),
+  "a slot's last block is not masked": KernelFault(GROUPED, SlotVisit, "whole", _any_end),
+  "slots visit by sizes of before": KernelFault(GROUPED, Visits, "of", _of_other_sizes),
   "a walk down stops above the last": KernelFault(STICKS, sticks, "downward", _one_on),
 }
 """By what is wrong."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.bench.benchmark import Benchmark
+from jaxmoe.core.backends import Backend, Devices, Need
 from jaxmoe.core.errors import InputError
 from jaxmoe.ops import expert_mlp, grouped_matmul
 from jaxmoe.ops.grouped_matmul import GroupedMatmul
@@ -68,16 +69,22 @@ def matmul_benchmark(shape: Shape, dtype: str) -> Benchmark:
   sizes_E = np.bincount(choose(shape).ravel(), minlength=shape.num_experts)
   rows_RD = _normal(0, dtype, rows, shape.dim)
   weight_EDF = _normal(1, dtype, shape.num_experts, shape.dim, shape.mlp_dim)
-  backends = {name: f for name, f in grouped_matmul.BACKENDS.items() if name != "loop"}
   sizes = jnp.asarray(sizes_E, jnp.int32)
   return Benchmark(
     title=f"grouped matmul ({rows}, {shape.dim}) x ({shape.dim}, {shape.mlp_dim})",
-    contestants={name: _with_sizes(f, sizes) for name, f in backends.items()},
+    contestants={name: _with_sizes(f, sizes) for name, f in _matmuls(dtype).items()},
     args=(rows_RD, weight_EDF),
     oracle=_with_sizes(grouped_matmul.loop, sizes),
     dense=lambda rows_RD, weight_DF: rows_RD @ weight_DF,
     dense_args=(rows_RD, weight_EDF[0]),
   )
+
+
+def _matmuls(dtype: str) -> dict[str, Backend]:
+  """Returns the back ends that these devices have, without the oracle."""
+  need = Need(Devices.here(), dtype)
+  known = {name: each for name, each in grouped_matmul.BACKENDS.items() if name != "loop"}
+  return {name: each for name, each in known.items() if each.fits(need) is None}
 
 
 def layer_benchmark(shape: Shape, dtype: str) -> Benchmark:
@@ -95,9 +102,8 @@ def layer_benchmark(shape: Shape, dtype: str) -> Benchmark:
     return expert_mlp.fused(args[0], args[1], args[2], slot_TA, args[3], swiglu)
 
   contestants: dict[str, Callable[..., jax.Array]] = {"fused": fused}
-  for name, matmul in grouped_matmul.BACKENDS.items():
-    if name != "loop":
-      contestants[f"sort + {name}"] = _sorted_layer(matmul, slot_TA)
+  for name, matmul in _matmuls(dtype).items():
+    contestants[f"sort + {name}"] = _sorted_layer(matmul, slot_TA)
   contestants["one-hot einsum"] = _onehot_layer(slot_TA, busiest)
   active = shape.num_active * shape.mlp_dim
   return Benchmark(

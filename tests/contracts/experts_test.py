@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxmoe.core.backends import Devices, Need
 from jaxmoe.core.init import Init
 from jaxmoe.core.rng import Keys
 from jaxmoe.moe.dispatch import DISPATCHERS
@@ -27,7 +28,8 @@ D, E, R = 6, 4, 20
 network = pytest.mark.parametrize(
   "experts", [instance for _, instance in NETWORKS.values()], ids=NETWORKS.keys()
 )
-backend = pytest.mark.parametrize("name", ["uniform", *BACKENDS])
+HERE = [name for name, each in BACKENDS.items() if each.fits(Need(Devices("cpu"))) is None]
+backend = pytest.mark.parametrize("name", ["uniform", *HERE])
 SIZES = {
   "sizes that divide nothing": [7, 1, 3, 9],
   "no row for an expert": [12, 0, 8, 0],
@@ -134,7 +136,7 @@ def test_the_gradients_of_the_oracle_are_its_finite_differences(experts):
 
 
 @network
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HERE)
 def test_rows_past_the_sizes_are_exact_zeros_and_give_no_gradient(experts, name):
   graph, state = build(experts)
   rows, grad_out = draw()

@@ -13,13 +13,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxmoe import ops
 from jaxmoe.core.backends import Devices, Need
-from jaxmoe.ops import attention, cross_entropy, stick_breaking
+from jaxmoe.ops import attention, cross_entropy, grouped_matmul, stick_breaking
 from jaxmoe.ops.attention import Sight
 from jaxmoe.ops.attention.tpu_walk import Tiles
 from jaxmoe.ops.cross_entropy.mosaic_tpu import LogitTiles
+from jaxmoe.ops.grouped_matmul.mosaic_tpu import RowTiles
 from tests.planted_faults_of_kernels import FAULTS
 
-KERNELS = ("attention", "cross_entropy", "stick_breaking")
+KERNELS = ("attention", "cross_entropy", "grouped_matmul", "stick_breaking")
 ATTENTION = {"attention": attention, "stick_breaking": stick_breaking}
 LOSS = functools.partial(cross_entropy.mosaic_tpu, spec="td,vd->tv", chunk=5)
 REFERENCE_LOSS = functools.partial(cross_entropy.reference, spec="td,vd->tv", chunk=5)
@@ -60,6 +61,8 @@ def test_a_kernel_is_for_tpus_and_is_asked_for_by_name(operation):
 def test_a_kernel_and_its_gradients_lower_for_tpus(operation, dtype):
   if operation == "cross_entropy":
     call, shapes = loss, ((600, 64), (1000, 64))
+  elif operation == "grouped_matmul":
+    call, shapes = product, ((600, 64), (4, 64, 96))
   else:
     call = attend(ATTENTION[operation].mosaic_tpu, 600)
     shapes = (1, 600, 4, 64), (1, 600, 2, 64), (1, 600, 2, 32)
@@ -88,6 +91,11 @@ def loss(hidden_TD, head_VD, call=LOSS):
   return call(hidden_TD, head_VD, labels_T=labels_T)
 
 
+def product(rows_RD, weight_SDF, call=grouped_matmul.mosaic_tpu):
+  """Returns the products of slots of 5, 0, 3 and 1 rows, with rows past the last."""
+  return call(rows_RD, weight_SDF, jnp.asarray([5, 0, 3, 1], jnp.int32))
+
+
 def differ(operation, interpret=True):
   """Returns whether a kernel in tiles of 4 and `reference` differ by more than rounding."""
   rng = np.random.default_rng(0)
@@ -96,6 +104,10 @@ def differ(operation, interpret=True):
     arrays, tiles = (draw(11, 8), draw(13, 8)), LogitTiles(4, 4, interpret)
     one = functools.partial(loss, call=functools.partial(LOSS, tiles=tiles))
     other = functools.partial(loss, call=REFERENCE_LOSS)
+  elif operation == "grouped_matmul":
+    arrays, tiles = (draw(11, 8), draw(4, 8, 6)), RowTiles(4, 4, 4, interpret)
+    one = functools.partial(product, call=functools.partial(grouped_matmul.mosaic_tpu, tiles=tiles))
+    other = functools.partial(product, call=grouped_matmul.loop)
   else:
     package, tiles = ATTENTION[operation], Tiles(4, 4, interpret)
     arrays = draw(1, 11, 4, 8), draw(1, 11, 2, 8), draw(1, 11, 2, 8)

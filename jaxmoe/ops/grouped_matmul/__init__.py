@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import jax
 
-from jaxmoe.core.backends import Backend, limited
+from jaxmoe.core.backends import Backend, limited, unmeasured
 from jaxmoe.ops.grouped_matmul.blocks import blocks
 from jaxmoe.ops.grouped_matmul.loop import loop
+from jaxmoe.ops.grouped_matmul.mosaic_tpu import mosaic_tpu
 from jaxmoe.ops.grouped_matmul.ragged import ragged
 from jaxmoe.ops.grouped_matmul.uniform import uniform
 
@@ -26,6 +27,7 @@ BACKENDS: dict[str, Backend] = {
   "blocks": Backend(blocks, limited(("cpu", "gpu"))),  # a TPU has a kernel for ragged products
   "ragged": Backend(ragged),
   "loop": Backend(loop),
+  "mosaic_tpu": Backend(mosaic_tpu, limited(("tpu",), (), ("bfloat16", "float32")), unmeasured),
 }
 
-__all__ = ["BACKENDS", "GroupedMatmul", "blocks", "loop", "ragged", "uniform"]
+__all__ = ["BACKENDS", "GroupedMatmul", "blocks", "loop", "mosaic_tpu", "ragged", "uniform"]

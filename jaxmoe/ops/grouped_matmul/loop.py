@@ -13,7 +13,8 @@ def loop(rows_RD: jax.Array, weight_SDF: jax.Array, sizes_S: jax.Array) -> jax.A
     weight_DF, start, end = slot
     mine_R = (row_R >= start) & (row_R < end)
     kept_RD = jnp.where(mine_R[:, None], rows_RD, jnp.zeros((), rows_RD.dtype))
-    return out_RF + jnp.dot(kept_RD, weight_DF, preferred_element_type=jnp.float32), None
+    product_RF = jnp.dot(kept_RD, weight_DF, preferred_element_type=jnp.float32)
+    return out_RF + jnp.where(mine_R[:, None], product_RF, 0.0), None
 
   zeros_RF = jnp.zeros((rows_RD.shape[0], weight_SDF.shape[-1]), jnp.float32)
   out_RF, _ = jax.lax.scan(add_slot, zeros_RF, (weight_SDF, ends_S - sizes_S, ends_S))
