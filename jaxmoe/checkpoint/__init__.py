@@ -16,6 +16,7 @@ read_error.py        damage, or a reason that may pass
 memory_store.py      the memory of this process
 inert_pickle.py      pickles read as plain data, nothing run
 torch_file.py        tensors in what torch.save wrote
+torch_dcp.py         tensors in folders of torch.distributed.checkpoint
 """
 
 from jaxmoe.checkpoint.memory_store import MemoryStore

@@ -79,15 +79,18 @@ _DAMAGE = (
 )  # fmt: skip
 
 
+_HASHED = str | bytes | int | float | Name | Record
+
+
 def as_key(value: Any) -> Any:
   """Returns a key of a dict, or an element of a set.
 
   Raises:
-    ValueError: It is no number or text, nor a tuple of such: what is nested is hashed to its depth,
-      for which there may be no room on the stack of the processor.
+    ValueError: It is no number, text or record, nor a tuple of such: what is nested is hashed to
+      its depth, for which there may be no room on the stack of the processor.
   """
   parts = value if isinstance(value, tuple) else (value,)
-  if not all(part is None or isinstance(part, str | bytes | int | float | Name) for part in parts):
+  if not all(part is None or isinstance(part, _HASHED) for part in parts):
     raise ValueError(f"a key that is a {type(value).__name__}")
   return value
 

@@ -8,13 +8,14 @@ storage, mapped into memory when asked for. Its size, offset and strides are hel
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ _TYPES = {
   "Bool": "bool",
 }  # fmt: skip
 STORAGES = {f"torch.{name}Storage": jnp.dtype(dtype) for name, dtype in _TYPES.items()}
+DTYPES = {f"torch.{dtype}": jnp.dtype(dtype) for dtype in _TYPES.values()}
 _LOCAL_HEADER, _MAX_DEPTH = 30, 64
 
 
@@ -82,16 +84,21 @@ class TorchFile:
       `Record` for any other object.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
+  def __init__(self, path: str | os.PathLike[str], span: tuple[int, int] | None = None):
     """Reads what is in the file but for the tensors' numbers.
+
+    Args:
+      path: The file.
+      span: First byte and length of the part of it that is meant; None for all.
 
     Raises:
       InputError: It is none, is cut or damaged, or of a machine of the other byte order.
     """
     self.path = pathlib.Path(path)
+    self._first = span[0] if span else 0
     self._whole: set[str] = set()
     try:
-      with zipfile.ZipFile(self.path) as archive:
+      with self._opened(span) as file, zipfile.ZipFile(file) as archive:
         self._entries = {entry.filename: entry for entry in archive.infolist()}
         self._folder = self._folder_of()
         order = self._entries.get(f"{self._folder}byteorder")
@@ -106,6 +113,14 @@ class TorchFile:
         "1.6 wrote it, save it anew"
       ) from None
     self.tree = read_pickle(pickled, f"{self.path}, data.pkl", _CALLS, self._storage)
+
+  def _opened(self, span: tuple[int, int] | None) -> IO[bytes]:
+    """Returns the file, or the part of it that is meant."""
+    if span is None:
+      return open(self.path, "rb")
+    if not 0 < span[1] <= self.path.stat().st_size - span[0]:
+      raise KeyError("it ends before the part that is meant")
+    return io.BufferedReader(_Part(self.path, *span))
 
   def numbers(self, storage: Storage) -> np.ndarray:
     """Returns the numbers of a storage, mapped; the first time its checksum is compared.
@@ -133,12 +148,12 @@ class TorchFile:
   def _start(self, entry: zipfile.ZipInfo) -> int:
     """Returns where an entry's bytes begin, which its own header says."""
     with open(self.path, "rb") as file:
-      file.seek(entry.header_offset)
+      file.seek(self._first + entry.header_offset)
       header = file.read(_LOCAL_HEADER)
     if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
       raise InputError(f"{self.path}: {entry.filename} is damaged; fetch the file again")
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    return entry.header_offset + _LOCAL_HEADER + name + extra
+    return self._first + entry.header_offset + _LOCAL_HEADER + name + extra
 
   def _storage(self, given: Any) -> Storage:
     """Returns the storage of a persistent id: ('storage', its class, key, device, numbers)."""
@@ -152,6 +167,35 @@ class TorchFile:
     if entry.file_size != size * dtype.itemsize:
       raise ValueError(f"storage {key} has {entry.file_size} bytes for {size} numbers of {dtype}")
     return Storage(self, key, dtype, size)
+
+
+class _Part(io.RawIOBase):
+  """A part of a file, read as if it were all."""
+
+  def __init__(self, path: pathlib.Path, start: int, length: int):
+    self._file, self._start, self._length, self._at = open(path, "rb"), start, length, 0  # noqa: SIM115
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+    self._at = max(0, begin + offset)
+    return self._at
+
+  def readinto(self, buffer: Any) -> int:
+    self._file.seek(self._start + self._at)
+    found = self._file.read(min(len(buffer), max(0, self._length - self._at)))
+    buffer[: len(found)] = found
+    self._at += len(found)
+    return len(found)
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
 
 
 def tensors_of(tree: Any, where: str = "") -> Iterator[tuple[str, TorchTensor]]:

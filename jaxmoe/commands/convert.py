@@ -4,8 +4,8 @@ jaxmoe convert --from_hf=FOLDER --workdir=runs/x [--text=FOLDER] [--eod=TOKEN]
   [--file_dtype=float32] [--compute_dtype=float32] [--config=RECIPE] [--config.FIELD=VALUE]
 jaxmoe convert --workdir=runs/x --to_hf=FOLDER [--file_dtype=bfloat16] [--shard_gb=5]
 
-FOLDER has config.json, *.safetensors (or pytorch_model.bin, of which nothing is run) and
-tokenizer.json, as transformers writes them. The new run
+FOLDER has config.json and tokenizer.json, as transformers writes them, and *.safetensors,
+pytorch_model.bin or what torch.distributed.checkpoint wrote (of which nothing is run). The new run
 is at step 0: jaxmoe evaluate, generate, score, surgery and train take it as any other. --text is
 what it is scored and trained on (the standard library where none is given); --config is a recipe
 for all but model and tokenizer. Weights are read and written one at a time; the tokenizer's files

@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 
+from jaxmoe.checkpoint.torch_dcp import DcpFolder
 from jaxmoe.checkpoint.torch_file import TorchFile, tensors_of
 
 torch = pytest.importorskip("torch")
@@ -43,3 +44,14 @@ def test_a_whole_module_is_a_record_and_its_code_is_not_run(tmp_path):
   torch.save(torch.nn.Linear(3, 5), tmp_path / "a.pt")
   found = TorchFile(tmp_path / "a.pt").tree
   assert str(found.of) == "torch.nn.modules.linear.Linear"
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_folder_that_torch_writes_is_read(tmp_path):
+  saved = pytest.importorskip("torch.distributed.checkpoint")
+  tree = {"model": torch.nn.Linear(3, 5).state_dict(), "epoch": 2, "ids": torch.arange(4)}
+  saved.save(tree, checkpoint_id=tmp_path / "a", no_dist=True)
+  folder = DcpFolder(tmp_path / "a")
+  assert set(folder.tensors) == {"model.weight", "model.bias", "ids"}
+  for name in ("weight", "bias"):
+    np.testing.assert_array_equal(folder.read(f"model.{name}"), tree["model"][name].numpy())

@@ -100,7 +100,7 @@ def of_ints(folder):
 @pytest.mark.parametrize(
   ("spoil", "words"),
   [
-    (drop_weights, ("needs *.safetensors or pytorch_model.bin (there is none)",)),
+    (drop_weights, ("(there is none); save the checkpoint as safetensors",)),
     (pickled, ("pytorch_model.bin: no whole file of torch.save",)),
     (truncated, ("not a whole safetensors file",)),
     (escaping, ("no file beside it; not opened",)),

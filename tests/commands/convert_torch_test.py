@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.checkpoint.dcp_folder import Entry, save_folder
 from tests.checkpoint.torch_zip import Stored, View, save, save_arrays
 from tests.models.pretrained.checkpoint import bits, tensors_of
 
@@ -36,6 +37,23 @@ def test_the_same_weights_come_out(convert, checkpoint, tmp_path, dtype, shards)
   convert(f"--from_hf={there}", f"--workdir={tmp_path / 'run'}")
   convert(f"--workdir={tmp_path / 'run'}", f"--to_hf={tmp_path / 'back'}")
   assert bits(tensors_of(tmp_path / "back")) == tensors
+
+
+def test_a_folder_of_a_training_run_of_torch_is_read(convert, checkpoint, tmp_path):
+  there = checkpoint("mixtral", "float32")
+  tensors = tensors_of(there)
+  (there / "model.safetensors").unlink()
+  entries = {}
+  for name, array in tensors.items():
+    half, rest = array.shape[0] // 2, array.shape[1:]
+    nothing = (0,) * len(rest)
+    parts = {(0, *nothing): (half, *rest), (half, *nothing): (array.shape[0] - half, *rest)}
+    for called in (f"model.{name}", f"optimizer.state.{name}.exp_avg"):
+      entries[called] = Entry(array, parts)
+  save_folder(there, entries)
+  convert(f"--from_hf={there}", f"--workdir={tmp_path / 'run'}")
+  convert(f"--workdir={tmp_path / 'run'}", f"--to_hf={tmp_path / 'back'}")
+  assert bits(tensors_of(tmp_path / "back")) == bits(tensors)
 
 
 def test_safetensors_are_read_where_both_are(convert, checkpoint, tmp_path):

@@ -1,6 +1,7 @@
 """The files of a checkpoint with tensors by name: one, or shards with an index.
 
-They are safetensors, or where there are none what torch.save wrote, of which nothing is run.
+They are safetensors, or where there are none what torch.save or torch.distributed.checkpoint wrote,
+of which nothing is run.
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from jaxmoe.checkpoint.torch_dcp import METADATA, DcpFolder
 from jaxmoe.checkpoint.torch_file import TorchFile, TorchTensor
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.tensor_mapping import Shape, some
 
 WHOLE, TORCH_WHOLE = "model.safetensors", "pytorch_model.bin"
 INDEX = f"{WHOLE}.index.json"
+_TABLE = "model.embed_tokens.weight"
 DTYPES = {
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
@@ -85,6 +88,41 @@ class TorchTensors:
     return self._tree[name].read()
 
 
+class DcpTensors:
+  """A folder of torch.distributed.checkpoint; the model's tensors alone, by their own names."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads what is in it but for numbers.
+
+    Args:
+      path: Its `.metadata`.
+
+    Raises:
+      InputError: it is damaged, or no tensor is a table of ids.
+    """
+    self._folder = DcpFolder(path.parent)
+    there = sorted(self._folder.tensors)
+    found = [name.removesuffix(_TABLE) for name in there if name.endswith(_TABLE)]
+    if len(found) != 1:
+      raise InputError(
+        f"{path}: no tensor, or several, end in {_TABLE}, so where the model lies is not known; "
+        f"there are {some(there)}; save the model's state_dict under one key"
+      )
+    self._names = {name.removeprefix(found[0]): name for name in there if name.startswith(found[0])}
+
+  def tensors(self) -> dict[str, tuple[Shape, np.dtype | str]]:
+    """Returns shape and dtype of each tensor."""
+    known, found = set(DTYPES.values()), self._folder.tensors
+    return {
+      name: (found[there].shape, dtype if (dtype := found[there].dtype) in known else dtype.name)
+      for name, there in self._names.items()
+    }
+
+  def read(self, name: str) -> np.ndarray:
+    """Returns a tensor, put together."""
+    return self._folder.read(self._names[name])
+
+
 class CheckpointFiles:
   """Tensors by name, read when asked for; files are mapped, not loaded.
 
@@ -123,7 +161,7 @@ class CheckpointFiles:
   def _open(self, path: pathlib.Path, expected: set[str] | None, index: str) -> None:
     """Takes the tensors of a file; `expected` are those the index says it has."""
     try:
-      file: TensorFile = (TorchTensors if path.suffix == ".bin" else Safetensors)(path)
+      file = _KINDS.get(path.suffix or path.name, Safetensors)(path)
     except (OSError, safetensors.SafetensorError) as error:
       raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
     found = file.tensors()
@@ -143,6 +181,12 @@ class CheckpointFiles:
       self._files[name], self.shapes[name], self.dtypes[name] = file, shape, dtype
 
 
+_KINDS: dict[str, Callable[[pathlib.Path], TensorFile]] = {
+  ".bin": TorchTensors, METADATA: DcpTensors
+}  # fmt: skip
+"""By suffix, or by name of a file without one; others are safetensors."""
+
+
 def _listed(folder: pathlib.Path) -> tuple[str, dict[pathlib.Path, set[str] | None]]:
   """Returns the index, files of a checkpoint, and which tensors the index says each has."""
   for whole in (WHOLE, TORCH_WHOLE):
@@ -156,9 +200,11 @@ def _listed(folder: pathlib.Path) -> tuple[str, dict[pathlib.Path, set[str] | No
       raise InputError(f"{folder}: several *.safetensors and no {index}; fetch the index, too")
     if others:
       return "", dict.fromkeys(others)
+  if (folder / METADATA).exists():
+    return "", {folder / METADATA: None}
   raise InputError(
-    f"{folder}: needs *.safetensors or {TORCH_WHOLE} (there is none); save the checkpoint as "
-    "safetensors"
+    f"{folder}: needs *.safetensors, {TORCH_WHOLE} or {METADATA} of torch.distributed.checkpoint "
+    "(there is none); save the checkpoint as safetensors"
   )
 
 
