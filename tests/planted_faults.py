@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.loss_pieces import LossPieces
 from jaxmoe.moe import expert_outputs
-from jaxmoe.moe.dispatch import exchange, row_exchange
 from jaxmoe.ops.cross_entropy import all_logits
 from jaxmoe.parallel import MeshContext, Parallel, ParamGatherer, ReduceScatter
 from jaxmoe.parity import Cell, cell_errors, is_green
 from jaxmoe.train import gradients
 from tests.planted_faults_of_context import FAULTS_OF_CONTEXT
+from tests.planted_faults_of_exchange import FAULTS_OF_EXCHANGE, FOLD_DATA, own_part
 from tests.planted_faults_of_pipe import FAULTS_OF_PIPE
 
 DATA, EXPERT, TENSOR = Cell(Parallel(data=2)), Cell(Parallel(expert=2)), Cell(Parallel(tensor=2))
@@ -38,12 +38,9 @@ PARTS = Cell(Parallel(tensor=2, partition_activations=True))
 NOISY = dataclasses.replace(DATA, router="noisy")
 AUX_FREE = dataclasses.replace(DATA, router="aux_free")
 CAPACITY = dataclasses.replace(DATA, dispatch="capacity")
-GATHERED = dataclasses.replace(EXPERT, exchange="all_gather")
-CHUNKED = dataclasses.replace(EXPERT, exchange="all_to_all_chunked")
 CONSTANT = dataclasses.replace(TENSOR, experts="zero_copy_constant")
 BIASED = dataclasses.replace(TENSOR, attention="sinks")
 KEY_HEADS = Cell(Parallel(tensor=4))  # twice as many devices as key heads
-FOLD_DATA = Cell(Parallel(data=2, expert=2, fold=("data",)), exchange="all_to_all_two_level")
 FOLD_TENSOR = Cell(Parallel(expert=2, tensor=2, fold=("tensor",)))
 ZERO_2, ZERO_3 = Cell(Parallel(fsdp=2, zero=2)), Cell(Parallel(fsdp=2, zero=3))
 
@@ -179,14 +176,6 @@ def cut_not_summed(original: Any) -> Any:
   return scattered
 
 
-def own_part(x: jax.Array, axis: Any, *, scatter_dimension: int, tiled: bool) -> jax.Array:
-  """Returns what `psum_scatter` would if others had zeros."""
-  del tiled
-  size = x.shape[scatter_dimension] // jax.lax.axis_size(axis)
-  first = jax.lax.axis_index(axis) * size
-  return jax.lax.dynamic_slice_in_dim(x, first, size, axis=scatter_dimension)
-
-
 def gathered_in_turn(original: Any) -> Any:
   """Gathered weights whose parts are in another order; scales not, or all would still agree."""
 
@@ -237,68 +226,7 @@ def labels_off_by_one(original: Any) -> Any:
   return piece
 
 
-def far_before_near(original: Any) -> Any:
-  """The two levels of an exchange over each other's axes."""
-
-  def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
-    turned = dataclasses.replace(self, axes=self.axes[::-1], degrees=self.degrees[::-1])
-    return original(turned if two_level else self, parts_eF, two_level)
-
-  return all_to_all
-
-
-def sizes_not_swapped(original: Any) -> Any:
-  """Devices that take their own numbers of rows for those of others."""
-
-  def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
-    whole = jnp.issubdtype(parts_eF.dtype, jnp.integer)
-    return parts_eF if whole else original(self, parts_eF, two_level)
-
-  return all_to_all
-
-
-def on_return(change: Callable[[Any], Any]) -> Make:
-  """Returns an exchange whose every second move of rows, the way back, is another."""
-
-  def make(original: Any) -> Any:
-    moves: list[None] = []
-
-    def all_to_all(self, parts_eF: jax.Array, two_level: bool = False) -> jax.Array:
-      swapped = original(self, parts_eF, two_level)
-      if jnp.issubdtype(parts_eF.dtype, jnp.integer):
-        return swapped
-      moves.append(None)
-      return swapped if len(moves) % 2 else change(swapped)
-
-    return all_to_all
-
-  return make
-
-
-def spans_backwards(original: Any) -> Any:
-  """Pieces of an exchange that are put together in the wrong order."""
-  return lambda *args: original(*args)[::-1]
-
-
-def own_rows(original: Any) -> Any:
-  """A device's own part of what its experts made, without that of other devices' experts."""
-
-  def scatter(self, y_TF: jax.Array) -> jax.Array:
-    return own_part(y_TF, self.axes, scatter_dimension=0, tiled=True)
-
-  return scatter
-
-
-def weights_detached(original: Any) -> Any:
-  """Weights of choices that are gathered without a gradient."""
-
-  def gather(self, x_tF: jax.Array) -> jax.Array:
-    is_weight = x_tF.shape[1] == 2 and x_tF.dtype == jnp.float32
-    return original(self, jax.lax.stop_gradient(x_tF) if is_weight else x_tF)
-
-  return gather
-
-
+_ELSEWHERE = FAULTS_OF_EXCHANGE | FAULTS_OF_CONTEXT | FAULTS_OF_PIPE
 FAULTS = {
   "a sum at the end of a pair is missing": Fault(TENSOR, MeshContext, "psum_tensor", as_is),
   "a device leaves its part of the sequence without a sum": Fault(
@@ -354,29 +282,7 @@ FAULTS = {
   "axes of experts are swapped": Fault(
     FOLD_DATA, MeshContext, "expert_mesh", property_of(lambda mesh: (mesh[0][::-1], mesh[1][::-1]))
   ),
-  "levels of an exchange are swapped": Fault(
-    FOLD_DATA, exchange.DeviceGroup, "all_to_all", far_before_near
-  ),
-  "sizes of groups stay where they are": Fault(
-    EXPERT, exchange.DeviceGroup, "all_to_all", sizes_not_swapped
-  ),
-  "rows return to the wrong device": Fault(
-    EXPERT,
-    exchange.DeviceGroup,
-    "all_to_all",
-    on_return(lambda parts_eF: jnp.roll(parts_eF, 1, axis=0)),
-  ),
-  "a combine is dropped": Fault(
-    EXPERT, exchange.DeviceGroup, "all_to_all", on_return(jnp.zeros_like)
-  ),
-  "pieces are put together backwards": Fault(CHUNKED, row_exchange, "spans", spans_backwards),
-  "outputs of experts elsewhere are left out": Fault(
-    GATHERED, exchange.DeviceGroup, "scatter", own_rows
-  ),
-  "the router is detached by an all-gather": Fault(
-    GATHERED, exchange.DeviceGroup, "gather", weights_detached
-  ),
-  **{name: Fault(*fault) for name, fault in (FAULTS_OF_CONTEXT | FAULTS_OF_PIPE).items()},
+  **{name: Fault(*fault) for name, fault in _ELSEWHERE.items()},
 }
 
 
