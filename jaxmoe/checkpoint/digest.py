@@ -22,6 +22,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from jaxmoe.checkpoint.process_parts import is_first_holder, on_all_processes
+from jaxmoe.core import multihost
 from jaxmoe.core.errors import InputError
 
 _BITS_BY_BYTES = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -53,8 +55,18 @@ def launch_digest(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def fetch_words(words: Mapping[str, jax.Array]) -> dict[str, tuple[int, int]]:
-  """Returns what `launch_digest` started as Python integers; blocks."""
-  pairs = jax.device_get(dict(words))
+  """Returns what `launch_digest` started as Python integers; blocks.
+
+  Words that only some processes can compute reach all in one exchange.
+  """
+  apart = sorted(name for name, pair in words.items() if not on_all_processes(pair.sharding))
+  pairs = dict(jax.device_get({name: pair for name, pair in words.items() if name not in apart}))
+  if apart:
+    mine = np.zeros((len(apart), 2), np.uint32)
+    for row, name in enumerate(apart):
+      if is_first_holder(words[name].sharding):
+        mine[row] = np.asarray(words[name].addressable_data(0))
+    pairs |= dict(zip(apart, multihost.sum_over_processes(mine), strict=True))
   return {name: (int(pair[0]), int(pair[1])) for name, pair in pairs.items()}
 
 
@@ -65,11 +77,13 @@ def _digest_under(sharding: Sharding) -> Callable[[jax.Array], jax.Array]:
   The sharding is given, not inferred, or each kind of array would be compiled once more when it
   comes from a file, since it is then committed to its device.
   """
-  replicated = None
-  if isinstance(sharding, NamedSharding) and sharding.num_devices > 1:
-    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+  replicated = lie = None
+  if isinstance(sharding, NamedSharding):
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    replicated = whole if sharding.num_devices > 1 else None
+    lie = None if on_all_processes(sharding) else whole
   words = functools.partial(_words, replicated=replicated)
-  return jax.jit(words, in_shardings=sharding)
+  return jax.jit(words, in_shardings=sharding, out_shardings=lie)
 
 
 def _words(x: jax.Array, replicated: NamedSharding | None) -> jax.Array:

@@ -35,6 +35,7 @@ from jaxmoe.checkpoint.manifest import (
   make_manifest,
   parse_manifest,
 )
+from jaxmoe.checkpoint.process_parts import has_part, on_all_processes, part_of_none, widened
 from jaxmoe.checkpoint.read_error import one_line, read_error
 from jaxmoe.checkpoint.step_deleter import TolerantDeleter
 from jaxmoe.checkpoint.step_reader import StepReader
@@ -60,6 +61,7 @@ class OrbaxStore(DirectoryStore):
     self._manager: ocp.CheckpointManager | None = None
     self._deleter: TolerantDeleter | None = None
     self._writing: int | None = None
+    self._apart = False  # whether arrays are written that some processes have no part of
 
   def write(self, step: int, arrays: Mapping[str, jax.Array], record: Record) -> None:
     """Starts to write a step; returns once the arrays are copied or held on the host.
@@ -78,8 +80,13 @@ class OrbaxStore(DirectoryStore):
     # Orbax refuses arrays without elements; the manifest says all there is to say of them.
     stored = {name: x for name, x in arrays.items() if x.size}
     items = {"label": ocp.args.JsonSave(manifest.to_json())}
+    apart = not all(on_all_processes(x.sharding) for x in stored.values())
     if stored:
-      items["arrays"] = ocp.args.StandardSave(stored)
+      save = ocp.args.PyTreeSave if apart else ocp.args.StandardSave
+      items["arrays"] = save(widened(stored))
+    if apart != self._apart:
+      self._drop_manager()
+    self._apart = apart
     self._writing = step
     try:
       with multihost.raise_on_all(), self._write_errors():
@@ -182,7 +189,11 @@ class OrbaxStore(DirectoryStore):
         cleanup_tmp_directories=True,  # left by a killed or failed save
         save_root_metadata=False,
       )
-      self._manager = ocp.CheckpointManager(self._path, options=options)
+      handlers = None
+      if self._apart:
+        first_replica = type_handlers.ArrayHandler(use_replica_parallel=False)
+        handlers = {"arrays": _handler(first_replica), "label": ocp.JsonCheckpointHandler()}
+      self._manager = ocp.CheckpointManager(self._path, options=options, item_handlers=handlers)
       # Orbax has no other place for it.
       self._deleter = TolerantDeleter(self._manager._checkpoint_deleter)
       self._manager._checkpoint_deleter = self._deleter
@@ -264,22 +275,37 @@ class _NotFromOrbax(logging.Filter):
 
 def _restore(path: pathlib.Path, like: dict[str, jax.ShapeDtypeStruct]) -> Arrays:
   """The named arrays, in the layout of `like`; whatever else lies there is not read."""
-  registry = type_handlers.create_type_handler_registry((jax.Array, _PatientArrayHandler()))
-  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+  here = {name: x for name, x in like.items() if has_part(x.sharding)}
   restore_args = {
     name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
-    for name, x in like.items()
+    for name, x in here.items()
   }
-  args = ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True)
+  args = ocp.args.PyTreeRestore(item=here, restore_args=restore_args, partial_restore=True)
+  mine = jax.process_index()  # waits for no other, which may have found that it cannot read
+  alone = ocp.options.MultiprocessingOptions(mine, {mine}, f"reader_{mine}")
+  handler = _handler(_PatientArrayHandler(), alone)
   try:
-    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-      arrays = checkpointer.restore(path, args=args)
+    with contextlib.closing(
+      ocp.Checkpointer(handler, multiprocessing_options=alone)
+    ) as checkpointer:
+      arrays = checkpointer.restore(path, args=args) if here else {}
   except Exception as error:
     raise read_error(path, error) from error
-  for name in like:
+  for name in here:
     if not isinstance(arrays.get(name), jax.Array):
       raise DamagedStepError(f"{path}: {name} is missing")
-  return arrays
+  return arrays | {name: part_of_none(x) for name, x in like.items() if name not in here}
+
+
+def _handler(
+  of_arrays: type_handlers.ArrayHandler, processes: ocp.options.MultiprocessingOptions | None = None
+) -> ocp.PyTreeCheckpointHandler:
+  """What reads and writes arrays with a handler of ours."""
+  registry = type_handlers.create_type_handler_registry((jax.Array, of_arrays))
+  return ocp.PyTreeCheckpointHandler(
+    type_handler_registry=registry,
+    multiprocessing_options=processes or ocp.options.MultiprocessingOptions(),
+  )
 
 
 def _fetch(path: pathlib.Path, name: str) -> np.ndarray:

@@ -61,6 +61,13 @@ def broadcast(value: str) -> str:
   return all_gather_text(value)[0]
 
 
+def sum_over_processes(values: np.ndarray) -> np.ndarray:
+  """Returns the sum of what each process has, integers of one shape; it wraps around."""
+  if not is_multi_process():
+    return values
+  return np.sum(multihost_utils.process_allgather(values), axis=0, dtype=values.dtype)
+
+
 def first_error(trouble: str) -> str:
   """Returns the trouble of the first process that has some, and whose it is; '' if none has."""
   if not is_multi_process():

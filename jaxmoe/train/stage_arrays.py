@@ -2,7 +2,8 @@
 
 A leaf that is stacked over layers and cut over the stages of a pipeline is, on each device, a stack
 of that device's layers. A layer by itself lies on the devices of its stage alone: what is written
-to a file, and read, is taken row by row out of what lies there.
+to a file, and read, is taken row by row out of what lies there. Of the layers of a stage on which
+a process has no device it holds arrays without shards.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def is_staged(sharding: Any) -> bool:
-  """Whether a stacked leaf's layers are cut over devices, all of which this process has."""
+  """Whether a stacked leaf's layers are cut over devices."""
   return (
-    isinstance(sharding, NamedSharding)
-    and len(sharding.spec) > 0
-    and sharding.spec[0] is not None
-    and sharding.is_fully_addressable
+    isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None
   )
 
 
@@ -51,9 +49,12 @@ def take_apart(leaf: jax.Array, names: Sequence[str]) -> Iterator[tuple[str, jax
   for row, (name, sharding) in enumerate(zip(names, here, strict=True)):
     if name:
       own = [
-        _row(parts[device], row % parts[device].shape[0]) for device in sharding.mesh.devices.flat
+        _row(parts[device], row % parts[device].shape[0])
+        for device in sharding.mesh.devices.flat
+        if device in parts
       ]
-      yield name, jax.make_array_from_single_device_arrays(leaf.shape[1:], sharding, own)
+      shape, dtype = leaf.shape[1:], leaf.dtype
+      yield name, jax.make_array_from_single_device_arrays(shape, sharding, own, dtype=dtype)
 
 
 def put_together(
@@ -69,14 +70,15 @@ def put_together(
     if name:
       found = {shard.device: shard.data for shard in named[name].addressable_shards}
     for device in place.mesh.devices.flat:
-      parts.setdefault(device, []).append(found.get(device))
+      if device in place.addressable_devices:
+        parts.setdefault(device, []).append(found.get(device))
   shape = sharding.shard_shape(like.shape)[1:]
   stacked = []
   for device, several in parts.items():
     with jax.default_device(device):
       own = [jnp.zeros(shape, like.dtype) if one is None else one for one in several]
       stacked.append(jax.device_put(_stack(own, like.dtype), device))
-  return jax.make_array_from_single_device_arrays(like.shape, sharding, stacked)
+  return jax.make_array_from_single_device_arrays(like.shape, sharding, stacked, dtype=like.dtype)
 
 
 @jax.jit
