@@ -17,6 +17,7 @@ memory_store.py      the memory of this process
 inert_pickle.py      pickles read as plain data, nothing run
 torch_file.py        tensors in what torch.save wrote
 torch_dcp.py         tensors in folders of torch.distributed.checkpoint
+deepspeed_zero.py    weights in shards of DeepSpeed's ZeRO
 """
 
 from jaxmoe.checkpoint.memory_store import MemoryStore

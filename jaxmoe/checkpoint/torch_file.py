@@ -75,6 +75,16 @@ class TorchTensor:
     view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, steps, writeable=False)
     return np.array(view)
 
+  def part(self, start: int, size: int) -> np.ndarray:
+    """Returns a copy of so many numbers of a flat tensor.
+
+    Raises:
+      InputError: As `read`.
+    """
+    assert self.strides == (1,) and 0 <= start <= start + size <= self.shape[0], self
+    first = self.offset + start
+    return np.array(self.storage.file.numbers(self.storage)[first : first + size])
+
 
 class TorchFile:
   """A file that `torch.save` wrote.
@@ -249,6 +259,14 @@ def _parameter(tensor: Any, *_: Any) -> Any:
   return tensor
 
 
+def _typed(function: Any, of: Any, given: Any, state: Any) -> TorchTensor:
+  """Returns what `torch._tensor._rebuild_from_type_v2` is called for: a tensor with attributes."""
+  del of, state
+  if str(function) != "torch._utils._rebuild_tensor_v2":
+    raise ValueError(f"a tensor made by {function}")
+  return _tensor(*given)
+
+
 def _size(dims: Any = ()) -> tuple[Any, ...]:
   """Returns what `torch.Size` is called for."""
   return tuple(dims)
@@ -258,6 +276,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
   "collections.OrderedDict": _ordered,
   "torch._utils._rebuild_tensor_v2": _tensor,
   "torch._utils._rebuild_parameter": _parameter,
+  "torch._tensor._rebuild_from_type_v2": _typed,
   "torch.Size": _size,
 }
 

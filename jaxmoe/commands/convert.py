@@ -5,11 +5,11 @@ jaxmoe convert --from_hf=FOLDER --workdir=runs/x [--text=FOLDER] [--eod=TOKEN]
 jaxmoe convert --workdir=runs/x --to_hf=FOLDER [--file_dtype=bfloat16] [--shard_gb=5]
 
 FOLDER has config.json and tokenizer.json, as transformers writes them, and *.safetensors,
-pytorch_model.bin or what torch.distributed.checkpoint wrote (of which nothing is run). The new run
-is at step 0: jaxmoe evaluate, generate, score, surgery and train take it as any other. --text is
-what it is scored and trained on (the standard library where none is given); --config is a recipe
-for all but model and tokenizer. Weights are read and written one at a time; the tokenizer's files
-go along. Code is never run.
+pytorch_model.bin or what torch.distributed.checkpoint or DeepSpeed's ZeRO wrote (of which nothing
+is run). The new run is at step 0: jaxmoe evaluate, generate, score, surgery and train take it as
+any other. --text is what it is scored and trained on (the standard library where none is given);
+--config is a recipe for all but model and tokenizer. Weights are read and written one at a time;
+the tokenizer's files go along. Code is never run.
 
 --file_dtype is that of the weights that are written, each its own where it is not given: of a run
 that has not been trained all come back bit for bit, and what was trained is rounded to what it was

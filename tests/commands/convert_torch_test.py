@@ -1,6 +1,8 @@
 """Folders whose weights torch.save wrote become the runs that their safetensors become."""
 
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from tests.checkpoint.dcp_folder import Entry, save_folder
 from tests.checkpoint.torch_zip import Stored, View, save, save_arrays
 from tests.models.pretrained.checkpoint import bits, tensors_of
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def as_torch(folder, shards):
@@ -71,3 +75,11 @@ def test_what_is_no_state_dict_is_one_line(here, checkpoint, tmp_path):
   assert result.code == 2 and not (tmp_path / "run").exists()
   (line,) = result.err.strip().splitlines()
   assert "something else than tensors by name; save a state_dict" in line
+
+
+def test_shards_of_zero_are_found_by_their_names(here, tmp_path):
+  there = tmp_path / "checkpoint"
+  shutil.copytree(ROOT / "tests" / "checkpoint" / "zero_3", there)
+  shutil.copy(ROOT / "tests/models/pretrained/golden/mixtral/config.json", there)
+  result = here("convert", f"--from_hf={there}", f"--workdir={tmp_path / 'run'}")
+  assert result.code == 2 and "no tensor, or several, end in model.embed_tokens" in result.err

@@ -1,7 +1,7 @@
 """The files of a checkpoint with tensors by name: one, or shards with an index.
 
-They are safetensors, or where there are none what torch.save or torch.distributed.checkpoint wrote,
-of which nothing is run.
+They are safetensors, or where there are none what torch.save, torch.distributed.checkpoint or
+DeepSpeed wrote, of which nothing is run.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from jaxmoe.checkpoint.deepspeed_zero import OPTIMIZER_FILES, ZeroFolder, zero_folder
 from jaxmoe.checkpoint.torch_dcp import METADATA, DcpFolder
 from jaxmoe.checkpoint.torch_file import TorchFile, TorchTensor
 from jaxmoe.core.errors import InputError
@@ -101,14 +102,7 @@ class DcpTensors:
       InputError: it is damaged, or no tensor is a table of ids.
     """
     self._folder = DcpFolder(path.parent)
-    there = sorted(self._folder.tensors)
-    found = [name.removesuffix(_TABLE) for name in there if name.endswith(_TABLE)]
-    if len(found) != 1:
-      raise InputError(
-        f"{path}: no tensor, or several, end in {_TABLE}, so where the model lies is not known; "
-        f"there are {some(there)}; save the model's state_dict under one key"
-      )
-    self._names = {name.removeprefix(found[0]): name for name in there if name.startswith(found[0])}
+    self._names = _names_of_model(self._folder.tensors, path)
 
   def tensors(self) -> dict[str, tuple[Shape, np.dtype | str]]:
     """Returns shape and dtype of each tensor."""
@@ -121,6 +115,46 @@ class DcpTensors:
   def read(self, name: str) -> np.ndarray:
     """Returns a tensor, put together."""
     return self._folder.read(self._names[name])
+
+
+class ZeroTensors:
+  """A folder of DeepSpeed's ZeRO: float32 weights, put together."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads what is in it but for numbers.
+
+    Args:
+      path: One of its files.
+
+    Raises:
+      InputError: a file is missing or damaged, or no tensor is a table of ids.
+    """
+    self._folder = ZeroFolder(path.parent)
+    self._names = _names_of_model(self._folder.tensors, path.parent)
+
+  def tensors(self) -> dict[str, tuple[Shape, np.dtype | str]]:
+    """Returns shape and dtype of each tensor."""
+    found = self._folder.tensors
+    return {name: (found[there].shape, DTYPES["F32"]) for name, there in self._names.items()}
+
+  def read(self, name: str) -> np.ndarray:
+    """Returns a tensor, put together."""
+    return self._folder.read(self._names[name])
+
+
+def _names_of_model(there: Collection[str], where: pathlib.Path) -> dict[str, str]:
+  """Returns, by the names that transformers gives them, the names of a model's tensors.
+
+  Raises:
+    InputError: where the model lies is not known.
+  """
+  found = [name.removesuffix(_TABLE) for name in there if name.endswith(_TABLE)]
+  if len(found) != 1:
+    raise InputError(
+      f"{where}: no tensor, or several, end in {_TABLE}, so where the model lies is not known; "
+      f"there are {some(sorted(there))}; save the model's state_dict under one key"
+    )
+  return {name.removeprefix(found[0]): name for name in there if name.startswith(found[0])}
 
 
 class CheckpointFiles:
@@ -182,7 +216,7 @@ class CheckpointFiles:
 
 
 _KINDS: dict[str, Callable[[pathlib.Path], TensorFile]] = {
-  ".bin": TorchTensors, METADATA: DcpTensors
+  ".bin": TorchTensors, ".pt": ZeroTensors, METADATA: DcpTensors
 }  # fmt: skip
 """By suffix, or by name of a file without one; others are safetensors."""
 
@@ -202,9 +236,11 @@ def _listed(folder: pathlib.Path) -> tuple[str, dict[pathlib.Path, set[str] | No
       return "", dict.fromkeys(others)
   if (folder / METADATA).exists():
     return "", {folder / METADATA: None}
+  if shards := sorted(zero_folder(folder).glob(OPTIMIZER_FILES)):
+    return "", {shards[0]: None}
   raise InputError(
-    f"{folder}: needs *.safetensors, {TORCH_WHOLE} or {METADATA} of torch.distributed.checkpoint "
-    "(there is none); save the checkpoint as safetensors"
+    f"{folder}: needs *.safetensors, {TORCH_WHOLE}, {METADATA} of torch.distributed.checkpoint or "
+    f"DeepSpeed's {OPTIMIZER_FILES} (there is none); save the checkpoint as safetensors"
   )
 
 

@@ -1,0 +1,227 @@
+"""Shards of DeepSpeed's ZeRO (Rajbhandari et al. 2019): weights put together, without torch.
+
+Each process writes `*_optim_states.pt`, in which its part of all weights lies flat in float32, and
+`*_model_states.pt`, which says names and shapes in the order of the parts. Stages 1 and 2 cut the
+flat whole of a group of parameters into as many parts as there are processes; stage 3 cuts each
+parameter. Nothing in a file is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from jaxmoe.checkpoint.inert_pickle import Record
+from jaxmoe.checkpoint.torch_file import TorchFile, TorchTensor
+from jaxmoe.core.errors import InputError
+
+LATEST, OPTIMIZER_FILES = "latest", "*zero_pp_rank_*_optim_states.pt"
+_RANK = re.compile(r"(?:\w+_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+  """Numbers of a parameter that lie together: in which flat array, from where, how many."""
+
+  flat: TorchTensor
+  start: int
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroTensor:
+  """A parameter: its shape, and pieces that follow one another."""
+
+  shape: Shape
+  pieces: tuple[Stretch, ...]
+
+
+class ZeroFolder:
+  """A folder that DeepSpeed wrote under ZeRO.
+
+  Attributes:
+    tensors: Trained and frozen parameters by name.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Reads what is in the files but for numbers.
+
+    Args:
+      path: The folder with the files, or the one above with `latest`, which names it.
+
+    Raises:
+      InputError: A file is missing or damaged, or the folder is of tensor-parallel devices or of
+        experts that DeepSpeed wrote apart.
+    """
+    self.path = zero_folder(path)
+    where = str(self.path)
+    apart = sorted(self.path.glob("*layer_*_expert_*"))
+    if apart:
+      raise InputError(f"{where}: {apart[0].name} is of experts that lie apart; not handled")
+    optimizers = self._optimizers()
+    try:
+      states = [_dict(file.tree, "optimizer_state_dict") for file in optimizers]
+      (stage,) = {_stage(state) for state in states}
+      models = [_dict(file.tree) for file in self._models(stage, len(states))]
+      self.tensors = _tensors(stage, states, models)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+      raise InputError(f"{where}: not what DeepSpeed writes ({error}); fetch it again") from None
+
+  def read(self, name: str) -> np.ndarray:
+    """Returns a parameter in float32.
+
+    Raises:
+      InputError: A file is damaged.
+    """
+    tensor = self.tensors[name]
+    flat, at = np.empty(math.prod(tensor.shape), np.float32), 0
+    for piece in tensor.pieces:
+      flat[at : at + piece.size] = piece.flat.part(piece.start, piece.size)
+      at += piece.size
+    return flat.reshape(tensor.shape)
+
+  def _optimizers(self) -> list[TorchFile]:
+    """Returns the files of all processes in order of rank."""
+    found: dict[int, pathlib.Path] = {}
+    for path in self.path.glob(OPTIMIZER_FILES):
+      named = _RANK.fullmatch(path.name)
+      if named is None or int(named[2]):
+        raise InputError(f"{path}: of tensor-parallel devices, which are not handled")
+      found[int(named[1])] = path
+    if sorted(found) != list(range(len(found))) or not found:
+      raise InputError(f"{self.path}: parts {sorted(found)} of {OPTIMIZER_FILES}; fetch all")
+    return [TorchFile(found[rank]) for rank in range(len(found))]
+
+  def _models(self, stage: int, number: int) -> list[TorchFile]:
+    """Returns the files of names and shapes: one, or of stage 3 one for each process."""
+    if stage < 3:
+      return [TorchFile(self.path / "mp_rank_00_model_states.pt")]
+    return [
+      TorchFile(self.path / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+      for rank in range(number)
+    ]
+
+
+def zero_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the folder in which the files lie: the one that `latest` names, or `path`."""
+  folder = pathlib.Path(path)
+  try:
+    named = (folder / LATEST).read_text().strip()
+  except (OSError, UnicodeDecodeError):
+    return folder
+  return folder / named if pathlib.PurePath(named).name == named else folder
+
+
+def _dict(tree: Any, *names: str) -> dict[Any, Any]:
+  """Returns a dict, or that of a name in it."""
+  for name in names:
+    tree = tree[name]
+  if not isinstance(tree, dict):
+    raise ValueError(f"no dict {' '.join(names)}")
+  return tree
+
+
+def _stage(state: dict[Any, Any]) -> int:
+  """Returns the stage, a number or an enum's record of one."""
+  said = state["zero_stage"]
+  stage = said.arguments[0] if isinstance(said, Record) else said
+  if stage not in (1, 2, 3):
+    raise ValueError(f"stage {stage}")
+  return stage
+
+
+def _tensors(
+  stage: int, states: list[dict[Any, Any]], models: list[dict[Any, Any]]
+) -> dict[str, ZeroTensor]:
+  """Returns all parameters: trained ones, frozen ones, and others by another name."""
+  groups = [
+    [(str(name), _shape(shape)) for name, shape in _dict(group).items()]
+    for group in models[0]["param_shapes"]
+  ]
+  if stage < 3:
+    flats = [state["single_partition_of_fp32_groups"] for state in states]
+    found = _by_group(groups, flats, states[0].get("param_alignment_paddings"))
+  else:
+    found = _by_parameter(groups, [state["fp32_flat_groups"] for state in states])
+  fragments = [model.get("frozen_param_fragments") or {} for model in models]
+  for name, shape in (models[0].get("frozen_param_shapes") or {}).items():
+    found[str(name)] = _frozen(_shape(shape), [of[name] for of in fragments])
+  for name, other in (models[0].get("shared_params") or {}).items():
+    found[str(name)] = found[str(other)]
+  return found
+
+
+def _shape(value: Any) -> Shape:
+  if not isinstance(value, tuple) or not all(isinstance(one, int) and one >= 0 for one in value):
+    raise ValueError(f"a shape {value}")
+  return value
+
+
+def _flat(value: Any) -> TorchTensor:
+  if not isinstance(value, TorchTensor) or len(value.shape) != 1 or value.strides != (1,):
+    raise ValueError("a part that is no flat tensor")
+  return value
+
+
+def _by_group(
+  groups: list[list[tuple[str, Shape]]], flats: list[Any], paddings: Any
+) -> dict[str, ZeroTensor]:
+  """Returns parameters of stages 1 and 2: each group flat, cut into a part a process."""
+  found = {}
+  for at, group in enumerate(groups):
+    parts = [_flat(of[at]) for of in flats]
+    offset = 0
+    for place, (name, shape) in enumerate(group):
+      size = math.prod(shape)
+      found[name] = ZeroTensor(shape, _pieces(parts, offset, size))
+      offset += size + (int(paddings[at][place]) if paddings else 0)
+  return found
+
+
+def _pieces(parts: list[TorchTensor], offset: int, size: int) -> tuple[Stretch, ...]:
+  """Returns where so many numbers of the parts, one after another, lie."""
+  pieces, end = [], offset + size
+  for part in parts:
+    length = part.shape[0]
+    low, high = max(offset, 0), min(end, length)
+    if low < high:
+      pieces.append(Stretch(part, low, high - low))
+    offset, end = offset - length, end - length
+  if sum(piece.size for piece in pieces) != size:
+    raise ValueError("parts that end before their parameters")
+  return tuple(pieces)
+
+
+def _by_parameter(groups: list[list[tuple[str, Shape]]], flats: list[Any]) -> dict[str, ZeroTensor]:
+  """Returns parameters of stage 3: each cut into a part a process, groups one after another."""
+  found, offset, number = {}, 0, len(flats)
+  each = [[_flat(part) for part in of] for of in flats]
+  for name, shape in (pair for group in groups for pair in group):
+    size = math.prod(shape)
+    share = -(-size // number)
+    pieces = [
+      piece
+      for rank, parts in enumerate(each)
+      if (mine := min(share, size - rank * share)) > 0
+      for piece in _pieces(parts, offset, mine)
+    ]
+    found[name] = ZeroTensor(shape, tuple(pieces))
+    offset += share
+  return found
+
+
+def _frozen(shape: Shape, fragments: list[Any]) -> ZeroTensor:
+  """Returns a parameter that is not trained: a part a process, or whole."""
+  if not all(isinstance(part, TorchTensor) for part in fragments):
+    raise ValueError("a frozen parameter that is no tensor")
+  size = math.prod(shape)
+  parts = [dataclasses.replace(part, shape=(math.prod(part.shape),), strides=(1,))
+           for part in fragments]  # fmt: skip
+  return ZeroTensor(shape, _pieces(parts, 0, size))
