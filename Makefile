@@ -64,13 +64,15 @@ test-hf: $(HF_VENV)/installed-hf
 	$(HF_VENV)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow' $(LIVE)
 
 # The tiny training step on 16 TPU chips that are not there; not 0 if it does not compile or fit.
-# Then whether rings hide what they send on 8 of them.
+# Then kernels for v5e and v5p, into jaxmoe/ops/ahead.json, and whether rings hide what they send.
 look-ahead: $(TPU_VENV)/installed-tpu
 	$(TPU_VENV)/bin/python -m launch.explain --config=configs/tiny.py --topology=v5e:4x4 \
 	  --config.parallel.data=4 --config.parallel.fsdp=4 --config.train.batch_size=16
 	$(TPU_VENV)/bin/python -m launch.explain --config=configs/tiny.py --topology=h200:1x1x8 \
 	  --config.parallel.data=4 --config.parallel.expert=2 --config.train.batch_size=8
 	# What was compiled for devices that are not there cannot be fetched from a cache.
+	JAX_ENABLE_COMPILATION_CACHE=false JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(TPU_VENV)/bin/python -c \
+	  'from jaxmoe.plan import kernels_ahead as ahead; ahead.write_ahead(ahead.compile_ahead())'
 	JAX_ENABLE_COMPILATION_CACHE=false JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 \
 	  $(TPU_VENV)/bin/python -m pytest -q tests/parallel/look_ahead_test.py tests/plan/topology_test.py
 

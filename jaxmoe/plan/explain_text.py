@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from jaxmoe.parallel import Replicated
 from jaxmoe.plan.activations import Activations, ExpertActivations
 from jaxmoe.plan.explain import Compiled, Explanation, ParamPlacement, Traffic
+from jaxmoe.plan.kernels_ahead import kernel_notes
 
 WIDTH = 80
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -66,8 +67,8 @@ def _dims(weight: ParamPlacement) -> str:
 
 def _kernels(found: Explanation) -> Iterator[str]:
   yield "back ends"
-  for choice in found.kernels:
-    yield from textwrap.wrap(str(choice), WIDTH, initial_indent="  ", subsequent_indent="    ")
+  for line in (*map(str, found.kernels), *kernel_notes(found.kernels)):
+    yield from textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _columns(text: str, *cells: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmoe.core.backends import Choice
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.layout import Layout, one_device
 from jaxmoe.hlo.compiled import Collective
@@ -56,6 +57,14 @@ def test_what_a_step_is_given_is_what_the_compiler_counts_on_one_device_and_on_e
   for found in (alone, spread):
     assert found.arguments == found.compiled.memory.arguments + found.compiled.unread
   assert alone.arguments == sum(held.whole for held in spread.held.values()) > spread.arguments
+
+
+def test_a_kernel_that_nobody_has_measured_is_told(alone):
+  assert "not measured" not in explain_text(alone)
+  chosen = Choice("grouped_matmul", "mosaic_tpu", "asked for")
+  text = explain_text(dataclasses.replace(alone, kernels=(*alone.kernels, chosen)))
+  assert "grouped_matmul: mosaic_tpu (asked for)\n" in text
+  assert text.count("  grouped_matmul: mosaic_tpu ") == 2
 
 
 def test_what_a_program_never_reads_is_counted_apart():
