@@ -51,16 +51,18 @@ class AheadCase:
   forms: int = 1
 
   def both_ways(self, *args: Any) -> Any:
-    """Returns the result and the gradients of all arrays, where every number's cotangent is 1."""
-    count = len(self.arrays)
-    out, vjp = jax.vjp(lambda *arrays: self.call(*arrays, *args[count:]), *args[:count])
-    return out, vjp(jax.tree.map(jnp.ones_like, out))
+    """Returns the result and the gradients of all arrays; the last argument is its cotangent."""
+    arrays, integers = args[: len(self.arrays)], args[len(self.arrays) : -1]
+    out, vjp = jax.vjp(lambda *arrays: self.call(*arrays, *integers), *arrays)
+    return out, vjp(args[-1])
 
   def abstract(self, dtype: str, sharding: Any = None) -> list[jax.ShapeDtypeStruct]:
     """Returns the arguments of `both_ways`."""
-    kinds = [(dtype, shape) for shape in self.arrays]
-    kinds += [("int32", shape) for shape in self.integers]
-    return [jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for kind, shape in kinds]
+    kinds = [(shape, dtype) for shape in self.arrays]
+    kinds += [(shape, "int32") for shape in self.integers]
+    out = jax.eval_shape(self.call, *(jax.ShapeDtypeStruct(*each) for each in kinds))
+    kinds.append((out.shape, out.dtype.name))
+    return [jax.ShapeDtypeStruct(*each, sharding=sharding) for each in kinds]
 
   def work(self, dtype: str) -> float:
     """Returns the FLOPs of products that the kernels make over those of the least work."""

@@ -49,8 +49,7 @@ class AheadRow:
     compiled: Whether it does.
     note: Why not, a line.
     vmem_bytes: What the largest of its kernels takes of a core's memory.
-    temporary_bytes: What the program takes of the chip's beside arguments and results; the
-      cotangent is among them, unless XLA lays it where a result comes later.
+    temporary_bytes: What the program takes of the chip's beside arguments and results.
     work: FLOPs of products over the least there can be, which makes nothing again.
   """
 
