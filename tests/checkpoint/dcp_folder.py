@@ -28,6 +28,9 @@ class Dtype:
   def __reduce__(self):
     return self.name
 
+  def __repr__(self):
+    return self.name
+
 
 FLOAT, COMPLEX = Dtype("float32"), Dtype("complex64")
 
