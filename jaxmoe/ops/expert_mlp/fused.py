@@ -90,15 +90,18 @@ def _forward(
   places = place_choices(slot_TA, num_slots, capacity)
   rows_RD = _gather(x_TD, places.choice_R[:num_own], num_active)
   rows_SCD = rows_RD.reshape(num_slots, capacity, x_TD.shape[1])
+  # Flat once, for the product and for the loop: a layer's weights are copied out of a stack of
+  # layers once for each of their shapes.
+  up_SDE, gates = _flat(gate_up_SDGF), gate_up_SDGF.shape[2:]
   with jax.named_scope("experts"):
-    pre_SCGF = _up("scd,sde->sce", rows_SCD, gate_up_SDGF)
+    pre_SCGF = _split(_dot("scd,sde->sce", rows_SCD, up_SDE), gates)
     own_SCD = _dot("scf,sfd->scd", activation(pre_SCGF), down_SFD)
 
   @jax.named_scope("overflow")
   def add_block(block: jax.Array, over_RD: jax.Array) -> jax.Array:
     slot, start, choice_B = _block(places, block, capacity)
     rows_BD = _gather(x_TD, choice_B, num_active)
-    pre_BGF = _up("bd,de->be", rows_BD, _at(gate_up_SDGF, slot))
+    pre_BGF = _split(_dot("bd,de->be", rows_BD, _at(up_SDE, slot)), gates)
     out_BD = _dot("bf,fd->bd", activation(pre_BGF), _at(down_SFD, slot))
     return jax.lax.dynamic_update_slice_in_dim(over_RD, out_BD, start, 0)
 
@@ -129,6 +132,7 @@ def _backward(
   choice_R = saved.places.choice_R[:num_own]
   weight_R = _gather(saved.weight_TA.reshape(-1).astype(jnp.float32), choice_R, 1)
   rows_SCD = _gather(saved.x_TD, choice_R, num_active).reshape(shape)
+  up_SDE, gates = _flat(saved.gate_up_SDGF), saved.gate_up_SDGF.shape[2:]
   grad_RD = _gather(grad_y_TD, choice_R, num_active)
   grad_SCD = grad_RD.reshape(shape)
 
@@ -139,15 +143,16 @@ def _backward(
     weight_SC = weight_R.reshape(num_slots, capacity)
     (grad_pre_SCGF,) = activation_vjp(_scale(back_SCF, weight_SC))
     grad_down_SFD = _dot("scf,scd->sfd", _scale(hidden_SCF, weight_SC), grad_SCD, jnp.float32)
-    grad_up_SDGF = _up("scd,sce->sde", rows_SCD, grad_pre_SCGF, jnp.float32)
-    grad_own_SCD = _dot("sce,sde->scd", _flat(grad_pre_SCGF), _flat(saved.gate_up_SDGF))
+    grad_pre_SCE = _flat(grad_pre_SCGF)
+    grad_up_SDE = _dot("scd,sce->sde", rows_SCD, grad_pre_SCE, jnp.float32)
+    grad_own_SCD = _dot("sce,sde->scd", grad_pre_SCE, up_SDE)
 
   over_RD, own_RD = _room(grad_RD, saved.places), grad_own_SCD.reshape(num_own, shape[2])
   grad_own_RD, over_RD = jax.lax.optimization_barrier((own_RD, over_RD))
-  carry = over_RD, jnp.zeros(over_RD.shape[0], jnp.float32), grad_up_SDGF, grad_down_SFD
-  add_block = functools.partial(_add_block_gradient, activation, saved, grad_y_TD)
+  carry = over_RD, jnp.zeros(over_RD.shape[0], jnp.float32), grad_up_SDE, grad_down_SFD
+  add_block = functools.partial(_add_block_gradient, activation, saved, up_SDE, grad_y_TD)
   carry = jax.lax.fori_loop(0, saved.places.num_blocks, add_block, carry)
-  over_RD, over_weight_R, grad_up_SDGF, grad_down_SFD = carry
+  over_RD, over_weight_R, grad_up_SDE, grad_down_SFD = carry
 
   ones_TA = jnp.ones(saved.weight_TA.shape, jnp.float32)
   grad_x_TD = _combine(grad_own_RD, over_RD, saved.places, ones_TA)
@@ -155,7 +160,7 @@ def _backward(
   grad_weight_TA = grad_weight_R.at[saved.places.row_TA].get(mode="fill", fill_value=0)
   return (
     grad_x_TD.astype(saved.x_TD.dtype),
-    grad_up_SDGF.astype(saved.gate_up_SDGF.dtype),
+    _split(grad_up_SDE, gates).astype(saved.gate_up_SDGF.dtype),
     grad_down_SFD.astype(saved.down_SFD.dtype),
     None,
     grad_weight_TA.astype(saved.weight_TA.dtype),
@@ -166,30 +171,33 @@ def _backward(
 def _add_block_gradient(
   activation: Activation,
   saved: _Saved,
+  up_SDE: jax.Array,
   grad_y_TD: jax.Array,
   block: jax.Array,
   carry: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
   """Computes an overflow block again, adds to its slot's gradients and writes its rows'."""
-  over_RD, over_weight_R, grad_up_SDGF, grad_down_SFD = carry
-  num_active = saved.weight_TA.shape[1]
+  over_RD, over_weight_R, grad_up_SDE, grad_down_SFD = carry
+  num_active, gates = saved.weight_TA.shape[1], saved.gate_up_SDGF.shape[2:]
   slot, start, choice_B = _block(saved.places, block, saved.pre_SCGF.shape[1])
   weight_B = _gather(saved.weight_TA.reshape(-1).astype(jnp.float32), choice_B, 1)
   rows_BD = _gather(saved.x_TD, choice_B, num_active)
   grad_BD = _gather(grad_y_TD, choice_B, num_active)
-  up_DGF, down_FD = _at(saved.gate_up_SDGF, slot), _at(saved.down_SFD, slot)
-  hidden_BF, activation_vjp = jax.vjp(activation, _up("bd,de->be", rows_BD, up_DGF))
+  up_DE, down_FD = _at(up_SDE, slot), _at(saved.down_SFD, slot)
+  pre_BGF = _split(_dot("bd,de->be", rows_BD, up_DE), gates)
+  hidden_BF, activation_vjp = jax.vjp(activation, pre_BGF)
   back_BF = _dot("bd,fd->bf", grad_BD, down_FD)
   (grad_pre_BGF,) = activation_vjp(_scale(back_BF, weight_B))
-  grad_up_DGF = _up("bd,be->de", rows_BD, grad_pre_BGF, jnp.float32)
+  grad_pre_BE = _flat(grad_pre_BGF)
+  grad_up_DE = _dot("bd,be->de", rows_BD, grad_pre_BE, jnp.float32)
   grad_down_FD = _dot("bf,bd->fd", _scale(hidden_BF, weight_B), grad_BD, jnp.float32)
-  grad_rows_BD = _dot("be,de->bd", _flat(grad_pre_BGF), _flat(up_DGF))
+  grad_rows_BD = _dot("be,de->bd", grad_pre_BE, up_DE)
   grad_weight_B = _inner(hidden_BF, back_BF)
   put = jax.lax.dynamic_update_index_in_dim
   return (
     jax.lax.dynamic_update_slice_in_dim(over_RD, grad_rows_BD, start, 0),
     jax.lax.dynamic_update_slice_in_dim(over_weight_R, grad_weight_B, start, 0),
-    put(grad_up_SDGF, _at(grad_up_SDGF, slot) + grad_up_DGF, slot, 0),
+    put(grad_up_SDE, _at(grad_up_SDE, slot) + grad_up_DE, slot, 0),
     put(grad_down_SFD, _at(grad_down_SFD, slot) + grad_down_FD, slot, 0),
   )
 
@@ -207,13 +215,12 @@ def _flat(array: jax.Array) -> jax.Array:
   return array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
 
 
-def _up(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
-  """Returns `_dot` where b and the product end in (G, F), named e in the spec.
+def _split(array: jax.Array, gates: tuple[int, ...]) -> jax.Array:
+  """Returns (..., G, F) of (..., G * F).
 
-  XLA:CPU is slower on two such dims than on one, and refuses them in bfloat16.
+  XLA:CPU is slower to multiply by two such dims than by one, and refuses them in bfloat16.
   """
-  product = _dot(spec, a, _flat(b), dtype)
-  return product.reshape(*product.shape[:-1], *b.shape[-2:])
+  return array.reshape(*array.shape[:-1], *gates)
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
