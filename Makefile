@@ -6,8 +6,11 @@ BIN = $(VENV)/bin
 RUN = runs/quickstart
 PROMPT ?= def read_lines(path):
 WORKERS ?= 2
-# Of its own: with libtpu beside it, JAX looks for a TPU whenever it starts.
-TPU_VENV ?= .venv-tpu
+# Of its own: with libtpu beside it, JAX looks for a TPU whenever it starts. One for each JAX that is
+# asked for: make look-ahead JAX=0.10, or JAX=0.11, which needs Python 3.12.
+JAX ?=
+TPU_VENV ?= .venv-tpu$(if $(JAX),-$(JAX))
+TPU_PYTHON = $(if $(filter 0.11,$(JAX)),python3.12,$(PYTHON))
 HF_VENV ?= .venv-hf
 
 # An environment whose Python is none of these, or gone, is made anew.
@@ -97,8 +100,8 @@ $(HF_VENV)/installed-hf: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 $(TPU_VENV)/installed-tpu: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(TPU_VENV)
-	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tpu]'
+	$(TPU_PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tpu]' $(if $(JAX),'jax[tpu]==$(JAX).*')
 	# Of the extra [cuda] what compiles, and none of what runs (2 GB more).
 	version=$$($(TPU_VENV)/bin/python -c 'import jax; print(jax.__version__)') && \
 	  $(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
@@ -114,4 +117,4 @@ $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $(VENV)/installed $@
 
 clean:
-	rm -rf $(VENV) $(TPU_VENV) $(HF_VENV) build *.egg-info .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TPU_VENV) $(TPU_VENV)-0.1? $(HF_VENV) build *.egg-info .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Calls of back ends as the suites make them: one case for each operation of `jaxmoe/ops`.
 
-A case has arrays, what a back end makes of them, and the least work of it. The sizes are those of
-a layer of `small8`: 1,024 tokens of 512, 8 experts top-2 of 512, 8 heads of 64.
+A case has arrays, what a back end makes of them, and the least work of it. Sizes are those of a
+layer of a model: `small8`, whose 1,024 tokens a laptop can race, or a public one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,47 @@ from jaxmoe.core.tokens import Tokens
 from jaxmoe.models.masks import DocumentMask
 
 Function = Callable[..., Any]
-LAYER = Shape()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """A layer of a model.
+
+  Attributes:
+    layer: Its experts, and how many tokens choose among them.
+    heads: Of queries.
+    key_heads: Of keys and values.
+    head_size: Of each.
+    rows: Of tokens that attention sees.
+    length: Of each.
+    vocab_size: Of the loss.
+    all_experts: How many tokens the oracle sends through every expert.
+    loss_tokens: How many tokens have all their logits at once.
+  """
+
+  layer: Shape = Shape()
+  heads: int = 8
+  key_heads: int = 8
+  head_size: int = 64
+  rows: int = 4
+  length: int = 256
+  vocab_size: int = 8192
+  all_experts: int = 1024
+  loss_tokens: int = 1024
+
+  @classmethod
+  def public(cls, layer: Shape, heads: int, key_heads: int, vocab_size: int) -> Sizes:
+    """Returns those of a public model: a row of 4,096 tokens, heads of 128."""
+    return cls(layer, heads, key_heads, 128, 1, 4096, vocab_size, 2048, 4096)
+
+
+SIZES = {
+  "small8": Sizes(),
+  "olmoe": Sizes.public(Shape(32768, 2048, 1024, 64, 8), 16, 16, 50304),
+  "mixtral": Sizes.public(Shape(8192, 4096, 14336, 8, 2), 32, 8, 32000),
+  "qwen3": Sizes.public(Shape(32768, 2048, 768, 128, 8), 32, 4, 151936),
+}
+"""By name; OLMoE-1B-7B, Mixtral 8x7B and Qwen3-30B-A3B as their configs have them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +87,10 @@ class Case:
   base: str = "reference"
   constants: Mapping[str, jax.Array] | None = None
 
+  def cast(self, dtype: str) -> Case:
+    """Returns the same of arrays of another type."""
+    return dataclasses.replace(self, args=tuple(arg.astype(dtype) for arg in self.args))
+
 
 def both_ways(function: Function) -> Function:
   """Returns what gives the output and the gradients of all arguments; the last is the cotangent."""
@@ -58,10 +102,10 @@ def both_ways(function: Function) -> Function:
   return run
 
 
-def fitting(backend: Any, sizes: Mapping[str, int]) -> str | None:
-  """Returns why a back end does not fit a need of these devices in float32; None if it does."""
+def fitting(backend: Any, sizes: Mapping[str, int], dtype: str = "float32") -> str | None:
+  """Returns why a back end does not fit a need of these devices; None if it does."""
   fits = getattr(backend, "fits", None)
-  return fits(Need(Devices.here(), "float32", sizes)) if fits else None
+  return fits(Need(Devices.here(), dtype, sizes)) if fits else None
 
 
 def operations() -> dict[str, Mapping[str, Any]]:
@@ -87,29 +131,33 @@ def attention_call(backend: Any, segment_BL: jax.Array) -> Function:
   return call
 
 
-def attention() -> Case:
-  """Returns causal attention of 4 rows of 256 tokens."""
-  batch, length, heads, size = 4, 256, 8, 64
+def attention(of: Sizes) -> Case:
+  """Returns causal attention."""
+  batch, length, heads, groups, size = of.rows, of.length, of.heads, of.key_heads, of.head_size
   keys = jax.random.split(jax.random.key(0), 3)
   pairs = batch * length * (length + 1) / 2
-  work = Work(12.0 * pairs * heads * size, 4.0 * 11 * batch * length * heads * size)
+  # Queries, results and their gradients are read or written 5 times, keys and values 6 in all.
+  moved = 4.0 * batch * length * size * (5 * heads + 6 * groups)
   return Case(
-    tuple(jax.random.normal(key, (batch, length, heads, size)) for key in keys),
+    tuple(
+      jax.random.normal(key, (batch, length, number, size))
+      for key, number in zip(keys, (heads, groups, groups))
+    ),
     lambda backend: attention_call(backend, jnp.ones((batch, length), jnp.int32)),
-    {"B": batch, "L": length, "S": length, "N": heads, "K": heads, "H": size, "P": size},
-    work,
+    {"B": batch, "L": length, "S": length, "N": heads, "K": groups, "H": size, "P": size},
+    Work(12.0 * pairs * heads * size, moved),
     constants={},
   )
 
 
-def stick_breaking() -> Case:
+def stick_breaking(of: Sizes) -> Case:
   """Returns the same with the stick broken, which no rival has."""
-  return dataclasses.replace(attention(), constants=None)
+  return dataclasses.replace(attention(of), constants=None)
 
 
-def cross_entropy() -> Case:
-  """Returns the loss of each token from hidden states and the head, of a vocabulary of 8,192."""
-  tokens, dim, vocab_size = LAYER.tokens, LAYER.dim, 8192
+def cross_entropy(of: Sizes) -> Case:
+  """Returns the loss of each token from hidden states and the head."""
+  tokens, dim, vocab_size = of.loss_tokens, of.layer.dim, of.vocab_size
   hidden_TD, head_1DV = _arrays((tokens, dim), (1, dim, vocab_size))
   labels_T = jnp.arange(tokens) * 7 % vocab_size
 
@@ -121,42 +169,44 @@ def cross_entropy() -> Case:
   return Case((hidden_TD, head_1DV[0]), call, sizes, work, constants={"labels": labels_T})
 
 
-def grouped_matmul() -> Case:
+def grouped_matmul(of: Sizes) -> Case:
   """Returns rows sorted by expert times their experts' matrices."""
-  rows = LAYER.tokens * LAYER.num_active
-  sizes_E = np.bincount(choose(LAYER).ravel(), minlength=LAYER.num_experts)
+  layer = of.layer
+  rows = layer.tokens * layer.num_active
+  sizes_E = np.bincount(choose(layer).ravel(), minlength=layer.num_experts)
   counts = jnp.asarray(sizes_E, jnp.int32)
-  shapes = (rows, LAYER.dim), (LAYER.num_experts, LAYER.dim, LAYER.mlp_dim)
+  shapes = (rows, layer.dim), (layer.num_experts, layer.dim, layer.mlp_dim)
   return Case(
     _arrays(*shapes),
     lambda backend: lambda rows_RD, weight_EDF: backend(rows_RD, weight_EDF, counts),
-    {"R": rows, "S": LAYER.num_experts, "D": LAYER.dim, "F": LAYER.mlp_dim},
-    product(rows, LAYER.dim, LAYER.mlp_dim, LAYER.num_experts).times(3),
+    {"R": rows, "S": layer.num_experts, "D": layer.dim, "F": layer.mlp_dim},
+    product(rows, layer.dim, layer.mlp_dim, layer.num_experts).times(3),
     base="loop",
     constants={"counts": counts},
   )
 
 
-def expert_mlp() -> Case:
+def expert_mlp(of: Sizes) -> Case:
   """Returns a whole SwiGLU expert layer."""
-  slot_TA = jnp.asarray(choose(LAYER))
-  tokens, dim, hidden, experts = LAYER.tokens, LAYER.dim, LAYER.mlp_dim, LAYER.num_experts
-  rows = tokens * LAYER.num_active
+  layer = dataclasses.replace(of.layer, tokens=of.all_experts)
+  slot_TA = jnp.asarray(choose(layer))
+  tokens, dim, hidden, experts = layer.tokens, layer.dim, layer.mlp_dim, layer.num_experts
+  rows = tokens * layer.num_active
   work = product(rows, dim, 2 * hidden, experts) + product(rows, hidden, dim, experts)
   x_TD, up, down, weight_TA = _arrays(
-    (tokens, dim), (experts, dim, 2, hidden), (experts, hidden, dim), (tokens, LAYER.num_active)
+    (tokens, dim), (experts, dim, 2, hidden), (experts, hidden, dim), (tokens, layer.num_active)
   )
 
   def call(backend: Any) -> Function:
     return lambda x, up, down, weight: backend(x, up, down, slot_TA, weight, swiglu)
 
-  letters = {"T": tokens, "A": LAYER.num_active, "S": experts, "D": dim, "G": 2, "F": hidden}
+  letters = {"T": tokens, "A": layer.num_active, "S": experts, "D": dim, "G": 2, "F": hidden}
   return Case((x_TD, up, down, jax.nn.softmax(weight_TA)), call, letters, work.times(3))
 
 
-def top_k() -> Case:
-  """Returns the choice of 8 of 64 experts for each token, seen through the ranks of the chosen."""
-  tokens, experts, num = LAYER.tokens, 64, 8
+def top_k(of: Sizes) -> Case:
+  """Returns the choice of 8 of 64 or more experts, seen through the ranks of the chosen."""
+  tokens, experts, num = of.layer.tokens, max(64, of.layer.num_experts), 8
   (rank_TE,) = _arrays((tokens, experts))
 
   def call(backend: Any) -> Function:
@@ -166,21 +216,21 @@ def top_k() -> Case:
   return Case((rank_TE,), call, sizes, Work(0, 8.0 * tokens * (experts + num)))
 
 
-def move() -> Case:
+def move(of: Sizes) -> Case:
   """Returns the rows that experts read, of tokens in the order of their experts."""
-  tokens, dim = LAYER.tokens, LAYER.dim
-  token_R = jnp.asarray(_order() // LAYER.num_active)
+  tokens, dim = of.layer.tokens, of.layer.dim
+  token_R = jnp.asarray(_order(of.layer) // of.layer.num_active)
   (values_TD,) = _arrays((tokens, dim))
   work = Work(0, 8.0 * dim * (tokens + token_R.size))  # there, and back with the gradient
   sizes = {"T": tokens, "R": token_R.size, "D": dim}
   return Case((values_TD,), lambda backend: lambda values: backend(values, token_R), sizes, work)
 
 
-def combine() -> Case:
+def combine(of: Sizes) -> Case:
   """Returns what experts made of rows, weighted and summed for each token."""
-  tokens, active, dim = LAYER.tokens, LAYER.num_active, LAYER.dim
+  tokens, active, dim = of.layer.tokens, of.layer.num_active, of.layer.dim
   rows = tokens * active
-  row_TA = jnp.asarray(np.argsort(_order()).reshape(tokens, active))
+  row_TA = jnp.asarray(np.argsort(_order(of.layer)).reshape(tokens, active))
   rows_RD, weight_TA = _arrays((rows, dim), (tokens, active))
 
   def call(backend: Any) -> Function:
@@ -192,7 +242,7 @@ def combine() -> Case:
   return Case((rows_RD, jax.nn.softmax(weight_TA)), call, sizes, work)
 
 
-CASES: dict[str, Callable[[], Case]] = {
+CASES: dict[str, Callable[[Sizes], Case]] = {
   "attention": attention,
   "combine": combine,
   "cross_entropy": cross_entropy,
@@ -204,9 +254,9 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def _order() -> np.ndarray:
+def _order(layer: Shape) -> np.ndarray:
   """Returns each choice of each token, counted token after token, in the order of experts."""
-  return np.argsort(choose(LAYER).ravel(), kind="stable").astype(np.int32)
+  return np.argsort(choose(layer).ravel(), kind="stable").astype(np.int32)
 
 
 def _arrays(*shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:

@@ -2,7 +2,8 @@
 
 A rival is told the name of an operation of `jaxmoe/ops` and where the arrays are: an `.npz` with
 the arguments by place (`0`, `1`, ...), the output's `cotangent`, and what has no gradient by name.
-It writes `out` and the gradients by place, and then answers how long so many passes take.
+Files are float32; it computes in the type that it is told. It writes `out` and the gradients by
+place, and then answers how long so many passes take.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def rivals_of(
   operation: str,
   constants: Mapping[str, Any],
   args: Sequence[jax.Array],
-  right: Sequence[jax.Array],
+  right: Sequence[Any],
 ) -> Iterator[tuple[dict[str, Run], list[Row]]]:
   """Gives runs of the rivals that are right, by name, and rows of the others.
 
@@ -42,7 +43,9 @@ def rivals_of(
     right: Its output and the gradients of its arguments.
   """
   given = {**{str(at): one for at, one in enumerate(args[:-1])}, "cotangent": args[-1]}
-  arrays = {name: np.asarray(one) for name, one in {**given, **constants}.items()}
+  dtype = args[0].dtype.name
+  arrays = {name: np.asarray(one, np.float32) for name, one in given.items()}
+  arrays |= {name: np.asarray(one) for name, one in constants.items()}
   with (
     tempfile.TemporaryDirectory() as name,
     asked.rival_sides({name: name for name in asked.rivals}) as (sides, rows),
@@ -51,7 +54,7 @@ def rivals_of(
     np.savez(folder / "given.npz", **arrays)  # type: ignore[arg-type]
     runs: dict[str, Run] = {}
     for label, side in sides.items():
-      found = checked(label, partial(_prepared, side, folder, operation, right))
+      found = checked(label, partial(_prepared, side, folder, operation, right, dtype))
       if found:
         rows.append(found)
       else:
@@ -60,12 +63,12 @@ def rivals_of(
 
 
 def _prepared(
-  side: Side, folder: pathlib.Path, operation: str, right: Sequence[jax.Array]
+  side: Side, folder: pathlib.Path, operation: str, right: Sequence[Any], dtype: str
 ) -> str | None:
   """Hands a rival the arrays; returns how far it is off where that is too far."""
-  side.ask("prepare", kind=operation, path=str(folder / "given.npz"))
+  side.ask("prepare", kind=operation, path=str(folder / "given.npz"), dtype=dtype)
   side.ask("values", path=str(folder / "values.npz"))
   values = np.load(folder / "values.npz")
   found = [values["out"], *(values[str(at)] for at in range(len(right) - 1))]
   error = largest_error(found, right)
-  return None if error <= TOLERANCES["float32"] else f"error {error:.2g}"
+  return None if error <= TOLERANCES[dtype] else f"error {error:.2g}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jaxmoe.bench.results import Row
 from jaxmoe.bench.sides.process import OWN, RIVALS, Side, SideError
+from jaxmoe.core.measured import MeasuredRow
 
 OURS = "jaxmoe"
 
@@ -25,6 +26,8 @@ class Asked:
     env: Of their processes.
     peaks: Returns the FLOP/s and bytes per second that programs are held against.
     say: Told what is done, a line at a time.
+    dtype: Of arrays, where a suite has a choice.
+    keep: Takes what races say of back ends, for `auto`; None where nothing is kept.
     versions: Of the rivals that ran, by package.
   """
 
@@ -36,6 +39,8 @@ class Asked:
   env: Mapping[str, str]
   peaks: Callable[[], tuple[float, float]]
   say: Callable[[str], None]
+  dtype: str = "float32"
+  keep: Callable[[list[MeasuredRow]], None] | None = None
   versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def own_side(self) -> Side:

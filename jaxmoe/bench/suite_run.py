@@ -61,6 +61,7 @@ def _about(name: str, asked: Asked) -> dict[str, Any]:
     "rivals": list(asked.rivals),
     "count": asked.count,
     "rounds": asked.rounds,
+    "dtype": asked.dtype,
     "device": jax.devices()[0].device_kind,
     "processor": host.processor(),
     "cores": host.cores(),

@@ -1,7 +1,8 @@
 """Times us against rivals and back ends against each other, values checked first.
 
 jaxmoe bench step|decode [--shape=NAME,...] [--rivals=torch,llama_cpp] [--count] [--json=FILE]
-jaxmoe bench attention|kernels [--rivals=torch,tokamax] [--count] [--json=FILE]
+jaxmoe bench attention [--rivals=torch,tokamax] [--count] [--json=FILE]
+jaxmoe bench kernels [--shape=NAME,... --dtype=float32] [--rivals=torch,tokamax] [--json=FILE]
 jaxmoe bench start|scaling [--count] [--json=FILE]
 jaxmoe bench page --out=bench.html FILE...
 jaxmoe bench links --out=links.json [--topology=ring --devices=4 --repeats=9]
@@ -13,7 +14,8 @@ Contestants run in turn, round by round, so that a busy machine slows all of the
 the median over the rounds, of seconds of the processor. What does not equal the oracle or the
 rival, in values and gradients, is not timed, and the exit code is 1. With --count programs are
 compiled, and their work is counted beside the least that is needed; nothing is timed. A suite that
-was killed goes on from the file that --json names; `page` makes one page of such files.
+was killed goes on from the file that --json names; `page` makes one page of such files. On a
+device that is no CPU `auto` goes by what `kernels` measured there, from then on.
 
 `links` measures latency and bytes a second between devices, for `jaxmoe explain --links`.
 `experts` compares expert layers with a dense one of equal FLOPs; without sizes it runs 8 experts
@@ -42,6 +44,7 @@ from jaxmoe.bench.page import result_files
 from jaxmoe.bench.suites import SUITES
 from jaxmoe.commands.process import command_line
 from jaxmoe.commands.process.malloc import keep_freed_memory
+from jaxmoe.core import measured
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import check_output, write_output
 from jaxmoe.cost.link_probe import measure_links
@@ -53,7 +56,10 @@ LAYERS = ("experts", "latency")
 SIZES = ("tokens", "dim", "mlp_dim", "num_experts", "num_active")
 for _size in SIZES:
   flags.DEFINE_integer(_size, None, "One size instead of the three shapes.", flag_values=FLAGS)
-flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "dtype", None, "float32 or bfloat16; float32, but bfloat16 of `kernels` on what is no CPU.",
+  flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("repeats", None, "Rounds of each race; 9, of layers 7.", flag_values=FLAGS)
 flags.DEFINE_float("skew", 0.0, "Expert i is chosen with weight i^-skew.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -71,6 +77,11 @@ flags.DEFINE_integer(
 )  # fmt: skip
 flags.DEFINE_string("shape", None, "Of a suite: NAME,...", flag_values=FLAGS)
 flags.DEFINE_string("rivals", None, "Of a suite: NAME,...; empty for none.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "measured", None, "Of `kernels`, on what is no CPU: the file for what `auto` goes by, such as "
+  "jaxmoe/ops/measured.json; by default this machine's own, in the folder of caches.",
+  flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_bool("count", False, "Whether work is counted and nothing timed.", flag_values=FLAGS)
 flags.DEFINE_string(
   "rivals_python", None, "The Python that rivals are installed in; this one by default.",
@@ -86,7 +97,7 @@ def main(arguments: list[str]) -> int:
   if len(arguments) != 1 or arguments[0] not in names:
     got = " ".join(arguments) or "none"
     raise InputError(f"expected one suite, {', '.join(names[:-1])} or {names[-1]}, got {got}")
-  if FLAGS.dtype not in TOLERANCES:
+  if FLAGS.dtype not in (None, *TOLERANCES):
     raise InputError(f"--dtype={FLAGS.dtype} is not one of {', '.join(TOLERANCES)}")
   if FLAGS.repeats is not None and FLAGS.repeats < 1:
     raise InputError(f"--repeats={FLAGS.repeats} must be at least 1")
@@ -107,8 +118,11 @@ def race_suite(name: str) -> int:
   suite_run = importlib.import_module("jaxmoe.bench.suite_run")
   jax_settings = importlib.import_module("jaxmoe.commands.process.jax_settings")
   suite = SUITES[name]
+  jax_settings.set_up_jax()
+  on_cpu = jax.default_backend() == "cpu"
+  shapes = suite.default_shapes if on_cpu else suite.on_devices or suite.default_shapes
   asked = suite_run.Asked(
-    shapes=suite_run.chosen("shape", FLAGS.shape, suite.shapes, suite.default_shapes),
+    shapes=suite_run.chosen("shape", FLAGS.shape, suite.shapes, shapes),
     rivals=suite_run.chosen("rivals", FLAGS.rivals, suite.rivals, len(suite.rivals)),
     count=FLAGS.count,
     rounds=FLAGS.repeats or 9,
@@ -116,11 +130,19 @@ def race_suite(name: str) -> int:
     env=dict(os.environ),
     peaks=functools.cache(lambda: best_rates(jax_settings.cache_dir() / "peaks")),
     say=lambda line: print(line, file=sys.stderr, flush=True),
+    dtype=FLAGS.dtype or ("float32" if on_cpu or name != "kernels" else "bfloat16"),
+    keep=None if on_cpu else functools.partial(keep_races, jax_settings.measured_path()),
   )
-  jax_settings.set_up_jax()
   if name == "scaling" and not asked.count:  # which times compiling, too
     jax.config.update("jax_enable_compilation_cache", False)
   return 0 if suite_run.run_suite(name, asked, FLAGS.json, Console()) else 1
+
+
+def keep_races(own: pathlib.Path, rows: list[measured.MeasuredRow]) -> None:
+  """Keeps how back ends did, in the file that --measured names or in this machine's own."""
+  path = pathlib.Path(FLAGS.measured) if FLAGS.measured else own
+  measured.write_measured(rows, path)
+  print(f"`auto` goes by {path} from now on", file=sys.stderr, flush=True)
 
 
 def best_rates(folder: pathlib.Path) -> tuple[float, float]:
@@ -159,20 +181,20 @@ def write_profile() -> int:
 
 def compare_layers(shapes: list[Shape]) -> int:
   """Compares layers of experts at shapes; returns the exit code."""
-  rounds = FLAGS.repeats or 7
+  rounds, dtype = FLAGS.repeats or 7, FLAGS.dtype or "float32"
   device = jax.devices()[0]
   console = Console()
   versions = f"{device.device_kind}, jax {jax.__version__}"
-  console.print(f"{versions}, {FLAGS.dtype}, {rounds} rounds")
+  console.print(f"{versions}, {dtype}, {rounds} rounds")
   results: list[dict[str, Any]] = []
   for shape in shapes:
     for make in (matmul_benchmark, layer_benchmark):
-      benchmark = make(shape, FLAGS.dtype)
-      rows = run_benchmark(benchmark, FLAGS.dtype, rounds, console)
+      benchmark = make(shape, dtype)
+      rows = run_benchmark(benchmark, dtype, rounds, console)
       console.print(as_table(f"{benchmark.title}, T={shape.tokens}, D={shape.dim}", rows))
       results.append({"race": benchmark.title, "shape": vars(shape), "rows": rows})
   if FLAGS.json:
-    record = {"device": device.device_kind, "jax": jax.__version__, "dtype": FLAGS.dtype}
+    record = {"device": device.device_kind, "jax": jax.__version__, "dtype": dtype}
     record |= {"repeats": rounds, "races": results}
     write_output(FLAGS.json, f"--json={FLAGS.json}", json.dumps(record, indent=1) + "\n")
   wrong = [row["name"] for result in results for row in result["rows"] if row["wrong"]]

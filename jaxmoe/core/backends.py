@@ -2,7 +2,8 @@
 
 An operation is a package with a visible dict `BACKENDS = {name: Backend(call, fits)}`, the best
 first. Whoever calls it says what it needs; a `Chooser` takes the one that its names ask for, or
-under `auto` the first that fits, and tells a `ChoiceLog`. The devices of a need are those that the
+under `auto` the fastest of a race on such devices (`core/measured.py`), or where there was none the
+first that fits, and tells a `ChoiceLog`. The devices of a need are those that the
 program is for, which may not be there; inside `shard_map` sizes are those of one device.
 """
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.measured import Measured, known, source_digest
 
 AUTO = "auto"
 
@@ -72,9 +74,9 @@ def anywhere(need: Need) -> str | None:
 
 
 def unmeasured(need: Need) -> str | None:
-  """Meant for no need by itself: a kernel whose speed nobody has measured is asked for by name."""
+  """Meant for no need by itself: a kernel is taken where it won a race, or asked for by name."""
   del need
-  return "has not been measured on a device; ask for it by name"
+  return "has not been measured on such a device; jaxmoe bench kernels does, or ask for it by name"
 
 
 def limited(
@@ -121,11 +123,19 @@ Backends = Mapping[str, Backend]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """That an operation is computed by a back end, and why."""
+  """That an operation is computed by a back end, and why.
+
+  Attributes:
+    operation: Its package.
+    backend: The name.
+    why: In a few words.
+    raced: Whether it won a race on such devices.
+  """
 
   operation: str
   backend: str
   why: str
+  raced: bool = False
 
   def __str__(self) -> str:
     return f"{self.operation}: {self.backend} ({self.why})"
@@ -210,6 +220,8 @@ class Chooser:
     if not fitting:
       why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
       raise InputError(f"kernels.{operation}: no back end fits: {why}; change what they ask for")
+    if asked == AUTO and (raced := _fastest(operation, backends, need, fitting)):
+      return raced
     passed = {name: reason or backends[name].auto(need) for name, reason in reasons.items()}
     taken = next((name for name, reason in passed.items() if reason is None), fitting[0])
     before = list(reasons)[: list(reasons).index(taken)]
@@ -217,6 +229,24 @@ class Chooser:
     if asked != AUTO:
       why = f"{asked} was asked for; it {reasons[asked]}"
     return Choice(operation, taken, why)
+
+
+def _fastest(
+  operation: str, backends: Backends, need: Need, fitting: list[str], rows: Measured | None = None
+) -> Choice | None:
+  """Returns the fastest of a race on such devices, among those that fit; None without a race."""
+  devices = need.devices
+  if devices.platform == "cpu":
+    return None
+  raced = (rows or known()).near(operation, devices.kind, need.dtype, need.sizes)
+  row = next((row for row in raced if row.backend in fitting), None)
+  if row is None:
+    return None
+  sizes = ", ".join(f"{letter} {size}" for letter, size in sorted(row.sizes.items()))
+  why = f"the fastest of {len(raced)} measured on {row.kind} in {row.dtype} at {sizes}"
+  if row.sources != source_digest(backends[row.backend].call):
+    why += "; its sources have changed since"
+  return Choice(operation, row.backend, why, raced=True)
 
 
 HERE = Chooser()

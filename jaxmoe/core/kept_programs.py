@@ -34,7 +34,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from jaxmoe.core import multihost, tree_json
+from jaxmoe.core import measured, multihost, tree_json
 from jaxmoe.core.backends import Choice, ChoiceLog
 from jaxmoe.core.output import write_atomic
 
@@ -285,6 +285,7 @@ def _surroundings() -> Mapping[str, Any]:
     "versions": {module.__name__: module.__version__ for module in modules},
     "settings": settings,
     "devices": [(each.platform, each.device_kind, each.id) for each in jax.devices()],
+    "measured": "" if jax.default_backend() == "cpu" else measured.known().digest,
   }
 
 

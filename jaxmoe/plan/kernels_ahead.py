@@ -7,9 +7,7 @@ kernel is made of, and whoever takes that kernel is told.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
@@ -20,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxmoe.core.backends import Choice
 from jaxmoe.core.errors import InputError
+from jaxmoe.core.measured import file_digest
 from jaxmoe.core.output import write_atomic
 from jaxmoe.hlo.compiled import memory
 from jaxmoe.plan.ahead_cases import BACKEND, AheadCase, ahead_cases
@@ -97,22 +96,7 @@ def write_ahead(rows: Iterable[AheadRow], path: pathlib.Path = PATH) -> None:
 
 def kernel_digest(operation: str, root: pathlib.Path = _ROOT) -> str:
   """Returns a digest of the sources that an operation's kernel is made of, within jaxmoe/ops."""
-  seen: set[pathlib.Path] = set()
-  todo = [root / "jaxmoe/ops" / operation / f"{BACKEND}.py"]
-  while todo:
-    path = todo.pop()
-    if path in seen:
-      continue
-    seen.add(path)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-      if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxmoe.ops"):
-        file = root / f"{(node.module or '').replace('.', '/')}.py"
-        todo.append(file if file.is_file() else file.with_suffix("") / "__init__.py")
-  total = hashlib.sha256()
-  for path in sorted(seen):
-    total.update(path.relative_to(root).as_posix().encode())
-    total.update(path.read_bytes())
-  return total.hexdigest()[:16]
+  return file_digest(root / "jaxmoe/ops" / operation / f"{BACKEND}.py", root)
 
 
 def compile_ahead(say: Callable[[str], None] = print) -> list[AheadRow]:
@@ -156,10 +140,11 @@ def _text(row: AheadRow) -> str:
 
 
 def kernel_notes(choices: Iterable[Choice], rows: Iterable[AheadRow] | None = None) -> list[str]:
-  """Returns what to know of the kernels among choices: none is measured, some may have changed."""
+  """Returns what to know of the kernels that were chosen without a race on such devices."""
   known = list(read_ahead() if rows is None else rows)
   lines = []
-  for operation in dict.fromkeys(each.operation for each in choices if each.backend == BACKEND):
+  taken = (each for each in choices if each.backend == BACKEND and not each.raced)
+  for operation in dict.fromkeys(each.operation for each in taken):
     own = [row for row in known if row.operation == operation]
     failed = next((row for row in own if not row.compiled), None)
     if not own:

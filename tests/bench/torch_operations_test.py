@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmoe.bench.kernel_cases import CASES, both_ways, operations
+from jaxmoe.bench.kernel_cases import CASES, SIZES, both_ways, operations
 from jaxmoe.bench.rival_operations import rivals_of
 from jaxmoe.bench.suite import Asked
 
@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 
 @pytest.mark.parametrize("name", ["attention", "cross_entropy", "grouped_matmul"])
 def test_values_and_gradients_are_right_and_timed(name):
-  case = CASES[name]()
+  case = CASES[name](SIZES["small8"])
   call = case.call(operations()[name][case.base])
   out = jax.eval_shape(call, *case.args)
   given = (*case.args, jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(jaxmoe.__file__).parents[1]
 BESIDE = {
   "core/config_io.py": "recipes as files",
   "core/errors.py": "texts",
+  "core/measured.py": "races on devices that are no CPU",
   "core/moved.py": "recipes as files",
   "core/output.py": "files",
   "core/renamed.py": "recipes as files",

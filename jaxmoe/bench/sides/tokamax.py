@@ -44,7 +44,7 @@ OPERATIONS = {
 class TokamaxOperation:
   """One of `OPERATIONS`, forward and backward."""
 
-  def __init__(self, kind: str, path: str):
+  def __init__(self, kind: str, path: str, dtype: str = "float32"):
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -56,16 +56,19 @@ class TokamaxOperation:
       out, vjp = jax.vjp(function, *args)
       return out, vjp(cotangent)
 
-    args = [given[str(at)] for at in range(sum(name.isdigit() for name in given))]
+    number, cotangent = sum(name.isdigit() for name in given), given["cotangent"].astype(dtype)
+    args = [given[str(at)].astype(dtype) for at in range(number)]
     compiled = jax.jit(both)
-    self._run = lambda: jax.block_until_ready(compiled(args, given["cotangent"]))
+    self._run = lambda: jax.block_until_ready(compiled(args, cotangent))
 
   def values(self, path: str) -> dict[str, Any]:
     """Writes the output and the gradients."""
     import numpy as np
 
     out, grads = self._run()
-    np.savez(path, out=out, **{str(at): grad for at, grad in enumerate(grads)})
+    found = {"out": out, **{str(at): grad for at, grad in enumerate(grads)}}
+    plain: dict[str, Any] = {name: np.asarray(one, np.float32) for name, one in found.items()}
+    np.savez(path, **plain)
     return {}
 
   def passes(self, number: int) -> list[float]:

@@ -127,7 +127,13 @@ def _attention(given: Any) -> Any:
   import torch
 
   sdpa = torch.nn.functional.scaled_dot_product_attention
-  return lambda *qkv: sdpa(*(x.transpose(1, 2) for x in qkv), is_causal=True).transpose(1, 2)
+
+  def call(*qkv: Any) -> Any:
+    grouped = qkv[0].shape[2] != qkv[1].shape[2]
+    heads = (x.transpose(1, 2) for x in qkv)
+    return sdpa(*heads, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+
+  return call
 
 
 def _grouped_matmul(given: Any) -> Any:
@@ -158,23 +164,28 @@ OPERATIONS = {
 
 
 class TorchOperation:
-  """One of `OPERATIONS`, forward and backward."""
+  """One of `OPERATIONS`, forward and backward, on a GPU where there is one."""
 
-  def __init__(self, kind: str, path: str):
+  def __init__(self, kind: str, path: str, dtype: str = "float32"):
     import numpy as np
     import torch
 
-    given = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
-    number = sum(name.isdigit() for name in given)
-    self._args = [given[str(at)].requires_grad_() for at in range(number)]
-    self._call, self._cotangent = OPERATIONS[kind](given), given["cotangent"]
+    self._there = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given = {
+      name: torch.from_numpy(array).to(self._there) for name, array in np.load(path).items()
+    }
+    number, kept = sum(name.isdigit() for name in given), getattr(torch, dtype)
+    self._args = [given[str(at)].to(kept).requires_grad_() for at in range(number)]
+    self._call, self._cotangent = OPERATIONS[kind](given), given["cotangent"].to(kept)
 
   def values(self, path: str) -> dict[str, Any]:
     """Writes the output and the gradients."""
     import numpy as np
 
-    out = self._both().detach().numpy()
-    np.savez(path, out=out, **{str(at): leaf.grad.numpy() for at, leaf in enumerate(self._args)})
+    found = {"out": self._both()}
+    found |= {str(at): leaf.grad for at, leaf in enumerate(self._args)}
+    plain = {name: one.detach().float().cpu().numpy() for name, one in found.items()}
+    np.savez(path, **plain)
     return {}
 
   def passes(self, number: int) -> list[float]:
@@ -182,10 +193,14 @@ class TorchOperation:
     return clocked(lambda: [self._both() for _ in range(number)])
 
   def _both(self) -> Any:
+    import torch
+
     for leaf in self._args:
       leaf.grad = None
     out = self._call(*self._args)
     out.backward(self._cotangent)
+    if self._there.type == "cuda":
+      torch.cuda.synchronize()
     return out
 
 

@@ -18,12 +18,14 @@ class Suite:
     shapes: The shapes it has, those before `default_shapes` runs out by default.
     default_shapes: How many of them run where none is named.
     rivals: Who can run beside us; all of them do where none is named.
+    on_devices: How many shapes run by default on a device that is no CPU; None for the same.
   """
 
   what: str
   shapes: tuple[str, ...] = ()
   default_shapes: int = 0
   rivals: tuple[str, ...] = ()
+  on_devices: int | None = None
 
 
 SUITES = {
@@ -38,6 +40,9 @@ SUITES = {
   "attention": Suite(
     "attention at four lengths, forward and backward", rivals=("torch", "tokamax"),
   ),
-  "kernels": Suite("every back end of every operation", rivals=("torch", "tokamax")),
+  "kernels": Suite(
+    "every back end of every operation", ("small8", "olmoe", "mixtral", "qwen3"), 1,
+    ("torch", "tokamax"), on_devices=4,
+  ),
   "scaling": Suite("cost against experts, tokens, layers, length and devices"),
 }  # fmt: skip

@@ -12,12 +12,13 @@ import jax
 
 from jaxmoe.checkpoint.orbax_store import quiet_orbax
 from jaxmoe.commands.process.malloc import keep_freed_memory
+from jaxmoe.core import measured
 from jaxmoe.core.kept_programs import KeptPrograms
 from jaxmoe.train.wall_clock import WallClock
 
 
 def set_up_jax(keep_memory: bool = True) -> None:
-  """Makes process-wide settings: memory, the compile cache and quiet logs.
+  """Makes process-wide settings: memory, the compile cache, measured back ends and quiet logs.
 
   Args:
     keep_memory: Whether freed memory is kept for the next step, or given back to the system.
@@ -34,6 +35,7 @@ def set_up_jax(keep_memory: bool = True) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   jax.config.update("jax_numpy_rank_promotion", "raise")
+  measured.also_read(measured_path())
 
 
 def _threads_for_virtual_devices() -> None:
@@ -90,6 +92,11 @@ def _process_start() -> float:
 def kept_programs() -> KeptPrograms:
   """Returns the programs that processes leave each other in the folder of caches."""
   return KeptPrograms(cache_dir() / "programs", _process_start())
+
+
+def measured_path() -> pathlib.Path:
+  """Returns this machine's own file of measured back ends, see `core/measured.py`."""
+  return cache_dir() / "measured.json"
 
 
 def cache_dir() -> pathlib.Path:
