@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
+from jaxmoe.parallel.called_programs import called_jaxpr, split_scan
 from jaxmoe.parallel.dataflow import (
   DATA,
   LAYERS,
@@ -74,28 +75,6 @@ def _apply(dataflow: Dataflow, eqn: Any, given: Values) -> Values:
     return [elementwise(eqn, given)]
   body = called_jaxpr(eqn)
   return opaque(eqn, given) if body is None else interpret(dataflow, body, given)
-
-
-def called_jaxpr(eqn: Any) -> Jaxpr | None:
-  """Returns the jaxpr that a call calls with its own arguments."""
-  if eqn.primitive.name in ("shard_map", "pallas_call"):
-    return None
-  for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-    body = eqn.params.get(name)
-    body = body.jaxpr if isinstance(body, ClosedJaxpr) else body
-    if isinstance(body, Jaxpr) and len(body.invars) == len(eqn.invars):
-      return body
-  return None
-
-
-def split_scan(eqn: Any, given: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-  """Returns what a scan is given: constants, what it carries, what it takes row by row."""
-  if "ft_in" in eqn.params:  # since jax 0.11, which keeps the trees
-    num_consts, num_carry, _ = (len(tree) for tree in eqn.params["ft_in"].unpack())
-  else:
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-  first = num_consts + num_carry
-  return list(given[:num_consts]), list(given[num_consts:first]), list(given[first:])
 
 
 def _scan(dataflow: Dataflow, eqn: Any, given: Values) -> Values:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxmoe.parallel.jaxpr_interpreter import called_jaxpr, split_scan
+from jaxmoe.parallel.called_programs import called_jaxpr, split_scan
 from jaxmoe.parallel.primitive_rules import IN_MEMORY
 
 Axes = frozenset[str]
