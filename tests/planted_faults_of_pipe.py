@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jaxmoe.parallel import MeshContext, Parallel, ReduceScatter, tick_scan
 from jaxmoe.parallel.pipelines import lowering
 from jaxmoe.parity import Cell
+from jaxmoe.parity.cells import AGAIN
+from jaxmoe.train import pipeline_gradients
 from jaxmoe.train.pipeline_gradients import PipelineGradients
+from jaxmoe.train.pipeline_step import PipelineStep
 from jaxmoe.train.spread_head import SpreadHead
 from jaxmoe.train.stage_program import StageShape
 
@@ -17,6 +20,8 @@ STAGES = Cell(Parallel(pipe=2))
 HANDING_ON = dataclasses.replace(STAGES, router="residual")
 RING = Cell(Parallel(context=2, pipe=2, attend="ring"))
 LATE = Cell(Parallel(pipe=2, pipeline="zb_h1"))
+KEPT = Cell(Parallel(pipe=2, keep="residuals"))
+MADE_AGAIN = Cell(Parallel(pipe=2, pipeline=AGAIN))
 SPREAD = Cell(Parallel(pipe=2, head="one_barrier"))
 
 
@@ -71,8 +76,9 @@ def mean_of_means(original: Any) -> Any:
 
   def given(self: Any, *where: Any) -> Any:
     found = original(self, *where)
-    mine = self.decoder.parallel.psum_tokens(jnp.sum(found.labels_BL >= 0).astype(jnp.float32))
-    labels = jnp.maximum(self.num_micro * mine, 1)
+    labels = jnp.sum(found.labels_BL >= 0).astype(jnp.float32)
+    mine = self.pieces.decoder.parallel.psum_tokens(labels)
+    labels = jnp.maximum(self.totals.num_micro * mine, 1)
     return dataclasses.replace(found, totals=dataclasses.replace(found.totals, labels=labels))
 
   return given
@@ -101,6 +107,18 @@ def after_the_step(original: Any) -> Any:
   return backward
 
 
+def kept_once(original: Any) -> Any:
+  """Residuals of the first microbatch; of others zeros."""
+
+  def keep(self: Any, stage: Any, step: Any, row: Any, taken: Any, state: Any) -> Any:
+    made, handed = original(self, stage, step, row, taken, state)
+    none = jax.tree.map(jnp.zeros_like, state.kept)
+    kept = jax.tree.map(lambda *of: jnp.where(row["f_micro"] == 0, *of), made.kept, none)
+    return dataclasses.replace(made, kept=kept), handed
+
+  return keep
+
+
 def all_of_a_loss(original: Any) -> Any:
   """A loss that all devices find, whole in each one's share."""
 
@@ -123,6 +141,13 @@ FAULTS_OF_PIPE = {
     STAGES, tick_scan, "read_slot", lambda of: lambda pool, slot: of(pool, 0 * slot)
   ),
   "a slot is freed a tick early": (STAGES, lowering, "assign_slots", freed_early),
+  "a slot of residuals is freed a tick early": (KEPT, lowering, "assign_slots", freed_early),
+  "residuals meet the tokens of another microbatch": (
+    KEPT, pipeline_gradients, "half_of", lambda of: lambda row, half: of(row, "f")
+  ),
+  "what is made again is kept of one microbatch alone": (
+    MADE_AGAIN, PipelineGradients, "_keep", kept_once
+  ),
   "a gradient that was put off is dropped": (
     LATE, PipelineGradients, "_weights", lambda _: lambda self, stage, step, row, state: state
   ),
@@ -130,7 +155,7 @@ FAULTS_OF_PIPE = {
     STAGES, ReduceScatter, "finalize", embedding_twice
   ),
   "a step's loss is the mean of its microbatches' means": (
-    STAGES, PipelineGradients, "_given", mean_of_means
+    STAGES, PipelineStep, "given", mean_of_means
   ),
   "a permute stands in a branch": (
     RING, MeshContext, "_context_group",

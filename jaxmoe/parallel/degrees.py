@@ -26,6 +26,7 @@ from jaxmoe.core.config_io import added
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.renamed import renamed
 from jaxmoe.parallel.block_order import Order
+from jaxmoe.parallel.pipelines.columns import Keep
 
 AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
 ROW_AXES = ("data", "fsdp", "expert")
@@ -85,6 +86,8 @@ class Parallel:
     head: Where the vocabulary lies under a pipeline: embedding on the first stage and head on the
       `last`, or both over all devices of `pipe` and `tensor` (Yeung et al. 2024), which wait for
       each other at `one_barrier` of a microbatch (algorithm 2) or at `two_barriers` (1).
+    keep: What a stage keeps of a microbatch for its backward pass under a pipeline: its `input`,
+      from which that makes the stage again, or `residuals`, so that nothing is made twice.
   """
 
   axes: ClassVar[AxisNames] = AxisNames()
@@ -105,6 +108,7 @@ class Parallel:
   pipeline: str = added("1f1b", before="1f1b")
   stages: tuple[int, ...] = added((), before=())
   head: HeadPlace = added("last", before="last")
+  keep: Keep = added("input", before="input")
 
   def __post_init__(self) -> None:
     for name, degree in self.axis_sizes.items():
@@ -131,6 +135,11 @@ class Parallel:
       raise InputError(
         f"head={self.head} spreads the vocabulary over pipe devices, of which there is one: "
         "pipe=1; set pipe above 1, or head=last"
+      )
+    if self.keep != "input" and self.pipe == 1:
+      raise InputError(
+        f"keep={self.keep} is what stages of a pipeline keep, of which there is one: pipe=1; set "
+        "pipe above 1, or keep=input"
       )
     if not self.max_replicated_gib > 0:
       raise InputError(

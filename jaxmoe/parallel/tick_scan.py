@@ -139,7 +139,8 @@ def _unembedded(ends: VocabularyEnds, axis: str, row: Row, backward: Any, state:
 
 def _rows(columns: Columns, axis: str, which_PK: np.ndarray) -> Row:
   """Returns this device's columns, (K,) each."""
-  forward, backward = ("stage", "micro", "input"), ("stage", "micro", "input", "grad", "deferred")
+  forward = ("stage", "micro", "input", "kept")
+  backward = (*forward, "grad", "deferred")
   names = [*(f"f_{name}" for name in forward), *(f"b_{name}" for name in backward)]
   tables = {name: getattr(columns, name) for name in (*names, "vocabulary")}
   for name in ("embed", "unembed"):  # of all devices alike

@@ -27,7 +27,7 @@ from jaxmoe.parallel import AXES, Parallel
 from jaxmoe.parallel.attend import ATTEND
 from jaxmoe.parallel.block_order import Order
 from jaxmoe.parallel.degrees import HeadPlace, Stage
-from jaxmoe.parallel.pipelines import PIPELINES, shown
+from jaxmoe.parallel.pipelines import PIPELINES, Action, Keep, shown, write_table
 from jaxmoe.parity.context_cells import context_cells
 from jaxmoe.train.experiment import Experiment
 
@@ -43,6 +43,21 @@ _FAMILIES: tuple[Collection[str], ...] = (
   ROUTERS, EXPERTS, DISPATCHERS, {*_EXCHANGES, NO_EXCHANGE}, ATTENTION
 )  # fmt: skip
 """Where the names at the end of a key come from."""
+
+
+def table_with_again(num_devices: int, num_micro: int) -> str:
+  """Returns the text of 1f1b with an `R` before each backward pass."""
+  table, orders = PIPELINES["1f1b"](num_devices, num_micro), []
+  for order in table.orders:
+    made = (
+      (Action(of.stage, "R", of.micro), of) if of.kind == "BW" else (of,) for of in order
+    )  # fmt: skip
+    orders.append(tuple(itertools.chain.from_iterable(made)))
+  return write_table(dataclasses.replace(table, orders=tuple(orders)))
+
+
+AGAIN = table_with_again(2, 4)
+"""The table of cells whose stages are made again in a pass of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +98,7 @@ def layout_key(parallel: Parallel) -> str:
   axes = "+".join(axis for axis in AXES if parallel.axis_sizes[axis] > 1)
   extras = [shown(parallel.pipeline)] if parallel.pipe > 1 else []
   extras += [parallel.head] * (parallel.head != "last")
+  extras += [parallel.keep] * (parallel.keep != "input")
   if parallel.fsdp > 1:
     extras.append(f"zero{parallel.zero}")
   if parallel.context > 1:
@@ -111,6 +127,8 @@ def cell_called(key: str) -> Cell | None:
   for extra in layout[1:]:
     if extra in PIPELINES:
       fields["pipeline"] = extra
+    elif extra == shown(AGAIN):
+      fields["pipeline"] = AGAIN
     elif re.fullmatch("zero[0-3]", extra):
       fields["zero"] = int(extra[-1])
     elif extra in ATTEND:
@@ -119,11 +137,15 @@ def cell_called(key: str) -> Cell | None:
       fields["order"] = extra
     elif extra in typing.get_args(HeadPlace):
       fields["head"] = extra
+    elif extra in typing.get_args(Keep):
+      fields["keep"] = extra
     elif extra.startswith("fold_"):
       fields["fold"] = tuple(extra.removeprefix("fold_").split("_"))
     else:
       fields[extra] = True
-  known = {*AXES, "pipeline", "zero", "sequence", PARTITION, "fold", "attend", "order", "head"}
+  known = {
+    *AXES, "pipeline", "zero", "sequence", PARTITION, "fold", "attend", "order", "head", "keep"
+  }  # fmt: skip
   if not {*fields, *fields.get("fold", ())} <= known:
     return None
   parts = mask | dict(zip(("router", "experts", "dispatch", "exchange", "attention"), names))
@@ -281,6 +303,7 @@ def pipe_cells() -> Iterator[Cell]:
     ):  # fmt: skip
       yield Cell(dataclasses.replace(one, **more))  # type: ignore[arg-type]
   yield from spread_head_cells()
+  yield from residual_cells()
   one = Parallel(pipe=2)
   stages: tuple[Stage, ...] = (0, 1, 2)
   for zero in stages:
@@ -318,6 +341,26 @@ def spread_head_cells() -> Iterator[Cell]:
   for axis in ("expert", "fsdp", "tensor", "context"):
     attend = {"attend": "ring"} if axis == "context" else {}
     yield Cell(dataclasses.replace(two, **{axis: 2}, **attend))  # type: ignore[arg-type]
+
+
+def residual_cells() -> Iterator[Cell]:
+  """Yields the cells of stages that keep residuals, and of a table that makes them again."""
+  again = Parallel(pipe=2, pipeline=AGAIN)
+  kept = Parallel(pipe=2, keep="residuals")
+  for pipeline in PIPELINES:
+    yield Cell(dataclasses.replace(kept, pipeline=pipeline))
+  for axis in ("data", "expert", "fsdp", "tensor", "context"):
+    more = {axis: 2} | ({"attend": "ring"} if axis == "context" else {})
+    yield Cell(dataclasses.replace(kept, **more))  # type: ignore[arg-type]
+    if axis in ("expert", "fsdp"):
+      yield Cell(dataclasses.replace(again, **more))  # type: ignore[arg-type]
+  yield Cell(again)
+  yield Cell(dataclasses.replace(kept, tensor=2, sequence=True))
+  yield Cell(dataclasses.replace(kept, tensor=2, partition_activations=True))
+  yield Cell(dataclasses.replace(kept, fsdp=2, zero=2))
+  for head in ("one_barrier", "two_barriers"):
+    yield Cell(dataclasses.replace(kept, head=head))
+  yield Cell(dataclasses.replace(kept, pipeline="zb_v", head="one_barrier"))
 
 
 def layouts() -> Iterator[Parallel]:

@@ -3,29 +3,31 @@
 Every device runs the passes of its columns (`parallel/pipelines`) over its own stages' layers and
 adds up their gradients and metrics, as accumulation over microbatches does; `parallel/tick_scan.py`
 moves what stages hand each other. A forward pass keeps its stage's input, from which the backward
-pass makes the stage again: what it finds of metrics counts once, there. What lies on all stages,
-the embedding and the head, has its gradient on those that use it; the reducer sums over devices.
+pass makes the stage again, or an `R` before it; or it keeps residuals, and nothing is made again.
+What a stage finds of metrics counts once, where its loss is made: with its residuals, or in its
+backward pass. What lies on all stages, the embedding and the head, has its gradient on those that
+use it; the reducer sums over devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.core.rng import Keys
-from jaxmoe.core.tokens import Compare, Tokens
+from jaxmoe.core.tokens import Compare
 from jaxmoe.models.loss_pieces import LossPieces
 from jaxmoe.models.transformer import Decoder, Params
-from jaxmoe.moe.balance import StepTotals
 from jaxmoe.parallel.pipelines import (
   KINDS,
   Columns,
+  Keep,
   Table,
   Vocabulary,
   forward_only,
@@ -43,7 +45,7 @@ from jaxmoe.parallel.tick_scan import (
   scan_ticks,
   write_slot,
 )
-from jaxmoe.train.deferred_weights import DeferredWeights, FlatSlot, find_deferred
+from jaxmoe.train.deferred_weights import RunTaps
 from jaxmoe.train.gradients import (
   Batch,
   GradientReducer,
@@ -54,29 +56,25 @@ from jaxmoe.train.gradients import (
   router_sums,
 )
 from jaxmoe.train.pipeline_state import PipelineState, empty_state, local_zero_sums
+from jaxmoe.train.pipeline_step import PipelineStep, half_of
 from jaxmoe.train.spread_head import SpreadHead
-from jaxmoe.train.stage_program import StageInputs, StageProgram, StageShape
-
-Shapes = tuple[StageShape | None, StageShape | None]
-"""Of the stages of a pass's forward and backward halves."""
+from jaxmoe.train.stage_program import StageProgram, StageShape
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-  """What the passes of one step read: parameters and rows of this device, and what is known."""
+class Halves(NamedTuple):
+  """What the branches of passes differ by, beside their kind.
 
-  params: Params
-  micro: Batch
-  keys: Keys
-  totals: StepTotals
-  deferred: Mapping[StageShape, DeferredWeights] = dataclasses.field(default_factory=dict)
+  Attributes:
+    ahead: The stage of a pass's forward half.
+    back: That of its backward half.
+    makes: Whether the forward half keeps residuals.
+    takes: Whether the backward half takes them.
+  """
 
-  def slot(self, params: Params) -> FlatSlot:
-    """Returns the slots of what gradients of weights that are put off are made of."""
-    return FlatSlot.of([
-      jax.eval_shape(lambda of=of, shape=shape: of.taps(shape.weights(params)))
-      for shape, of in self.deferred.items()
-    ])  # fmt: skip
+  ahead: StageShape | None = None
+  back: StageShape | None = None
+  makes: bool = False
+  takes: bool = False
 
 
 class PipelineGradients:
@@ -92,15 +90,17 @@ class PipelineGradients:
     axis: The mesh axis of the stages.
     reducer: The reduction of gradients over devices.
     compare: What is compared between domains.
+    keep: What a forward pass keeps for the backward pass of its stage.
   """
 
   def __init__(
     self, decoder: Decoder, table: Table, stages: Stages, axis: str, reducer: GradientReducer,
-    compare: Compare | None = None,
+    compare: Compare | None = None, keep: Keep = "input",
   ):  # fmt: skip
     self.decoder, self.axis, self.reducer, self.compare = decoder, axis, reducer, compare
     self.pieces, self.num_micro = LossPieces(decoder), table.num_micro
-    self.columns, forward = lower(table), forward_only(table.placement, table.num_micro)
+    self.columns = lower(table, keep)
+    forward = forward_only(table.placement, table.num_micro)
     self.head = None
     if table.vocabulary is not None:
       last = table.placement.device_of[-1]
@@ -123,11 +123,18 @@ class PipelineGradients:
     totals = self.pieces.totals(batch["segment"] > 0, batch["labels"], self.num_micro)
     micro = jax.tree.map(lambda x: x.reshape(self.num_micro, -1, *x.shape[1:]), batch)
     zeros = local_zero_sums(self.decoder, params)
-    step = _Step(params, micro, keys, dataclasses.replace(totals, running=zeros))
+    step = PipelineStep(
+      self.pieces, self._depth_PN, self.axis, params, micro, keys,
+      dataclasses.replace(totals, running=zeros), self.compare,
+    )  # fmt: skip
     if self.count_first:
       whole = self._count(step, zeros)
       step = dataclasses.replace(step, totals=dataclasses.replace(step.totals, whole=whole))
-    step = dataclasses.replace(step, deferred=self._put_off(step))
+    shapes, slots = list(dict.fromkeys(self._shape_of)), self.columns.slots
+    if slots.deferred:
+      step = dataclasses.replace(step, deferred={of: step.deferred_of(of) for of in shapes})
+    if slots.kept:
+      step = dataclasses.replace(step, kept={of: step.kept_of(of) for of in shapes})
     state = self._scan(
       self.columns, step, self._gradient_pass, self._empty(step), self._ends(step, grads=True)
     )
@@ -140,11 +147,11 @@ class PipelineGradients:
     return jax.lax.psum(tree, self.axis)
 
   def _scan(
-    self, columns: Columns, step: _Step, make: Callable[[str, Shapes, _Step], Pass], state: Any,
-    ends: VocabularyEnds | None,
+    self, columns: Columns, step: PipelineStep,
+    make: Callable[[str, Halves, PipelineStep], Pass], state: Any, ends: VocabularyEnds | None,
   ) -> Any:  # fmt: skip
     """Returns the state after all ticks of these columns, whose passes `make` makes."""
-    found: dict[tuple[str, Shapes], int] = {("idle", (None, None)): 0}
+    found: dict[tuple[str, Halves], int] = {("idle", Halves()): 0}
     passes: list[tuple[str, Pass]] = [("idle", lambda row, taken, state: PassResult(state))]
     which_PK = np.zeros(columns.kind.shape, np.int32)
     for (device, tick), code in np.ndenumerate(columns.kind):
@@ -152,62 +159,70 @@ class PipelineGradients:
         self._shape_of[columns.stages_PN[device, slot]] if slot >= 0 else None
         for slot in (columns.f_stage[device, tick], columns.b_stage[device, tick])
       )
-      key = KINDS[code], (ahead, back)
+      keeps = (columns.f_kept[device, tick] >= 0, columns.b_kept[device, tick] >= 0)
+      key = KINDS[code], Halves(ahead, back, *map(bool, keeps))
       if key not in found:
         found[key] = len(passes)
         passes.append((key[0], make(*key, step)))
       which_PK[device, tick] = found[key]
-    return scan_ticks(columns, self.axis, passes, which_PK, self._message(step), state, ends)
+    return scan_ticks(columns, self.axis, passes, which_PK, step.message(), state, ends)
 
-  def _ends(self, step: _Step, grads: bool) -> VocabularyEnds | None:
+  def _ends(self, step: PipelineStep, grads: bool) -> VocabularyEnds | None:
     """Returns what all devices do with the embedding where it lies over all of them."""
     if (head := self.head) is None:
       return None
 
     def embed(micro: jax.Array) -> Any:
-      return head.embed(step.params, self._tokens(step, micro)[0])
+      return head.embed(step.params, step.tokens(micro)[0])
 
     def unembed(micro: jax.Array, gradient: Any, state: PipelineState) -> PipelineState:
-      found = head.unembed(step.params, self._tokens(step, micro)[0], gradient)
+      found = head.unembed(step.params, step.tokens(micro)[0], gradient)
       return self._with_outer(state, found)
 
     device = self.columns.placement.device_of[0]
     return VocabularyEnds(device, embed, unembed if grads else None)
 
-  def _gradient_pass(self, kind: str, shapes: Shapes, step: _Step) -> Pass:
+  def _gradient_pass(self, kind: str, halves: Halves, step: PipelineStep) -> Pass:
     """Returns a pass of a training step."""
     if self.head is not None and kind in ("S", "T"):
       of_head = self._head_forward if kind == "S" else self._head_backward
       return functools.partial(of_head, self.head, step)
-    ahead, back = (StageProgram(self.pieces, shape) if shape else None for shape in shapes)
+    ahead, back = (StageProgram(self.pieces, of) if of else None for of in halves[:2])
 
     def does(row: Row, taken: dict[str, Any], state: PipelineState) -> PassResult:
       forward = backward = None
-      if ahead and not ahead.shape.last:  # the last stage's is made where its loss is
+      kept = state.kept  # as it was: a slot that is read may be written in the same tick
+      if ahead and halves.makes:
+        state, forward = self._keep(ahead, step, row, taken, state)
+      elif ahead and not ahead.shape.last:  # the last stage's is made where its loss is
         forward = self._forward(ahead, step, row, taken)[0]
       if back and kind == "W":
         state = self._weights(back, step, row, state)
+      elif back and halves.takes:
+        state, backward = self._transposed(back, step, row, taken, kept, state, kind == "B")
       elif back:
         state, backward = self._backward(back, step, row, taken, state, put_off=kind == "B")
-      return PassResult(state, forward, backward)
+      return PassResult(state, None if kind == "R" else forward, backward)
 
     return does
 
-  def _forward(self, stage: StageProgram, step: _Step, row: Row, taken: dict[str, Any]) -> Any:
-    given = self._given(step, row, "f", step.totals.running)
-    weights, outer = self._parameters(stage, step)
+  def _forward(
+    self, stage: StageProgram, step: PipelineStep, row: Row, taken: dict[str, Any]
+  ) -> Any:
+    given = step.given(half_of(row, "f"), step.totals.running)
+    weights, outer = step.parameters(stage.shape)
     return stage.forward(weights, outer, taken["f_input"], given)
 
   def _backward(
-    self, stage: StageProgram, step: _Step, row: Row, taken: dict[str, Any], state: PipelineState,
-    put_off: bool,
+    self, stage: StageProgram, step: PipelineStep, row: Row, taken: dict[str, Any],
+    state: PipelineState, put_off: bool,
   ) -> tuple[PipelineState, Any]:  # fmt: skip
     """Returns the state with what a stage found of a microbatch, and the gradient of its input.
 
     Gradients of weights that are put off leave in a slot what they will be made of.
     """
-    given = self._given(step, row, "b", router_sums(state.layers))
-    weights, outer = self._parameters(stage, step)
+    given = step.given(half_of(row, "b"), router_sums(state.layers))
+    weights, outer = step.parameters(stage.shape)
     off = step.deferred[stage.shape] if put_off else None
     taps = off.taps(weights) if off else []
 
@@ -222,17 +237,62 @@ class PipelineGradients:
     d_weights, d_outer, d_taps, d_handed = back((later, jnp.ones_like(share)))
     state = self._added(stage, state, d_weights, d_outer)
     if off:
-      left = step.slot(step.params).pack(d_taps)
-      kept = write_slot(state.deferred, row["b_deferred"], left)
-      state = dataclasses.replace(state, deferred=kept)
+      state = self._left(step, row, state, d_taps)
     state = state.with_metrics(metrics).with_reports(stage.shape, reports, row["b_micro"])
     return state, None if stage.shape.first else d_handed
 
+  def _keep(
+    self, stage: StageProgram, step: PipelineStep, row: Row, taken: dict[str, Any],
+    state: PipelineState,
+  ) -> tuple[PipelineState, Any]:  # fmt: skip
+    """Returns the state with a stage's residuals, and what the next stage is handed.
+
+    The last stage's loss is made here, and the gradient of its layers' output with it.
+    """
+    where, running = half_of(row, "f"), router_sums(state.layers)
+    parameters = step.tapped_parameters(stage.shape)
+    (handed, _), (metrics, reports), left = step.kept[stage.shape].forward(
+      parameters, where, taken["f_input"], running
+    )
+    state = state.with_metrics(metrics).with_reports(stage.shape, reports, row["f_micro"])
+    gradient = []
+    if stage.shape.last:
+      (_, outer), given = step.parameters(stage.shape), step.given(where, running)
+      loss = functools.partial(stage.head_loss, given=given)
+      share, back, metrics = jax.vjp(loss, outer, handed[0], has_aux=True)
+      d_outer, d_stream = back(jnp.ones_like(share))
+      state, gradient = self._with_outer(state.with_metrics(metrics), d_outer), [d_stream]
+    kept = write_slot(state.kept, row["f_kept"], step.kept_slot().pack([left, *gradient]))
+    return dataclasses.replace(state, kept=kept), None if stage.shape.last else handed
+
+  def _transposed(
+    self, stage: StageProgram, step: PipelineStep, row: Row, taken: dict[str, Any], kept: Any,
+    state: PipelineState, put_off: bool,
+  ) -> tuple[PipelineState, Any]:  # fmt: skip
+    """Returns the state with a stage's gradients, made of its residuals, and that of its input."""
+    residuals, parameters = step.kept[stage.shape], step.tapped_parameters(stage.shape)
+    later, stream = taken["b_grad"], [taken["b_grad"][0]] * stage.shape.last
+    like = [residuals.shapes, *stream]
+    left, *gradient = step.kept_slot().unpack(read_slot(kept, row["b_kept"]), like)
+    if stage.shape.last:
+      later = (gradient[0], jax.tree.map(jnp.zeros_like, later[1]))
+    (d_weights, d_outer, d_taps), d_handed = residuals.backward(
+      parameters, half_of(row, "b"), left, (later, jnp.ones((), jnp.float32))
+    )
+    state = self._added(stage, state, d_weights, d_outer)
+    if off := step.deferred.get(stage.shape):
+      if put_off:
+        state = self._left(step, row, state, d_taps)
+      else:  # residuals are of taps whichever pass takes them
+        state = self._added(stage, state, off.gradients(parameters[0], d_taps), {})
+    return state, None if stage.shape.first else d_handed
+
   def _head_forward(
-    self, head: SpreadHead, step: _Step, row: Row, taken: dict[str, Any], state: PipelineState
-  ) -> PassResult:
+    self, head: SpreadHead, step: PipelineStep, row: Row, taken: dict[str, Any],
+    state: PipelineState,
+  ) -> PassResult:  # fmt: skip
     """Does `S`: its loss counts on the last stage's device, whose gradient it may be, too."""
-    outer, labels_BL = head.outer(step.params), self._tokens(step, row["f_micro"])[1]
+    outer, labels_BL = head.outer(step.params), step.tokens(row["f_micro"])[1]
     nll, left, d_outer, d_handed = head.forward(
       outer, taken["f_input"], labels_BL, step.totals.labels
     )
@@ -245,24 +305,33 @@ class PipelineGradients:
     return PassResult(dataclasses.replace(state, vocabulary=slots), None, d_handed)
 
   def _head_backward(
-    self, head: SpreadHead, step: _Step, row: Row, taken: dict[str, Any], state: PipelineState
-  ) -> PassResult:
+    self, head: SpreadHead, step: PipelineStep, row: Row, taken: dict[str, Any],
+    state: PipelineState,
+  ) -> PassResult:  # fmt: skip
     """Does `T`."""
-    outer, labels_BL = head.outer(step.params), self._tokens(step, row["b_micro"])[1]
+    outer, labels_BL = head.outer(step.params), step.tokens(row["b_micro"])[1]
     left = read_slot(state.vocabulary, row["vocabulary"])
     d_outer, d_handed = head.backward(
       outer, left, taken["b_grad"], labels_BL, step.totals.labels
     )
     return PassResult(self._with_outer(state, d_outer), None, d_handed)
 
+  def _left(
+    self, step: PipelineStep, row: Row, state: PipelineState, d_taps: RunTaps
+  ) -> PipelineState:
+    """Returns the state with what gradients that are put off will be made of."""
+    left = step.deferred_slot().pack(d_taps)
+    kept = write_slot(state.deferred, row["b_deferred"], left)
+    return dataclasses.replace(state, deferred=kept)
+
   def _weights(
-    self, stage: StageProgram, step: _Step, row: Row, state: PipelineState
+    self, stage: StageProgram, step: PipelineStep, row: Row, state: PipelineState
   ) -> PipelineState:
     """Returns the state with the gradients of weights that were put off."""
-    off, (weights, _) = step.deferred[stage.shape], self._parameters(stage, step)
+    off, (weights, _) = step.deferred[stage.shape], step.parameters(stage.shape)
     left = read_slot(state.deferred, row["b_deferred"])
     like = jax.eval_shape(lambda: off.taps(weights))
-    d_weights = off.gradients(weights, step.slot(step.params).unpack(left, like))
+    d_weights = off.gradients(weights, step.deferred_slot().unpack(left, like))
     return self._added(stage, state, d_weights, {})
 
   def _added(
@@ -289,42 +358,19 @@ class PipelineGradients:
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
     return self.reducer.per_microbatch(wide)
 
-  def _parameters(self, stage: StageProgram, step: _Step) -> tuple[list[Params], Params]:
-    outer = stage.shape.outer(step.params, self.decoder.config.tied)
-    return stage.shape.weights(step.params), outer
-
-  def _given(self, step: _Step, row: Row, half: str, running: Any) -> StageInputs:
-    """Returns what a stage is given in the forward (f) or backward (b) half of a pass."""
-    micro, device = row[f"{half}_micro"], jax.lax.axis_index(self.axis)
-    tokens, labels_BL = self._tokens(step, micro)
-    here = self.decoder.parallel.row_group() * self.num_micro + micro
-    totals = dataclasses.replace(step.totals, running=running)
-    depth = jnp.asarray(self._depth_PN)[device, row[f"{half}_stage"]]
-    return StageInputs(depth, tokens, labels_BL, step.keys.at(here), totals)
-
-  def _tokens(self, step: _Step, micro: jax.Array | np.int32) -> tuple[Tokens, jax.Array]:
-    """Returns what is known of a microbatch's tokens, and their labels."""
-    batch = jax.tree.map(
-      lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), step.micro
-    )
-    tokens = self.decoder.parallel.spread_rows(Tokens.of_batch(batch))
-    if self.compare is not None:
-      tokens = dataclasses.replace(tokens, domain=batch["domain"], compare=self.compare)
-    return tokens, batch["labels"]
-
-  def _count(self, step: _Step, zeros: Any) -> Any:
+  def _count(self, step: PipelineStep, zeros: Any) -> Any:
     """Returns the router sums of the whole step, by a table of forward passes alone."""
     with jax.named_scope("count_choices"):
       ends = self._ends(step, grads=False)
       sums = self._scan(self._counting, step, self._counting_pass, zeros, ends)
     return jax.lax.stop_gradient(self.decoder.parallel.psum_tokens(sums))
 
-  def _counting_pass(self, kind: str, shapes: Shapes, step: _Step) -> Pass:
+  def _counting_pass(self, kind: str, halves: Halves, step: PipelineStep) -> Pass:
     """Returns a forward pass whose state are the sums of routers."""
     if kind == "S":  # no router is in the head
       return lambda row, taken, sums: PassResult(sums)
-    assert shapes[0] is not None, kind
-    stage = StageProgram(self.pieces, shapes[0])
+    assert halves.ahead is not None, kind
+    stage = StageProgram(self.pieces, halves.ahead)
 
     def does(row: Row, taken: dict[str, Any], sums: Any) -> PassResult:
       handed, found = self._forward(stage, step, row, taken)
@@ -334,58 +380,19 @@ class PipelineGradients:
 
     return does
 
-  def _message(self, step: _Step) -> Any:
-    """Returns the shapes of what a stage hands the next one."""
-
-    def embedded() -> Any:
-      ready = self.decoder.parallel.gather_params({"embed": step.params["embed"]})
-      return self.pieces.embed(ready, self._given(step, _FIRST, "b", None).tokens)
-
-    return jax.eval_shape(embedded)
-
-  def _empty(self, step: _Step) -> PipelineState:
+  def _empty(self, step: PipelineStep) -> PipelineState:
     """Returns the state before the first tick, of the shapes that passes find."""
-    handed, found = self._message(step), []
-    for shape in dict.fromkeys(self._shape_of):
-      stage = StageProgram(self.pieces, shape)
-
-      def reported(handed: Any, stage: StageProgram = stage) -> Any:
-        given = self._given(step, _FIRST, "b", step.totals.running)
-        return stage.loss(*self._parameters(stage, step), handed, given)[1]
-
-      found.append((shape, *jax.eval_shape(reported, handed)))
-    grads = jax.eval_shape(self._reduced, step.params)
+    found = [(shape, *step.found_of(shape)) for shape in dict.fromkeys(self._shape_of)]
+    grads, slots = jax.eval_shape(self._reduced, step.params), self.columns.slots
     state = empty_state(step.params, grads, found, self.num_micro)
-    slots = functools.partial(empty_slots, self.columns.slots.deferred)
-    deferred = jax.tree.map(slots, step.slot(step.params).shapes())
-    if self.head is None:
-      return dataclasses.replace(state, deferred=deferred)
-    labels_BL = self._tokens(step, np.int32(0))[1]
-    left = self.head.leaves(self.head.outer(step.params), labels_BL, handed)
-    count = self.columns.slots.vocabulary
-    vocabulary = jax.tree.map(functools.partial(empty_slots, count), left)
-    return dataclasses.replace(state, deferred=deferred, vocabulary=vocabulary)
 
-  def _put_off(self, step: _Step) -> dict[StageShape, DeferredWeights]:
-    """Returns which weights' gradients stages put off; none where the table puts none off."""
-    if not self.columns.slots.deferred:
-      return {}
-    handed, found = self._message(step), {}
-    for shape in dict.fromkeys(self._shape_of):
-      stage = StageProgram(self.pieces, shape)
-      weights, outer = self._parameters(stage, step)
+    def pool(count: int, slot: Any) -> Any:
+      return jax.tree.map(functools.partial(empty_slots, count), slot)
 
-      def trace(weights: list[Params], stage: StageProgram = stage, outer: Any = outer) -> Any:
-        given = self._given(step, _FIRST, "b", step.totals.running)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), handed)
-        return stage.loss(weights, outer, zeros, given)[0]
-
-      gathers = [
-        functools.partial(self.decoder.parallel.gather_layer, run.group) for run in shape.runs
-      ]
-      found[shape] = find_deferred(trace, weights, gathers)
-    return found
-
-
-_FIRST: Any = {name: np.int32(0) for name in ("b_stage", "b_micro")}
-"""The columns of some pass, for its shapes."""
+    deferred = pool(slots.deferred, step.deferred_slot().shapes())
+    kept, vocabulary = pool(slots.kept, step.kept_slot().shapes()), None
+    if self.head is not None:
+      labels_BL = step.tokens(np.int32(0))[1]
+      left = self.head.leaves(self.head.outer(step.params), labels_BL, step.message())
+      vocabulary = pool(slots.vocabulary, left)
+    return dataclasses.replace(state, deferred=deferred, kept=kept, vocabulary=vocabulary)

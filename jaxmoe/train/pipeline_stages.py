@@ -20,9 +20,6 @@ from jaxmoe.parallel.pipelines import (
 )
 from jaxmoe.parallel.stages import Stages, check_counts, cut_by_cost
 
-OFFERED = frozenset(("F", "B", "W", "BW", "S", "T"))
-"""The passes that tables may have; side by side, too."""
-
 
 def table_of(parallel: Parallel, num_micro: int) -> Table:
   """Returns the table of the degrees' pipeline.
@@ -40,12 +37,6 @@ def table_of(parallel: Parallel, num_micro: int) -> Table:
     )
   if vocabulary is not None and table.vocabulary is None:
     table = with_vocabulary(table, vocabulary)
-  kinds = {part.kind for order in table.orders for action in order for part in action.parts}
-  if kinds - OFFERED:
-    raise InputError(
-      f"{shown(parallel.pipeline)} has passes {', '.join(sorted(kinds - OFFERED))}, which are not "
-      f"offered yet; those that are: {', '.join(sorted(OFFERED))}"
-    )
   return table
 
 

@@ -103,4 +103,5 @@ def _on_device(
   assert reducer is not None
   table = table_of(degrees, num_micro)
   stages = stages_of(degrees, decoder.config, decoder.vocab_size)
-  return PipelineGradients(here, table, stages, context.stage_axis, reducer, compare)
+  axis, keep = context.stage_axis, degrees.keep
+  return PipelineGradients(here, table, stages, axis, reducer, compare, keep)

@@ -47,6 +47,11 @@ class StageShape:
     runs = (_local(run, start, placed, stages) for run in layer_runs(placed, start, stop))
     return cls(tuple(runs), first, last)
 
+  @property
+  def without_head(self) -> StageShape:
+    """The same layers, with no head after them."""
+    return dataclasses.replace(self, last=False)
+
   def outer(self, params: Params, tied: bool) -> Params:
     """Returns the parameters beside the stack that the stage reads."""
     names = ["embed"] * (self.first or (self.last and tied)) + ["final_norm", "head"] * self.last
@@ -130,6 +135,15 @@ class StageProgram:
     total = pieces.total(nll, runs, losses, given.totals)
     metrics = {"loss": nll, "total_loss": total, "balance": pieces.balance(runs, reports)}
     return (handed, total / decoder.parallel.tensor_size), (metrics, reports)
+
+  def head_loss(
+    self, outer: Params, x_BLD: jax.Array, given: StageInputs
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Returns this device's share of the loss of the last layer's output, and of the metrics."""
+    pieces, parallel = self.pieces, self.pieces.decoder.parallel
+    nll = pieces.head(parallel.gather_params(outer), x_BLD, given.labels_BL)
+    total = pieces.total(nll, (), [], given.totals)
+    return total / parallel.tensor_size, {"loss": nll, "total_loss": total, "balance": {}}
 
   def forward(
     self, weights: list[Params], outer: Params, handed: Handed, given: StageInputs

@@ -16,6 +16,9 @@ from jaxmoe.moe.balance import LoadBalance, RouterZ
 from jaxmoe.moe.experts import SwiGLU
 from jaxmoe.moe.routers import ROUTERS
 from jaxmoe.parallel import Parallel, make_layout
+from jaxmoe.parallel.pipelines import Vocabulary, with_vocabulary, write_table
+from jaxmoe.parallel.pipelines.csv_notation import parse_table
+from jaxmoe.parity.cells import AGAIN
 from jaxmoe.train.gradients import make_gradients
 from jaxmoe.train.pipeline_stages import placed_groups
 from jaxmoe.train.sharded_gradients import context_of, sharded_gradients
@@ -50,12 +53,24 @@ MODELS = {
 }  # fmt: skip
 
 
+SPREAD_AGAIN = write_table(with_vocabulary(parse_table(AGAIN, "again"), Vocabulary(2)))
+
+
 def cases():
-  """Yields models with degrees; all but the first two are slow."""
+  """Yields models with degrees; all but the first three are slow."""
   first, second, third = MODELS
   yield first, Parallel(pipe=3)
   yield first, Parallel(pipe=3, head="one_barrier")  # a tied table of 13 rows for 3 devices
+  yield first, Parallel(pipe=3, keep="residuals")
   for name, parallel in (
+    (second, Parallel(pipe=2, pipeline=AGAIN)),
+    (first, Parallel(pipe=2, pipeline=SPREAD_AGAIN, head="one_barrier")),
+    (second, Parallel(pipe=2, keep="residuals")),
+    (third, Parallel(pipe=4, keep="residuals", pipeline="gpipe")),
+    (third, Parallel(pipe=2, keep="residuals", pipeline="dualpipe_v")),
+    (first, Parallel(pipe=3, keep="residuals", pipeline="zb_h1")),
+    (second, Parallel(pipe=2, keep="residuals", pipeline="v_half", head="one_barrier")),
+    (third, Parallel(pipe=2, keep="residuals", tensor=2, head="two_barriers")),
     (first, Parallel(pipe=2, pipeline="gpipe", stages=(1, 6))),
     (first, Parallel(pipe=3, stages=(2, 1, 4))),
     (second, Parallel(pipe=2)),

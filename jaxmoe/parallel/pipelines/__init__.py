@@ -5,7 +5,7 @@ line to PIPELINES, and the contract test runs it. All of this is of the host: Nu
 """
 
 from jaxmoe.parallel.pipelines.action import KINDS, Action
-from jaxmoe.parallel.pipelines.columns import Columns, Delivery, Slots
+from jaxmoe.parallel.pipelines.columns import Columns, Delivery, Keep, Slots
 from jaxmoe.parallel.pipelines.csv_notation import write_table
 from jaxmoe.parallel.pipelines.dualpipe_v import dualpipe_v
 from jaxmoe.parallel.pipelines.gpipe import forward_only, gpipe
@@ -36,6 +36,7 @@ __all__ = [
   "Action",
   "Columns",
   "Delivery",
+  "Keep",
   "Placement",
   "Slots",
   "Table",

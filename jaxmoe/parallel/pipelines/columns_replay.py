@@ -130,7 +130,8 @@ class _Replay:
 
   def do_R(self, device: int, tick: int, stage: int, micro: int) -> None:
     where = (device, tick)
-    if stage:
+    spread = bool((np.asarray(self.columns.embed) >= 0).any())
+    if stage or spread:
       self.read("f_input", "inputs", where, ("input", stage, micro))
     self.write("kept", where, self.at("f_kept", device, tick), ("kept", stage, micro))
 

@@ -127,7 +127,7 @@ class _Lowering:
         for found in passes(action) if action else ():
           self.fill(device, tick, found)
           self.send(device, tick, found)
-          if self.table.vocabulary and found[0] == 0 and found[1] != "W":
+          if self.table.vocabulary and found[0] == 0 and found[1] not in ("R", "W"):
             (embed if found[1] == "F" else unembed)[tick] = found[2]
     stages = [self.placement.stages_on(device) for device in range(self.shape[0])]
     return Columns(

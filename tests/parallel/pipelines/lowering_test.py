@@ -8,13 +8,17 @@ from jaxmoe.parallel.pipelines import (
   PIPELINES,
   Action,
   Table,
+  Vocabulary,
   forward_only,
   lower,
   straight,
   v_shape,
+  with_vocabulary,
 )
 from jaxmoe.parallel.pipelines.columns_replay import ReplayError, replay
+from jaxmoe.parallel.pipelines.csv_notation import parse_table
 from jaxmoe.parallel.pipelines.table_checks import check_table
+from jaxmoe.parity.cells import table_with_again
 
 SIZES = [(1, 1), (1, 3), (2, 2), (2, 5), (3, 4), (4, 4), (4, 9)]
 
@@ -36,6 +40,19 @@ def test_columns_do_what_their_table_says_and_find_what_they_look_for(name, size
   check_table(table)
   done = replay(lower(table, keep))
   assert sorted((one.stage, one.kind, one.micro) for one in done) == passes_of(table)
+
+
+@pytest.mark.parametrize("spread", [None, Vocabulary(1), Vocabulary(2)])
+def test_residuals_that_are_made_again_are_read_where_they_were_made(spread):
+  table = parse_table(table_with_again(3, 5), "again")
+  table = table if spread is None else with_vocabulary(table, spread)
+  columns = lower(table)
+  done = replay(columns)
+  assert sorted((one.stage, one.kind, one.micro) for one in done) == passes_of(table)
+  firsts = [(one.tick, one.micro) for one in done if (one.stage, one.kind) == (0, "BW")]
+  unembedded = [(int(at), int(columns.unembed[at])) for at in np.flatnonzero(columns.unembed >= 0)]
+  assert unembedded == (firsts if spread else [])
+  assert columns.slots.kept == 1 and columns.slots.inputs >= 2
 
 
 @pytest.mark.parametrize(
