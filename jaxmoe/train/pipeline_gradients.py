@@ -111,6 +111,7 @@ class PipelineGradients:
     self.count_first = counts_first(decoder, table.num_micro)
     depths = [[stages.bounds(stage)[0] for stage in row] for row in self.columns.stages_PN]
     self._depth_PN = np.array(depths, np.int32)
+    self._over_stages = functools.partial(jax.lax.psum, axis_name=axis)
     self._shape_of = [
       StageShape.of(stages, stage, decoder.layer_groups) for stage in range(len(stages.counts))
     ]
@@ -119,7 +120,17 @@ class PipelineGradients:
     self, params: Params, batch: Batch, keys: Keys
   ) -> tuple[Params, Metrics, Statistics]:
     """Returns the gradient as the reducer makes it, metrics and statistics."""
-    parallel = self.decoder.parallel
+    step, parallel = self.step_of(params, batch, keys), self.decoder.parallel
+    state = self._scan(
+      self.columns, step, self._gradient_pass, self._empty(step), self._ends(step, grads=True)
+    )
+    metrics = {**self._over_stages(parallel.psum_tokens(state.metrics)), "layers": state.layers}
+    corrections = balance_corrections(self.decoder, metrics, self.count_first, self._over_stages)
+    metrics = {**metrics, "tokens": step.totals.tokens, **corrections}
+    return self.reducer.finalize(state.grads), metrics, state.joined_statistics()
+
+  def step_of(self, params: Params, batch: Batch, keys: Keys) -> PipelineStep:
+    """Returns what passes read, with what traces of this pipeline's stages find."""
     totals = self.pieces.totals(batch["segment"] > 0, batch["labels"], self.num_micro)
     micro = jax.tree.map(lambda x: x.reshape(self.num_micro, -1, *x.shape[1:]), batch)
     zeros = local_zero_sums(self.decoder, params)
@@ -131,20 +142,10 @@ class PipelineGradients:
       whole = self._count(step, zeros)
       step = dataclasses.replace(step, totals=dataclasses.replace(step.totals, whole=whole))
     shapes, slots = list(dict.fromkeys(self._shape_of)), self.columns.slots
-    if slots.deferred:
-      step = dataclasses.replace(step, deferred={of: step.deferred_of(of) for of in shapes})
-    if slots.kept:
-      step = dataclasses.replace(step, kept={of: step.kept_of(of) for of in shapes})
-    state = self._scan(
-      self.columns, step, self._gradient_pass, self._empty(step), self._ends(step, grads=True)
-    )
-    metrics = {**self._over_stages(parallel.psum_tokens(state.metrics)), "layers": state.layers}
-    corrections = balance_corrections(self.decoder, metrics, self.count_first, self._over_stages)
-    metrics = {**metrics, "tokens": totals.tokens, **corrections}
-    return self.reducer.finalize(state.grads), metrics, state.joined_statistics()
-
-  def _over_stages(self, tree: Any) -> Any:
-    return jax.lax.psum(tree, self.axis)
+    off = {shape: step.deferred_of(shape) for shape in shapes if slots.deferred}
+    step = dataclasses.replace(step, deferred=off)
+    kept = {shape: step.kept_of(shape) for shape in shapes if slots.kept}
+    return dataclasses.replace(step, kept=kept)
 
   def _scan(
     self, columns: Columns, step: PipelineStep,
