@@ -60,13 +60,19 @@ def _backward(trip: Trip, saved: Any, dtotal: Any) -> Any:
   ready = [algebra.ready(one, dtotal) for one in kept]
   sums, dq = zeros((weights, k, v)), zeros(q)
   moving = shift((q, dtotal.out_BLNP.astype(q.dtype)), -trip.hops)
+  numbers, made = shift(ready[trip.hops], -trip.hops), None
   for back in range(trip.hops, -1, -1):
     here_q, dout = moving if back else (q, dtotal.out_BLNP)
     if back > 1:
       moving = shift(moving, 1)
+    known = numbers
+    if back:  # all are known from the start: one is sent at a time, so that products hide it
+      later, _ = jax.lax.optimization_barrier((ready[back - 1], made))
+      numbers = shift(later, 1 - back)
     part, pull = jax.vjp(trip.find(spans, -back, 0), weights, here_q, k, v)
-    dpart = algebra.pull(part, dout.astype(jnp.float32), shift(ready[back], -back), far)
+    dpart = algebra.pull(part, dout.astype(jnp.float32), known, far)
     dweights, more, dk, dv = pull(dpart)
+    made = dk
     sums, dq = add(sums, (dweights, dk, dv)), add(dq, shift(more, back))
     # What is farther goes on with the queries, to the next nearer keys.
     far = trip.shift_part(trip.merge(part, far), 1, q.dtype) if algebra.ordered else None
