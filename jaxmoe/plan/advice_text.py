@@ -24,6 +24,10 @@ def pipeline_text(found: PipelineSummary | None) -> Iterator[str]:
   yield from _wrapped("layers of each stage: " + ",".join(map(str, found.stages)))
   slots = ", ".join(f"{pool} {count}" for pool, count in own.slots.items() if count)
   yield from _wrapped(f"slots of a device: {slots or 'none'}")
+  for keep, pools in found.slots.items():
+    here = ", ".join(f"{pool} {size(count)}" for pool, count in pools.items() if count)
+    mine = " (this recipe)" if keep == found.keep else ""
+    yield from _wrapped(f"slots with keep={keep}{mine}: {here or 'none'}")
   flops = ", ".join(f"{kind} {value:.3g}" for kind, value in found.flops.items())
   yield from _wrapped(f"FLOPs of a mean stage and microbatch: {flops}")
   sent = ", ".join(f"{way} {size(count)}" for way, count in found.sent.items())

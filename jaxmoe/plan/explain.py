@@ -22,6 +22,7 @@ from jaxmoe.hlo.stablehlo import collectives_of_lowered
 from jaxmoe.models.transformer import Decoder
 from jaxmoe.parallel import Replicated
 from jaxmoe.plan.activations import Activations, activations
+from jaxmoe.plan.pipeline_slots import slot_bytes
 from jaxmoe.plan.pipeline_summary import PipelineSummary, pipeline_summary
 from jaxmoe.train.experiment import Experiment
 from jaxmoe.train.replication_check import check_replication
@@ -205,7 +206,9 @@ def explain(
     compiled=found,
     room=room,
     kernels=kernels,
-    pipeline=pipeline_summary(experiment, decoder.vocab_size, made.stream),
+    pipeline=pipeline_summary(
+      experiment, decoder.vocab_size, made.stream, slot_bytes(experiment, decoder, layout)
+    ),
   )
 
 

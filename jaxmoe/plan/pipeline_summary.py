@@ -1,8 +1,8 @@
 """Summary of a recipe's pipeline: ticks, slots, what is in flight, the bubble; and of its rivals.
 
 Durations are counted FLOPs of a mean stage, all stages alike; a head on the last stage is left out,
-one over all devices is in `S` and `T`. The engine keeps a stage's input alone, so that a backward
-pass makes the stage again. Simulated, not measured.
+one over all devices is in `S` and `T`. Where stages keep their inputs a backward pass makes its
+stage again, but for one with an `R`. Simulated, not measured.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import dataclasses
 
 from jaxmoe.core.errors import InputError
 from jaxmoe.models.transformer import TransformerConfig
+from jaxmoe.parallel import Parallel
 from jaxmoe.parallel.pipelines import (
   PIPELINES,
   Columns,
+  Keep,
   Table,
   Vocabulary,
   lower,
@@ -62,6 +64,8 @@ class PipelineSummary:
     stages: Layers of each stage.
     flops: By kind of pass, of a mean stage and microbatch on one device of `pipe`; of `S` and `T`
       a device's share.
+    keep: What stages keep.
+    slots: By what they could keep, bytes of a device's slots by pool.
     sent: Bytes of the residual stream that permutes send in a step, by direction, a device.
     summed: Bytes of it that a device sends, in rings, so that all know what a vocabulary that lies
       over all of them takes and gives.
@@ -73,19 +77,23 @@ class PipelineSummary:
   num_micro: int
   stages: tuple[int, ...]
   flops: dict[str, float]
+  keep: Keep
+  slots: dict[Keep, dict[str, int]]
   sent: dict[str, int]
   summed: float = 0.0
 
 
 def pipeline_summary(
-  experiment: Experiment, vocab_size: int, stream_bytes: int
-) -> PipelineSummary | None:
+  experiment: Experiment, vocab_size: int, stream_bytes: int,
+  slots: dict[Keep, dict[str, int]] | None = None,
+) -> PipelineSummary | None:  # fmt: skip
   """Returns the summary; None of a recipe without a pipeline.
 
   Args:
     experiment: The recipe.
     vocab_size: Of its tokenizer.
     stream_bytes: Of a microbatch's residual stream on one device.
+    slots: What `slot_bytes` tells of it.
 
   Raises:
     InputError: The recipe's pipeline is none, or has too few microbatches or layers.
@@ -103,18 +111,21 @@ def pipeline_summary(
     ring = 2 * (parallel.pipe - 1) / parallel.pipe
     summed = num_micro * STREAM_SUMS[vocabulary.algorithm] * ring * stream_bytes
   names = [name for name in PIPELINES if name != parallel.pipeline]
-  rivals = _rivals(names, parallel.pipe, num_micro, flops, vocabulary)
+  rivals = _rivals(names, parallel, num_micro, flops, vocabulary)
+  own = _of_table(table, flops, parallel.keep)
   return PipelineSummary(
-    own=_summary(shown(parallel.pipeline), table, flops),
+    own=_summary(shown(parallel.pipeline), table, flops, parallel.keep),
     rivals=tuple(rivals),
     devices=parallel.pipe,
     num_micro=num_micro,
     stages=stages.counts,
     flops={
       kind: value / (parallel.pipe if kind in ("S", "T") else len(stages.counts))
-      for kind, value in flops.items()
+      for kind, value in own.items()
     },
-    sent=sent_bytes(lower(table), stream_bytes),
+    keep=parallel.keep,
+    slots=slots or {},
+    sent=sent_bytes(lower(table, parallel.keep), stream_bytes),
     summed=summed,
   )
 
@@ -132,13 +143,21 @@ def _flops(model: TransformerConfig, seq_len: int, tokens: int) -> dict[str, flo
   """Returns FLOPs by pass of all layers, of one microbatch.
 
   A product with weights takes as much for its output as for either gradient; what attention mixes
-  with takes twice as much backward, all of it in `B`. Backward passes begin with `F` again.
+  with takes twice as much backward, all of it in `B`.
   """
   blocks = [block for group in model.stack for _ in range(group.repeats) for block in group.pattern]
   weights = tokens * sum(2.0 * block.active_params(model.dim) for block in blocks)
   mixing = tokens * sum(block.attention.mixing_flops(seq_len) / 3 for block in blocks)
-  forward, backward = weights + mixing, weights + mixing + weights + 2 * mixing
-  return {"F": forward, "B": backward, "W": weights, "BW": backward + weights}
+  return {"F": weights + mixing, "B": weights + 2 * mixing, "W": weights}
+
+
+def _of_table(table: Table, flops: dict[str, float], keep: Keep) -> dict[str, float]:
+  """Returns FLOPs by pass of a table's layers: `B` makes a stage again that nothing was kept of."""
+  again = any(part.kind == "R" for order in table.orders for one in order for part in one.parts)
+  made_again = flops["F"] if keep == "input" and not again else 0.0
+  backward = flops["B"] + made_again
+  found = {**flops, "B": backward, "BW": backward + flops["W"]}
+  return {**found, "R": flops["F"]} if again else found
 
 
 def _head_flops(vocabulary: Vocabulary, product: float) -> dict[str, float]:
@@ -148,16 +167,17 @@ def _head_flops(vocabulary: Vocabulary, product: float) -> dict[str, float]:
   return {"S": product, "T": 3 * product}
 
 
-def _summary(name: str, table: Table, flops: dict[str, float]) -> TableSummary:
+def _summary(name: str, table: Table, flops: dict[str, float], keep: Keep) -> TableSummary:
   """Returns a table's summary; time is in steps of even work."""
+  flops = _of_table(table, flops, keep)
   stages, devices = table.placement.num_stages, table.placement.num_devices
   of_head = {kind: flops.get(kind, 0.0) * stages / devices for kind in ("S", "T")}
   durations = Durations(
-    forward=flops["F"], backward=flops["B"], weights=flops["W"],
+    forward=flops["F"], again=flops["F"], backward=flops["B"], weights=flops["W"],
     scores=of_head["S"], head_weights=of_head["T"],
   )  # fmt: skip
   true, ticks = simulate(table, durations), simulate_ticks(table, durations)
-  columns = lower(table)
+  columns = lower(table, keep)
   busy = sum(true.busy) / len(true.busy)
   return TableSummary(
     pipeline=name,
@@ -173,7 +193,7 @@ def _summary(name: str, table: Table, flops: dict[str, float]) -> TableSummary:
 
 def _rivals(
   names: list[str],
-  num_devices: int,
+  parallel: Parallel,
   num_micro: int,
   flops: dict[str, float],
   vocabulary: Vocabulary | None,
@@ -182,9 +202,9 @@ def _rivals(
   found = []
   for name in names:
     try:
-      table = PIPELINES[name](num_devices, num_micro)
+      table = PIPELINES[name](parallel.pipe, num_micro)
     except InputError:
       continue
     table = table if vocabulary is None else with_vocabulary(table, vocabulary)
-    found.append(_summary(name, table, flops))
+    found.append(_summary(name, table, flops, parallel.keep))
   return found

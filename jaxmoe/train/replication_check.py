@@ -44,7 +44,7 @@ def replicated_activations(
   """
   parallel, train = experiment.parallel, experiment.train
   if parallel.pipe > 1:
-    parallel = dataclasses.replace(parallel, pipe=1, stages=(), head="last")
+    parallel = dataclasses.replace(parallel, pipe=1, stages=(), head="last", keep="input")
     decoder = Decoder(decoder.config, decoder.vocab_size, decoder.parallel)
     layout = make_layout(parallel, list(layout.mesh.devices.flat)[: parallel.num_devices])
   if parallel.num_devices == 1:

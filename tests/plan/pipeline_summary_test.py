@@ -6,6 +6,7 @@ from configs.tiny import get_config
 from jaxmoe.core.errors import InputError
 from jaxmoe.parallel import Parallel
 from jaxmoe.parallel.pipelines import PIPELINES, lower
+from jaxmoe.parity.cells import AGAIN
 from jaxmoe.plan.advice_text import pipeline_text
 from jaxmoe.plan.pipeline_summary import pipeline_summary, sent_bytes
 
@@ -40,6 +41,21 @@ def test_flops_of_all_passes_are_those_of_training_with_one_forward_more():
   stages = len(found.stages)
   assert stages * found.flops["BW"] == pytest.approx(step)
   assert found.flops["B"] + found.flops["W"] == found.flops["BW"]
+
+
+def test_what_is_kept_or_made_again_in_a_pass_of_its_own_is_no_flop_of_a_backward_pass():
+  found, kept, again = (
+    pipeline_summary(recipe(pipe=2, **how), 259, 1024)
+    for how in ({}, {"keep": "residuals"}, {"pipeline": AGAIN})
+  )
+  forward = found.flops["F"]
+  for other in (kept, again):
+    assert other.flops["BW"] == pytest.approx(found.flops["BW"] - forward)
+  assert again.flops["R"] == forward and "R" not in kept.flops
+  # What waits for its gradient meanwhile makes its stage again: a step is no longer than with BW.
+  assert again.own.bubble < found.own.bubble
+  assert kept.own.slots["kept"] == 2 and found.own.slots["kept"] == 0
+  assert all(len(line) <= 80 for line in pipeline_text(kept))
 
 
 @pytest.mark.parametrize("head, passes", (("one_barrier", (2, 1)), ("two_barriers", (1, 3))))
