@@ -111,10 +111,8 @@ def kept_once(original: Any) -> Any:
   """Residuals of the first microbatch; of others zeros."""
 
   def keep(self: Any, stage: Any, step: Any, row: Any, taken: Any, state: Any) -> Any:
-    made, handed = original(self, stage, step, row, taken, state)
-    none = jax.tree.map(jnp.zeros_like, state.kept)
-    kept = jax.tree.map(lambda *of: jnp.where(row["f_micro"] == 0, *of), made.kept, none)
-    return dataclasses.replace(made, kept=kept), handed
+    *made, kept = original(self, stage, step, row, taken, state)
+    return *made, jax.tree.map(lambda of: jnp.where(row["f_micro"] == 0, of, 0), kept)
 
   return keep
 

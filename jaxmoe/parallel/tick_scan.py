@@ -24,7 +24,7 @@ from jaxmoe.parallel.pipelines import Columns
 Row = dict[str, jax.Array]
 """The columns of one tick on one device, scalars by name."""
 _PERMUTES = frozenset(("ppermute", "pshuffle", "collective_permute"))
-_READS = {"f_input": "inputs", "b_input": "inputs", "b_grad": "grads"}
+_READS = {"f_input": "inputs", "b_input": "inputs", "b_grad": "grads", "b_kept": "kept"}
 _WRITES = {"forward": "inputs", "backward": "grads"}
 
 
@@ -51,15 +51,17 @@ class PassResult(NamedTuple):
     state: What the device carries from tick to tick.
     forward: The message to the next stage; None for none.
     backward: The gradient of the message from the stage before; None for none.
+    kept: What a backward pass will need of this one, in the shape of slots; None for nothing.
   """
 
   state: Any
   forward: Any = None
   backward: Any = None
+  kept: Any = None
 
 
 Pass = Callable[[Row, dict[str, Any], Any], PassResult]
-"""From a row, the messages it reads by column (`f_input`, `b_input`, `b_grad`), and the state."""
+"""From a row, what it reads by column (`f_input`, `b_input`, `b_grad`, `b_kept`), and the state."""
 
 
 def scan_ticks(
@@ -70,6 +72,7 @@ def scan_ticks(
   message: Any,
   state: Any,
   ends: VocabularyEnds | None = None,
+  kept: Any = None,
 ) -> Any:
   """Returns the state after all ticks; for use inside `shard_map`.
 
@@ -81,16 +84,18 @@ def scan_ticks(
     message: Shapes of the message from stage to stage, a tree.
     state: Of this device before the first tick.
     ends: Where the vocabulary lies over all devices.
+    kept: Shapes of what a pass keeps for another in a slot, a tree.
 
   Raises:
     InputError: a pass has a permute inside.
   """
-  nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), message)
-  branches = [_branch(name, does, nothing) for name, does in passes]
-  rows = _rows(columns, axis, which_PK)
+  nothing, unkept = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (message, kept))
+  branches = [_branch(name, does, nothing, unkept) for name, does in passes]
+  rows, slots = _rows(columns, axis, which_PK), columns.slots
+  none = {"inputs": nothing, "grads": nothing, "kept": unkept}
   pools = {
-    pool: jax.tree.map(functools.partial(empty_slots, count), message)
-    for pool, count in (("inputs", columns.slots.inputs), ("grads", columns.slots.grads))
+    pool: jax.tree.map(functools.partial(empty_slots, count), none[pool])
+    for pool, count in (("inputs", slots.inputs), ("grads", slots.grads), ("kept", slots.kept))
     if count
   }
 
@@ -99,7 +104,7 @@ def scan_ticks(
     if ends is not None:
       pools = {**pools, "inputs": _embedded(ends, axis, row, pools["inputs"], nothing)}
     taken = {
-      column: read_slot(pools[pool], row[column]) if pool in pools else nothing
+      column: read_slot(pools[pool], row[column]) if pool in pools else none[pool]
       for column, pool in _READS.items()
     }
     made = PassResult(*jax.lax.switch(row["pass"], branches, row, taken, state))
@@ -111,6 +116,8 @@ def scan_ticks(
       pool = _WRITES[channel.flow]
       if pool in pools:  # of a forward pass alone nobody may read what comes
         pools = {**pools, pool: write_slot(pools[pool], row[f"slot{number}"], came)}
+    if "kept" in pools:
+      pools = {**pools, "kept": write_slot(pools["kept"], row["f_kept"], made.kept)}
     state = made.state
     if ends is not None and ends.unembed is not None:
       state = _unembedded(ends, axis, row, made.backward, state)
@@ -152,17 +159,17 @@ def _rows(columns: Columns, axis: str, which_PK: np.ndarray) -> Row:
   return {name: jnp.asarray(table)[device] for name, table in tables.items()}
 
 
-def _branch(name: str, does: Pass, nothing: Any) -> Callable[..., tuple[Any, Any, Any]]:
+def _branch(name: str, does: Pass, nothing: Any, unkept: Any) -> Callable[..., Any]:
   """Returns a pass as a branch: all its outputs are there, and no permute is inside."""
 
-  def full(row: Row, taken: dict[str, Any], state: Any) -> tuple[Any, Any, Any]:
+  def full(row: Row, taken: dict[str, Any], state: Any) -> tuple[Any, Any, Any, Any]:
     made = does(row, taken, state)
     forward, backward = (
       nothing if sent is None else sent for sent in (made.forward, made.backward)
     )
-    return made.state, forward, backward
+    return made.state, forward, backward, unkept if made.kept is None else made.kept
 
-  def branch(row: Row, taken: dict[str, Any], state: Any) -> tuple[Any, Any, Any]:
+  def branch(row: Row, taken: dict[str, Any], state: Any) -> Any:
     program, shapes = jax.make_jaxpr(full, return_shape=True)(row, taken, state)
     check_no_permute(name, program.jaxpr)
     flat = jaxpr_as_fun(program)(*jax.tree.leaves((row, taken, state)))

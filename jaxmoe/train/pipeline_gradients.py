@@ -166,7 +166,8 @@ class PipelineGradients:
         found[key] = len(passes)
         passes.append((key[0], make(*key, step)))
       which_PK[device, tick] = found[key]
-    return scan_ticks(columns, self.axis, passes, which_PK, step.message(), state, ends)
+    kept = step.kept_slot().shapes() if columns.slots.kept else None
+    return scan_ticks(columns, self.axis, passes, which_PK, step.message(), state, ends, kept)
 
   def _ends(self, step: PipelineStep, grads: bool) -> VocabularyEnds | None:
     """Returns what all devices do with the embedding where it lies over all of them."""
@@ -191,19 +192,18 @@ class PipelineGradients:
     ahead, back = (StageProgram(self.pieces, of) if of else None for of in halves[:2])
 
     def does(row: Row, taken: dict[str, Any], state: PipelineState) -> PassResult:
-      forward = backward = None
-      kept = state.kept  # as it was: a slot that is read may be written in the same tick
+      forward = backward = kept = None
       if ahead and halves.makes:
-        state, forward = self._keep(ahead, step, row, taken, state)
+        state, forward, kept = self._keep(ahead, step, row, taken, state)
       elif ahead and not ahead.shape.last:  # the last stage's is made where its loss is
         forward = self._forward(ahead, step, row, taken)[0]
       if back and kind == "W":
         state = self._weights(back, step, row, state)
       elif back and halves.takes:
-        state, backward = self._transposed(back, step, row, taken, kept, state, kind == "B")
+        state, backward = self._transposed(back, step, row, taken, state, put_off=kind == "B")
       elif back:
         state, backward = self._backward(back, step, row, taken, state, put_off=kind == "B")
-      return PassResult(state, None if kind == "R" else forward, backward)
+      return PassResult(state, None if kind == "R" else forward, backward, kept)
 
     return does
 
@@ -245,8 +245,8 @@ class PipelineGradients:
   def _keep(
     self, stage: StageProgram, step: PipelineStep, row: Row, taken: dict[str, Any],
     state: PipelineState,
-  ) -> tuple[PipelineState, Any]:  # fmt: skip
-    """Returns the state with a stage's residuals, and what the next stage is handed.
+  ) -> tuple[PipelineState, Any, Any]:  # fmt: skip
+    """Returns the state, what the next stage is handed, and a stage's residuals for their slot.
 
     The last stage's loss is made here, and the gradient of its layers' output with it.
     """
@@ -263,18 +263,18 @@ class PipelineGradients:
       share, back, metrics = jax.vjp(loss, outer, handed[0], has_aux=True)
       d_outer, d_stream = back(jnp.ones_like(share))
       state, gradient = self._with_outer(state.with_metrics(metrics), d_outer), [d_stream]
-    kept = write_slot(state.kept, row["f_kept"], step.kept_slot().pack([left, *gradient]))
-    return dataclasses.replace(state, kept=kept), None if stage.shape.last else handed
+    kept = step.kept_slot().pack([left, *gradient])
+    return state, None if stage.shape.last else handed, kept
 
   def _transposed(
-    self, stage: StageProgram, step: PipelineStep, row: Row, taken: dict[str, Any], kept: Any,
+    self, stage: StageProgram, step: PipelineStep, row: Row, taken: dict[str, Any],
     state: PipelineState, put_off: bool,
   ) -> tuple[PipelineState, Any]:  # fmt: skip
     """Returns the state with a stage's gradients, made of its residuals, and that of its input."""
     residuals, parameters = step.kept[stage.shape], step.tapped_parameters(stage.shape)
     later, stream = taken["b_grad"], [taken["b_grad"][0]] * stage.shape.last
     like = [residuals.shapes, *stream]
-    left, *gradient = step.kept_slot().unpack(read_slot(kept, row["b_kept"]), like)
+    left, *gradient = step.kept_slot().unpack(taken["b_kept"], like)
     if stage.shape.last:
       later = (gradient[0], jax.tree.map(jnp.zeros_like, later[1]))
     (d_weights, d_outer, d_taps), d_handed = residuals.backward(
@@ -391,9 +391,9 @@ class PipelineGradients:
       return jax.tree.map(functools.partial(empty_slots, count), slot)
 
     deferred = pool(slots.deferred, step.deferred_slot().shapes())
-    kept, vocabulary = pool(slots.kept, step.kept_slot().shapes()), None
-    if self.head is not None:
-      labels_BL = step.tokens(np.int32(0))[1]
-      left = self.head.leaves(self.head.outer(step.params), labels_BL, step.message())
-      vocabulary = pool(slots.vocabulary, left)
-    return dataclasses.replace(state, deferred=deferred, kept=kept, vocabulary=vocabulary)
+    if self.head is None:
+      return dataclasses.replace(state, deferred=deferred)
+    labels_BL = step.tokens(np.int32(0))[1]
+    left = self.head.leaves(self.head.outer(step.params), labels_BL, step.message())
+    vocabulary = pool(slots.vocabulary, left)
+    return dataclasses.replace(state, deferred=deferred, vocabulary=vocabulary)

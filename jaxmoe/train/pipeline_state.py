@@ -18,7 +18,7 @@ from jaxmoe.train.stage_program import StageShape
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["grads", "metrics", "layers", "statistics", "deferred", "kept", "vocabulary"],
+  data_fields=["grads", "metrics", "layers", "statistics", "deferred", "vocabulary"],
   meta_fields=[],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,6 @@ class PipelineState:
     layers: `MoESums` by group and place, stacked over this device's rows.
     statistics: Of each token, by group and place, (rows, M, ...).
     deferred: Slots of what gradients of weights that are put off will need.
-    kept: Slots of what backward passes need of forward passes.
     vocabulary: Likewise of a head that lies over all devices.
   """
 
@@ -40,7 +39,6 @@ class PipelineState:
   layers: Any
   statistics: Statistics
   deferred: Any = None
-  kept: Any = None
   vocabulary: Any = None
 
   def with_metrics(self, metrics: Metrics) -> PipelineState:

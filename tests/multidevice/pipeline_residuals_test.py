@@ -18,7 +18,7 @@ from jaxmoe.models.block import BlockConfig, MLPConfig, MoEConfig
 from jaxmoe.models.stack import LayerGroup
 from jaxmoe.models.transformer import Decoder, TransformerConfig
 from jaxmoe.moe.experts import SwiGLU
-from jaxmoe.parallel import Parallel, make_layout
+from jaxmoe.parallel import Parallel, make_layout, tick_scan
 from jaxmoe.parallel.pipelines import lower
 from jaxmoe.parity.cells import AGAIN, table_with_again
 from jaxmoe.train import pipeline_gradients
@@ -90,7 +90,7 @@ def flops_of_one_device():
 def slots_of(parallel, monkeypatch, rows=1, config=CONFIG):
   """Returns the shapes of what a slot has, by stage, its bytes, and how many slots are made."""
   seen, states = [], []
-  slot_of, empty_slots = PipelineStep.kept_slot, pipeline_gradients.empty_slots
+  slot_of, empty_slots = PipelineStep.kept_slot, tick_scan.empty_slots
 
   def watched(self):
     slot = slot_of(self)
@@ -103,7 +103,7 @@ def slots_of(parallel, monkeypatch, rows=1, config=CONFIG):
     return empty_slots(count, leaf)
 
   monkeypatch.setattr(PipelineStep, "kept_slot", watched)
-  monkeypatch.setattr(pipeline_gradients, "empty_slots", emptied)
+  monkeypatch.setattr(tick_scan, "empty_slots", emptied)
   lowered(parallel, rows, config)
   monkeypatch.undo()
   shapes, slot = seen[-1]
