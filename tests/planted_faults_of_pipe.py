@@ -112,7 +112,8 @@ def kept_once(original: Any) -> Any:
 
   def keep(self: Any, stage: Any, step: Any, row: Any, taken: Any, state: Any) -> Any:
     *made, kept = original(self, stage, step, row, taken, state)
-    return *made, jax.tree.map(lambda of: jnp.where(row["f_micro"] == 0, of, 0), kept)
+    first = row["f_micro"] == 0
+    return *made, jax.tree.map(lambda of: jnp.where(first, of, jnp.zeros_like(of)), kept)
 
   return keep
 
