@@ -50,6 +50,7 @@ def test_a_file_of_before_has_no_context_and_no_stages_and_its_digest_stays():
     ({"data": 0}, "data=0"),
     ({"sequence": True}, "sequence=false"),
     ({"fold": ("data", "data")}, "twice"),
+    ({"keep": "residuals"}, "keep=residuals.* set pipe above 1, or keep=input"),
   ],
 )
 def test_degrees_that_make_no_sense_are_refused_in_one_line(fields, words):
