@@ -67,7 +67,9 @@ class StageShape:
     for place, of in found.items():
       row, size = run.row(place), run.stop - run.start
       group[place] = jax.tree.map(
-        lambda all_of, leaf, row=row, size=size: all_of.at[row : row + size].add(leaf),
+        lambda all_of, leaf, row=row, size=size: jax.lax.dynamic_update_slice_in_dim(
+          all_of, all_of[row : row + size] + leaf, row, 0
+        ),
         group[place], of,
       )  # fmt: skip
     return {**stack, run.group: group}
