@@ -1,9 +1,9 @@
-"""Shards of DeepSpeed's ZeRO (Rajbhandari et al. 2019): weights put together, without torch.
+"""Shards of DeepSpeed's ZeRO (Rajbhandari et al. 2019): parameters and moments, without torch.
 
 Each process writes `*_optim_states.pt`, in which its part of all weights lies flat in float32, and
 `*_model_states.pt`, which says names and shapes in the order of the parts. Stages 1 and 2 cut the
 flat whole of a group of parameters into as many parts as there are processes; stage 3 cuts each
-parameter. Nothing in a file is run.
+parameter. Adam's moments lie as the parameters do. Nothing in a file is run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jaxmoe.core.errors import InputError
 
 LATEST, OPTIMIZER_FILES = "latest", "*zero_pp_rank_*_optim_states.pt"
 _RANK = re.compile(r"(?:\w+_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+MOMENTS = "exp_avg", "exp_avg_sq"
 Shape = tuple[int, ...]
 
 
@@ -48,6 +49,10 @@ class ZeroFolder:
 
   Attributes:
     tensors: Trained and frozen parameters by name.
+    moments: Of trained parameters by name, those of each of `MOMENTS`; none where Adam kept none.
+    count: Updates of Adam; 0 where it kept no moments.
+    skipped: Steps that changed nothing.
+    settings: What Adam was set to, such as `betas`, in each group of parameters.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -71,16 +76,22 @@ class ZeroFolder:
       (stage,) = {_stage(state) for state in states}
       models = [_dict(file.tree) for file in self._models(stage, len(states))]
       self.tensors = _tensors(stage, states, models)
+      inner = "base_optimizer_state" if stage < 3 else "optimizer_state_dict"
+      kept = [state.get(inner) for state in states]
+      self.moments = _moments(stage, kept, states, models)
+      self.count = _count(kept) if self.moments else 0
+      self.skipped = int(models[0].get("skipped_steps") or 0)
+      self.settings = _settings(kept[0]) if self.moments else []
     except (ValueError, TypeError, LookupError, AttributeError) as error:
       raise InputError(f"{where}: not what DeepSpeed writes ({error}); fetch it again") from None
 
-  def read(self, name: str) -> np.ndarray:
-    """Returns a parameter in float32.
+  def read(self, name: str, moment: str | None = None) -> np.ndarray:
+    """Returns a parameter in float32, or one of its moments.
 
     Raises:
       InputError: A file is damaged.
     """
-    tensor = self.tensors[name]
+    tensor = self.moments[moment][name] if moment else self.tensors[name]
     flat, at = np.empty(math.prod(tensor.shape), np.float32), 0
     for piece in tensor.pieces:
       flat[at : at + piece.size] = piece.flat.part(piece.start, piece.size)
@@ -141,10 +152,7 @@ def _tensors(
   stage: int, states: list[dict[Any, Any]], models: list[dict[Any, Any]]
 ) -> dict[str, ZeroTensor]:
   """Returns all parameters: trained ones, frozen ones, and others by another name."""
-  groups = [
-    [(str(name), _shape(shape)) for name, shape in _dict(group).items()]
-    for group in models[0]["param_shapes"]
-  ]
+  groups = _groups(models)
   if stage < 3:
     flats = [state["single_partition_of_fp32_groups"] for state in states]
     found = _by_group(groups, flats, states[0].get("param_alignment_paddings"))
@@ -156,6 +164,47 @@ def _tensors(
   for name, other in (models[0].get("shared_params") or {}).items():
     found[str(name)] = found[str(other)]
   return found
+
+
+def _groups(models: list[dict[Any, Any]]) -> list[list[tuple[str, Shape]]]:
+  """Returns names and shapes of the trained parameters of each group."""
+  return [
+    [(str(name), _shape(shape)) for name, shape in _dict(group).items()]
+    for group in models[0]["param_shapes"]
+  ]
+
+
+def _moments(
+  stage: int, kept: list[Any], states: list[dict[Any, Any]], models: list[dict[Any, Any]]
+) -> dict[str, dict[str, ZeroTensor]]:
+  """Returns Adam's moments, which lie as the parameters do; none where it has kept none."""
+  inner = [of["state"] if isinstance(of, dict) and "state" in of else {} for of in kept]
+  if not all(of and all(set(MOMENTS) <= set(group) for group in of.values()) for of in inner):
+    return {}
+  groups, found = _groups(models), {}
+  paddings = states[0].get("param_alignment_paddings")
+  for moment in MOMENTS:
+    flats = [[of[at][moment] for at in range(len(groups))] for of in inner]
+    found[moment] = (
+      _by_group(groups, flats, paddings) if stage < 3 else _by_parameter(groups, flats)
+    )
+    for name, other in (models[0].get("shared_params") or {}).items():
+      found[moment][str(name)] = found[moment][str(other)]
+  return found
+
+
+def _count(kept: list[Any]) -> int:
+  """Returns the number of Adam's updates, which all processes and groups have alike."""
+  said = [group["step"] for of in kept for group in of["state"].values()]
+  counts = {float(one.read()) if isinstance(one, TorchTensor) else float(one) for one in said}
+  if len(counts) != 1 or not all(one.is_integer() and one >= 0 for one in counts):
+    raise ValueError(f"parts of different steps {sorted(counts)}")
+  return int(counts.pop())
+
+
+def _settings(kept: Any) -> list[dict[str, Any]]:
+  """Returns what is set of each group of parameters."""
+  return [_dict(group) for group in kept.get("param_groups") or []]
 
 
 def _shape(value: Any) -> Shape:

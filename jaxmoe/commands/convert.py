@@ -1,12 +1,15 @@
 """Makes a run of a public checkpoint, or a public checkpoint of a run.
 
-jaxmoe convert --from_hf=FOLDER --workdir=runs/x [--text=FOLDER] [--eod=TOKEN]
+jaxmoe convert --from_checkpoint=FOLDER --workdir=runs/x [--text=FOLDER] [--eod=TOKEN]
+  [--weights_only]
   [--file_dtype=float32] [--compute_dtype=float32] [--config=RECIPE] [--config.FIELD=VALUE]
 jaxmoe convert --workdir=runs/x --to_hf=FOLDER [--file_dtype=bfloat16] [--shard_gb=5]
 
 FOLDER has config.json and tokenizer.json, as transformers writes them, and *.safetensors,
 pytorch_model.bin or what torch.distributed.checkpoint or DeepSpeed's ZeRO wrote (of which nothing
-is run). The new run is at step 0: jaxmoe evaluate, generate, score, surgery and train take it as
+is run). The new run is at step 0, or where DeepSpeed or torch.distributed.checkpoint kept Adam's
+moments, with these at their step, unless --weights_only is given. --from_hf is another name of
+--from_checkpoint. jaxmoe evaluate, generate, score, surgery and train take it as
 any other. --text is what it is scored and trained on (the standard library where none is given);
 --config is a recipe for all but model and tokenizer. Weights are read and written one at a time;
 the tokenizer's files go along. Code is never run.
@@ -32,7 +35,11 @@ from jaxmoe.runs.recipe_loading import PREFIX, load_recipe, parse_changes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "The run.", flag_values=FLAGS)
-flags.DEFINE_string("from_hf", None, "A checkpoint to make the run of.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "from_checkpoint", None, "A checkpoint to make the run of.", flag_values=FLAGS
+)
+flags.DEFINE_string("from_hf", None, "Other name of --from_checkpoint.", flag_values=FLAGS)
+flags.DEFINE_bool("weights_only", False, "Leave Adam's moments.", flag_values=FLAGS)
 flags.DEFINE_string("to_hf", None, "A folder to write; must not exist.", flag_values=FLAGS)
 flags.DEFINE_enum(
   "file_dtype",
@@ -56,18 +63,22 @@ flags.DEFINE_string("eod", None, "The token that ends a document.", flag_values=
 flags.DEFINE_string("config", None, "A recipe for all but the model.", flag_values=FLAGS)
 flags.DEFINE_float("shard_gb", 5.0, "The most of one file, in 10^9 bytes.", flag_values=FLAGS)
 
-IN, OUT = ("text", "eod", "config", "compute_dtype"), ("shard_gb",)
+IN, OUT = ("text", "eod", "config", "compute_dtype", "weights_only"), ("shard_gb",)
 
 
 def main(overrides: list[str]) -> int:
   """Runs the command; returns the exit code."""
-  if (FLAGS.from_hf is None) == (FLAGS.to_hf is None):
-    raise InputError("give one of --from_hf=FOLDER and --to_hf=FOLDER")
-  stray = [name for name in (OUT if FLAGS.from_hf else IN) if FLAGS[name].present]
+  given = [path for path in (FLAGS.from_checkpoint, FLAGS.from_hf) if path is not None]
+  if len(given) == 2:
+    raise InputError("--from_hf is another name of --from_checkpoint; give one of the two")
+  if bool(given) == (FLAGS.to_hf is not None):
+    raise InputError("give one of --from_checkpoint=FOLDER and --to_hf=FOLDER")
+  source = given[0] if given else ""
+  stray = [name for name in (OUT if source else IN) if FLAGS[name].present]
   if stray or (overrides and FLAGS.to_hf):
     name = stray[0] if stray else overrides[0].lstrip("-")
     raise InputError(f"--{name} goes with the other direction; leave it out")
-  if FLAGS.dtype and (FLAGS.from_hf or FLAGS.file_dtype):
+  if FLAGS.dtype and (source or FLAGS.file_dtype):
     raise InputError(
       "--dtype: of what? give --file_dtype for the weights that are written, --compute_dtype for "
       "what the run computes in"
@@ -86,7 +97,7 @@ def main(overrides: list[str]) -> int:
       "--file_dtype=float16 is for --to_hf; parameters of a run are float32 or bfloat16"
     )
   jax_settings.set_up_jax(keep_memory=False)
-  hf_import.from_hf(FLAGS.from_hf, workdir, options(overrides, file_dtype))
+  hf_import.from_hf(source, workdir, options(overrides, file_dtype))
   here = f"--workdir={workdir.path}"
   say(f"  score it:    {follow_up('evaluate', here)}")
   say(f"  write text:  {follow_up('generate', here, '--prompt=The ')}")
@@ -100,7 +111,9 @@ def options(overrides: list[str], file_dtype: Any) -> hf_import.ImportOptions:
     source = source_at(FLAGS.text) if FLAGS.text else None
   base = load_recipe(FLAGS.config, []) if FLAGS.config else None
   changes = tuple(parse_changes(overrides))
-  return hf_import.ImportOptions(source, FLAGS.eod, base, changes, FLAGS.compute_dtype, file_dtype)
+  return hf_import.ImportOptions(
+    source, FLAGS.eod, base, changes, FLAGS.compute_dtype, file_dtype, FLAGS.weights_only
+  )
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""From a public checkpoint to a run at step 0, written whole or not at all."""
+"""From a checkpoint to a run, at step 0 or with its moments, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxmoe.conversion.hf_files import (
   folder_for,
   tokenizer_of,
 )
+from jaxmoe.conversion.moments import LEFT, adam_of, state_arrays, step_of
 from jaxmoe.core.config_io import override, to_json, to_plain
 from jaxmoe.core.errors import InputError
 from jaxmoe.core.output import write_atomic
@@ -34,9 +35,11 @@ from jaxmoe.data.tokenizers import Tokenizer
 from jaxmoe.data.tokenizers.tokenizer_file import TokenizerFile
 from jaxmoe.models.pretrained import FAMILIES
 from jaxmoe.models.pretrained.checkpoint import Checkpoint, open_checkpoint
+from jaxmoe.models.pretrained.checkpoint_files import Moments
 from jaxmoe.models.pretrained.dtypes import dtypes_of
 from jaxmoe.models.transformer import DType, Params
 from jaxmoe.optim import AdamW, Cosine, Optim
+from jaxmoe.train import changed_definitions
 from jaxmoe.train.chat_date import settle_chat_date
 from jaxmoe.train.experiment import Experiment, Samples, Train
 from jaxmoe.train.run_log import RunLog
@@ -58,6 +61,7 @@ class ImportOptions:
     changes: (field, text) of the recipe that is changed.
     compute_dtype: What the run computes in; None for what fits the checkpoint.
     param_dtype: What parameters become; None for what they are.
+    weights_only: Whether moments that are there are left.
   """
 
   source: Source | None = None
@@ -66,12 +70,13 @@ class ImportOptions:
   changes: tuple[tuple[str, str], ...] = ()
   compute_dtype: DType | None = None
   param_dtype: DType | None = None
+  weights_only: bool = False
 
 
 def from_hf(
   path: str, workdir: Workdir, options: ImportOptions, say: Callable[[str], None] = print
 ) -> None:
-  """Writes the run of a checkpoint.
+  """Writes the run of a checkpoint: at step 0, or at its own with the moments that it has.
 
   Args:
     path: The folder of the checkpoint.
@@ -90,7 +95,10 @@ def from_hf(
   checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype)
   source = pathlib.Path(path)
   tokenizer = tokenizer_of(source, checkpoint.vocab_size, options.eod)
-  experiment = settle_chat_date(recipe(checkpoint, tokenizer, options))
+  moments = None if options.weights_only else checkpoint.files.moments()
+  experiment = settle_chat_date(recipe(checkpoint, tokenizer, options, moments))
+  state = {} if moments is None else state_arrays(checkpoint, moments, experiment)
+  step = 0 if moments is None else step_of(moments)
   workdir.check(experiment)
   moved = dataclasses.replace(tokenizer, path=str(workdir.path / FOLDER / TOKENIZER))
   data = dataclasses.replace(experiment.data, tokenizer=moved)
@@ -100,7 +108,7 @@ def from_hf(
   if checkpoint.left_aside:
     say(checkpoint.left_aside_line)
   with folder_for(workdir.path) as half:
-    _write(Workdir(half), checkpoint, experiment, tokenizer, source, say)
+    _write(Workdir(half), checkpoint, experiment, tokenizer, source, say, state, step)
     dtypes_of(checkpoint, options.param_dtype).write(half / FOLDER / DTYPES)
   model = experiment.model
   say(
@@ -108,6 +116,8 @@ def from_hf(
     f"{experiment.decoder().num_params:,} parameters in {model.param_dtype}; it computes in "
     f"{model.dtype}"
   )
+  if moments is not None:
+    say(f"it is at step {step:,} with Adam's moments of {moments.count:,} updates; {LEFT}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +161,13 @@ def load_model(path: str, options: ImportOptions, warn: Callable[[str], None]) -
   )
 
 
-def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, options: ImportOptions) -> Experiment:
+def recipe(
+  checkpoint: Checkpoint, tokenizer: TokenizerFile, options: ImportOptions,
+  moments: Moments | None = None,
+) -> Experiment:  # fmt: skip
   """Returns the recipe of the run; model and tokenizer are the checkpoint's.
+
+  Without a recipe of the options, Adam is that of `moments`, and the run goes on for 1,000 steps.
 
   Raises:
     InputError: a bad field, or one that changes the shape of a parameter.
@@ -160,10 +175,13 @@ def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, options: ImportOpti
   asked = options.base
   if asked is None:
     longest = checkpoint.plain.get("max_position_embeddings") or LONGEST
+    adam, steps = AdamW(weight_decay=0.1), 1000
+    if moments is not None:
+      adam, steps = adam_of(moments, adam), steps + step_of(moments)
     asked = Experiment(
       data=Data(parts=(MixturePart(Stdlib("code")),), seq_len=min(longest, LONGEST)),
-      optim=Optim(AdamW(weight_decay=0.1), Cosine(warmup_steps=10), learning_rate=1e-5),
-      train=Train(num_steps=1000, batch_size=8, checkpoint_every=200, log_every=10),
+      optim=Optim(adam, Cosine(warmup_steps=10), learning_rate=1e-5),
+      train=Train(num_steps=steps, batch_size=8, checkpoint_every=200, log_every=10),
       samples=Samples(prompts=("The ",)),
     )
   parts = (MixturePart(options.source),) if options.source else asked.data.parts
@@ -185,17 +203,17 @@ def recipe(checkpoint: Checkpoint, tokenizer: TokenizerFile, options: ImportOpti
 
 def _write(
   workdir: Workdir, checkpoint: Checkpoint, experiment: Experiment, tokenizer: TokenizerFile,
-  source: pathlib.Path, say: Callable[[str], None],
-) -> None:
-  """Writes all files of the run."""
+  source: pathlib.Path, say: Callable[[str], None], state: Mapping[str, LazyArray], step: int,
+) -> None:  # fmt: skip
+  """Writes all files of the run, with all of a state but its parameters, or with those alone."""
   carried = workdir.path / FOLDER
   carried.mkdir()
   copy_files(source, carried, (CONFIG, *CARRIED))
   tokenizer.build((), "", None, lambda line: None).save(workdir.tokenizer)
   write_atomic(workdir.config, to_json(experiment))
   record: dict[str, Any] = {
-    "step": 0, "seed": experiment.train.seed, "config": to_plain(experiment), "rollbacks": 0,
-    ONLY: "params",
+    "step": step, "seed": experiment.train.seed, "config": to_plain(experiment), "rollbacks": 0,
+    ONLY: "state" if state else "params", changed_definitions.KEY: list(changed_definitions.MENDED),
   }  # fmt: skip
   progress = Progress(checkpoint.files.num_bytes, say)
   weights = {PARAMS + bound.name: (bound, layout) for bound, layout in checkpoint.weights}
@@ -204,9 +222,12 @@ def _write(
     for name, (bound, layout) in weights.items()
   }
   store = open_store(workdir.checkpoints, experiment.train.store)
-  store.write_streamed(
-    0, arrays, record, lambda name: progress.add(checkpoint.num_bytes(*weights[name]))
-  )
+
+  def written(name: str) -> None:
+    if name in weights:
+      progress.add(checkpoint.num_bytes(*weights[name]))
+
+  store.write_streamed(step, {**arrays, **state}, record, written)
   store.close()
   progress.end()
   log = RunLog(workdir.metrics, workdir.events)

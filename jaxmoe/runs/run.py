@@ -274,7 +274,7 @@ def from_pretrained(
 
 
 def convert(path: Path, workdir: Path, **options: Any) -> Run:
-  """Writes the run of a public checkpoint, at step 0, and opens it; see `ImportOptions`.
+  """Writes the run of a public checkpoint, as `from_hf` does, and opens it; see `ImportOptions`.
 
   Raises:
     InputError: a checkpoint that is not known or not whole, or a folder that is there already.

@@ -132,7 +132,7 @@ def test_a_tied_head_that_is_written_too_is_read_if_it_is_the_table(checkpoint, 
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
-    ((), ("give one of --from_hf=FOLDER and --to_hf=FOLDER",)),
+    ((), ("give one of --from_checkpoint=FOLDER and --to_hf=FOLDER",)),
     (("--from_hf=a", "--to_hf=b"), ("give one of",)),
     (("--from_hf=a", "--shard_gb=1"), ("--shard_gb goes with the other direction",)),
     (("--to_hf=a", "--text=b"), ("--text goes with the other direction",)),

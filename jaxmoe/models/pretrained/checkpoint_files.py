@@ -6,6 +6,7 @@ DeepSpeed wrote, of which nothing is run.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxmoe.checkpoint.deepspeed_zero import OPTIMIZER_FILES, ZeroFolder, zero_folder
+from jaxmoe.checkpoint.deepspeed_zero import MOMENTS, OPTIMIZER_FILES, ZeroFolder, zero_folder
 from jaxmoe.checkpoint.torch_dcp import METADATA, DcpFolder
 from jaxmoe.checkpoint.torch_file import TorchFile, TorchTensor
 from jaxmoe.core.errors import InputError
@@ -30,6 +31,23 @@ DTYPES = {
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(jnp.bfloat16),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+  """What Adam kept of a model.
+
+  Attributes:
+    count: Its updates.
+    skipped: Steps beside them that changed nothing.
+    settings: What it was set to, for each group of parameters; none where that is not said.
+    read: Returns `exp_avg` or `exp_avg_sq`, of the tensor of a name.
+  """
+
+  count: int
+  skipped: int
+  settings: tuple[Mapping[str, Any], ...]
+  read: Callable[[str, str], np.ndarray]
 
 
 class TensorFile(Protocol):
@@ -104,6 +122,32 @@ class DcpTensors:
     self._folder = DcpFolder(path.parent)
     self._names = _names_of_model(self._folder.tensors, path)
 
+  def moments(self) -> Moments | None:
+    """Returns Adam's moments by parameter name, as torch flattens `{"optimizer": {"state": ...}}`.
+
+    Raises:
+      InputError: they are of different numbers of updates, or the number is not there.
+    """
+    there, last = self._folder.tensors, f"{_TABLE}.{MOMENTS[1]}"
+    before = [name.removesuffix(last) for name in there if name.endswith(f".{last}")]
+    if len(before) != 1:
+      return None
+
+    def read(moment: str, name: str) -> np.ndarray:
+      called = f"{before[0]}{name}.{moment}"
+      if called not in there:
+        raise InputError(f"{self._folder.path}: no {called}; give --weights_only")
+      return self._folder.read(called)
+
+    steps = [name for name in there if name.startswith(before[0]) and name.endswith(".step")]
+    counts = {float(self._folder.read(name)) for name in steps if not there[name].shape}
+    if len(counts) != 1 or not all(one.is_integer() and one >= 0 for one in counts):
+      raise InputError(
+        f"{self._folder.path}: {before[0]}*.step, the number of updates, is not one for all "
+        f"parameters ({some(sorted(map(str, counts))) or 'none'}); give --weights_only"
+      )
+    return Moments(int(counts.pop()), 0, (), read)
+
   def tensors(self) -> dict[str, tuple[Shape, np.dtype | str]]:
     """Returns shape and dtype of each tensor."""
     known, found = set(DTYPES.values()), self._folder.tensors
@@ -131,6 +175,20 @@ class ZeroTensors:
     """
     self._folder = ZeroFolder(path.parent)
     self._names = _names_of_model(self._folder.tensors, path.parent)
+
+  def moments(self) -> Moments | None:
+    """Returns Adam's moments; None where it kept none."""
+    folder = self._folder
+
+    def read(moment: str, name: str) -> np.ndarray:
+      there = self._names[name]
+      if there not in folder.moments[moment]:
+        raise InputError(f"{folder.path}: no {moment} of {there}; give --weights_only")
+      return folder.read(there, moment)
+
+    if not folder.moments:
+      return None
+    return Moments(folder.count, folder.skipped, tuple(folder.settings), read)
 
   def tensors(self) -> dict[str, tuple[Shape, np.dtype | str]]:
     """Returns shape and dtype of each tensor."""
@@ -188,6 +246,15 @@ class CheckpointFiles:
     """Returns a copy of a tensor."""
     return self._files[name].read(name)
 
+  def moments(self) -> Moments | None:
+    """Returns what Adam kept; None where the files hold no such thing.
+
+    Raises:
+      InputError: it is not whole.
+    """
+    files = [of for of in self._files.values() if isinstance(of, DcpTensors | ZeroTensors)]
+    return files[0].moments() if files else None
+
   def close(self) -> None:
     """Closes the files."""
     self._files.clear()
@@ -234,9 +301,15 @@ def _listed(folder: pathlib.Path) -> tuple[str, dict[pathlib.Path, set[str] | No
       raise InputError(f"{folder}: several *.safetensors and no {index}; fetch the index, too")
     if others:
       return "", dict.fromkeys(others)
+  shards = sorted(zero_folder(folder).glob(OPTIMIZER_FILES))
   if (folder / METADATA).exists():
+    if shards:
+      raise InputError(
+        f"{folder}: holds {METADATA} of torch.distributed.checkpoint and DeepSpeed's "
+        f"{shards[0].name}; keep one of the two"
+      )
     return "", {folder / METADATA: None}
-  if shards := sorted(zero_folder(folder).glob(OPTIMIZER_FILES)):
+  if shards:
     return "", {shards[0]: None}
   raise InputError(
     f"{folder}: needs *.safetensors, {TORCH_WHOLE}, {METADATA} of torch.distributed.checkpoint or "
