@@ -1,18 +1,19 @@
 """Makes a run of a public checkpoint, or a public checkpoint of a run.
 
 jaxmoe convert --from_checkpoint=FOLDER --workdir=runs/x [--text=FOLDER] [--eod=TOKEN]
-  [--weights_only]
+  [--weights_only] [--rules=FILE.json]
   [--file_dtype=float32] [--compute_dtype=float32] [--config=RECIPE] [--config.FIELD=VALUE]
 jaxmoe convert --workdir=runs/x --to_hf=FOLDER [--file_dtype=bfloat16] [--shard_gb=5]
 
 FOLDER has config.json and tokenizer.json, as transformers writes them, and *.safetensors,
 pytorch_model.bin or what torch.distributed.checkpoint or DeepSpeed's ZeRO wrote (of which nothing
 is run). The new run is at step 0, or where DeepSpeed or torch.distributed.checkpoint kept Adam's
-moments, with these at their step, unless --weights_only is given. --from_hf is another name of
---from_checkpoint. jaxmoe evaluate, generate, score, surgery and train take it as
-any other. --text is what it is scored and trained on (the standard library where none is given);
---config is a recipe for all but model and tokenizer. Weights are read and written one at a time;
-the tokenizer's files go along. Code is never run.
+moments, with these at their step, unless --weights_only is given. --rules says how the files are
+put together where each is what one device wrote (docs/public_models.md). --from_hf is another name
+of --from_checkpoint. jaxmoe evaluate, generate, score, surgery and train take it as any other.
+--text is what it is scored and trained on (the standard library where none is given); --config is a
+recipe for all but model and tokenizer. Weights are read and written one at a time; the tokenizer's
+files go along. Code is never run.
 
 --file_dtype is that of the weights that are written, each its own where it is not given: of a run
 that has not been trained all come back bit for bit, and what was trained is rounded to what it was
@@ -39,6 +40,7 @@ flags.DEFINE_string(
   "from_checkpoint", None, "A checkpoint to make the run of.", flag_values=FLAGS
 )
 flags.DEFINE_string("from_hf", None, "Other name of --from_checkpoint.", flag_values=FLAGS)
+flags.DEFINE_string("rules", None, "How files of devices are put together.", flag_values=FLAGS)
 flags.DEFINE_bool("weights_only", False, "Leave Adam's moments.", flag_values=FLAGS)
 flags.DEFINE_string("to_hf", None, "A folder to write; must not exist.", flag_values=FLAGS)
 flags.DEFINE_enum(
@@ -63,7 +65,7 @@ flags.DEFINE_string("eod", None, "The token that ends a document.", flag_values=
 flags.DEFINE_string("config", None, "A recipe for all but the model.", flag_values=FLAGS)
 flags.DEFINE_float("shard_gb", 5.0, "The most of one file, in 10^9 bytes.", flag_values=FLAGS)
 
-IN, OUT = ("text", "eod", "config", "compute_dtype", "weights_only"), ("shard_gb",)
+IN, OUT = ("text", "eod", "config", "compute_dtype", "weights_only", "rules"), ("shard_gb",)
 
 
 def main(overrides: list[str]) -> int:
@@ -112,7 +114,8 @@ def options(overrides: list[str], file_dtype: Any) -> hf_import.ImportOptions:
   base = load_recipe(FLAGS.config, []) if FLAGS.config else None
   changes = tuple(parse_changes(overrides))
   return hf_import.ImportOptions(
-    source, FLAGS.eod, base, changes, FLAGS.compute_dtype, file_dtype, FLAGS.weights_only
+    source, FLAGS.eod, base, changes, FLAGS.compute_dtype, file_dtype, FLAGS.weights_only,
+    FLAGS.rules,
   )
 
 

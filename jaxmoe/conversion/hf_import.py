@@ -62,6 +62,7 @@ class ImportOptions:
     compute_dtype: What the run computes in; None for what fits the checkpoint.
     param_dtype: What parameters become; None for what they are.
     weights_only: Whether moments that are there are left.
+    rules: A file that says how files of devices are put together; None where files are no such.
   """
 
   source: Source | None = None
@@ -71,6 +72,7 @@ class ImportOptions:
   compute_dtype: DType | None = None
   param_dtype: DType | None = None
   weights_only: bool = False
+  rules: str | None = None
 
 
 def from_hf(
@@ -92,7 +94,7 @@ def from_hf(
     raise InputError(
       f"--workdir={workdir.path}: is there already, and is not written over; give another folder"
     )
-  checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype)
+  checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype, options.rules)
   source = pathlib.Path(path)
   tokenizer = tokenizer_of(source, checkpoint.vocab_size, options.eod)
   moments = None if options.weights_only else checkpoint.files.moments()
@@ -143,7 +145,7 @@ def load_model(path: str, options: ImportOptions, warn: Callable[[str], None]) -
   Raises:
     InputError: as `from_hf`.
   """
-  checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype)
+  checkpoint = open_checkpoint(FAMILIES, path, options.param_dtype, options.rules)
   if checkpoint.left_aside:
     warn(checkpoint.left_aside_line)
   folder = pathlib.Path(path)

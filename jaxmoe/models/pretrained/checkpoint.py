@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from jaxmoe.core.errors import InputError
 from jaxmoe.models.pretrained.checkpoint_files import CheckpointFiles
 from jaxmoe.models.pretrained.config_reader import read_config
 from jaxmoe.models.pretrained.model_family import FREQUENCIES, ModelFamily
+from jaxmoe.models.pretrained.sharded_files import ShardedTensors
 from jaxmoe.models.pretrained.tensor_mapping import (
   BoundParam,
   TensorLayout,
@@ -78,14 +80,17 @@ class Checkpoint:
 
 
 def open_checkpoint(
-  families: Mapping[str, ModelFamily], path: str | os.PathLike[str], dtype: DType | None = None
-) -> Checkpoint:
+  families: Mapping[str, ModelFamily], path: str | os.PathLike[str], dtype: DType | None = None,
+  rules: str | None = None,
+) -> Checkpoint:  # fmt: skip
   """Returns the checkpoint in a folder; reads headers and no weight.
 
   Args:
     families: Those that are known.
     path: The folder: config.json and safetensors.
     dtype: What parameters become; None for what they are.
+    rules: A file that says how files of devices are put together, see `sharded_files`; None where
+      files are no such.
 
   Raises:
     InputError: a family, key or dtype that is not known, a damaged or missing file, or tensors that
@@ -99,7 +104,8 @@ def open_checkpoint(
     )
   family = families[kind]
   model, vocab_size = family.read(config), config.get(int, "vocab_size")
-  folder = CheckpointFiles(path)
+  sharded = ShardedTensors(pathlib.Path(path), pathlib.Path(rules)) if rules else None
+  folder = CheckpointFiles(path, sharded)
   wide = {found for name, found in folder.dtypes.items() if not name.endswith("correction_bias")}
   on_disk: DType = "bfloat16" if {found.name for found in wide} == {"bfloat16"} else "float32"
   model = dataclasses.replace(model, dtype=on_disk, param_dtype=dtype or on_disk)

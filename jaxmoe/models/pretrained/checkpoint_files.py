@@ -224,8 +224,12 @@ class CheckpointFiles:
     num_bytes: Of all tensors.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
+  def __init__(self, path: str | os.PathLike[str], whole: TensorFile | None = None):
     """Reads the headers of all files.
+
+    Args:
+      path: The folder.
+      whole: What holds all tensors; None for what lies in the folder.
 
     Raises:
       InputError: there are none, they do not fit the index, are damaged, or of a dtype that is not
@@ -235,9 +239,12 @@ class CheckpointFiles:
     self._files: dict[str, TensorFile] = {}
     self.shapes: dict[str, Shape] = {}
     self.dtypes: dict[str, np.dtype] = {}
-    index, files = _listed(self.path)
-    for file, expected in files.items():
-      self._open(file, expected, index)
+    if whole is not None:
+      self._take(self.path, whole)
+    else:
+      index, files = _listed(self.path)
+      for file, expected in files.items():
+        self._open(file, expected, index)
     self.num_bytes = sum(
       int(np.prod(shape)) * self.dtypes[name].itemsize for name, shape in self.shapes.items()
     )
@@ -271,7 +278,11 @@ class CheckpointFiles:
         f"{path}: holds other tensors than {index} says: {some(sorted(found.keys() ^ expected))}; "
         "fetch the checkpoint again"
       )
-    for name, (shape, dtype) in found.items():
+    self._take(path, file)
+
+  def _take(self, path: pathlib.Path, file: TensorFile) -> None:
+    """Takes the tensors of a file."""
+    for name, (shape, dtype) in file.tensors().items():
       if name in self._files:
         raise InputError(f"{path}: {name} is in another file, too; keep one")
       if isinstance(dtype, str):
