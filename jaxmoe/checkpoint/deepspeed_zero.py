@@ -44,16 +44,41 @@ class ZeroTensor:
   pieces: tuple[Stretch, ...]
 
 
-class ZeroFolder:
-  """A folder that DeepSpeed wrote under ZeRO.
+class TrainedFolder:
+  """What DeepSpeed wrote of a training run.
 
   Attributes:
+    path: The folder with the files.
     tensors: Trained and frozen parameters by name.
     moments: Of trained parameters by name, those of each of `MOMENTS`; none where Adam kept none.
     count: Updates of Adam; 0 where it kept no moments.
     skipped: Steps that changed nothing.
     settings: What Adam was set to, such as `betas`, in each group of parameters.
   """
+
+  path: pathlib.Path
+  tensors: dict[str, ZeroTensor]
+  moments: dict[str, dict[str, ZeroTensor]]
+  count: int
+  skipped: int
+  settings: list[dict[str, Any]]
+
+  def read(self, name: str, moment: str | None = None) -> np.ndarray:
+    """Returns a parameter in float32, or one of its moments.
+
+    Raises:
+      InputError: A file is damaged.
+    """
+    tensor = self.moments[moment][name] if moment else self.tensors[name]
+    flat, at = np.empty(math.prod(tensor.shape), np.float32), 0
+    for piece in tensor.pieces:
+      flat[at : at + piece.size] = piece.flat.part(piece.start, piece.size)
+      at += piece.size
+    return flat.reshape(tensor.shape)
+
+
+class ZeroFolder(TrainedFolder):
+  """A folder that DeepSpeed wrote under ZeRO."""
 
   def __init__(self, path: str | os.PathLike[str]):
     """Reads what is in the files but for numbers.
@@ -79,24 +104,11 @@ class ZeroFolder:
       inner = "base_optimizer_state" if stage < 3 else "optimizer_state_dict"
       kept = [state.get(inner) for state in states]
       self.moments = _moments(stage, kept, states, models)
-      self.count = _count(kept) if self.moments else 0
+      self.count = count_of(_steps(kept)) if self.moments else 0
       self.skipped = int(models[0].get("skipped_steps") or 0)
       self.settings = _settings(kept[0]) if self.moments else []
     except (ValueError, TypeError, LookupError, AttributeError) as error:
       raise InputError(f"{where}: not what DeepSpeed writes ({error}); fetch it again") from None
-
-  def read(self, name: str, moment: str | None = None) -> np.ndarray:
-    """Returns a parameter in float32, or one of its moments.
-
-    Raises:
-      InputError: A file is damaged.
-    """
-    tensor = self.moments[moment][name] if moment else self.tensors[name]
-    flat, at = np.empty(math.prod(tensor.shape), np.float32), 0
-    for piece in tensor.pieces:
-      flat[at : at + piece.size] = piece.flat.part(piece.start, piece.size)
-      at += piece.size
-    return flat.reshape(tensor.shape)
 
   def _optimizers(self) -> list[TorchFile]:
     """Returns the files of all processes in order of rank."""
@@ -193,9 +205,17 @@ def _moments(
   return found
 
 
-def _count(kept: list[Any]) -> int:
-  """Returns the number of Adam's updates, which all processes and groups have alike."""
-  said = [group["step"] for of in kept for group in of["state"].values()]
+def _steps(kept: list[Any]) -> list[Any]:
+  """Returns what all processes and groups say of the number of updates."""
+  return [group["step"] for of in kept for group in of["state"].values()]
+
+
+def count_of(said: list[Any]) -> int:
+  """Returns the number of Adam's updates, which is the same wherever it is said.
+
+  Raises:
+    ValueError: It is not, or is no number of updates.
+  """
   counts = {float(one.read()) if isinstance(one, TorchTensor) else float(one) for one in said}
   if len(counts) != 1 or not all(one.is_integer() and one >= 0 for one in counts):
     raise ValueError(f"parts of different steps {sorted(counts)}")

@@ -69,6 +69,20 @@ def write_zero(folder, weights, kept, steps=(STEP, STEP)):
   save(folder / "mp_rank_00_model_states.pt", {"param_shapes": shapes, "skipped_steps": 1})
 
 
+def write_universal(folder, weights, kept):
+  """Writes what DeepSpeed makes of its stage 1: a folder for each parameter."""
+  groups = [{"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.03}]
+  for name, x in weights.items():
+    atom = folder / "zero" / name
+    atom.mkdir(parents=True)
+    for file, of in {"fp32": x, **{moment: kept[moment][name] for moment in MOMENTS}}.items():
+      save(atom / f"{file}.pt", {"cat_dim": 0, "param": View(Stored(of, "0"))})
+    save(atom / "step.pt", View(Stored(np.float32([STEP]), "0"), ()))
+  save(folder / "zero" / "optimizer_state.pt", {"param_groups": groups})
+  shapes = [{name: tuple(x.shape) for name, x in weights.items()}]
+  save(folder / "mp_rank_00_model_states.pt", {"param_shapes": shapes, "skipped_steps": 1})
+
+
 def arrays_of(workdir, step):
   """All arrays and the record of a step, without values made of them."""
   store = open_store(workdir / "checkpoints")
@@ -91,7 +105,10 @@ def check_moments(folder, found, kept):
       assert found[f"optimizer/1/{ours}/{bound.name}"].tobytes() == true.tobytes(), bound.name
 
 
-@pytest.mark.parametrize(("write", "skipped"), [(write_dcp, 0), (write_zero, 1)])
+@pytest.mark.parametrize(
+  ("write", "skipped"), [(write_dcp, 0), (write_zero, 1), (write_universal, 1)],
+  ids=("dcp", "zero", "universal"),
+)  # fmt: skip
 def test_a_run_at_its_step_comes_out(convert, tensors, tmp_path, write, skipped):
   folder, weights, kept = tensors
   write(folder, weights, kept)
@@ -139,7 +156,7 @@ def test_weights_alone_begin_at_step_0(convert, tensors, tmp_path):
     (write_dcp, ("--config.train.num_steps=5", "--config.optim.schedule.warmup_steps=1"),
      "--config.train.num_steps above it"),
     (write_dcp, ("--config=configs/tiny.py:optimizer=lion",), "the moments are Adam's"),
-    (lambda *of: (write_dcp(*of), write_zero(*of)), (), "keep one of the two"),
+    (lambda *of: (write_dcp(*of), write_zero(*of)), (), "two kinds, .metadata and"),
   ],
   ids=("steps", "zero steps", "missing", "length", "optimizer", "two kinds"),
 )  # fmt: skip

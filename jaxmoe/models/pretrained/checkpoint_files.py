@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxmoe.checkpoint.deepspeed_zero import MOMENTS, OPTIMIZER_FILES, ZeroFolder, zero_folder
+from jaxmoe.checkpoint.deepspeed_universal import WEIGHTS, UniversalFolder, universal_folder
+from jaxmoe.checkpoint.deepspeed_zero import (
+  MOMENTS,
+  OPTIMIZER_FILES,
+  TrainedFolder,
+  ZeroFolder,
+  zero_folder,
+)
 from jaxmoe.checkpoint.torch_dcp import METADATA, DcpFolder
 from jaxmoe.checkpoint.torch_file import TorchFile, TorchTensor
 from jaxmoe.core.errors import InputError
@@ -162,7 +169,7 @@ class DcpTensors:
 
 
 class ZeroTensors:
-  """A folder of DeepSpeed's ZeRO: float32 weights, put together."""
+  """A folder of DeepSpeed's ZeRO, or a universal one: float32 weights, put together."""
 
   def __init__(self, path: pathlib.Path):
     """Reads what is in it but for numbers.
@@ -173,8 +180,12 @@ class ZeroTensors:
     Raises:
       InputError: a file is missing or damaged, or no tensor is a table of ids.
     """
-    self._folder = ZeroFolder(path.parent)
-    self._names = _names_of_model(self._folder.tensors, path.parent)
+    self._folder: TrainedFolder
+    if path.match(WEIGHTS):
+      self._folder = UniversalFolder(path.parents[2])
+    else:
+      self._folder = ZeroFolder(path.parent)
+    self._names = _names_of_model(self._folder.tensors, self._folder.path)
 
   def moments(self) -> Moments | None:
     """Returns Adam's moments; None where it kept none."""
@@ -313,15 +324,15 @@ def _listed(folder: pathlib.Path) -> tuple[str, dict[pathlib.Path, set[str] | No
     if others:
       return "", dict.fromkeys(others)
   shards = sorted(zero_folder(folder).glob(OPTIMIZER_FILES))
-  if (folder / METADATA).exists():
-    if shards:
-      raise InputError(
-        f"{folder}: holds {METADATA} of torch.distributed.checkpoint and DeepSpeed's "
-        f"{shards[0].name}; keep one of the two"
-      )
-    return "", {folder / METADATA: None}
-  if shards:
-    return "", {shards[0]: None}
+  atoms = sorted(universal_folder(folder).glob(WEIGHTS))
+  metadata = [folder / METADATA] if (folder / METADATA).exists() else []
+  kinds = [files[0] for files in (metadata, shards, atoms) if files]
+  if len(kinds) > 1:
+    raise InputError(
+      f"{folder}: checkpoints of two kinds, {kinds[0].name} and {kinds[1].name}; keep one"
+    )
+  if kinds:
+    return "", {kinds[0]: None}
   raise InputError(
     f"{folder}: needs *.safetensors, {TORCH_WHOLE}, {METADATA} of torch.distributed.checkpoint or "
     f"DeepSpeed's {OPTIMIZER_FILES} (there is none); save the checkpoint as safetensors"
